@@ -1,0 +1,330 @@
+"""Hosts that differ in everything that must not matter, and the byte-wise comparison of runs on them.
+
+``PERTURBATIONS`` is the table.  A *host* takes one value from each row; ``variants(n)`` gives hosts that differ
+from each other in every row that can be applied with the rights at hand.  ``Host.run`` gives the command a fresh
+copy of the inputs, made in the host's own order and place, and observes everything that a user could see
+afterwards.  ``compare`` normalises nothing.
+
+The machine's clock is never set: a time namespace cannot shift CLOCK_REALTIME.  The wall clock differs because
+the runs take place at different times ("time of run").
+"""
+
+from __future__ import annotations
+
+import os
+import pty
+import random
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from detbox.report.enter import enter
+from detbox.report.tree import Entry, snapshot
+
+_ALWAYS = "always"
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """One row: a property of the host, the values that hosts take in turn, and what they need."""
+
+    name: str
+    changes: str
+    values: tuple[Any, ...]
+    needs: str = _ALWAYS  # "always", "root" or "tmpfs"
+
+    def applicable(self) -> bool:
+        """Whether this process has what the row needs."""
+        if self.needs == "root":
+            return os.geteuid() == 0
+        if self.needs == "tmpfs":
+            return os.access(_MEMORY_DIR, os.W_OK)
+        return True
+
+
+_MEMORY_DIR = "/dev/shm"
+_HOSTILE_ENV = {
+    "EDITOR": "false", "GREP_COLORS": "mt=01", "MAKEFLAGS": "-k", "TERM": "dumb", "COLUMNS": "40", "LINES": "11",
+    "PYTHONHASHSEED": "7", "PS1": "hostile> ", "XDG_RUNTIME_DIR": "/nowhere", "DISPLAY": ":9", "POSIXLY_CORRECT": "1",
+    "MALLOC_ARENA_MAX": "1", "CFLAGS": "-O0", "TMPDIR": "/var/tmp", "A" * 300: "z" * 3000,
+}
+_SOFT_LIMITS = {"NOFILE": 777, "CORE": -1, "STACK": 16 << 20, "FSIZE": 1 << 40, "MEMLOCK": 65536}
+
+PERTURBATIONS: tuple[Perturbation, ...] = (
+    Perturbation("time of run", "seconds of real time before the start", (0.0, 1.1)),
+    Perturbation("hostname", "the host's name, in a UTS namespace", (None, "other-host.example"), "root"),
+    Perturbation("user", "who runs the command: user, groups and HOME", (None, "unprivileged"), "root"),
+    Perturbation("environment", "every variable that is not declared", ({}, _HOSTILE_ENV)),
+    Perturbation("umask", "the mask for new files", (0o022, 0o077, 0o002)),
+    Perturbation("locale", "LANG and LC_ALL", ("C", "et_EE.UTF-8", "tr_TR.UTF-8")),
+    Perturbation("time zone", "TZ", ("UTC", "Pacific/Chatham", "America/St_Johns")),
+    Perturbation("path", "where the work directory is, and how long its name is", ("w", "deeper/ünder/a b/work")),
+    Perturbation("creation order", "the order in which the inputs are created", (0, 1, 2)),
+    Perturbation("inodes", "other files created among the inputs", (0, 7, 3)),
+    Perturbation("mtimes", "seconds added to the inputs' times", (0, -86_400 * 900, 86_400 * 30)),
+    Perturbation("file system", "disk or memory under the work directory", ("disk", "memory"), "tmpfs"),
+    Perturbation("processors", "how many of the allowed CPUs it may use", (None, 1)),
+    Perturbation("load", "busy processes in the background", (0, 1)),
+    Perturbation("nice", "niceness and scheduling class", (0, 5)),
+    Perturbation("limits", "soft resource limits", ({}, _SOFT_LIMITS)),
+    Perturbation("process numbers", "processes started before the run", (0, 13, 101)),
+    Perturbation("address randomisation", "ADDR_NO_RANDOMIZE of the caller", (False, True)),
+    Perturbation("terminal", "a controlling terminal and standard input from it", (False, True)),
+    Perturbation("memory", "bytes taken from the free memory", (0, 128 << 20)),
+    Perturbation("descriptors", "inherited descriptors", (0, 3)),
+    Perturbation("signals", "inherited ignored and blocked signals", (False, True)),
+)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Everything a user can see after a run.
+
+    ``status``: exit status, or minus the signal that ended it.  ``tree``: entries by relative path.
+    ``seconds``: real time taken; it is not compared.
+    """
+
+    status: int
+    stdout: bytes
+    stderr: bytes
+    tree: Mapping[str, Entry]
+    seconds: float = field(compare=False, default=0.0)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that differs: ``what`` ("status", "stdout", "tree"), where, and both values."""
+
+    what: str
+    where: str
+    left: str
+    right: str
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.where}: {self.left} | {self.right}"
+
+
+def applicable() -> dict[str, bool]:
+    """Name of each perturbation, and whether it can be applied here."""
+    return {p.name: p.applicable() for p in PERTURBATIONS}
+
+
+def variants(n: int, *, user: str | None = None, without: Iterable[str] = ()) -> list[Host]:
+    """``n`` hosts, each unlike the one before in every row of the table.
+
+    ``user``: name of an unprivileged user for the "user" row; without one that row is left out.
+    ``without``: names of rows to leave at their first value.  Raises ValueError for an unknown name.
+    """
+    skipped = set(without) | ({"user"} if user is None else set())
+    unknown = skipped - {p.name for p in PERTURBATIONS}
+    if unknown:
+        raise ValueError(f"no such perturbation: {', '.join(sorted(unknown))}")
+    hosts = []
+    for i in range(n):
+        values = {
+            p.name: p.values[0 if p.name in skipped or not p.applicable() else i % len(p.values)]
+            for p in PERTURBATIONS
+        }
+        if values["user"] is not None:
+            values["user"] = user
+        hosts.append(Host(f"host{i}", values))
+    return hosts
+
+
+@dataclass(frozen=True)
+class Host:
+    """One value for each row of the table."""
+
+    name: str
+    settings: Mapping[str, Any]
+
+    def run(
+        self,
+        argv: Sequence[str],
+        inputs_dir: Path | None = None,
+        *,
+        stdin: bytes = b"",
+        env: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        keep: Path | None = None,
+    ) -> Observed:
+        """Run ``argv`` in a fresh copy of ``inputs_dir`` on this host.
+
+        ``env``: variables that the caller needs besides the host's (a PYTHONPATH, say).
+        ``timeout``: real seconds; then the whole process group is killed and TimeoutExpired raised.
+        ``keep``: a directory that receives a copy of the output tree.
+        """
+        with ExitStack() as stack:
+            base = self._base(stack)
+            work = base / self.settings["path"]
+            work.mkdir(parents=True)
+            self._copy_inputs(inputs_dir, work)
+            before = snapshot(work, _owner(self.settings["user"]))
+            self._disturb(stack)
+            status, out, err, seconds = self._execute(argv, work, stdin, env or {}, timeout, stack)
+            after = snapshot(work, _owner(self.settings["user"]))
+            if keep is not None:
+                shutil.copytree(work, keep, symlinks=True, dirs_exist_ok=True)
+            tree = {
+                path: entry.untouched() if before.get(path) == entry else entry for path, entry in after.items()
+            }
+            return Observed(status, out, err, tree, seconds)
+
+    def _base(self, stack: ExitStack) -> Path:
+        parent = _MEMORY_DIR if self.settings["file system"] == "memory" else None
+        base = Path(tempfile.mkdtemp(prefix="perturb-", dir=parent))
+        stack.callback(_remove_tree, base)
+        base.chmod(0o755)
+        return base
+
+    def _copy_inputs(self, inputs_dir: Path | None, work: Path) -> None:
+        """A fresh copy with the same content and modes, in this host's order, among this host's other files."""
+        sources = sorted(inputs_dir.rglob("*")) if inputs_dir is not None else []
+        directories = [s for s in sources if s.is_dir() and not s.is_symlink()]
+        others = [s for s in sources if s not in set(directories)]
+        for source in directories:
+            assert inputs_dir is not None
+            (work / source.relative_to(inputs_dir)).mkdir()
+        random.Random(self.settings["creation order"]).shuffle(others)
+        for source in others:
+            assert inputs_dir is not None
+            for _ in range(self.settings["inodes"]):
+                tempfile.mkstemp(dir=work.parent)
+            shutil.copy2(source, work / source.relative_to(inputs_dir), follow_symlinks=False)
+        for path in sorted(work.rglob("*"), reverse=True):
+            status = path.lstat()
+            if inputs_dir is not None and not path.is_symlink():
+                path.chmod((inputs_dir / path.relative_to(work)).stat().st_mode & 0o7777)
+            moved = status.st_mtime_ns + self.settings["mtimes"] * 10**9
+            os.utime(path, ns=(moved, moved), follow_symlinks=False)
+        work.chmod(0o755)
+        owner = _owner(self.settings["user"])
+        top = work
+        while not top.name.startswith("perturb-"):
+            os.chown(top, *owner)
+            top = top.parent
+        for path in work.rglob("*"):
+            os.chown(path, *owner, follow_symlinks=False)
+
+    def _disturb(self, stack: ExitStack) -> None:
+        """Load, taken memory, burnt process numbers and elapsed time; the stack undoes what lasts."""
+        for _ in range(self.settings["load"]):
+            busy = subprocess.Popen(["/bin/sh", "-c", "while :; do :; done"])
+            stack.callback(busy.wait)
+            stack.callback(busy.kill)
+        if self.settings["memory"]:
+            taken = bytearray(b"\1") * self.settings["memory"]
+            stack.callback(taken.clear)
+        for _ in range(self.settings["process numbers"]):
+            child = os.fork()
+            if child == 0:
+                os._exit(0)
+            os.waitpid(child, 0)
+        time.sleep(self.settings["time of run"])
+
+    def environment(self, declared: Mapping[str, str]) -> dict[str, str]:
+        """The whole environment of a command on this host."""
+        user = self.settings["user"]
+        env = {"PATH": os.environ.get("PATH", os.defpath), "HOME": os.path.expanduser(f"~{user}" if user else "~")}
+        env |= self.settings["environment"]
+        env |= {"LANG": self.settings["locale"], "LC_ALL": self.settings["locale"], "TZ": self.settings["time zone"]}
+        if user:
+            env |= {"USER": user, "LOGNAME": user, "PATH": os.defpath}
+        return env | dict(declared)
+
+    def _execute(
+        self,
+        argv: Sequence[str],
+        work: Path,
+        stdin: bytes,
+        env: Mapping[str, str],
+        timeout: float | None,
+        stack: ExitStack,
+    ) -> tuple[int, bytes, bytes, float]:
+        extra = [os.open(os.devnull, os.O_RDONLY) for _ in range(self.settings["descriptors"])]
+        terminal = self.settings["terminal"]
+        source, given = (_terminal(stdin, stack), None) if terminal else (subprocess.PIPE, stdin)
+        prepare: Callable[[], None] = partial(enter, self.settings, terminal)
+        started = time.monotonic()
+        child = subprocess.Popen(  # noqa: PLW1509  (what `enter` calls was loaded before the fork)
+            list(argv), cwd=work, env=self.environment(env), stdin=source, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, pass_fds=extra, start_new_session=True, preexec_fn=prepare,
+        )
+        for fd in extra:
+            os.close(fd)
+        try:
+            out, err = child.communicate(given, timeout)
+        except subprocess.TimeoutExpired as expired:
+            os.killpg(child.pid, signal.SIGKILL)
+            out, err = child.communicate()
+            raise subprocess.TimeoutExpired(expired.cmd, expired.timeout, out, err) from None
+        except BaseException:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.communicate()
+            raise
+        return child.returncode, out, err, time.monotonic() - started
+
+
+def compare(a: Observed, b: Observed) -> list[Difference]:
+    """Every difference between two runs; empty if they are identical."""
+    found = []
+    if a.status != b.status:
+        found.append(Difference("status", "", str(a.status), str(b.status)))
+    for what, left, right in (("stdout", a.stdout, b.stdout), ("stderr", a.stderr, b.stderr)):
+        if left != right:
+            found.append(_first_line(what, left, right))
+    for path in sorted(a.tree.keys() | b.tree.keys()):
+        x, y = a.tree.get(path), b.tree.get(path)
+        if x is None or y is None:
+            found.append(Difference("tree", path, _present(x), _present(y)))
+        elif x != y:
+            found.extend(Difference("tree", f"{path} {name}", str(p), str(q)) for name, p, q in x.differing(y))
+    return found
+
+
+def _present(entry: Entry | None) -> str:
+    return "absent" if entry is None else entry.kind
+
+
+def _first_line(what: str, left: bytes, right: bytes) -> Difference:
+    """The first line in which two streams differ."""
+    lines, others = left.split(b"\n"), right.split(b"\n")
+    for number, (x, y) in enumerate(zip(lines, others), 1):
+        if x != y:
+            return Difference(what, f"line {number}", repr(x), repr(y))
+    shorter = min(len(lines), len(others))
+    return Difference(what, f"after line {shorter}", f"{len(left)} bytes", f"{len(right)} bytes")
+
+
+@lru_cache
+def _owner(user: str | None) -> tuple[int, int]:
+    import pwd
+
+    if user is None:
+        return os.geteuid(), os.getegid()
+    record = pwd.getpwnam(user)
+    return record.pw_uid, record.pw_gid
+
+
+def _terminal(stdin: bytes, stack: ExitStack) -> int:
+    """The slave of a new terminal on which ``stdin`` was typed, followed by an end of file."""
+    master, slave = pty.openpty()
+    stack.callback(os.close, master)
+    stack.callback(os.close, slave)
+    os.write(master, stdin + b"\x04")
+    return slave
+
+
+def _remove_tree(base: Path) -> None:
+    """Remove a tree whose directories may have lost their permissions."""
+    for directory, _, _ in os.walk(base):
+        os.chmod(directory, 0o700)
+    shutil.rmtree(base)
