@@ -1,0 +1,1 @@
+"""The command line: one module per verb, each with its parser, its help and its body."""

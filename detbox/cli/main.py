@@ -1,0 +1,109 @@
+"""The `detbox` command: chooses the verb and turns every failure into a message and an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+import detbox
+from detbox.cli import doctor_cmd, run_cmd, syscalls_cmd
+from detbox.cli.messages import say, say_error
+from detbox.errors import DetboxError, InternalError, Interrupted, UserError
+
+_DESCRIPTION = """\
+Runs programs deterministically: the same inputs give the same bytes, whatever
+the time, the machine, its load or its user.
+"""
+
+_EXAMPLES = """\
+examples:
+  detbox run -- date                 the same date every time
+  detbox run -- make -j4             a build of the current directory
+  detbox doctor                      what this machine offers
+
+`detbox VERB --help` says more about a verb.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are ordinary user errors (argparse's status 2 is the guest's)."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message, f"see `{self.prog} --help`")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status."""
+    stdin_closed = _keep_standard_descriptors()
+
+    def body() -> int:
+        arguments = _parser().parse_args(argv, argparse.Namespace(stdin_closed=stdin_closed))
+        return int(arguments.body(arguments))
+
+    return guarded(body)
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="detbox",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"detbox {detbox.__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True)
+    for module in (run_cmd, doctor_cmd, syscalls_cmd):
+        module.add_parser(verbs)
+    return parser
+
+
+def guarded(body: Callable[[], int]) -> int:
+    """Runs ``body``; an exception becomes a message on standard error and its exit status."""
+    try:
+        return body()
+    except SystemExit as leaving:  # argparse, after --help and --version
+        return int(leaving.code or 0)
+    except InternalError as error:
+        _say_traceback()
+        say_error(error)
+        return error.status
+    except DetboxError as error:
+        say_error(error)
+        return error.status
+    except KeyboardInterrupt:
+        say("interrupted")
+        return Interrupted.status
+    except BrokenPipeError:
+        # The reader of our own output (`detbox syscalls | head`) went away: nobody is left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # the edge of the program: whatever arrives here is our bug
+        _say_traceback()
+        say_error(InternalError(f"{type(error).__name__}: {error}"))
+        return InternalError.status
+
+
+def _say_traceback() -> None:
+    import traceback
+
+    for line in traceback.format_exc().splitlines():
+        say(line)
+
+
+def _keep_standard_descriptors() -> bool:
+    """Closed standard descriptors become /dev/null, so that no other file gets their numbers.
+
+    Says whether standard input was closed.
+    """
+    closed = set()
+    for fd, mode in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(fd)
+        except OSError:
+            closed.add(fd)
+            os.open(os.devnull, mode)  # gets the lowest free number, which is this one
+    return 0 in closed

@@ -1,0 +1,185 @@
+"""`detbox run`: runs a command deterministically."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from detbox.cli.messages import say
+from detbox.errors import DetboxError, NotDeterministic, UserError
+from detbox.options import OPTIONS, Kind
+from detbox.spec import RunSpec, make_spec
+
+if TYPE_CHECKING:
+    from detbox.container.launch import Outcome
+
+_DESCRIPTION = """\
+Runs CMD in a deterministic container.  Its outputs are a pure function of the
+image, the work directory and other inputs, the command line, the declared
+environment, standard input and the options below.  Without --image the container
+shows the host's own file system; changes to it vanish.
+"""
+
+_EXAMPLES = """\
+examples:
+  detbox run -- python3 -c 'import random; print(random.random())'
+  detbox run -C project --env CFLAGS=-O2 -- make -j4
+  detbox run --ro ~/data:/data --seed 7 -- ./simulate /data/in.csv
+  detbox run --epoch 2020-02-29 -- date
+
+exit status: the command's own, 128+N if signal N killed it; detbox's own are
+  121 limit exceeded, 122 not deterministic, 123 deadlock, 124 timeout,
+  125 detbox failed, 126 command not executable, 127 command not found,
+  130 interrupted
+"""
+
+#: How many different doubts are printed without -v.
+_DOUBTS_SHOWN = 10
+
+
+def add_parser(verbs: Any) -> None:
+    """Adds the verb to argparse's subparsers."""
+    parser = verbs.add_parser(
+        "run",
+        help="run a command deterministically",
+        usage="detbox run [options] -- CMD [ARG...]",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    for option in OPTIONS:
+        flags = ([f"-{option.short}"] if option.short else []) + [f"--{option.name}"]
+        if option.kind is Kind.SWITCH:
+            parser.add_argument(*flags, action="store_true", help=option.help)
+        elif option.kind is Kind.COUNT:
+            parser.add_argument(*flags, action="count", help=option.help)
+        elif option.kind in (Kind.PATHS, Kind.ENV):
+            parser.add_argument(*flags, action="append", metavar=option.metavar, help=option.help)
+        else:
+            parser.add_argument(*flags, metavar=option.metavar, help=option.help)
+    parser.add_argument(
+        "--config", metavar="FILE", help="read options from a TOML file; the command line wins"
+    )
+    # For detbox.api: one line of JSON goes to this descriptor, and detbox's own messages go nowhere else.
+    parser.add_argument("--result-fd", type=int, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "command", nargs=argparse.REMAINDER, metavar="CMD", help="the command and its arguments"
+    )
+    parser.set_defaults(body=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The verb's body: returns the exit status."""
+    if arguments.result_fd is not None:
+        return _run_for_program(arguments)
+    spec = spec_from(arguments)
+    if spec.dry_run:
+        _describe(spec)
+        return 0
+    outcome = _launch(spec)
+    report(spec, outcome)
+    return status_of(spec, outcome)
+
+
+def spec_from(arguments: argparse.Namespace) -> RunSpec:
+    """The frozen run description of a parsed command line.  Raises UserError."""
+    given = {option.key: getattr(arguments, option.key) for option in OPTIONS}
+    given["stdin_closed"] = arguments.stdin_closed
+    command = arguments.command
+    if command and command[0] == "--":
+        command = command[1:]
+    if arguments.config is not None:
+        from detbox.config import merge, read_config
+
+        given = merge(read_config(arguments.config), given)
+    try:
+        cwd = os.getcwd()
+    except FileNotFoundError:
+        raise UserError("the current directory does not exist any more", "go to another one") from None
+    return make_spec(command, given, os.environb, cwd)
+
+
+def status_of(spec: RunSpec, outcome: Outcome) -> int:
+    """The exit status: the guest's, unless a doubt is fatal."""
+    if spec.strict and (outcome.doubts or outcome.unknown_calls):
+        return NotDeterministic.status
+    return int(outcome.status)
+
+
+def report(spec: RunSpec, outcome: Outcome) -> None:
+    """Says on standard error what the run must not keep to itself, and the statistics if asked for."""
+    lines: list[str] = []
+    if outcome.unknown_calls:
+        counts = ", ".join(f"{name} ({count})" for name, count in sorted(outcome.unknown_calls.items()))
+        lines.append(f"system calls that detbox does not know, answered with ENOSYS: {counts}")
+    doubts = list(dict.fromkeys(outcome.doubts))
+    shown = doubts if spec.verbose else doubts[:_DOUBTS_SHOWN]
+    lines += [f"not promised to be deterministic: {doubt}" for doubt in shown]
+    if len(shown) < len(doubts):
+        lines.append(f"… and {len(doubts) - len(shown)} more (-v shows all)")
+    if spec.stats:
+        lines += stats_lines(outcome.stats)
+    if lines:
+        say("\n".join(lines))
+
+
+def stats_lines(stats: dict[str, Any], indent: str = "") -> list[str]:
+    """Statistics as text: nested tables are indented, their largest numbers first."""
+    lines = []
+    for name, value in stats.items():
+        if isinstance(value, dict):
+            lines.append(f"{indent}{name}:")
+            numeric = all(isinstance(count, (int, float)) for count in value.values())
+            rows = (
+                sorted(value.items(), key=lambda row: (-row[1], row[0])) if numeric else list(value.items())
+            )
+            lines += stats_lines(dict(rows), indent + "  ")
+        else:
+            text = f"{value:.3f}" if isinstance(value, float) else str(value)
+            lines.append(f"{indent}{name:<{max(1, 28 - len(indent))}} {text:>12}")
+    return lines
+
+
+def _launch(spec: RunSpec) -> Outcome:
+    from detbox.container.launch import run as launch
+
+    return launch(spec)
+
+
+def _describe(spec: RunSpec) -> None:
+    from detbox.container.plan import describe
+
+    sys.stdout.write(describe(spec).rstrip("\n") + "\n")
+    sys.stdout.flush()
+
+
+def _run_for_program(arguments: argparse.Namespace) -> int:
+    """The same run for ``detbox.api``: what a person would read goes to the result descriptor as JSON."""
+    import json
+
+    os.set_inheritable(arguments.result_fd, False)
+    answer: dict[str, Any] = {"version": 1}
+    try:
+        spec = spec_from(arguments)
+        outcome = _launch(spec)
+        status = status_of(spec, outcome)
+        answer.update(
+            status=status, stats=outcome.stats, doubts=outcome.doubts, unknown=outcome.unknown_calls
+        )
+        if status == NotDeterministic.status and status != outcome.status:
+            reasons = [*outcome.doubts, *(f"unknown system call {name}" for name in outcome.unknown_calls)]
+            answer.update(error="NotDeterministic", message="; ".join(dict.fromkeys(reasons)), remedy="")
+    except DetboxError as error:
+        status = error.status
+        answer.update(status=status, error=type(error).__name__, message=error.message, remedy=error.remedy)
+    except Exception:  # the edge of the program: whatever arrives here is our bug
+        import traceback
+
+        status = DetboxError.status
+        answer.update(status=status, error="InternalError", message=traceback.format_exc(), remedy="")
+    with open(arguments.result_fd, "w", encoding="utf-8") as file:
+        file.write(json.dumps(answer) + "\n")
+    return status

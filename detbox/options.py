@@ -1,0 +1,82 @@
+"""The options of a run, one row each.
+
+The command line, the configuration file and the Python interface take their
+names and types from this table, so that they cannot drift apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Kind(Enum):
+    """What an option's value looks like."""
+
+    TEXT = "text"  # one string
+    NUMBER = "number"  # an integer, or text that spells one
+    PATH = "path"  # a host path; relative to the current directory or to the configuration file
+    PATHS = "paths"  # a list of SRC[:DST]; several add up
+    ENV = "env"  # a list of K=V or K; several add up
+    SWITCH = "switch"  # present or absent
+    COUNT = "count"  # may be given several times
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: ``name`` as on the command line without dashes, ``short`` a one-letter form."""
+
+    name: str
+    kind: Kind
+    metavar: str
+    help: str
+    short: str = ""
+
+    @property
+    def key(self) -> str:
+        """The name as a Python identifier."""
+        return self.name.replace("-", "_")
+
+
+OPTIONS: tuple[Option, ...] = (
+    Option(
+        "workdir",
+        Kind.PATH,
+        "DIR",
+        "the work directory, /work in the guest; what the command leaves "
+        "there stays (default: the current directory)",
+        short="C",
+    ),
+    Option(
+        "image",
+        Kind.PATH,
+        "IMAGE",
+        "root file system: a directory or a tarball (default: the host's own, read-only)",
+    ),
+    Option(
+        "ro", Kind.PATHS, "SRC[:DST]", "show SRC read-only in the guest at DST (default: at the same path)"
+    ),
+    Option("rw", Kind.PATHS, "SRC[:DST]", "the same, writable; what the command leaves there stays"),
+    Option("env", Kind.ENV, "K[=V]", "set an environment variable; without =V its value is passed through"),
+    Option(
+        "epoch",
+        Kind.TEXT,
+        "WHEN",
+        "when the run begins: seconds since 1970, or a date such as "
+        "2026-01-01T12:00:00Z (default: SOURCE_DATE_EPOCH if it is declared with --env, else 2026-01-01)",
+    ),
+    Option("seed", Kind.NUMBER, "N", "seed of every random number in the guest (default: 0)"),
+    Option("cpus", Kind.NUMBER, "N", "number of virtual CPUs (default: 4, whatever the host has)"),
+    Option("cpu-model", Kind.TEXT, "MODEL", "CPU that the guest sees (default: x86-64-v3)"),
+    Option("user", Kind.TEXT, "USER", "NAME, UID or UID:GID that the command runs as (default: root)"),
+    Option("network", Kind.TEXT, "none|loopback", "network of the guest (default: loopback, its own)"),
+    Option("stdin", Kind.PATH, "FILE", "read the guest's standard input from FILE (default: detbox's own)"),
+    Option("timeout", Kind.TEXT, "TIME", "end the run after so much real time: seconds, or 90s, 5m, 2h"),
+    Option("memory", Kind.TEXT, "SIZE", "memory limit of the guest: bytes, or 512M, 4G"),
+    Option("strict", Kind.SWITCH, "", "make every doubt about determinism fatal (status 122)"),
+    Option("stats", Kind.SWITCH, "", "after the run, report calls by kind, notifications, stops and times"),
+    Option("dry-run", Kind.SWITCH, "", "print the container's set-up and do not run anything"),
+    Option("verbose", Kind.COUNT, "", "say more on standard error; twice: every process", short="v"),
+)
+
+BY_NAME: dict[str, Option] = {option.name: option for option in OPTIONS}

@@ -1,0 +1,13 @@
+"""Builds the C extension; everything else about the package is in setup.cfg."""
+
+from setuptools import Extension, setup
+
+setup(
+    ext_modules=[
+        Extension(
+            "detbox.kernel._native",
+            sources=["detbox/kernel/_native.c"],
+            extra_compile_args=["-O2", "-Wall", "-Wextra", "-Wno-unused-parameter"],
+        )
+    ]
+)
