@@ -1,0 +1,141 @@
+"""What a dying thread does to futexes: robust lists and ``clear_child_tid``.
+
+The kernel itself marks the words of the robust list and zeroes the
+``clear_child_tid`` word when a thread exits or executes another program.  Its
+wake-ups find nobody, since our waiters do not sleep in the kernel; they are
+repeated here.  The list is read while the memory exists (``before_exit``), the
+wake-ups follow when the kernel is through (``after_exit``, ``after_exec``).
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+from detbox.decision import CONTINUE, Decision
+from detbox.handlers import futex_pi
+from detbox.handlers.futex_core import Args, wake_key
+from detbox.machine.futex_keys import key_of
+from detbox.machine.futexes import Bequest
+
+if TYPE_CHECKING:
+    from detbox.supervisor.machine import Machine
+    from detbox.supervisor.task import Task
+
+_HEAD_SIZE = 24
+# The kernel stops walking after so many entries (ROBUST_LIST_LIMIT): lists may be circular.
+_LIST_LIMIT = 2048
+
+
+def set_robust_list(m: Machine, t: Task, a: Args) -> Decision:
+    """Remember the head; the kernel keeps it as well, and does the marking."""
+    if a[1] == _HEAD_SIZE:
+        m.futexes.robust_head[t.tid] = a[0]
+    return CONTINUE
+
+
+def get_robust_list(m: Machine, t: Task, a: Args) -> Decision:
+    """The kernel knows the answer."""
+    return CONTINUE
+
+
+def set_tid_address(m: Machine, t: Task, a: Args) -> Decision:
+    """Remember the word that the kernel zeroes at exit."""
+    set_clear_tid(m, t.tid, a[0])
+    return CONTINUE
+
+
+def set_clear_tid(m: Machine, tid: int, address: int) -> None:
+    """Note a ``clear_child_tid`` address: also to be called after CLONE_CHILD_CLEARTID."""
+    m.futexes.clear_tid[tid] = address
+
+
+def before_exit(m: Machine, t: Task) -> None:
+    """Collect what the thread leaves behind: at PTRACE_EVENT_EXIT, or when it calls execve."""
+    bequest = Bequest(address_space=t.process.mm)
+    if m.futexes:
+        _collect_robust(m, t, bequest)
+        _collect_cleared(m, t, bequest)
+    m.futexes.bequests[t.tid] = bequest
+
+
+def after_exit(m: Machine, t: Task) -> None:
+    """Wake those who waited for the thread; it has exited completely."""
+    bequest = m.futexes.bequests.get(t.tid)
+    m.futexes.forget_task(t.tid)
+    if not m.futexes:
+        return
+    if bequest is not None:
+        _pass_on(m, t, bequest)
+    futex_pi.owner_died(m, t.tid)
+
+
+def after_exec(m: Machine, t: Task, former_tid: int | None = None) -> None:
+    """The same after a successful execve, which lets go of the old memory.
+
+    ``former_tid``: the caller's id before the call; a thread that is not the
+    leader takes the leader's id over.
+    """
+    tid = t.tid if former_tid is None else former_tid
+    bequest = m.futexes.bequests.get(tid)
+    m.futexes.forget_task(tid)
+    if bequest is not None:
+        _pass_on(m, t, bequest)
+    futex_pi.owner_died(m, tid)
+
+
+def _pass_on(m: Machine, t: Task, bequest: Bequest) -> None:
+    for key in bequest.wake:
+        wake_key(m, key, 1)
+    # The kernel clears the word only while somebody else uses the memory.
+    if bequest.cleared is not None and any(
+        other is not t and other.process.mm == bequest.address_space for other in m.tasks.values()
+    ):
+        wake_key(m, bequest.cleared, 1)
+
+
+def _collect_cleared(m: Machine, t: Task, bequest: Bequest) -> None:
+    address = m.futexes.clear_tid.get(t.tid)
+    if not address:
+        return
+    try:
+        bequest.cleared = key_of(m, t, address, private=False)
+    except OSError:
+        # The kernel ignores a bad address here, too.
+        pass
+
+
+def _collect_robust(m: Machine, t: Task, bequest: Bequest) -> None:
+    head = m.futexes.robust_head.get(t.tid)
+    if not head:
+        return
+    try:
+        first, offset, pending = struct.unpack("<QqQ", t.read(head, _HEAD_SIZE))
+        entry = first
+        for _ in range(_LIST_LIMIT):
+            if entry & ~1 == head:
+                break
+            following = t.u64(entry & ~1)
+            if entry & ~1 != pending & ~1:
+                _collect_word(m, t, bequest, entry, offset, pending=False)
+            entry = following
+        if pending & ~1:
+            _collect_word(m, t, bequest, pending, offset, pending=True)
+    except OSError:
+        # A broken list ends the kernel's walk as well.
+        return
+
+
+def _collect_word(
+    m: Machine, t: Task, bequest: Bequest, entry: int, offset: int, *, pending: bool
+) -> None:
+    """Note the word if the kernel would wake a waiter of it (handle_futex_death)."""
+    address = (entry & ~1) + offset
+    if entry & 1:
+        return
+    word = t.u32(address)
+    # Unlocked by the dying thread, which had no time to call FUTEX_WAKE.
+    abandoned = pending and word & futex_pi.TID_MASK == 0
+    mine = word & futex_pi.TID_MASK == t.tid and word & futex_pi.WAITERS
+    if abandoned or mine:
+        bequest.wake.append(key_of(m, t, address, private=False))
