@@ -1,0 +1,179 @@
+/* SA_SIGINFO's fields, order of queued signals, masks, alternate stacks, sigsuspend, sigtimedwait, signalfd, tgkill. */
+#include "guest.h"
+#include <sys/signalfd.h>
+
+static volatile int log_[64], logged;
+static siginfo_t last;
+static char *alternate;
+static volatile int on_alternate;
+
+static void record(int number, siginfo_t *info, void *context)
+{
+    (void)context;
+    char here;
+    last = *info;
+    log_[logged++] = number * 1000 + (info->si_code == SI_QUEUE ? info->si_value.sival_int : 0);
+    on_alternate = alternate && &here >= alternate && &here < alternate + 65536;
+}
+
+static void catch_with(int number, int flags)
+{
+    struct sigaction action = {.sa_sigaction = record, .sa_flags = SA_SIGINFO | flags};
+    sigemptyset(&action.sa_mask);
+    CHECK(sigaction(number, &action, NULL) == 0);
+}
+
+static sigset_t set_of(int first, int last_number)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    for (int i = first; i <= last_number; i++)
+        sigaddset(&set, i);
+    return set;
+}
+
+static void queue_order(void)
+{
+    sigset_t realtime = set_of(SIGRTMIN, SIGRTMIN + 3), old;
+    sigprocmask(SIG_BLOCK, &realtime, &old);
+    for (int i = 0; i < 4; i++)
+        catch_with(SIGRTMIN + i, 0);
+    for (int i = 0; i < 3; i++)
+        for (int s = 3; s >= 0; s--)
+            CHECK(sigqueue(getpid(), SIGRTMIN + s, (union sigval){.sival_int = i}) == 0);
+    sigset_t pending;
+    sigpending(&pending);
+    CHECK(sigismember(&pending, SIGRTMIN + 2) == 1);
+    logged = 0;
+    /* Take the lowest number first, and one number's in order of sending. */
+    for (int s = 0; s < 4; s++)
+        for (int i = 0; i < 3; i++) {
+            siginfo_t info;
+            CHECK(sigwaitinfo(&realtime, &info) == SIGRTMIN + s);
+            CHECK(info.si_value.sival_int == i && info.si_code == SI_QUEUE && info.si_pid == getpid());
+        }
+    struct timespec t = ns_to_timespec(10 * MS);
+    FAILS(sigtimedwait(&realtime, NULL, &t), EAGAIN);
+    for (int i = 0; i < 3; i++)
+        CHECK(sigqueue(getpid(), SIGRTMIN, (union sigval){.sival_int = i}) == 0);
+    sigprocmask(SIG_SETMASK, &old, NULL);
+    CHECK(logged == 3 && log_[0] % 1000 == 0 && log_[1] % 1000 == 1 && log_[2] % 1000 == 2);
+    logged = 0;
+    sigset_t usr = set_of(SIGUSR1, SIGUSR1);
+    catch_with(SIGUSR1, 0);
+    sigprocmask(SIG_BLOCK, &usr, &old);
+    kill(getpid(), SIGUSR1);
+    kill(getpid(), SIGUSR1);
+    sigprocmask(SIG_SETMASK, &old, NULL);
+    CHECK(logged == 1 && last.si_code == SI_USER && last.si_pid == getpid()); /* ordinary ones merge */
+}
+
+static void stacks(void)
+{
+    alternate = malloc(65536);
+    stack_t stack = {.ss_sp = alternate, .ss_size = 65536}, old;
+    CHECK(sigaltstack(&stack, NULL) == 0);
+    catch_with(SIGUSR2, SA_ONSTACK | SA_RESETHAND);
+    raise(SIGUSR2);
+    CHECK(on_alternate && last.si_code == SI_TKILL);
+    struct sigaction action;
+    sigaction(SIGUSR2, NULL, &action);
+    CHECK(action.sa_handler == SIG_DFL);
+    stack.ss_flags = SS_DISABLE;
+    CHECK(sigaltstack(&stack, &old) == 0 && old.ss_sp == alternate);
+    FAILS(kill(getpid(), 65), EINVAL);
+    CHECK(kill(getpid(), 0) == 0);
+    FAILS(kill(999999, 0), ESRCH);
+}
+
+static void suspend(void)
+{
+    sigset_t usr = set_of(SIGUSR1, SIGUSR1), old, none;
+    sigemptyset(&none);
+    sigprocmask(SIG_BLOCK, &usr, &old);
+    pid_t pid = fork();
+    if (pid == 0) {
+        sleep_ms(10);
+        kill(getppid(), SIGUSR1);
+        _exit(0);
+    }
+    logged = 0;
+    FAILS(sigsuspend(&none), EINTR);
+    CHECK(logged == 1 && last.si_pid == pid);
+    reap(pid, 0);
+
+    int fd = signalfd(-1, &usr, SFD_CLOEXEC);
+    struct signalfd_siginfo info;
+    kill(getpid(), SIGUSR1);
+    CHECK(read(fd, &info, sizeof info) == sizeof info && info.ssi_signo == SIGUSR1);
+    CHECK(info.ssi_pid == (uint32_t)getpid());
+    fcntl(fd, F_SETFL, O_NONBLOCK);
+    FAILS(read(fd, &info, sizeof info), EAGAIN);
+    fcntl(fd, F_SETFL, 0);
+    pid = fork();
+    if (pid == 0) {
+        sleep_ms(10);
+        kill(getppid(), SIGUSR1);
+        _exit(0);
+    }
+    struct pollfd p = {fd, POLLIN, 0};
+    CHECK(poll(&p, 1, 1000) == 1);
+    CHECK(read(fd, &info, sizeof info) == sizeof info && info.ssi_pid == (uint32_t)pid);
+    reap(pid, 0);
+    close(fd);
+    sigprocmask(SIG_SETMASK, &old, NULL);
+}
+
+static _Atomic int ready;
+static _Atomic pid_t handled_by;
+
+static void note_thread(int number)
+{
+    (void)number;
+    handled_by = gettid();
+}
+
+static void *wait_for_signal(void *argument)
+{
+    *(pid_t *)argument = gettid();
+    ready++;
+    pause();
+    return NULL;
+}
+
+static void to_threads(void)
+{
+    pid_t tids[3];
+    pthread_t threads[3];
+    on_signal(SIGUSR1, note_thread, 0);
+    for (int i = 0; i < 3; i++)
+        threads[i] = start(wait_for_signal, &tids[i]);
+    while (ready < 3)
+        sched_yield();
+    sleep_ms(10);
+    static const int order[] = {1, 0, 2};
+    for (int i = 0; i < 3; i++) {
+        int k = order[i];
+        if (i % 2)
+            CHECK(pthread_kill(threads[k], SIGUSR1) == 0);
+        else
+            CHECK(syscall(SYS_tgkill, getpid(), tids[k], SIGUSR1) == 0);
+        join(threads[k]);
+        CHECK(handled_by == tids[k]);
+    }
+    FAILS(syscall(SYS_tgkill, getpid(), 999999, 0), ESRCH);
+    kill(getpid(), SIGUSR1);
+    CHECK(handled_by == getpid()); /* the main thread is preferred */
+}
+
+int main(void)
+{
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    queue_order();
+    stacks();
+    suspend();
+    to_threads();
+    return done();
+}
