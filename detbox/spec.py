@@ -24,7 +24,7 @@ HOSTNAME = "detbox"
 DEFAULT_EPOCH_NS = 1_767_225_600 * 1_000_000_000  # 2026-01-01T00:00:00Z
 DEFAULT_CPUS = 4
 MAX_CPUS = 256
-CPU_MODELS = ("x86-64-v3", "x86-64-v2", "x86-64-v1")
+CPU_MODELS = ("x86-64-v3", "x86-64-v2")
 NETWORKS = ("loopback", "none")
 #: Format of :meth:`RunSpec.to_json`; a supervisor of another version refuses it.
 JSON_VERSION = 1
@@ -320,10 +320,13 @@ def _alias(command: Sequence[bytes], given: str, real: str) -> str | None:
     """The host path of the work directory, if some argument of ``command`` spells it (or a path below it).
 
     The command line is a declared input, so a path in it may show in the guest.
+    A top-level directory (/tmp, /usr) has no alias: the guest needs its own.
     """
     for path in dict.fromkeys((os.path.abspath(given), real)):
         spelled = re.compile(re.escape(os.fsencode(path)) + rb"(?![\w.+-])")
-        if not _within(path, GUEST_WORKDIR) and any(spelled.search(word) for word in command):
+        if path.count("/") < 2 or _within(path, GUEST_WORKDIR):
+            continue
+        if any(spelled.search(word) for word in command):
             return path
     return None
 
