@@ -1,0 +1,83 @@
+"""Fixed contents of the files in /etc and /run that describe the machine and not the image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from detbox.machine import constants
+from detbox.synth.sysfs import Symlink
+
+#: An alphabetical list of what is put in place of the image's file; ``None`` removes it.
+FILES: dict[str, bytes | Symlink | None] = {
+    "/etc/adjtime": None,  # the hardware clock's drift
+    "/etc/hostname": f"{constants.HOSTNAME}\n".encode(),
+    "/etc/hosts": (
+        f"127.0.0.1\tlocalhost {constants.HOSTNAME}\n"
+        "::1\tlocalhost ip6-localhost ip6-loopback\n"
+    ).encode(),
+    "/etc/localtime": Symlink("/usr/share/zoneinfo/Etc/UTC"),
+    "/etc/machine-id": f"{constants.MACHINE_ID}\n".encode(),
+    "/etc/mtab": Symlink("../proc/self/mounts"),
+    "/etc/nsswitch.conf": (
+        b"passwd: files\ngroup: files\nshadow: files\ngshadow: files\nhosts: files dns\nnetworks: files\n"
+        b"protocols: files\nservices: files\nethers: files\nrpc: files\nnetgroup: files\n"
+    ),
+    "/etc/resolv.conf": b"# no name servers\n",
+    "/etc/timezone": b"Etc/UTC\n",
+    "/run/utmp": b"",
+    "/var/lib/dbus/machine-id": f"{constants.MACHINE_ID}\n".encode(),
+    "/var/log/btmp": None,  # logins to the host
+    "/var/log/lastlog": None,
+    "/var/log/wtmp": None,
+}  # fmt: skip
+
+#: Contents of /etc/localtime for an image without time zone data: a version 1 TZif file of UTC.
+LOCALTIME_UTC = (
+    b"TZif" + b"\0" * 16 + b"\0\0\0\0" * 4 + b"\0\0\0\x01" + b"\0\0\0\x04" + b"\0\0\0\0" + b"\0\0" + b"UTC\0"
+)
+
+
+def _with_lines(current: bytes, wanted: list[tuple[bytes, int, bytes]]) -> bytes:
+    """Append each (name, number, line) unless the name or the number exists: the image's entries win.
+
+    The result always ends its last line, because an appended line must not join it.
+    """
+    lines = current.splitlines()
+    fields = [line.split(b":") for line in lines]
+    names = {field[0] for field in fields}
+    numbers = {field[2] for field in fields if len(field) > 2}
+    for name, number, line in wanted:
+        text = b"%d" % number
+        if name in names or text in numbers:
+            continue
+        lines.append(line)
+        names.add(name)
+        numbers.add(text)
+    return b"".join(line + b"\n" for line in lines)
+
+
+def passwd(current: bytes, user: bytes, uid: int, gid: int, home: bytes = b"/root") -> bytes:
+    """/etc/passwd with entries for root, nobody and the virtual user."""
+    shell = b"/bin/sh"
+    own = b"%s:x:%d:%d:%s:%s:%s" % (user, uid, gid, user, home, shell)
+    return _with_lines(current, [
+        (b"root", 0, b"root:x:0:0:root:/root:" + shell),
+        (b"nobody", 65534, b"nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin"),
+        (user, uid, own),
+    ])  # fmt: skip
+
+
+def group(current: bytes, name: bytes, gid: int) -> bytes:
+    """/etc/group with entries for root, the group of nobody and the virtual user's group."""
+    return _with_lines(current, [
+        (b"root", 0, b"root:x:0:"),
+        (b"nogroup", 65534, b"nogroup:x:65534:"),
+        (name, gid, b"%s:x:%d:" % (name, gid)),
+    ])  # fmt: skip
+
+
+#: Files that are made from the image's own: path and what remakes it (bytes, user or group name, uid, gid).
+REMADE: dict[str, Callable[[bytes, bytes, int, int], bytes]] = {
+    "/etc/group": lambda current, name, uid, gid: group(current, name, gid),
+    "/etc/passwd": lambda current, name, uid, gid: passwd(current, name, uid, gid),
+}

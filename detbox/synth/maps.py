@@ -1,0 +1,205 @@
+"""Rewrites /proc/PID/maps and derives smaps, numa_maps and all memory sizes from it.
+
+Addresses, sizes, permissions and names are the guest's own doing and stay.  Device and inode numbers come
+from the
+host and are replaced.  What is resident depends on the host's memory pressure and page cache, so resident
+sizes
+are a fixed function of the mapping.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from detbox.machine.constants import HIDDEN_MAPPING_PREFIXES
+from detbox.synth.table import Query
+
+#: The kernel's own pages: their number and sizes differ from one kernel version to the next.
+KERNEL_MAPPINGS = frozenset((b"[vdso]", b"[vvar]", b"[vvar_vclock]", b"[vsyscall]", b"[uprobes]"))
+#: A mapping counts as resident up to this size in kB (a reserved heap of gigabytes should not).
+RESIDENT_CAP_KB = 1024
+
+_LINE = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+)(?: +(.*))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """One line of maps, with the virtual device and inode."""
+
+    start: int
+    end: int
+    perms: bytes
+    offset: int
+    dev: int
+    ino: int
+    name: bytes
+
+    @property
+    def kb(self) -> int:
+        """Size in kB."""
+        return (self.end - self.start) >> 10
+
+    @property
+    def resident_kb(self) -> int:
+        """Virtual resident size in kB: inaccessible reservations have none."""
+        return 0 if self.perms.startswith(b"---") else min(self.kb, RESIDENT_CAP_KB)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether a file is behind it."""
+        return self.ino != 0
+
+    def line(self) -> bytes:
+        """The line as the kernel prints it (names start in column 73)."""
+        head = b"%08x-%08x %s %08x %02x:%02x %d" % (
+            self.start, self.end, self.perms, self.offset, os.major(self.dev), os.minor(self.dev), self.ino,
+        )  # fmt: skip
+        return (head.ljust(72) + b" " + self.name if self.name else head + b" ") + b"\n"
+
+
+def mappings(query: Query) -> Iterator[Mapping]:
+    """The visible mappings of the query's process, in order of address; none for a zombie or hidden
+    process."""
+    process = query.process
+    if process.hidden:
+        return
+    try:
+        raw = query.reader(b"/proc/%d/maps" % process.pid)
+    except OSError:
+        return
+    for text in raw.splitlines():
+        match = _LINE.fullmatch(text)
+        if match is None:
+            continue
+        name = match[8] or b""
+        if name in KERNEL_MAPPINGS or name.startswith(HIDDEN_MAPPING_PREFIXES):
+            continue
+        ino, dev = int(match[7]), 0
+        if ino:
+            dev, ino = query.view.virtual_inode(int(match[5], 16), int(match[6], 16), ino, name)
+        yield Mapping(int(match[1], 16), int(match[2], 16), match[3], int(match[4], 16), dev, ino, name)
+
+
+def maps(query: Query) -> bytes:
+    """/proc/PID/maps."""
+    return b"".join(mapping.line() for mapping in mappings(query))
+
+
+def _vm_flags(perms: bytes) -> str:
+    flags = [name for letter, name in ((b"r", "rd"), (b"w", "wr"), (b"x", "ex")) if letter in perms]
+    if b"s" in perms:
+        flags.append("sh")
+    flags += ["mr", "mw", "me"]
+    if b"w" in perms:
+        flags.append("ac")
+    return " ".join(flags)
+
+
+def _counters(resident: int, private_dirty: int, private_clean: int, anonymous: int) -> list[tuple[str, int]]:
+    return [
+        ("Rss", resident), ("Pss", resident), ("Pss_Dirty", private_dirty), ("Shared_Clean", 0),
+        ("Shared_Dirty", 0), ("Private_Clean", private_clean), ("Private_Dirty", private_dirty),
+        ("Referenced", resident), ("Anonymous", anonymous), ("LazyFree", 0), ("AnonHugePages", 0),
+        ("ShmemPmdMapped", 0), ("FilePmdMapped", 0), ("Shared_Hugetlb", 0), ("Private_Hugetlb", 0),
+        ("Swap", 0), ("SwapPss", 0), ("Locked", 0),
+    ]  # fmt: skip
+
+
+def _print(name: str, kb: int) -> str:
+    return f"{name + ':':16s}{kb:8d} kB\n"
+
+
+def _split(mapping: Mapping) -> tuple[int, int, int]:
+    """Private dirty, private clean and anonymous kB: what may be written counts as written."""
+    resident = mapping.resident_kb
+    dirty = resident if b"w" in mapping.perms else 0
+    anonymous = resident if not mapping.is_file or dirty else 0
+    return dirty, resident - dirty, anonymous
+
+
+def smaps(query: Query) -> bytes:
+    """/proc/PID/smaps in the format of Linux 6.1."""
+    parts = []
+    for mapping in mappings(query):
+        text = _print("Size", mapping.kb) + _print("KernelPageSize", 4) + _print("MMUPageSize", 4)
+        text += "".join(_print(*item) for item in _counters(mapping.resident_kb, *_split(mapping)))
+        text += f"THPeligible:    0\nVmFlags: {_vm_flags(mapping.perms)} \n"
+        parts.append(mapping.line() + text.encode())
+    return b"".join(parts)
+
+
+def smaps_rollup(query: Query) -> bytes:
+    """/proc/PID/smaps_rollup: the sums of smaps."""
+    every = list(mappings(query))
+    if not every:
+        return b""
+    split = [_split(mapping) for mapping in every]
+    dirty, clean, anonymous = (sum(part[index] for part in split) for index in range(3))
+    resident = sum(mapping.resident_kb for mapping in every)
+    head = b"%08x-%08x ---p 00000000 00:00 0" % (every[0].start, every[-1].end)
+    text = head.ljust(72) + b" [rollup]\n"
+    counters = _counters(resident, dirty, clean, anonymous)
+    counters[3:3] = [("Pss_Anon", anonymous), ("Pss_File", resident - anonymous), ("Pss_Shmem", 0)]
+    return text + "".join(_print(*item) for item in counters).encode()
+
+
+def numa_maps(query: Query) -> bytes:
+    """/proc/PID/numa_maps: everything lies on node 0 under the default policy."""
+    lines = []
+    for mapping in mappings(query):
+        line = b"%08x default" % mapping.start
+        if mapping.is_file:
+            line += b" file=" + mapping.name
+        elif mapping.name in (b"[heap]", b"[stack]"):
+            line += b" " + mapping.name.strip(b"[]")
+        pages = mapping.resident_kb // 4
+        if pages:
+            kind = b"anon=%d dirty=%d" if b"w" in mapping.perms else b"mapped=%d"
+            line += b" " + (kind % ((pages, pages) if b"w" in mapping.perms else pages))
+            line += b" N0=%d kernelpagesize_kB=4" % pages
+        lines.append(line + b"\n")
+    return b"".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The totals that stat, statm and status print, in kB."""
+
+    total: int = 0
+    resident: int = 0
+    resident_anonymous: int = 0
+    resident_shared: int = 0
+    data: int = 0
+    stack: int = 0
+    text: int = 0
+    libraries: int = 0
+
+    @property
+    def page_tables(self) -> int:
+        """One 4 kB table per 2 MiB mapped, and three upper ones."""
+        return 4 * ((self.total + 2047) // 2048 + 3) if self.total else 0
+
+
+def sizes(query: Query) -> Sizes:
+    """Sums over the mappings; all zero where there are none."""
+    exe = query.process.exe
+    total = resident = anonymous = shared = data = stack = text = libraries = 0
+    for mapping in mappings(query):
+        total += mapping.kb
+        resident += mapping.resident_kb
+        anonymous += _split(mapping)[2]
+        if b"s" in mapping.perms:
+            shared += mapping.resident_kb
+        if mapping.name == b"[stack]":
+            stack += mapping.kb
+        elif mapping.perms[1:2] == b"w" and mapping.perms[3:4] == b"p":
+            data += mapping.kb
+        if mapping.is_file and b"x" in mapping.perms:
+            if mapping.name == exe:
+                text += mapping.kb
+            else:
+                libraries += mapping.kb
+    return Sizes(total, resident, anonymous, shared, data, stack, text, libraries)
