@@ -20,7 +20,6 @@ static pid_t job(int slave, int what)
         return pid;
     }
     setpgid(0, 0);
-    on_signal(SIGINT, SIG_DFL, 0);
     char byte;
     if (what == 'r')
         _exit(read(slave, &byte, 1) == 1 ? byte : 1);
@@ -39,6 +38,7 @@ static int status_of(pid_t pid, int options)
 
 static void leader(const char *name)
 {
+    on_signal(SIGINT, SIG_DFL, 0); /* before there are jobs that would inherit the handler */
     CHECK(setsid() == getpid());
     CHECK(getpgrp() == getpid() && getsid(0) == getpid());
     FAILS(setsid(), EPERM);

@@ -1,0 +1,116 @@
+/* Sparse files, O_TMPFILE, linkat, renameat2, openat2, copy_file_range, sendfile, attributes, permissions, umask. */
+#include "guest.h"
+#include <linux/fs.h>
+#include <linux/openat2.h>
+#include <sys/sendfile.h>
+#include <sys/xattr.h>
+
+static int make(const char *path, const char *text)
+{
+    int fd = open(path, O_CREAT | O_TRUNC | O_RDWR, 0644);
+    CHECK(fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text));
+    return fd;
+}
+
+static void sparse(void)
+{
+    int fd = open("sparse", O_CREAT | O_RDWR, 0600);
+    off_t far = 1LL << 33;
+    CHECK(pwrite(fd, "end", 3, far) == 3);
+    struct stat status;
+    CHECK(fstat(fd, &status) == 0 && status.st_size == far + 3);
+    CHECK(lseek(fd, 0, SEEK_DATA) == far && lseek(fd, 0, SEEK_HOLE) == 0 && lseek(fd, far, SEEK_HOLE) == far + 3);
+    FAILS(lseek(fd, far + 3, SEEK_DATA), ENXIO);
+    CHECK(pwrite(fd, "begin", 5, 0) == 5 && lseek(fd, 0, SEEK_DATA) == 0 && lseek(fd, 0, SEEK_HOLE) == 4096);
+    CHECK(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 4096) == 0);
+    CHECK(lseek(fd, 0, SEEK_DATA) == far);
+    CHECK(ftruncate(fd, 10) == 0);
+    close(fd);
+}
+
+static void temporary(void)
+{
+    int fd = open(".", O_TMPFILE | O_RDWR, 0600);
+    if (fd == -1 && errno == EOPNOTSUPP)
+        return;
+    CHECK(fd >= 0 && write(fd, "hidden", 6) == 6);
+    char self[64];
+    snprintf(self, sizeof self, "/proc/self/fd/%d", fd);
+    CHECK(linkat(AT_FDCWD, self, AT_FDCWD, "appeared", AT_SYMLINK_FOLLOW) == 0);
+    struct stat status;
+    CHECK(stat("appeared", &status) == 0 && status.st_size == 6 && status.st_nlink == 1);
+    close(fd);
+}
+
+static void renames(void)
+{
+    close(make("a", "A"));
+    close(make("b", "BB"));
+    struct stat status;
+    CHECK(renameat2(AT_FDCWD, "a", AT_FDCWD, "b", RENAME_EXCHANGE) == 0);
+    CHECK(stat("a", &status) == 0 && status.st_size == 2 && stat("b", &status) == 0 && status.st_size == 1);
+    FAILS(renameat2(AT_FDCWD, "a", AT_FDCWD, "b", RENAME_NOREPLACE), EEXIST);
+    CHECK(rename("a", "b") == 0);
+    FAILS(rename("a", "c"), ENOENT);
+    CHECK(mkdir("m", 0755) == 0);
+    FAILS(rename("m", "m/inside"), EINVAL);
+    FAILS(rename("b", "m"), EISDIR);
+    close(make("m/x", "x"));
+    FAILS(rmdir("m"), ENOTEMPTY);
+    FAILS(open("b/under", O_RDONLY), ENOTDIR);
+    CHECK(symlink("loop", "loop") == 0);
+    FAILS(open("loop", O_RDONLY), ELOOP);
+    FAILS(open("loop", O_RDONLY | O_NOFOLLOW), ELOOP);
+    FAILS(mkdir("b", 0755), EEXIST);
+    struct open_how how = {.flags = O_RDONLY, .resolve = RESOLVE_BENEATH};
+    FAILS(syscall(SYS_openat2, AT_FDCWD, "../..", &how, sizeof how), EXDEV);
+}
+
+static void copies(void)
+{
+    int from = make("from", "0123456789"), to = open("to", O_CREAT | O_RDWR, 0644);
+    off_t at = 2;
+    CHECK(copy_file_range(from, &at, to, NULL, 5, 0) == 5 && at == 7);
+    at = 0;
+    CHECK(sendfile(to, from, &at, 3) == 3 && at == 3);
+    char text[16] = "";
+    CHECK(pread(to, text, 15, 0) == 8 && strcmp(text, "23456012") == 0);
+    int copy = dup3(to, 100, O_CLOEXEC);
+    CHECK(copy == 100 && (fcntl(copy, F_GETFD) & FD_CLOEXEC) && lseek(copy, 0, SEEK_CUR) == 8);
+    CHECK(fcntl(to, F_DUPFD, 50) == 50);
+    CHECK(close_range(50, 100, 0) == 0);
+    FAILS(fcntl(50, F_GETFD), EBADF);
+    if (setxattr("to", "user.colour", "red", 3, 0) == 0) {
+        CHECK(getxattr("to", "user.colour", text, 15) == 3 && memcmp(text, "red", 3) == 0);
+        CHECK(listxattr("to", text, 15) == 12 && removexattr("to", "user.colour") == 0);
+        FAILS(getxattr("to", "user.colour", text, 15), ENODATA);
+    }
+    close(from);
+    close(to);
+}
+
+static void modes(void)
+{
+    struct stat status;
+    umask(027);
+    CHECK(umask(027) == 027);
+    close(open("masked", O_CREAT | O_WRONLY, 0777));
+    CHECK(stat("masked", &status) == 0 && (status.st_mode & 07777) == 0750);
+    CHECK(chmod("masked", 04711) == 0 && stat("masked", &status) == 0 && (status.st_mode & 07777) == 04711);
+    CHECK(access("masked", F_OK) == 0 && access("nothing", F_OK) == -1);
+    CHECK(chdir("m") == 0);
+    char path[PATH_MAX];
+    CHECK(getcwd(path, sizeof path));
+    note("%s\n", path);
+    FAILS(open("/proc/self/mem/x", O_RDONLY), ENOTDIR);
+}
+
+int main(void)
+{
+    sparse();
+    temporary();
+    renames();
+    copies();
+    modes();
+    return done();
+}

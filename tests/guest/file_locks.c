@@ -1,0 +1,120 @@
+/* flock, POSIX record locks and OFD locks between processes: conflicts, blocking, ranges, EDEADLK, release at exit. */
+#include "guest.h"
+#include <sys/file.h>
+
+static struct flock range(short type, off_t from, off_t length)
+{
+    return (struct flock){.l_type = type, .l_whence = SEEK_SET, .l_start = from, .l_len = length};
+}
+
+static int file(void)
+{
+    int fd = open("locked", O_CREAT | O_RDWR, 0600);
+    CHECK(fd >= 0);
+    return fd;
+}
+
+/* Another process: takes the lock, says so, holds it for 30 ms. */
+static pid_t holder(int command, int use_flock)
+{
+    int ends[2];
+    CHECK(pipe(ends) == 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        int fd = file();
+        struct flock lock = range(F_WRLCK, 0, 10);
+        CHECK((use_flock ? flock(fd, LOCK_EX) : fcntl(fd, command, &lock)) == 0);
+        CHECK(write(ends[1], "x", 1) == 1);
+        sleep_ms(30);
+        _exit(0); /* the exit releases it */
+    }
+    char byte;
+    CHECK(read(ends[0], &byte, 1) == 1);
+    close(ends[0]);
+    close(ends[1]);
+    return pid;
+}
+
+static void whole(void)
+{
+    int a = file(), b = file();
+    CHECK(flock(a, LOCK_SH) == 0 && flock(b, LOCK_SH) == 0);
+    FAILS(flock(a, LOCK_EX | LOCK_NB), EAGAIN);
+    CHECK(flock(b, LOCK_UN) == 0 && flock(a, LOCK_EX | LOCK_NB) == 0);
+    close(a);
+    pid_t pid = holder(0, 1);
+    FAILS(flock(b, LOCK_EX | LOCK_NB), EAGAIN);
+    CHECK(flock(b, LOCK_EX) == 0);
+    close(b);
+    reap(pid, 0);
+}
+
+static void records(void)
+{
+    int fd = file();
+    pid_t pid = holder(F_SETLK, 0);
+    struct flock lock = range(F_WRLCK, 5, 1);
+    FAILS(fcntl(fd, F_SETLK, &lock), EAGAIN);
+    CHECK(fcntl(fd, F_GETLK, &lock) == 0 && lock.l_type == F_WRLCK && lock.l_pid == pid && lock.l_len == 10);
+    lock = range(F_WRLCK, 10, 5);
+    CHECK(fcntl(fd, F_SETLK, &lock) == 0); /* beside it */
+    lock = range(F_RDLCK, 0, 0);
+    CHECK(fcntl(fd, F_SETLKW, &lock) == 0);
+    reap(pid, 0);
+    close(file()); /* closing any descriptor of the file drops the process's locks */
+    pid = holder(F_SETLK, 0);
+    reap(pid, 0);
+    close(fd);
+}
+
+static void open_file_descriptions(void)
+{
+    int a = file(), b = file();
+    struct flock lock = range(F_WRLCK, 0, 4);
+    CHECK(fcntl(a, F_OFD_SETLK, &lock) == 0);
+    FAILS(fcntl(b, F_OFD_SETLK, &lock), EAGAIN);
+    struct flock other = range(F_WRLCK, 0, 4);
+    CHECK(fcntl(b, F_OFD_GETLK, &other) == 0 && other.l_pid == -1);
+    close(a);
+    lock.l_pid = 0;
+    CHECK(fcntl(b, F_OFD_SETLK, &lock) == 0);
+    close(b);
+    pid_t pid = holder(F_OFD_SETLK, 0);
+    b = file();
+    CHECK(fcntl(b, F_OFD_SETLKW, &lock) == 0);
+    reap(pid, 0);
+    close(b);
+}
+
+static void deadlock(void)
+{
+    int fd = file(), ends[2];
+    CHECK(pipe(ends) == 0);
+    struct flock first = range(F_WRLCK, 0, 1), second = range(F_WRLCK, 1, 1);
+    CHECK(fcntl(fd, F_SETLK, &first) == 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        CHECK(fcntl(fd, F_SETLK, &second) == 0);
+        CHECK(write(ends[1], "x", 1) == 1);
+        CHECK(fcntl(fd, F_SETLKW, &first) == 0); /* waits for the parent */
+        _exit(0);
+    }
+    char byte;
+    CHECK(read(ends[0], &byte, 1) == 1);
+    sleep_ms(30);
+    FAILS(fcntl(fd, F_SETLKW, &second), EDEADLK);
+    first.l_type = F_UNLCK;
+    CHECK(fcntl(fd, F_SETLK, &first) == 0);
+    reap(pid, 0);
+    close(fd);
+}
+
+int main(void)
+{
+    whole();
+    records();
+    open_file_descriptions();
+    deadlock();
+    unlink("locked");
+    return done();
+}

@@ -1,0 +1,93 @@
+/* Memory shared between processes by file and by descriptor, msync, remapping, protection, memfd seals. */
+#include "guest.h"
+#include <setjmp.h>
+
+static sigjmp_buf jump;
+
+static void on_fault(int number)
+{
+    siglongjmp(jump, number);
+}
+
+static int fault_of(volatile char *address, int write_too)
+{
+    on_signal(SIGSEGV, on_fault, SA_NODEFER);
+    on_signal(SIGBUS, on_fault, SA_NODEFER);
+    int number = sigsetjmp(jump, 1);
+    if (number == 0) {
+        char byte = *address;
+        if (write_too)
+            *address = byte;
+    }
+    return number;
+}
+
+static void by_file(void)
+{
+    int fd = open("mapped", O_CREAT | O_RDWR, 0600);
+    CHECK(ftruncate(fd, 8192) == 0);
+    char *map = mmap(NULL, 16384, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    CHECK(map != MAP_FAILED);
+    pid_t pid = fork();
+    if (pid == 0) {
+        strcpy(map + 100, "from the child");
+        _exit(0);
+    }
+    reap(pid, 0);
+    char text[32] = "";
+    CHECK(pread(fd, text, 14, 100) == 14 && strcmp(text, "from the child") == 0);
+    CHECK(pwrite(fd, "F", 1, 100) == 1 && map[100] == 'F');
+    CHECK(msync(map, 8192, MS_SYNC) == 0 && msync(map, 8192, MS_ASYNC) == 0);
+    CHECK(fault_of(map + 12000, 0) == SIGBUS); /* past the end of the file */
+    char *private = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+    private[100] = 'P';
+    CHECK(map[100] == 'F');
+    CHECK(mprotect(private, 4096, PROT_READ) == 0 && fault_of(private, 0) == 0 && fault_of(private, 1) == SIGSEGV);
+    CHECK(fault_of((char *)64, 0) == SIGSEGV);
+    char *moved = mremap(map, 16384, 32768, MREMAP_MAYMOVE);
+    CHECK(moved != MAP_FAILED && moved[100] == 'F');
+    CHECK(munmap(moved, 32768) == 0 && fault_of(moved, 0) == SIGSEGV);
+    unsigned char resident[2];
+    CHECK(mincore(private, 8192, resident) == 0);
+    close(fd);
+    unlink("mapped");
+}
+
+static void by_descriptor(void)
+{
+    int fd = memfd_create("shared", MFD_ALLOW_SEALING | MFD_CLOEXEC);
+    CHECK(fd >= 0 && ftruncate(fd, 4096) == 0);
+    _Atomic int *words = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    for (int i = 0; i < 4; i++)
+        if (fork() == 0) {
+            for (int k = 0; k < 1000; k++)
+                words[0]++;
+            _exit(0);
+        }
+    for (int i = 0; i < 4; i++)
+        CHECK(wait(NULL) > 0);
+    CHECK(words[0] == 4000);
+    CHECK(fcntl(fd, F_ADD_SEALS, F_SEAL_GROW) == 0);
+    FAILS(ftruncate(fd, 8192), EPERM);
+    int *private = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        private[0] = 1;
+        _exit(0);
+    }
+    reap(pid, 0);
+    CHECK(private[0] == 0 && madvise(private, 4096, MADV_DONTNEED) == 0);
+}
+
+static int in_data;
+
+int main(void)
+{
+    int on_stack;
+    void *heap = malloc(100), *large = malloc(1 << 20);
+    note("layout %p %p %p %p %p %p\n", (void *)main, (void *)&in_data, (void *)&on_stack, heap, large, (void *)printf);
+    note("break %p\n", sbrk(0));
+    by_file();
+    by_descriptor();
+    return done();
+}

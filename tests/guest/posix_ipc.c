@@ -1,0 +1,67 @@
+/* POSIX message queues, named shared memory and named semaphores. */
+#include "guest.h"
+#include <mqueue.h>
+#include <semaphore.h>
+
+static void queues(void)
+{
+    struct mq_attr attributes = {.mq_maxmsg = 4, .mq_msgsize = 32};
+    mqd_t queue = mq_open("/guest-queue", O_CREAT | O_EXCL | O_RDWR, 0600, &attributes);
+    if (queue == (mqd_t)-1 && errno == ENOSYS) { /* a documented refusal */
+        note("no message queues\n");
+        return;
+    }
+    CHECK(queue != (mqd_t)-1);
+    char text[32];
+    unsigned priority;
+    CHECK(mq_send(queue, "low", 4, 1) == 0 && mq_send(queue, "high", 5, 9) == 0);
+    CHECK(mq_receive(queue, text, 32, &priority) == 5 && priority == 9);
+    CHECK(mq_receive(queue, text, 32, &priority) == 4 && strcmp(text, "low") == 0);
+    struct timespec t = ns_to_timespec(clock_ns(CLOCK_REALTIME) + 20 * MS);
+    FAILS(mq_timedreceive(queue, text, 32, NULL, &t), ETIMEDOUT);
+    CHECK(clock_ns(CLOCK_REALTIME) >= t.tv_sec * SECOND + t.tv_nsec);
+    pid_t pid = fork();
+    if (pid == 0) {
+        for (char i = 0; i < 20; i++)
+            CHECK(mq_send(queue, &i, 1, 0) == 0);
+        _exit(0);
+    }
+    for (char i = 0; i < 20; i++)
+        CHECK(mq_receive(queue, text, 32, NULL) == 1 && text[0] == i);
+    reap(pid, 0);
+    CHECK(mq_close(queue) == 0 && mq_unlink("/guest-queue") == 0);
+    FAILS(mq_unlink("/guest-queue"), ENOENT);
+}
+
+static void semaphore_and_memory(void)
+{
+    int fd = shm_open("/guest-memory", O_CREAT | O_EXCL | O_RDWR, 0600);
+    CHECK(fd >= 0 && ftruncate(fd, 4096) == 0);
+    int *words = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    sem_t *sem = sem_open("/guest-semaphore", O_CREAT | O_EXCL, 0600, 0);
+    CHECK(words != MAP_FAILED && sem != SEM_FAILED);
+    pid_t pid = fork();
+    if (pid == 0) {
+        sem_t *mine = sem_open("/guest-semaphore", 0);
+        CHECK(mine != SEM_FAILED);
+        for (int i = 0; i < 10; i++) {
+            CHECK(sem_wait(mine) == 0);
+            words[0]++;
+        }
+        _exit(0);
+    }
+    for (int i = 0; i < 10; i++)
+        CHECK(sem_post(sem) == 0);
+    reap(pid, 0);
+    int value;
+    CHECK(words[0] == 10 && sem_getvalue(sem, &value) == 0 && value == 0);
+    CHECK(sem_close(sem) == 0 && sem_unlink("/guest-semaphore") == 0 && shm_unlink("/guest-memory") == 0);
+    FAILS(shm_unlink("/guest-memory"), ENOENT);
+}
+
+int main(void)
+{
+    queues();
+    semaphore_and_memory();
+    return done();
+}
