@@ -106,4 +106,7 @@ def _keep_standard_descriptors() -> bool:
         except OSError:
             closed.add(fd)
             os.open(os.devnull, mode)  # gets the lowest free number, which is this one
+    # Python has None for a stream that was closed at its start.
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)
     return 0 in closed
