@@ -12,7 +12,6 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 #: Monotonic time when the first process starts: the machine has been up for so long.
 BOOT_NS = 1_000_000_000_000
@@ -78,40 +77,39 @@ class Timers:
         return expired
 
 
-class Accounted(Protocol):
-    """What the clock needs of a thread or of a process; ``data`` holds handlers' state."""
+@dataclass(slots=True)
+class CpuTime:
+    """The CPU time of a thread or of a process (whose threads have it as ``parent``).
 
-    cpu_ns: int
-    data: dict[str, Any]
+    ``looks`` counts a thread's looks at clocks since it last did anything else.
+    ``timers`` expire by this CPU time (ITIMER_PROF, ITIMER_VIRTUAL, timers on a CPU clock).
+    """
 
+    parent: CpuTime | None = None
+    ns: int = 0
+    children_ns: int = 0
+    looks: int = 0
+    timers: Timers | None = None
 
-class Runner(Accounted, Protocol):
-    """What the clock needs of a thread (a ``Task``)."""
+    def spend(self, ns: int) -> None:
+        """Add to this CPU time and to the parent's; timers that are due expire."""
+        self.ns += ns
+        if self.parent is not None:
+            self.parent.spend(ns)
+        if self.timers is not None:
+            self.timers.expire(self.ns)
 
-    looks: int  # looks at clocks since the thread last did anything else
+    def timer_queue(self) -> Timers:
+        """The queue of timers that expire by this CPU time."""
+        if self.timers is None:
+            self.timers = Timers()
+        return self.timers
 
-    @property
-    def process(self) -> Accounted:
-        """The thread's process, which has its own ``cpu_ns`` and ``data``."""
-
-
-#: Key in ``data`` of the :class:`Timers` that expire by CPU time (ITIMER_PROF, timers on a CPU clock).
-CPU_TIMERS = "cpu timers"
-#: Key in a process's ``data`` of the CPU time of the children that it has waited for, in ns.
-CHILDREN_NS = "children cpu"
-
-
-def cpu_timers(owner: Accounted) -> Timers:
-    """The queue of timers that expire by the CPU time of a thread or process."""
-    queue: Timers = owner.data.setdefault(CPU_TIMERS, Timers())
-    return queue
-
-
-def reap(parent: Accounted, child: Accounted) -> int:
-    """Account for a child process that has been waited for; its CPU time with its children's, in ns."""
-    total = child.cpu_ns + int(child.data.get(CHILDREN_NS, 0))
-    parent.data[CHILDREN_NS] = int(parent.data.get(CHILDREN_NS, 0)) + total
-    return total
+    def reap(self, child: CpuTime) -> int:
+        """Account for a child process that has been waited for; its CPU time with its children's."""
+        total = child.ns + child.children_ns
+        self.children_ns += total
+        return total
 
 
 def user_and_system(cpu_ns: int) -> tuple[int, int]:
@@ -136,41 +134,31 @@ class Clock:
         #: What expires by monotonic time.
         self.timers = Timers()
 
-    def charge(self, t: Runner, *, looking: bool = False) -> None:
+    def charge(self, cpu: CpuTime, *, looking: bool = False) -> None:
         """Account for one intercepted call of a thread.
 
         ``looking``: the call only reads a clock or yields, so that it may be part of a busy wait.
         """
         if not looking:
-            t.looks = 0
-        self._spend(t, CALL_NS)
+            cpu.looks = 0
+        self.now += CALL_NS
+        cpu.spend(CALL_NS)
 
-    def look(self, t: Runner | None = None) -> int:
+    def look(self, cpu: CpuTime | None = None) -> int:
         """Advance a little, and return the monotonic time.
 
-        With ``t`` the look is that thread's, whose CPU time advances too: if it goes on looking and does
-        nothing else, it is waiting for a time to come, and each look brings that nearer.
+        With ``cpu`` the look is the thread's, whose CPU time advances too: if it goes on looking and
+        does nothing else, it is waiting for a time to come, and each look brings that nearer.
         """
-        if t is None:
-            self.now += LOOK_NS
-            return self.now
-        t.looks += 1
         cost = LOOK_NS
-        if t.looks > PATIENCE:
-            # The shift is bounded so that a long wait does not build huge integers.
-            cost = min(LOOK_NS << min((t.looks - PATIENCE) // DOUBLING, 20), LOOK_NS_MAX)
-        self._spend(t, cost)
+        if cpu is not None:
+            cpu.looks += 1
+            if cpu.looks > PATIENCE:
+                # The shift is bounded so that a long wait does not build huge integers.
+                cost = min(LOOK_NS << min((cpu.looks - PATIENCE) // DOUBLING, 20), LOOK_NS_MAX)
+            cpu.spend(cost)
+        self.now += cost
         return self.now
-
-    def _spend(self, t: Runner, ns: int) -> None:
-        self.now += ns
-        t.cpu_ns += ns
-        process = t.process
-        process.cpu_ns += ns
-        if CPU_TIMERS in process.data:
-            process.data[CPU_TIMERS].expire(process.cpu_ns)
-        if CPU_TIMERS in t.data:
-            t.data[CPU_TIMERS].expire(t.cpu_ns)
 
     def realtime(self, monotonic: int | None = None) -> int:
         """Nanoseconds since 1970 at a monotonic time (default: now)."""
