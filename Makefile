@@ -1,0 +1,39 @@
+# Everything is done with the project's own .venv, which the first target makes.
+PYTHON = .venv/bin/python
+DETBOX = .venv/bin/detbox
+C_SOURCES = $(wildcard detbox/kernel/*.c detbox/guest/*.c detbox/guest/*.h)
+
+.PHONY: help demo test quick bench lint docs clean
+
+help:
+	@echo 'make demo    programs that differ on each run, and a build, made identical'
+	@echo 'make test    the whole test suite'
+	@echo 'make quick   the tests that need no container'
+	@echo 'make bench   costs compared with native runs'
+	@echo 'make lint    ruff and mypy'
+	@echo 'make docs    renew the generated parts of docs/'
+
+.venv/installed: setup.cfg setup.py pyproject.toml tools/make-venv.sh $(C_SOURCES)
+	tools/make-venv.sh
+
+demo: .venv/installed
+	tests/demo/run.sh $(DETBOX)
+
+test: .venv/installed
+	$(PYTHON) -m pytest --durations=10 tests
+
+quick: .venv/installed
+	$(PYTHON) -m pytest tests/unit
+
+bench: .venv/installed
+	$(PYTHON) -m benchmarks
+
+lint: .venv/installed
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
+
+docs: .venv/installed
+	$(PYTHON) tools/make_docs.py
+
+clean:
+	rm -rf .venv build *.egg-info detbox/kernel/*.so

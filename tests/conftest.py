@@ -1,0 +1,54 @@
+"""What all tests share: a limit of real time, and for a failure its directory and the command that repeats it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from types import FrameType
+
+import hypothesis
+import pytest
+
+#: Real seconds that one test may take unless it is marked `@pytest.mark.limit(seconds)`.
+LIMIT_S = 180
+
+# Generated cases are the same on each run, so that a failure can be repeated.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
+
+
+class OutOfTime(Exception):
+    """The test took longer than it may."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "limit(seconds): real time that this test may take")
+
+
+@pytest.fixture(autouse=True)
+def _time_limit(request: pytest.FixtureRequest) -> Iterator[None]:
+    marker = request.node.get_closest_marker("limit")
+    seconds = int(marker.args[0]) if marker else LIMIT_S
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        raise OutOfTime(f"more than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined]
+    if not report.failed:
+        return
+    lines = [f"to repeat: {sys.executable} -m pytest '{item.nodeid}'"]
+    directory = getattr(item, "funcargs", {}).get("tmp_path")
+    if directory is not None:
+        lines.append(f"directory kept: {directory}")
+    report.sections.append(("how to look into this", "\n".join(lines)))
