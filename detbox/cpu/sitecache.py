@@ -1,0 +1,90 @@
+"""Remembers on disk which sites an ELF file has: each library is scanned once per user, not per run.
+
+The key is the content (XXH3 reads some 10 GB/s from the page cache), not the build id: tools that edit a file
+in place keep its id.  The cache is never needed: whatever is wrong with it, from a damaged entry to a full
+disk, the file is scanned again.  Entries are written to a temporary name and renamed, so a killed run leaves
+none that is half written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import xxhash
+
+from detbox.cpu.elf import NotElf
+from detbox.cpu.sites import SCANNER_VERSION, Site, find_sites
+
+
+def cache_dir(environ: Mapping[str, str]) -> Path:
+    """The directory of the cache: under $XDG_CACHE_HOME, by default ~/.cache."""
+    base = environ.get("XDG_CACHE_HOME", "")
+    # The base directory specification says that a relative path is to be ignored.
+    root = Path(base) if base.startswith("/") else Path(environ.get("HOME") or "/") / ".cache"
+    return root / "detbox" / "sites"
+
+
+class SiteCache:
+    """Sites of files, from the cache in ``directory`` or by scanning; ``directory`` None: scanning only."""
+
+    def __init__(self, directory: Path | None) -> None:
+        self._directory = directory
+
+    def sites(self, fd: int) -> list[Site]:
+        """The sites of the file that ``fd`` is open on for reading; none if it is not an ELF64 x86-64 file.
+
+        Raises OSError if the file cannot be read.
+        """
+        size = os.fstat(fd).st_size
+        if size < 64 or os.pread(fd, 4, 0) != b"\x7fELF":
+            return []
+        with mmap.mmap(fd, size, access=mmap.ACCESS_READ) as data:
+            path = self._path(data)
+            sites = _load(path) if path else None
+            if sites is None:
+                try:
+                    sites = find_sites(data)
+                except NotElf:
+                    sites = []
+                if path:
+                    with contextlib.suppress(OSError):
+                        _store(path, sites)
+            return sites
+
+    def _path(self, data: mmap.mmap) -> Path | None:
+        if self._directory is None:
+            return None
+        digest = xxhash.xxh3_128_hexdigest(data)
+        return self._directory / f"v{SCANNER_VERSION}" / digest[:2] / f"{digest[2:]}-{len(data)}"
+
+
+def _load(path: Path) -> list[Site] | None:
+    """The entry's sites, or None if there is no whole and unchanged entry."""
+    try:
+        checksum, _, body = path.read_bytes().partition(b"\n")
+        if checksum.decode() != xxhash.xxh3_64_hexdigest(body):
+            return None
+        rows = json.loads(body)
+        return [Site(int(o), int(n), str(kind), int(vaddr), float(c)) for o, n, kind, vaddr, c in rows]
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _store(path: Path, sites: list[Site]) -> None:
+    rows = [[site.offset, site.length, site.kind, site.vaddr, site.confidence] for site in sites]
+    body = json.dumps(rows, separators=(",", ":")).encode()
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd, temporary = tempfile.mkstemp(dir=path.parent)
+    try:
+        with open(fd, "wb") as file:
+            file.write(xxhash.xxh3_64_hexdigest(body).encode() + b"\n" + body)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
