@@ -1,0 +1,33 @@
+"""When to try a proof, and how long: rarely enough that computing stays cheap."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_FIRST_DELAY = 0.01
+_LONGEST_DELAY = 2.0
+_FIRST_LIMIT = 48
+_LONGEST_LIMIT = 4000
+
+
+@dataclass(slots=True)
+class Pace:
+    """The schedule of one thread's attempts; begin anew when it makes a call.
+
+    A step costs some 15 µs, so the attempts together take about 3 % of a long
+    computation.  Only *when* a spin is found depends on real time, never what
+    is found: an endless loop is still there at the next attempt.
+    """
+
+    delay: float = _FIRST_DELAY
+    limit: int = _FIRST_LIMIT
+
+    def failed(self) -> None:
+        """The last attempt proved nothing: wait longer, look further."""
+        self.delay = min(self.delay * 2.5, _LONGEST_DELAY)
+        self.limit = min(self.limit * 2, _LONGEST_LIMIT)
+
+    def restart(self) -> None:
+        """The thread has made a call, or was found to spin."""
+        self.delay = _FIRST_DELAY
+        self.limit = _FIRST_LIMIT

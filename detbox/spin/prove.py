@@ -1,0 +1,156 @@
+"""The proof itself: a thread that returns to the state it was in will do so for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container
+from dataclasses import dataclass
+
+from detbox.spin.induction import repeats
+from detbox.spin.stepper import Stepper
+from detbox.spin.walk import State, Visit, Walk
+
+
+@dataclass(frozen=True, slots=True)
+class Spin:
+    """The thread waits for memory; it has been walked to the state that it is parked in.
+
+    ``address``: program counter of that state.  ``period``: instructions a turn.
+    ``addresses``: of the loop's instructions.  ``watched``: the memory that the
+    loop uses, and what it holds.  ``exact``: every turn is identical; otherwise
+    something counts (see :func:`prove_from`).  ``steps``: what the proof cost.
+    """
+
+    address: int
+    period: int
+    addresses: frozenset[int]
+    watched: tuple[tuple[int, bytes], ...]
+    exact: bool
+    steps: int
+
+    def unchanged(self, read: Callable[[int, int], bytes]) -> bool:
+        """Whether the parked thread would still spin: it costs no step.
+
+        ``read(address, length)`` reads the guest's memory.  The state is fixed by
+        registers, which nobody changes, and by the memory watched.
+        """
+        try:
+            return all(read(address, len(held)) == held for address, held in self.watched)
+        except OSError:
+            return False
+
+
+@dataclass(frozen=True, slots=True)
+class NotSpin:
+    """No proof; the thread has been walked some way and goes on from there.
+
+    ``left``: it went out of the loop that it was expected to be in.
+    """
+
+    reason: str
+    steps: int
+    left: bool = False
+
+
+Verdict = Spin | NotSpin
+
+
+def prove(stepper: Stepper, limit: int = 4000, within: Container[int] | None = None) -> Verdict:
+    """Walk until a state repeats, at most ``limit`` instructions.
+
+    ``within``: give up at once outside of these addresses (a loop known before).
+    """
+    walk = Walk(stepper)
+    seen: dict[State, int] = {}
+    for steps in range(limit):
+        state = walk.state()
+        first = seen.setdefault(state, steps)
+        if first != steps:
+            return _settle(walk, walk.visits[first:])
+        if within is not None and walk.address() not in within:
+            return NotSpin("the loop has been left", steps, left=True)
+        reason = walk.advance()
+        if reason:
+            return NotSpin(reason, steps)
+    return NotSpin(f"no state repeated in {limit} instructions", limit)
+
+
+def prove_from(stepper: Stepper, steps: int = 200) -> Verdict:
+    """Walk exactly ``steps`` instructions from a deterministic point, and prove that
+    the loop never ends, though something in it may count.
+
+    The thread is stopped where the walk ends (or in the canonical state, if it is
+    an exact spin), so that what it counted depends on the starting point alone.
+    """
+    walk = Walk(stepper)
+    seen: dict[State, int] = {}
+    for step in range(steps):
+        first = seen.setdefault(walk.state(), step)
+        if first != step:
+            return _settle(walk, walk.visits[first:])
+        reason = walk.advance()
+        if reason:
+            return NotSpin(reason, step)
+    for begin, end in _turns(walk.visits):
+        turn, after = walk.visits[begin:end], walk.visits[end]
+        if (changing := repeats(turn, after)) is not None:
+            return _found(walk, turn, walk.address(), exact=False, ignore=changing)
+    return NotSpin(f"no endless loop in {steps} instructions", steps)
+
+
+def _turns(visits: list[Visit]) -> list[tuple[int, int]]:
+    """Candidate turns: the last two visits of an instruction, rarest (outermost) first."""
+    places: dict[int, list[int]] = {}
+    for index, visit in enumerate(visits):
+        places.setdefault(visit.address, []).append(index)
+    repeated = sorted((len(at), address) for address, at in places.items() if len(at) > 1)
+    turns = {tuple(places[address][-2:]): None for _, address in repeated}
+    # An outer loop that is passed twice has all inner ones inside; a few kinds of loop are enough.
+    lengths: dict[int, tuple[int, int]] = {}
+    for begin, end in turns:
+        lengths.setdefault(end - begin, (begin, end))
+    return list(lengths.values())[:8]
+
+
+def _settle(walk: Walk, turn: list[Visit]) -> Verdict:
+    """A general state has repeated: check the vector registers, go to the canonical state."""
+    steps = len(walk.visits)
+    if any(visit.instruction.vector for visit in turn):
+        state, vectors = walk.state(), walk.stepper.vectors()
+        for _ in turn:
+            if reason := walk.advance():
+                return NotSpin(reason, len(walk.visits))
+        if walk.state() != state or walk.stepper.vectors() != vectors:
+            return NotSpin("vector registers change", steps)
+    goal = _canonical(walk, turn)
+    for _ in turn:
+        if walk.state() == goal:
+            break
+        if reason := walk.advance():
+            return NotSpin(reason, len(walk.visits))
+    return _found(walk, turn, walk.address(), exact=True)
+
+
+def _canonical(walk: Walk, turn: list[Visit]) -> State:
+    """The least state of the turn: the same one wherever the walk began."""
+    least = min((visit.address, visit.registers) for visit in turn)
+    tied = [visit for visit in turn if (visit.address, visit.registers) == least]
+    # Equal but for memory: compare what the turn itself changes, by its absolute values.
+    varying = sorted({address for a in tied for b in tied for address, _ in a.delta ^ b.delta})
+    best = min(tied, key=lambda visit: [walk.value(address, visit.delta) for address in varying])
+    return best.registers, best.delta
+
+
+def _found(
+    walk: Walk, turn: list[Visit], address: int, *, exact: bool, ignore: frozenset[int] = frozenset()
+) -> Verdict:
+    spans = sorted({span for visit in turn for span in visit.spans})
+    try:
+        watched = tuple(
+            (start, walk.stepper.read(start, length))
+            for start, length in spans
+            if not any(byte in ignore for byte in range(start, start + length))
+        )
+    except OSError:
+        return NotSpin("unmapped memory", len(walk.visits))
+    addresses = frozenset(visit.address for visit in turn)
+    return Spin(address, len(turn), addresses, watched, exact, len(walk.visits))

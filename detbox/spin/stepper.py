@@ -1,0 +1,129 @@
+"""A stopped thread that can be walked one instruction at a time."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from typing import Protocol
+
+from detbox.kernel import _native
+
+# struct user_regs_struct (sys/user.h): 27 words of eight bytes, in this order.
+REGISTERS = (
+    "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi",
+    "orig_rax", "rip", "cs", "eflags", "rsp", "ss", "fs_base", "gs_base", "ds", "es", "fs", "gs",
+)  # fmt: skip
+OFFSET = {name: 8 * index for index, name in enumerate(REGISTERS)}
+RIP = OFFSET["rip"]
+_EFLAGS = OFFSET["eflags"]
+# Trap flag (we set it) and resume flag (the processor sets it while it reports a trap).
+_DEBUG_FLAGS = 1 << 8 | 1 << 16
+
+_WORD = struct.Struct("<Q")
+_PTRACE_POKETEXT = 4
+_PTRACE_GETREGSET = 0x4204
+_NT_X86_XSTATE = 0x202
+# A step that ended normally: WIFSTOPPED with SIGTRAP and no ptrace event.
+_STEPPED = 5 << 8 | 0x7F
+
+
+def register(registers: bytes, offset: int) -> int:
+    """One word of a register block."""
+    value: int = _WORD.unpack_from(registers, offset)[0]
+    return value
+
+
+class Stepper(Protocol):
+    """What the prover needs of a thread that is in a ptrace stop."""
+
+    def registers(self) -> bytes:
+        """``user_regs_struct`` without the debugger's own flags."""
+
+    def step(self) -> bool:
+        """Execute one instruction; False if anything but its end stopped the thread."""
+
+    def read(self, address: int, length: int) -> bytes:
+        """Guest memory; OSError(EFAULT)."""
+
+    def vectors(self) -> bytes:
+        """The x87, SSE and AVX state."""
+
+    def jump(self, address: int) -> None:
+        """Set the program counter."""
+
+    def patch(self, address: int, byte: int) -> None:
+        """Overwrite one byte of code, whatever its page's protection; OSError."""
+
+
+class _Iovec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+class PtraceStepper:
+    """The real thing; the calling thread is the tracer.
+
+    ``status``: the wait status that ended the last step.  When ``step`` has
+    returned False the stop is still to be handled (a signal, an exit, …).
+    """
+
+    def __init__(self, tid: int) -> None:
+        self.tid = tid
+        self.status = _STEPPED
+        self._registers: bytes | None = None
+
+    def registers(self) -> bytes:
+        """``user_regs_struct`` without the debugger's own flags."""
+        if self._registers is None:
+            self._registers = _without_debug_flags(_native.get_regs(self.tid))
+        return self._registers
+
+    def step(self) -> bool:
+        """Execute one instruction; False if anything but its end stopped the thread."""
+        self.status, registers = _native.single_step(self.tid)
+        self._registers = _without_debug_flags(registers) if registers else None
+        return self.status == _STEPPED
+
+    def read(self, address: int, length: int) -> bytes:
+        """Guest memory; OSError(EFAULT)."""
+        return _native.read_mem(self.tid, address, length)
+
+    def vectors(self) -> bytes:
+        """The x87, SSE and AVX state, as the XSAVE area."""
+        area = ctypes.create_string_buffer(16384)
+        vector = _Iovec(ctypes.addressof(area), len(area))
+        _check(
+            _native.ptrace_request(
+                _PTRACE_GETREGSET, self.tid, _NT_X86_XSTATE, ctypes.addressof(vector)
+            )
+        )
+        return area.raw[: vector.length]
+
+    def jump(self, address: int) -> None:
+        """Set the program counter."""
+        registers = bytearray(_native.get_regs(self.tid))
+        _WORD.pack_into(registers, RIP, address)
+        _native.set_regs(self.tid, registers)
+        self._registers = None
+
+    def patch(self, address: int, byte: int) -> None:
+        """Overwrite one byte of code; the kernel breaks the sharing of its page."""
+        word = bytearray(self.read(address, 1))
+        # A word that ends with the byte's page may be all that is mapped.
+        start = min(address, (address | 0xFFF) - 7)
+        word = bytearray(self.read(start, 8))
+        word[address - start] = byte
+        _check(
+            _native.ptrace_request(_PTRACE_POKETEXT, self.tid, start, _WORD.unpack(word)[0])
+        )
+
+
+def _without_debug_flags(registers: bytes) -> bytes:
+    flags = register(registers, _EFLAGS)
+    if not flags & _DEBUG_FLAGS:
+        return registers
+    return registers[:_EFLAGS] + _WORD.pack(flags & ~_DEBUG_FLAGS) + registers[_EFLAGS + 8 :]
+
+
+def _check(result: int) -> None:
+    if result < 0:
+        raise OSError(-result, "ptrace")

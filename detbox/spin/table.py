@@ -1,0 +1,134 @@
+"""Remembered loops: a breakpoint catches the next visit, long before a tick would."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+
+from detbox.spin.prove import Spin, Verdict, prove
+from detbox.spin.stepper import RIP, Stepper, register
+
+_BREAKPOINT = 0xCC
+# A visit that is no spin costs some 0.1 ms; a spin that only the tick finds, some 10 ms.
+# The breakpoint is worth its while until so many more visits than spins have been seen.
+_VISITS_PER_SPIN = 50
+_FREE_VISITS = 200
+
+
+@dataclass(slots=True)
+class Loop:
+    """A proven loop in one address space."""
+
+    address: int
+    addresses: frozenset[int]
+    original: int  # the byte under the breakpoint
+    armed: bool = False
+    visits: int = 0
+    spins: int = 1
+
+    def worthwhile(self) -> bool:
+        """Whether the next visit should be caught."""
+        return self.visits <= _FREE_VISITS + _VISITS_PER_SPIN * self.spins
+
+
+class LoopTable:
+    """The loops of every address space (``mm``: any hashable identity).
+
+    A breakpoint is an ``int3`` at a loop's canonical address.  All of them are
+    taken out while a thread of that address space is stepped or its memory is
+    copied (fork), since neither may see them.
+    """
+
+    def __init__(self) -> None:
+        self._loops: dict[Hashable, dict[int, Loop]] = {}
+
+    def learn(self, mm: Hashable, spin: Spin, stepper: Stepper) -> Loop | None:
+        """Remember an exact spin (while nothing is armed); its loop, or None."""
+        if not spin.exact:
+            return None
+        loops = self._loops.setdefault(mm, {})
+        known = loops.get(spin.address)
+        if known is not None:
+            known.addresses |= spin.addresses
+            known.spins += 1
+            return known
+        loop = Loop(spin.address, spin.addresses, stepper.read(spin.address, 1)[0])
+        loops[spin.address] = loop
+        return loop
+
+    def arm(self, mm: Hashable, stepper: Stepper) -> None:
+        """Insert the breakpoints that are worth it; forget loops whose code has gone."""
+        for loop in list(self._loops.get(mm, {}).values()):
+            if loop.armed or not loop.worthwhile():
+                continue
+            if _try(stepper, loop.address, loop.original, _BREAKPOINT):
+                loop.armed = True
+            else:
+                del self._loops[mm][loop.address]
+
+    def disarm(self, mm: Hashable, stepper: Stepper) -> None:
+        """Take all breakpoints out."""
+        for loop in list(self._loops.get(mm, {}).values()):
+            if loop.armed and not _try(stepper, loop.address, _BREAKPOINT, loop.original):
+                del self._loops[mm][loop.address]
+            loop.armed = False
+
+    def armed(self, mm: Hashable) -> bool:
+        """Whether the address space has a breakpoint in it now."""
+        return any(loop.armed for loop in self._loops.get(mm, {}).values())
+
+    def at_breakpoint(self, mm: Hashable, rip: int) -> Loop | None:
+        """The loop whose breakpoint has just trapped, given the program counter after it."""
+        loop = self._loops.get(mm, {}).get(rip - 1)
+        return loop if loop is not None and loop.armed else None
+
+    def inherit(self, parent: Hashable, child: Hashable) -> None:
+        """A fork has copied the memory, with whatever is armed in it."""
+        self._loops[child] = {
+            address: replace(loop) for address, loop in self._loops.get(parent, {}).items()
+        }
+
+    def forget(self, mm: Hashable) -> None:
+        """The address space has gone (exec, exit of the last user)."""
+        self._loops.pop(mm, None)
+
+
+def visit(table: LoopTable, mm: Hashable, stepper: Stepper) -> Verdict | None:
+    """A SIGTRAP stop: None if no breakpoint of ours caused it (it is the guest's own).
+
+    Otherwise the thread is walked: either it spins and is in its canonical
+    state, or it has gone on and may run.  The breakpoints are armed again.
+    """
+    loop = table.at_breakpoint(mm, register(stepper.registers(), RIP))
+    if loop is None:
+        return None
+    table.disarm(mm, stepper)
+    stepper.jump(loop.address)
+    loop.visits += 1
+    verdict = prove(stepper, within=loop.addresses)
+    if isinstance(verdict, Spin):
+        table.learn(mm, verdict, stepper)
+    table.arm(mm, stepper)
+    return verdict
+
+
+def attempt(
+    table: LoopTable, mm: Hashable, stepper: Stepper, prover: Callable[[Stepper], Verdict]
+) -> Verdict:
+    """Run a prover on a thread that a tick or a deterministic point has stopped."""
+    table.disarm(mm, stepper)
+    verdict = prover(stepper)
+    if isinstance(verdict, Spin):
+        table.learn(mm, verdict, stepper)
+    table.arm(mm, stepper)
+    return verdict
+
+
+def _try(stepper: Stepper, address: int, expected: int, byte: int) -> bool:
+    try:
+        if stepper.read(address, 1)[0] != expected:
+            return False
+        stepper.patch(address, byte)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,108 @@
+"""The record of a walk: where a thread went, and how memory differs from the start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from detbox.spin.decode import MAX_LENGTH, Instruction, decode
+from detbox.spin.stepper import RIP, Stepper, register
+
+#: Bytes that differ from what they were when the walk began: (address, value).
+Delta = frozenset[tuple[int, int]]
+#: Registers and memory: two equal states have the same future.
+State = tuple[bytes, Delta]
+
+# With a register as their first operand these only read memory.
+_LOADS = frozenset("mov movzx movsx movsxd add sub and or xor cmp test".split())
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One executed instruction: the state before it, and the addresses it used."""
+
+    address: int
+    registers: bytes
+    delta: Delta
+    instruction: Instruction
+    spans: tuple[tuple[int, int], ...]  # (address, length)
+
+
+class Walk:
+    """A thread on its way, instruction by instruction."""
+
+    def __init__(self, stepper: Stepper) -> None:
+        self.stepper = stepper
+        self.visits: list[Visit] = []
+        self.original: dict[int, int] = {}
+        self._changed: dict[int, int] = {}
+        self.delta: Delta = frozenset()
+        self._instructions: dict[int, Instruction] = {}
+
+    def state(self) -> State:
+        """Registers and changed memory at this moment."""
+        return self.stepper.registers(), self.delta
+
+    def address(self) -> int:
+        """The program counter."""
+        return register(self.stepper.registers(), RIP)
+
+    def advance(self) -> str:
+        """Execute one instruction; the reason why that is impossible, or ""."""
+        registers = self.stepper.registers()
+        address = register(registers, RIP)
+        instruction = self._instruction(address)
+        if instruction is None:
+            return "an instruction that cannot be decoded"
+        if instruction.forbidden:
+            return f"{instruction.text} at {address:#x}"
+        following = address + instruction.size
+        spans = tuple((span.address(registers, following), span.size) for span in instruction.spans)
+        self.visits.append(Visit(address, registers, self.delta, instruction, spans))
+        if not spans or instruction.name in _LOADS and instruction.operands[0][0] == "reg":
+            return "" if self.stepper.step() else "another event"
+        try:
+            before = [self.stepper.read(*span) for span in spans]
+            if not self.stepper.step():
+                return "another event"
+            after = [self.stepper.read(*span) for span in spans]
+        except OSError:
+            return "unmapped memory"
+        if before != after:
+            self._note(spans, before, after)
+        return ""
+
+    def value(self, address: int, delta: Delta) -> int:
+        """A byte of memory as it was when ``delta`` held."""
+        for changed, byte in delta:
+            if changed == address:
+                return byte
+        return self.original[address]
+
+    def _instruction(self, address: int) -> Instruction | None:
+        if address not in self._instructions:
+            decoded = decode(_code(self.stepper, address))
+            if decoded is None:
+                return None
+            self._instructions[address] = decoded
+        return self._instructions[address]
+
+    def _note(self, spans: tuple[tuple[int, int], ...], before: list[bytes], after: list[bytes]) -> None:
+        for (address, _), old, new in zip(spans, before, after, strict=True):
+            for offset, (was, now) in enumerate(zip(old, new, strict=True)):
+                # The first change of a byte shows what it was at the start.
+                if was != now and self.original.setdefault(address + offset, was) == now:
+                    self._changed.pop(address + offset, None)
+                elif was != now:
+                    self._changed[address + offset] = now
+        self.delta = frozenset(self._changed.items())
+
+
+def _code(stepper: Stepper, address: int) -> bytes:
+    """Up to MAX_LENGTH bytes of code; fewer before the end of the mapping."""
+    try:
+        return stepper.read(address, MAX_LENGTH)
+    except OSError:
+        try:
+            return stepper.read(address, 0x1000 - address % 0x1000)
+        except OSError:
+            return b""

@@ -1,0 +1,116 @@
+/* Loops for the spin prover: argv[1] names the one to run for ever (or, where it is finite, for long). */
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+volatile int flag;
+volatile char barrier_buffer[8];
+volatile int thread_job;
+atomic_int spin_lock = 1;
+atomic_uint ticket_next = 1, ticket_owner = 0;
+volatile int hits;
+volatile long counter;
+volatile double reading = 1.0;
+static char source[1 << 20], target[1 << 20];
+static long numbers[1 << 16];
+volatile long sink;
+
+#define LOOP __attribute__((noinline)) static void
+
+LOOP wait_flag(void) { while (!flag); }
+LOOP wait_pause(void) { while (!flag) __builtin_ia32_pause(); }
+LOOP barrier(void)
+{
+	int i, sum;
+	do {
+		for (i = 1, sum = 1; i < 4; i++)
+			sum += barrier_buffer[i];
+	} while (sum < 4);
+}
+LOOP job(void) { int my = 0; while (my == thread_job); }
+LOOP cmpxchg(void)
+{
+	int expected = 0;
+	while (!atomic_compare_exchange_strong(&spin_lock, &expected, 2)) {
+		expected = 0;
+		__builtin_ia32_pause();
+	}
+}
+LOOP exchange(void) { while (atomic_exchange(&spin_lock, 1)) ; }
+LOOP ticket(void)
+{
+	unsigned mine = atomic_fetch_add(&ticket_next, 1);
+	while (atomic_load(&ticket_owner) != mine) __builtin_ia32_pause();
+}
+LOOP backoff(void)
+{
+	while (!flag)
+		for (int i = 0; i < 20; i++) __builtin_ia32_pause();
+}
+LOOP floating(void) { while (reading > 0.5); }
+LOOP pthread_spin(void)
+{
+	pthread_spinlock_t l;
+	pthread_spin_init(&l, 0);
+	pthread_spin_lock(&l);
+	pthread_spin_lock(&l);
+}
+LOOP counting(void) { long sp = 0; while (hits < 4) sp++; sink = sp; }
+LOOP counting_memory(void) { while (hits < 4) counter++; }
+LOOP copying(void) { for (;;) memcpy(target, source, sizeof source); }
+LOOP string_copy(void)
+{
+	for (;;) {
+		void *d = target;
+		const void *s = source;
+		size_t n = sizeof source;
+		asm volatile("rep movsb" : "+D"(d), "+S"(s), "+c"(n) :: "memory");
+	}
+}
+LOOP summing(void)
+{
+	for (;;) {
+		long sum = 0;
+		for (unsigned i = 0; i < sizeof numbers / sizeof *numbers; i++) sum += numbers[i];
+		sink = sum;
+	}
+}
+LOOP counting_down(void) { for (volatile long i = 0; i < 1L << 60; i++); }
+LOOP length(void)
+{
+	memset(source, 'x', sizeof source - 1);
+	for (;;) sink += strlen(source);
+}
+LOOP generator(void)
+{
+	uint64_t x = 88172645463325252ull;
+	for (;;) { x ^= x << 13; x ^= x >> 7; x ^= x << 17; if (x == 1) return; }
+}
+LOOP clock_reading(void) { for (;;) if (__builtin_ia32_rdtsc() == 1) return; }
+LOOP floating_sum(void) { double x = 0; while (x < 1e18) x += 0.5; sink = (long)x; }
+
+static const struct { const char *name; void (*run)(void); } loops[] = {
+	{"wait_flag", wait_flag}, {"wait_pause", wait_pause}, {"barrier", barrier}, {"job", job},
+	{"cmpxchg", cmpxchg}, {"exchange", exchange}, {"ticket", ticket}, {"backoff", backoff},
+	{"floating", floating}, {"pthread_spin", pthread_spin}, {"counting", counting},
+	{"counting_memory", counting_memory}, {"copying", copying}, {"string_copy", string_copy},
+	{"summing", summing}, {"counting_down", counting_down}, {"length", length},
+	{"generator", generator}, {"clock_reading", clock_reading}, {"floating_sum", floating_sum},
+};
+
+int main(int argc, char **argv)
+{
+	/* The test needs to know where the variables are. */
+	printf("%p %p %p %p\n", (void *)&flag, (void *)&barrier_buffer, (void *)&hits, (void *)&reading);
+	fflush(stdout);
+	for (size_t i = 0; argc > 1 && i < sizeof loops / sizeof *loops; i++)
+		if (!strcmp(loops[i].name, argv[1])) {
+			loops[i].run();
+			puts("left");
+			return 0;
+		}
+	return 2;
+}

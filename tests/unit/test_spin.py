@@ -1,0 +1,189 @@
+"""Spin proofs on real, compiled loops: what is proved, where it parks, how it is released."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from detbox.kernel import _native
+from detbox.spin import LoopTable, NotSpin, PtraceStepper, Spin, attempt, prove, prove_from, visit
+
+SOURCE = Path(__file__).with_name("spin_loops.c")
+LEVELS = ("-O0", "-O2")
+_INTERRUPT, _CONT = 0x4207, 7
+
+SPINS = "wait_flag wait_pause barrier job cmpxchg exchange ticket backoff floating pthread_spin".split()
+COUNTING = ["counting", "counting_memory"]
+COMPUTING = (
+    "copying string_copy summing counting_down length generator clock_reading floating_sum".split()
+)
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The loops at every optimisation level."""
+    folder = tmp_path_factory.mktemp("spin")
+    built = {}
+    for level in LEVELS:
+        built[level] = folder / f"loops{level}"
+        subprocess.run(
+            ["gcc", level, "-pthread", "-no-pie", "-o", built[level], SOURCE], check=True
+        )
+    return built
+
+
+class Guest:
+    """A traced child in one of the loops."""
+
+    def __init__(self, program: Path, loop: str) -> None:
+        self.process = subprocess.Popen([program, loop], stdout=subprocess.PIPE)
+        assert self.process.stdout is not None
+        self.variables = [int(word, 16) for word in self.process.stdout.readline().split()]
+        self.pid = self.process.pid
+        _native.seize(self.pid, 0)
+        self.stepper = PtraceStepper(self.pid)
+
+    def stop(self, after: float) -> None:
+        """Interrupt the thread as a tick would."""
+        time.sleep(after)
+        assert _native.ptrace_request(_INTERRUPT, self.pid, 0, 0) == 0
+        self.wait()
+
+    def wait(self) -> int:
+        """Wait for a stop; its status."""
+        status = _native.wait_tid(self.pid, 0)[1]
+        self.stepper = PtraceStepper(self.pid)
+        return status
+
+    def go(self) -> None:
+        """Let the thread run."""
+        assert _native.ptrace_request(_CONT, self.pid, 0, 0) == 0
+
+    def poke(self, variable: int, data: bytes) -> None:
+        """Change memory as another thread would."""
+        _native.write_mem(self.pid, self.variables[variable], data)
+
+
+@contextmanager
+def guest(program: Path, loop: str) -> Iterator[Guest]:
+    """A guest that is killed at the end."""
+    child = Guest(program, loop)
+    try:
+        yield child
+    finally:
+        child.process.kill()
+        child.process.wait()
+        assert child.process.stdout is not None
+        child.process.stdout.close()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("loop", SPINS)
+def test_a_spin_is_proved_and_parked_at_one_state(
+    programs: dict[str, Path], level: str, loop: str
+) -> None:
+    with guest(programs[level], loop) as child:
+        parked = set()
+        for attempt_number in range(4):
+            # Different instants, hence different instructions of the loop.
+            child.stop(0.004 + 0.0017 * attempt_number)
+            verdict = prove(child.stepper)
+            assert isinstance(verdict, Spin), verdict
+            assert verdict.unchanged(child.stepper.read)
+            assert verdict.steps <= 4 * verdict.period + 40
+            parked.add((verdict.address, verdict.watched, child.stepper.registers()))
+            child.go()
+        assert len(parked) == 1
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("loop", COMPUTING)
+def test_work_is_no_spin(programs: dict[str, Path], level: str, loop: str) -> None:
+    with guest(programs[level], loop) as child:
+        child.stop(0.01)
+        assert isinstance(prove(child.stepper, 1500), NotSpin)
+        assert isinstance(prove_from(child.stepper), NotSpin)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("loop", COUNTING)
+def test_counting_spins_need_the_induction(
+    programs: dict[str, Path], level: str, loop: str
+) -> None:
+    with guest(programs[level], loop) as child:
+        child.stop(0.01)
+        assert isinstance(prove(child.stepper, 300), NotSpin)
+        verdict = prove_from(child.stepper)
+        assert isinstance(verdict, Spin), verdict
+        assert not verdict.exact
+        assert verdict.unchanged(child.stepper.read)
+        child.poke(2, b"\4\0\0\0")
+        assert not verdict.unchanged(child.stepper.read)
+        child.go()
+        assert child.process.wait(5) == 0
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_release(programs: dict[str, Path], level: str) -> None:
+    with guest(programs[level], "barrier") as child:
+        child.stop(0.01)
+        verdict = prove(child.stepper)
+        assert isinstance(verdict, Spin)
+        child.poke(1, b"\0\1\1\1")
+        assert not verdict.unchanged(child.stepper.read)
+        child.go()
+        assert child.process.wait(5) == 0
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_remembered_loops_are_caught_without_a_tick(programs: dict[str, Path], level: str) -> None:
+    table = LoopTable()
+    with guest(programs[level], "barrier") as child:
+        child.stop(0.01)
+        verdict = attempt(table, "mm", child.stepper, prove)
+        assert isinstance(verdict, Spin)
+        assert table.armed("mm")
+        parked = child.stepper.registers()
+        for arrivals in range(1, 3):
+            child.poke(1, bytes([0] + [1] * arrivals))
+            child.go()
+            assert child.wait() >> 8 == signal.SIGTRAP
+            again = visit(table, "mm", child.stepper)
+            assert isinstance(again, Spin)
+            assert again.address == verdict.address
+        assert child.stepper.registers() != parked or level == "-O0"
+        child.poke(1, b"\0\1\1\1")
+        child.go()
+        # The breakpoint is met once more: the loop is left while it is walked.
+        assert child.wait() >> 8 == signal.SIGTRAP
+        left = visit(table, "mm", child.stepper)
+        assert isinstance(left, NotSpin)
+        assert left.left
+        table.disarm("mm", child.stepper)
+        assert not table.armed("mm")
+        child.go()
+        assert child.process.wait(5) == 0
+
+
+def test_breakpoints_stop_being_worth_it(programs: dict[str, Path]) -> None:
+    table = LoopTable()
+    with guest(programs["-O2"], "wait_flag") as child:
+        child.stop(0.01)
+        attempt(table, "mm", child.stepper, prove)
+        child.go()
+        child.wait()
+        loop = table.at_breakpoint("mm", _rip(child))
+        assert loop is not None
+        loop.visits = 10_000
+        visit(table, "mm", child.stepper)
+        assert not table.armed("mm")
+
+
+def _rip(child: Guest) -> int:
+    return int.from_bytes(child.stepper.registers()[16 * 8 : 17 * 8], "little")
