@@ -1,0 +1,157 @@
+"""access(2) and readlink(2): questions about a path that are neither stat nor open."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from typing import TYPE_CHECKING
+
+from detbox.handlers import paths
+from detbox.handlers.stat import of_fd, of_path
+from detbox.machine import constants
+from detbox.machine.inodes import link_name
+
+if TYPE_CHECKING:
+    from detbox.decision import Decision
+    from detbox.supervisor.machine import Machine
+    from detbox.supervisor.task import Args, Task
+
+_AT_EACCESS = 0x200
+_NAMESPACE = re.compile(rb"([a-z_]+):\[\d+\]")
+_PID_DIR = re.compile(rb"/proc/(\d+)(?:/task/\d+)?/fd/(\d+)")
+
+
+def access(m: Machine, t: Task, a: Args) -> Decision:
+    """int access(const char *path, int mode)"""
+    return _access(m, t, paths.AT_FDCWD, t.cstr(a[0]), a[1], 0)
+
+
+def faccessat(m: Machine, t: Task, a: Args) -> Decision:
+    """int faccessat(int dirfd, const char *path, int mode)"""
+    return _access(m, t, a[0], t.cstr(a[1]), a[2], 0)
+
+
+def faccessat2(m: Machine, t: Task, a: Args) -> Decision:
+    """int faccessat2(int dirfd, const char *path, int mode, int flags)"""
+    return _access(m, t, a[0], t.cstr(a[1]), a[2], a[3] & 0xFFFFFFFF)
+
+
+def _access(m: Machine, t: Task, dirfd: int, path: bytes, mode: int, flags: int) -> int:
+    mode &= 0xFFFFFFFF
+    if mode & ~7 or flags & ~(_AT_EACCESS | paths.AT_SYMLINK_NOFOLLOW | paths.AT_EMPTY_PATH):
+        return -errno.EINVAL
+    if not path and flags & paths.AT_EMPTY_PATH:
+        st, vnode = of_fd(m, t, dirfd)
+    elif not path:
+        return -errno.ENOENT
+    else:
+        st, vnode = of_path(m, t, dirfd, path, follow=not flags & paths.AT_SYMLINK_NOFOLLOW)
+    if mode & paths.WRITE and _read_only(m, t, dirfd, path):
+        return -errno.EROFS
+    return 0 if paths.may(t, st, vnode, mode, real=not flags & _AT_EACCESS) else -errno.EACCES
+
+
+def _read_only(m: Machine, t: Task, dirfd: int, path: bytes) -> bool:
+    """Whether the file system refuses all writing; only the kernel knows the mount's flags."""
+    if not path:
+        return False
+    try:
+        flags = paths.resolve(m, t, dirfd, path, _mount_flags, follow=True)
+    except OSError:
+        return False
+    return bool(flags & os.ST_RDONLY)
+
+
+def _mount_flags(dir_fd: int | None, name: bytes) -> int:
+    fd = os.open(name, os.O_PATH, dir_fd=dir_fd)
+    try:
+        return os.statvfs(fd).f_flag
+    finally:
+        os.close(fd)
+
+
+def readlink(m: Machine, t: Task, a: Args) -> Decision:
+    """ssize_t readlink(const char *path, char *buf, size_t size)"""
+    return _readlink(m, t, paths.AT_FDCWD, t.cstr(a[0]), a[1], a[2])
+
+
+def readlinkat(m: Machine, t: Task, a: Args) -> Decision:
+    """ssize_t readlinkat(int dirfd, const char *path, char *buf, size_t size)"""
+    return _readlink(m, t, a[0], t.cstr(a[1]), a[2], a[3])
+
+
+def _readlink(m: Machine, t: Task, dirfd: int, path: bytes, buf: int, size: int) -> int:
+    size &= 0xFFFFFFFF
+    if not 0 < size < 1 << 31:
+        return -errno.EINVAL
+    fs = t.process.fs
+    try:
+        if fs.special or t.process.creds.fsuid:
+            text = _slow_text(m, t, dirfd, path)
+        elif path[:1] == b"/":
+            text = os.readlink(path)
+        elif path:
+            at, name = paths.at(m, t, dirfd, path)
+            text = os.readlink(name, dir_fd=at)
+        else:
+            text = _descriptor_text(m, t, dirfd)
+    except OSError as e:
+        if e.errno == errno.EINVAL:
+            return -errno.EINVAL  # exists, and is no link: the commonest answer in builds
+        if e.errno != errno.ELOOP:
+            paths.check_dirfd(t, dirfd, path, e)
+            raise
+        text = _slow_text(m, t, dirfd, path)
+    else:
+        # Only links of procfs have texts that must be made here: numbers (self), kinds of objects
+        # (pipe:[1]), and the loops that cover the supervisor's directory.
+        if text[:1] in b"1234567890" or text[:8] == b"/proc/1/" or b":" in text or b"/proc/" in path:
+            text = _slow_text(m, t, dirfd, path)
+    text = text[:size]
+    t.write(buf, text)
+    return len(text)
+
+
+def _descriptor_text(m: Machine, t: Task, dirfd: int) -> bytes:
+    """An empty path: the descriptor itself is an O_PATH descriptor of a link."""
+    if dirfd & 0xFFFFFFFF == paths.AT_FDCWD:
+        raise OSError(errno.ENOENT, "empty path")
+    fd = t.process.files.borrow(t, dirfd)
+    try:
+        return os.readlink(b"", dir_fd=fd)
+    finally:
+        os.close(fd)
+
+
+def _slow_text(m: Machine, t: Task, dirfd: int, path: bytes) -> bytes:
+    if not path:
+        return _descriptor_text(m, t, dirfd)
+    with paths.walk(m, t, dirfd, path, follow=False) as place:
+        paths.check_search(m, t, place.dir_fd, place.name)
+        fd = os.open(place.name, os.O_PATH | os.O_NOFOLLOW, dir_fd=place.dir_fd)
+        try:
+            st = os.fstat(fd)
+            inodes = m.inodes
+            if inodes.cover_dev and st.st_dev == inodes.cover_dev:
+                raise OSError(errno.EACCES, "the supervisor's own")
+            text = os.readlink(b"", dir_fd=fd)
+            if st.st_dev != inodes.proc_dev:
+                return text
+            return _proc_text(m, t, paths.path_of(m, fd), text, place)
+        finally:
+            os.close(fd)
+
+
+def _proc_text(m: Machine, t: Task, path: bytes, text: bytes, place: paths.Place) -> bytes:
+    """The text of a procfs link; ``path``: the link's own canonical path."""
+    name = path.rpartition(b"/")[2]
+    own = paths.proc_link(t, name)
+    if own is not None and path.count(b"/") == 2:
+        return own
+    namespace = _NAMESPACE.fullmatch(text)
+    if namespace and b"/ns/" in path:
+        return b"%s:[%d]" % (namespace[1], constants.NAMESPACE_INODES.get(name.decode(), 4026531835))
+    if _PID_DIR.fullmatch(path):
+        return link_name(m.inodes.of(os.stat(name, dir_fd=place.dir_fd)), text)
+    return text

@@ -1,0 +1,229 @@
+"""Reading directories, and the working directory.
+
+A directory is read whole, sorted by name, when it is read from its start; the position of the guest's own
+description, which counts entries, tells how far it has got.  So lseek, dup and fork need nothing of their own.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from stat import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG
+from typing import TYPE_CHECKING
+
+from detbox.decision import CONTINUE
+from detbox.handlers import paths
+from detbox.handlers.stat import of_fd
+from detbox.kernel import _native
+from detbox.machine.inodes import procfs_ino
+
+if TYPE_CHECKING:
+    from detbox.decision import Decision
+    from detbox.supervisor.machine import Machine
+    from detbox.supervisor.task import Args, Task
+
+#: (inode, name, type)
+Entry = tuple[int, bytes, int]
+
+_SYS_GETDENTS64 = 217
+_SYS_FSTATFS = 138
+_BATCH = 1 << 18  # bytes read at once
+_DIRENT64 = struct.Struct("<QqHB")
+_DIRENT = struct.Struct("<QQH")
+_MOST = 1 << 20  # bytes returned at once, whatever the guest's buffer holds
+# File systems whose d_ino is st_ino of the same device: ext2 to ext4, tmpfs, XFS, btrfs (linux/magic.h).
+_HONEST = frozenset((0xEF53, 0x01021994, 0x58465342, 0x9123683E))
+_OWN_NAME = b".detbox"  # what the container keeps in the root directory
+
+
+def getdents64(m: Machine, t: Task, a: Args) -> Decision:
+    """ssize_t getdents64(int fd, void *buf, size_t size)"""
+    return _getdents(m, t, a, _records64)
+
+
+def getdents(m: Machine, t: Task, a: Args) -> Decision:
+    """ssize_t getdents(unsigned fd, struct linux_dirent *buf, unsigned size)"""
+    return _getdents(m, t, a, _records)
+
+
+def _getdents(m: Machine, t: Task, a: Args, records: object) -> int:
+    fd = t.process.files.borrow(t, a[0])
+    try:
+        position = os.lseek(fd, 0, os.SEEK_CUR)
+        entry = t.process.files.get(a[0])
+        listed: list[Entry] | None = entry.data
+        if position == 0 or listed is None:
+            listed = entry.data = _snapshot(m, t, fd)
+        data, after = records(listed, position, min(a[2] & 0xFFFFFFFF, _MOST))  # type: ignore[operator]
+        if after == position:
+            if position < len(listed):
+                return -errno.EINVAL  # not even one entry fits
+            entry.data = None if position else listed
+            return 0
+        t.write(a[1], data)
+        os.lseek(fd, after, os.SEEK_SET)
+        return len(data)
+    except OSError as e:
+        if e.errno == errno.ESPIPE:
+            return -errno.ENOTDIR
+        raise
+    finally:
+        os.close(fd)
+
+
+def _records64(listed: list[Entry], position: int, room: int) -> tuple[bytes, int]:
+    """As many struct linux_dirent64 as fit, and the position after them."""
+    pieces = []
+    pack = _DIRENT64.pack
+    while position < len(listed):
+        ino, name, kind = listed[position]
+        length = (len(name) + 27) & ~7  # 19 bytes of head, the name, a NUL; aligned to 8
+        room -= length
+        if room < 0:
+            break
+        position += 1
+        pieces.append(pack(ino, position, length, kind) + name.ljust(length - 19, b"\0"))
+    return b"".join(pieces), position
+
+
+def _records(listed: list[Entry], position: int, room: int) -> tuple[bytes, int]:
+    """The same with struct linux_dirent, which has the type in its last byte."""
+    pieces = []
+    while position < len(listed):
+        ino, name, kind = listed[position]
+        length = (len(name) + 27) & ~7  # 18 bytes of head, the name, a NUL, the type
+        room -= length
+        if room < 0:
+            break
+        position += 1
+        head = _DIRENT.pack(ino, position, length)
+        pieces.append(head + name.ljust(length - 19, b"\0") + bytes((kind,)))
+    return b"".join(pieces), position
+
+
+def _snapshot(m: Machine, t: Task, fd: int) -> list[Entry]:
+    """The whole directory, in the order and with the numbers that the guest sees."""
+    # Another description: reading must not move the guest's position.
+    again = os.open(b".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd)
+    try:
+        st = os.fstat(again)
+        names = _read_all(again)
+        if st.st_dev in m.inodes.odd_devs:
+            return _odd_snapshot(m, t, again, st, names)
+        inodes = m.inodes
+        top = os.stat(b"..", dir_fd=again)
+        here = inodes.of(st)
+        listed = [(here.ino, b".", S_IFDIR >> 12), (inodes.of(top).ino, b"..", S_IFDIR >> 12)]
+        if (top.st_dev, top.st_ino) == here.key:
+            names.pop(_OWN_NAME, None)
+        honest = _fs_type(again) in _HONEST
+        find, dev = inodes.find, st.st_dev
+        for name in sorted(names):
+            ino, kind = names[name]
+            if honest and kind:
+                listed.append((find((dev, ino), kind << 12).ino, name, kind))
+            else:
+                entry = os.stat(name, dir_fd=again, follow_symlinks=False)
+                listed.append((inodes.of(entry).ino, name, S_IFMT(entry.st_mode) >> 12))
+        return listed
+    finally:
+        os.close(again)
+
+
+def _odd_snapshot(
+    m: Machine, t: Task, fd: int, st: os.stat_result, names: dict[bytes, tuple[int, int]]
+) -> list[Entry]:
+    """A directory of procfs or sysfs."""
+    path = paths.path_of(m, fd)
+    kept = m.synth_listing(t, path, sorted(names))
+    kind_of = {name: kind for name, (_, kind) in names.items()}
+    if st.st_dev == m.inodes.cover_dev:
+        kind_of = {name: _covered_kind(name, kind) for name, kind in kind_of.items()}
+    listed = [
+        (procfs_ino(path), b".", S_IFDIR >> 12),
+        (procfs_ino(paths.dirname(path)), b"..", S_IFDIR >> 12),
+    ]
+    for name in sorted(kept):
+        listed.append((procfs_ino(path.rstrip(b"/") + b"/" + name), name, kind_of.get(name, S_IFREG >> 12)))
+    return listed
+
+
+def _covered_kind(name: bytes, kind: int) -> int:
+    """The type that an entry of init's directory would have."""
+    if name in (b"attr", b"fd", b"fdinfo", b"map_files", b"net", b"ns", b"task"):
+        return S_IFDIR >> 12
+    return kind if kind != S_IFLNK >> 12 or name in (b"cwd", b"exe", b"root") else S_IFREG >> 12
+
+
+def _read_all(fd: int) -> dict[bytes, tuple[int, int]]:
+    """All real entries but ``.`` and ``..``: name → (inode, type)."""
+    found: dict[bytes, tuple[int, int]] = {}
+    buffer = bytearray(_BATCH)
+    unpack = _DIRENT64.unpack_from
+    while True:
+        length = _native.raw_syscall(_SYS_GETDENTS64, fd, buffer, _BATCH)
+        if length < 0:
+            raise OSError(-length, os.strerror(-length))
+        if length == 0:
+            found.pop(b".", None)
+            found.pop(b"..", None)
+            return found
+        data = bytes(buffer[:length])
+        at = 0
+        while at < length:
+            ino, _, size, kind = unpack(data, at)
+            found[data[at + 19 : data.index(0, at + 19)]] = (ino, kind)
+            at += size
+
+
+def _fs_type(fd: int) -> int:
+    buffer = bytearray(120)
+    _native.raw_syscall(_SYS_FSTATFS, fd, buffer)
+    return int.from_bytes(buffer[:8], "little")
+
+
+def chdir(m: Machine, t: Task, a: Args) -> Decision:
+    """int chdir(const char *path)"""
+    if t.process.creds.fsuid:
+        path = t.cstr(a[0])
+        paths.resolve(
+            m, t, paths.AT_FDCWD, path, lambda at, n: paths.check_search(m, t, at, n + b"/."), follow=True
+        )
+    t.process.fs.changed_cwd()
+    return CONTINUE
+
+
+def fchdir(m: Machine, t: Task, a: Args) -> Decision:
+    """int fchdir(int fd)"""
+    if t.process.creds.fsuid:
+        st, vnode = of_fd(m, t, a[0])
+        if S_IFMT(st.st_mode) == S_IFDIR and not paths.may(t, st, vnode, paths.EXECUTE):
+            return -errno.EACCES
+    t.process.fs.changed_cwd()
+    return CONTINUE
+
+
+def getcwd(m: Machine, t: Task, a: Args) -> Decision:
+    """int getcwd(char *buf, size_t size)"""
+    return CONTINUE
+
+
+def chroot(m: Machine, t: Task, a: Args) -> Decision:
+    """int chroot(const char *path)"""
+    if t.process.creds.euid:
+        return -errno.EPERM
+    t.process.fs.special = True
+    t.process.fs.changed_cwd()
+    return CONTINUE
+
+
+def pivot_root(m: Machine, t: Task, a: Args) -> Decision:
+    """int pivot_root(const char *new_root, const char *put_old)"""
+    return -errno.EPERM
+
+
+def umask(m: Machine, t: Task, a: Args) -> Decision:
+    """int umask(int mask): also for the few calls that create files in the kernel (bind, say)"""
+    t.process.fs.umask = a[0] & 0o777
+    return CONTINUE

@@ -1,0 +1,303 @@
+"""open(2) and its family: the supervisor opens, looks at what it got, and hands the descriptor over."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from stat import S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFMT, S_IFREG, S_ISGID
+from typing import TYPE_CHECKING
+
+from detbox.decision import CONTINUE, InstallFd
+from detbox.handlers import fifo, paths, procfs
+from detbox.machine.files import Kind, OpenFile, device_kind, is_tty
+from detbox.machine.inodes import VInode
+
+if TYPE_CHECKING:
+    from detbox.decision import Decision
+    from detbox.supervisor.machine import Machine
+    from detbox.supervisor.task import Args, Task
+
+_M32 = 0xFFFFFFFF
+_O_TMPFILE = 0o20000000  # without O_DIRECTORY, which O_TMPFILE includes
+# Not O_DIRECT and O_NOATIME, which depend on the host's file systems, and which nothing can observe; not
+# O_ASYNC, which open ignores.
+_KEPT = (
+    os.O_ACCMODE | os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_APPEND | os.O_NONBLOCK | os.O_DSYNC | os.O_SYNC
+    | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_PATH | _O_TMPFILE
+)  # fmt: skip
+# Nothing that the supervisor opens may block it or become its controlling terminal.
+_OURS = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+# F_SETFL changes these; the others that it is given, it ignores.
+_SETTABLE = os.O_APPEND | os.O_NONBLOCK
+_MAKING = os.O_CREAT | os.O_EXCL
+
+
+def open_(m: Machine, t: Task, a: Args) -> Decision:
+    """int open(const char *path, int flags, mode_t mode)"""
+    return open_at(m, t, paths.AT_FDCWD, t.cstr(a[0]), a[1], a[2])
+
+
+def openat(m: Machine, t: Task, a: Args) -> Decision:
+    """int openat(int dirfd, const char *path, int flags, mode_t mode)"""
+    return open_at(m, t, a[0], t.cstr(a[1]), a[2], a[3])
+
+
+def creat(m: Machine, t: Task, a: Args) -> Decision:
+    """int creat(const char *path, mode_t mode)"""
+    return open_at(m, t, paths.AT_FDCWD, t.cstr(a[0]), os.O_CREAT | os.O_WRONLY | os.O_TRUNC, a[1])
+
+
+def openat2(m: Machine, t: Task, a: Args) -> Decision:
+    """long openat2(int dirfd, const char *path, const struct open_how *how, size_t size)
+
+    Resolution limits need the kernel's own walk, so they are refused as on a kernel before 5.6.
+    """
+    if a[3] < 24:
+        return -errno.EINVAL
+    how = t.read(a[2], 24)
+    flags, mode, limits = (int.from_bytes(how[i : i + 8], "little") for i in (0, 8, 16))
+    if limits:
+        return -errno.ENOSYS
+    if flags & ~(_KEPT | _OURS | os.O_DIRECT | os.O_NOATIME | os.O_ASYNC | 0o100000) or mode & ~0o7777:
+        return -errno.EINVAL
+    if mode and not flags & (os.O_CREAT | _O_TMPFILE):
+        return -errno.EINVAL
+    return open_at(m, t, a[0], t.cstr(a[1]), flags, mode)
+
+
+def open_at(m: Machine, t: Task, dirfd: int, path: bytes, flags: int, mode: int) -> Decision:
+    """Open ``path`` for the guest with the guest's flags and mode; OSError."""
+    if flags & os.O_CREAT and not flags & os.O_PATH:
+        return _open_or_create(m, t, dirfd, path, flags & 0x7FFFFFFF, mode)
+    if flags & _O_TMPFILE and not flags & os.O_PATH:
+        return _nameless(m, t, dirfd, path, flags & 0x7FFFFFFF, mode)
+    fs = t.process.fs
+    if fs.special or t.process.creds.fsuid or flags & (os.O_ACCMODE | os.O_TRUNC):
+        return _checked(m, t, dirfd, path, flags & 0x7FFFFFFF)
+    try:
+        if path[:1] == b"/":
+            fd = os.open(path, flags & _KEPT | _OURS)
+        elif path and dirfd & _M32 == paths.AT_FDCWD:
+            fd = os.open(path, flags & _KEPT | _OURS, dir_fd=fs.cwd_fd())
+        else:
+            return _checked(m, t, dirfd, path, flags & 0x7FFFFFFF)
+    except OSError as e:
+        if e.errno == errno.ENOENT:
+            return -errno.ENOENT
+        return _checked(m, t, dirfd, path, flags & 0x7FFFFFFF)
+    st = os.fstat(fd)
+    if st.st_mode & 0o170000 != S_IFREG or st.st_dev in m.inodes.odd_devs or flags & os.O_PATH:
+        return _opened(m, t, dirfd, path, flags, fd, st)
+    if not flags & os.O_NONBLOCK:
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags & os.O_APPEND)
+    vnode = m.inodes.table.get((st.st_dev, st.st_ino))
+    return InstallFd(
+        fd,
+        bool(flags & os.O_CLOEXEC),
+        None,
+        OpenFile(Kind.REG, st, m.inodes.of(st) if vnode is None else vnode),
+    )
+
+
+def _checked(m: Machine, t: Task, dirfd: int, path: bytes, flags: int) -> Decision:
+    """An existing file, with every check that the fast way leaves out."""
+    follow = not flags & os.O_NOFOLLOW
+    return paths.resolve(
+        m, t, dirfd, path, lambda at, name: _open_existing(m, t, dirfd, path, flags, at, name), follow=follow
+    )
+
+
+def _open_existing(
+    m: Machine,
+    t: Task,
+    dirfd: int,
+    path: bytes,
+    flags: int,
+    at: int | None,
+    name: bytes,
+    *,
+    walked: bool = False,
+) -> Decision:
+    before = None
+    if t.process.creds.fsuid or flags & (os.O_ACCMODE | os.O_TRUNC):
+        before = os.stat(name, dir_fd=at, follow_symlinks=not flags & os.O_NOFOLLOW)
+        if t.process.creds.fsuid:
+            _check(m, t, at, name, before, flags)
+        if S_IFMT(before.st_mode) == S_IFBLK and not flags & os.O_PATH:
+            raise OSError(errno.EACCES, "block device")
+    try:
+        fd = os.open(name, flags & _KEPT | _OURS, dir_fd=at)
+    except OSError as e:
+        if e.errno == errno.ENXIO:
+            return _no_peer(m, t, at, name, flags)
+        raise
+    st = os.fstat(fd)
+    if before is not None and S_IFMT(st.st_mode) == S_IFREG:
+        m.inodes.same(before, st)
+    return _opened(m, t, dirfd, path, flags, fd, st, walked=walked)
+
+
+def _check(m: Machine, t: Task, at: int | None, name: bytes, st: os.stat_result, flags: int) -> None:
+    paths.check_search(m, t, at, name)
+    if flags & os.O_PATH or S_IFMT(st.st_mode) not in (S_IFREG, S_IFDIR, S_IFIFO, S_IFCHR):
+        return
+    mask = {os.O_RDONLY: paths.READ, os.O_WRONLY: paths.WRITE}.get(flags & os.O_ACCMODE, 6)
+    if flags & os.O_TRUNC:
+        mask |= paths.WRITE
+    if S_IFMT(st.st_mode) == S_IFCHR and is_tty(st.st_rdev):
+        return
+    if not paths.may(t, st, m.inodes.of(st), mask):
+        raise OSError(errno.EACCES, "no right to open")
+
+
+def _no_peer(m: Machine, t: Task, at: int | None, name: bytes, flags: int) -> Decision:
+    """ENXIO: a FIFO that nobody reads, a terminal that the supervisor does not have, or a socket."""
+    st = os.stat(name, dir_fd=at)
+    fmt = S_IFMT(st.st_mode)
+    if fmt == S_IFIFO:
+        target = os.open(name, os.O_PATH, dir_fd=at)
+        return fifo.open_writer(m, t, target, m.inodes.of(st), flags)
+    if fmt == S_IFCHR and is_tty(st.st_rdev):
+        return _by_guest(t)
+    return -errno.ENXIO
+
+
+def _by_guest(t: Task) -> Decision:
+    """Terminals: opening one can make it the opener's controlling terminal."""
+    t.process.files.forget_all()
+    return CONTINUE
+
+
+def _opened(
+    m: Machine,
+    t: Task,
+    dirfd: int,
+    path: bytes,
+    flags: int,
+    fd: int,
+    st: os.stat_result,
+    *,
+    walked: bool = False,
+) -> Decision:
+    """Decide by what was opened.  ``fd`` belongs to this function."""
+    try:
+        decision = _classify(m, t, flags, fd, st, walked)
+    except procfs.Covered:
+        os.close(fd)
+        if walked:
+            return -errno.EACCES
+        with paths.walk(m, t, dirfd, path, follow=not flags & os.O_NOFOLLOW) as place:
+            return _open_existing(m, t, dirfd, path, flags, place.dir_fd, place.name, walked=True)
+    except BaseException:
+        os.close(fd)
+        raise
+    if not (isinstance(decision, InstallFd) and decision.fd == fd):
+        if not fifo.holds(decision, fd):
+            os.close(fd)
+    return decision
+
+
+def _classify(m: Machine, t: Task, flags: int, fd: int, st: os.stat_result, walked: bool) -> Decision:
+    inodes = m.inodes
+    cloexec = bool(flags & os.O_CLOEXEC)
+    fmt = S_IFMT(st.st_mode)
+    if st.st_dev in inodes.odd_devs:
+        return procfs.opened(m, t, flags, fd, st, walked)
+    if flags & os.O_PATH:
+        return InstallFd(fd, cloexec, None, None)
+    vnode = inodes.of(st)
+    if fmt == S_IFCHR:
+        if is_tty(st.st_rdev):
+            return _by_guest(t)
+        kind = device_kind(st.st_rdev)
+    elif fmt == S_IFIFO:
+        return fifo.opened(m, t, fd, vnode, flags)
+    elif fmt == S_IFBLK:
+        return -errno.EACCES
+    else:
+        kind = Kind.DIR if fmt == S_IFDIR else Kind.REG
+        if st.st_dev == inodes.memfd_dev:
+            kind = Kind.PROC if vnode.mode else Kind.MEMFD
+        if flags & os.O_TRUNC and fmt == S_IFREG:
+            inodes.touch(vnode)
+    clear_nonblock(fd, flags)
+    return InstallFd(fd, cloexec, None, OpenFile(kind, st, vnode))
+
+
+def clear_nonblock(fd: int, flags: int) -> None:
+    """Give the description the guest's own status flags."""
+    if not flags & os.O_NONBLOCK:
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags & _SETTABLE)
+
+
+def _open_or_create(m: Machine, t: Task, dirfd: int, path: bytes, flags: int, mode: int) -> Decision:
+    """O_CREAT.  O_EXCL goes first: it is the kernel's word that the file is new."""
+    if flags & os.O_DIRECTORY:
+        return -errno.EINVAL
+    while True:
+        try:
+            return paths.resolve(
+                m, t, dirfd, path, lambda at, name: create(m, t, at, name, flags, mode), follow=False
+            )
+        except FileExistsError:
+            if flags & os.O_EXCL:
+                raise
+        # A missing file behind a symbolic link is created where the link leads.
+        try:
+            return _checked(m, t, dirfd, path, flags & ~os.O_CREAT)
+        except FileNotFoundError:
+            if path.endswith(b"/"):
+                return -errno.EISDIR
+        with paths.walk(m, t, dirfd, path, follow=True) as place:
+            return create(m, t, place.dir_fd, place.name, flags, mode)
+
+
+def create(m: Machine, t: Task, at: int | None, name: bytes, flags: int, mode: int) -> Decision:
+    """Make a new regular file; OSError(EEXIST, …)."""
+    if name.endswith(b"/"):
+        raise OSError(errno.EISDIR, "a file cannot be made under a directory's name")
+    if t.process.creds.fsuid:
+        check_create(m, t, at, name)
+    fd = os.open(name, flags & _KEPT | _MAKING | _OURS, mode & 0o7777 & ~t.process.fs.umask, dir_fd=at)
+    st = os.fstat(fd)
+    vnode = new_entry(m, t, at, name, st)
+    if not flags & os.O_NONBLOCK:
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags & os.O_APPEND)
+    return InstallFd(fd, bool(flags & os.O_CLOEXEC), None, OpenFile(Kind.REG, st, vnode))
+
+
+def check_create(m: Machine, t: Task, at: int | None, name: bytes) -> None:
+    """OSError unless the virtual user may create ``name``; EEXIST is left to the creation itself."""
+    paths.check_search(m, t, at, name)
+    try:
+        os.stat(name, dir_fd=at, follow_symlinks=False)
+    except FileNotFoundError:
+        paths.check_dir(m, t, at, name)
+
+
+def new_entry(m: Machine, t: Task, at: int | None, name: bytes, st: os.stat_result) -> VInode:
+    """Enter what was just created at ``name``: owner, times, and the directory's times."""
+    parent = os.stat(paths.dirname(name), dir_fd=at)
+    directory = m.inodes.of(parent)
+    creds = t.process.creds
+    gid = directory.gid if parent.st_mode & S_ISGID else creds.fsgid
+    vnode = m.inodes.created(st, creds.fsuid, gid)
+    directory.changed = True
+    directory.set_times(directory.atime, vnode.mtime, vnode.mtime)
+    return vnode
+
+
+def _nameless(m: Machine, t: Task, dirfd: int, path: bytes, flags: int, mode: int) -> Decision:
+    """O_TMPFILE."""
+
+    def call(at: int | None, name: bytes) -> Decision:
+        if t.process.creds.fsuid:
+            paths.check_dir(m, t, at, name + b"/x")
+        fd = os.open(name, flags & _KEPT | _OURS, mode & 0o7777 & ~t.process.fs.umask, dir_fd=at)
+        clear_nonblock(fd, flags)
+        st = os.fstat(fd)
+        vnode = m.inodes.created(st, t.process.creds.fsuid, t.process.creds.fsgid)
+        return InstallFd(fd, bool(flags & os.O_CLOEXEC), None, OpenFile(Kind.REG, st, vnode))
+
+    return paths.resolve(m, t, dirfd, path, call, follow=True)

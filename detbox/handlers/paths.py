@@ -1,0 +1,271 @@
+"""How a path that the guest names is found by the supervisor, and what virtual users may do there.
+
+Nearly always the kernel does it: the supervisor stands in the guest's mount namespace, and a relative path
+is resolved from an O_PATH descriptor of the working directory or through /proc/TID/fd/N.  Two cases differ.
+/proc/self means the supervisor when the supervisor resolves it; its own directory, /proc/1, is covered by a
+directory in which every link loops (see ``cover``), so that such paths fail with ELOOP, and only then are
+walked here, component by component, in the guest's terms.  A task with a root of its own is always walked.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from stat import S_ISDIR, S_ISLNK, S_ISVTX
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from detbox.machine.inodes import VInode
+    from detbox.supervisor.machine import Machine
+    from detbox.supervisor.task import Task
+
+T = TypeVar("T")
+
+AT_FDCWD = 0xFFFFFF9C  # -100, as the low half of a register
+AT_SYMLINK_NOFOLLOW = 0x100
+AT_REMOVEDIR = 0x200
+AT_SYMLINK_FOLLOW = 0x400
+AT_EMPTY_PATH = 0x1000
+_M32 = 0xFFFFFFFF
+_MAX_LINKS = 40  # include/linux/namei.h MAXSYMLINKS
+_HERE = os.O_PATH | os.O_NOFOLLOW
+
+READ, WRITE, EXECUTE = 4, 2, 1
+
+
+def at(m: Machine, t: Task, dirfd: int, path: bytes) -> tuple[int | None, bytes]:
+    """``(dir_fd, path)`` for the functions of :mod:`os`; ``path`` is not empty."""
+    if path[:1] == b"/":
+        return None, path
+    if dirfd & _M32 == AT_FDCWD:
+        return t.process.fs.cwd_fd(), path
+    return m.proc_fd, b"%d/fd/%d/%s" % (t.tid, dirfd & _M32, path)
+
+
+class Place:
+    """A resolved path: ``name`` below ``dir_fd``.  Use it as a context manager: it owns descriptors.
+
+    ``magic``: the name is a link in the supervisor's own /proc/self/fd, to be followed.
+    """
+
+    __slots__ = ("dir_fd", "name", "magic", "_fds")
+
+    def __init__(self, dir_fd: int | None, name: bytes, fds: tuple[int, ...], magic: bool) -> None:
+        self.dir_fd = dir_fd
+        self.name = name
+        self.magic = magic
+        self._fds = fds
+
+    def __enter__(self) -> Place:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for fd in self._fds:
+            os.close(fd)
+
+
+def resolve(
+    m: Machine, t: Task, dirfd: int, path: bytes, call: Callable[[int | None, bytes], T], *, follow: bool
+) -> T:
+    """``call(dir_fd, name)`` on what the guest means by the path.
+
+    ``follow``: whether ``call`` follows a final symbolic link.  OSError as the kernel would give it.
+    """
+    if not path:
+        raise OSError(errno.ENOENT, "empty path")
+    if not t.process.fs.special:
+        try:
+            return call(*at(m, t, dirfd, path))
+        except OSError as e:
+            if e.errno != errno.ELOOP:
+                check_dirfd(t, dirfd, path, e)
+                raise
+    with walk(m, t, dirfd, path, follow=follow) as place:
+        return call(place.dir_fd, place.name)
+
+
+def check_dirfd(t: Task, dirfd: int, path: bytes, error: OSError) -> None:
+    """Replace ENOENT by EBADF if it was the directory's descriptor that does not exist."""
+    if error.errno == errno.ENOENT and path[:1] != b"/" and dirfd & _M32 != AT_FDCWD:
+        os.close(t.process.files.borrow(t, dirfd))
+
+
+class _Walk:
+    """The state of one walk: where it stands and which descriptors it holds."""
+
+    def __init__(self, m: Machine, t: Task) -> None:
+        self.m = m
+        self.t = t
+        self.root = t.process.fs.root_fd()
+        self.fds = [self.root]
+        self.cur = self.root
+        self.links = 0
+
+    def keep(self, fd: int) -> int:
+        self.fds.append(fd)
+        return fd
+
+    def start(self, dirfd: int, path: bytes) -> None:
+        if path[:1] == b"/":
+            self.cur = self.root
+        elif dirfd & _M32 == AT_FDCWD:
+            self.cur = self.keep(os.dup(self.t.process.fs.cwd_fd()))
+        else:
+            self.cur = self.keep(self.t.process.files.borrow(self.t, dirfd))
+
+    def parent(self) -> None:
+        here, top = os.fstat(self.cur), os.fstat(self.root)
+        if (here.st_dev, here.st_ino) != (top.st_dev, top.st_ino):
+            self.cur = self.keep(os.open(b"..", _HERE | os.O_DIRECTORY, dir_fd=self.cur))
+
+    def place(self, name: bytes, *, magic: bool = False) -> Place:
+        fds, self.fds = tuple(self.fds), []
+        return Place(self.m.proc_fd if magic else self.cur, name, fds, magic)
+
+    def release(self) -> None:
+        for fd in self.fds:
+            os.close(fd)
+
+
+def walk(m: Machine, t: Task, dirfd: int, path: bytes, *, follow: bool) -> Place:
+    """Resolve a path in the guest's terms.  The last component need not exist.
+
+    With ``follow`` the result is never a symbolic link (except a magic one).
+    """
+    if not path:
+        raise OSError(errno.ENOENT, "empty path")
+    state = _Walk(m, t)
+    try:
+        return _walk(state, dirfd, path, follow)
+    finally:
+        state.release()
+
+
+def _walk(state: _Walk, dirfd: int, path: bytes, follow: bool) -> Place:
+    state.start(dirfd, path)
+    slash = b"/" if path.endswith((b"/", b"/.")) else b""
+    todo = _components(path)
+    while todo:
+        name = todo.pop()
+        if name == b"..":
+            state.parent()
+            continue
+        if not todo and not follow and not slash:
+            return state.place(name)
+        try:
+            fd = state.keep(os.open(name, _HERE, dir_fd=state.cur))
+        except FileNotFoundError:
+            if todo:
+                raise
+            return state.place(name + slash)
+        st = os.fstat(fd)
+        if S_ISLNK(st.st_mode):
+            text = _link_text(state, name, fd, st)
+            if text is not None:
+                if text[:1] == b"/":
+                    state.cur = state.root
+                todo += _components(text)
+                continue
+            # A magic link (exe, cwd, root, fd/N) leads to an object, whatever its text says.
+            fd = state.keep(os.open(name, os.O_PATH, dir_fd=state.cur))
+            if not todo:
+                return state.place(b"self/fd/%d%s" % (fd, slash), magic=True)
+        elif not todo:
+            return state.place(name + slash)
+        state.cur = fd
+    return state.place(b".")
+
+
+def _components(path: bytes) -> list[bytes]:
+    return [part for part in reversed(path.split(b"/")) if part not in (b"", b".")]
+
+
+def _link_text(state: _Walk, name: bytes, fd: int, st: os.stat_result) -> bytes | None:
+    """Where a symbolic link leads for the guest; None if it is a magic one."""
+    state.links += 1
+    if state.links > _MAX_LINKS:
+        raise OSError(errno.ELOOP, "too many symbolic links")
+    inodes = state.m.inodes
+    if inodes.cover_dev and st.st_dev == inodes.cover_dev:
+        raise OSError(errno.EACCES, "the supervisor's own")
+    if st.st_dev == inodes.proc_dev:
+        text = proc_link(state.t, name)
+        if text is not None:
+            return text
+        if name not in (b"mounts", b"net"):
+            return None
+    text = os.readlink(b"", dir_fd=fd)
+    if not text:
+        raise OSError(errno.ENOENT, "empty link")
+    return text
+
+
+def proc_link(t: Task, name: bytes) -> bytes | None:
+    """Text of /proc/self and /proc/thread-self for this task; None for other names."""
+    if name == b"self":
+        return b"%d" % t.process.pid
+    if name == b"thread-self":
+        return b"%d/task/%d" % (t.process.pid, t.tid)
+    return None
+
+
+def path_of(m: Machine, fd: int) -> bytes:
+    """Canonical path of one of the supervisor's descriptors."""
+    return os.readlink(b"self/fd/%d" % fd, dir_fd=m.proc_fd)
+
+
+def may(t: Task, st: os.stat_result, vnode: VInode, mask: int, *, real: bool = False) -> bool:
+    """Whether the virtual user has all the rights of ``mask`` (READ, WRITE, EXECUTE).
+
+    ``real``: the real user ids decide instead of the file system ones, as access(2) wants it.
+    """
+    creds = t.process.creds
+    uid, gid = (creds.ruid, creds.rgid) if real else (creds.fsuid, creds.fsgid)
+    if uid == 0:
+        return not mask & EXECUTE or S_ISDIR(st.st_mode) or bool(st.st_mode & 0o111)
+    if uid == vnode.uid:
+        granted = st.st_mode >> 6
+    elif vnode.gid == gid or vnode.gid in creds.groups:
+        granted = st.st_mode >> 3
+    else:
+        granted = st.st_mode
+    return not mask & ~granted & 7
+
+
+def check_dir(m: Machine, t: Task, dir_fd: int | None, name: bytes, *, remove: bool = False) -> None:
+    """OSError(EACCES or EPERM) unless the virtual user may change the entry ``name`` of its directory."""
+    if t.process.creds.fsuid == 0:
+        return
+    parent = os.stat(dirname(name), dir_fd=dir_fd)
+    owner = m.inodes.of(parent)
+    if not may(t, parent, owner, WRITE | EXECUTE):
+        raise OSError(errno.EACCES, "no right to change the directory")
+    if remove and parent.st_mode & S_ISVTX and owner.uid != t.process.creds.fsuid:
+        entry = m.inodes.of(os.stat(name, dir_fd=dir_fd, follow_symlinks=False))
+        if entry.uid != t.process.creds.fsuid:
+            raise OSError(errno.EPERM, "sticky directory")
+
+
+def check_search(m: Machine, t: Task, dir_fd: int | None, name: bytes) -> None:
+    """OSError(EACCES) unless the virtual user may search the directory that holds ``name``.
+
+    The directories above it are not looked at one by one, except from the root of an absolute path.
+    """
+    if t.process.creds.fsuid == 0:
+        return
+    where = dirname(name)
+    tops = [where]
+    while where not in (b"/", b".", b""):
+        where = dirname(where)
+        tops.append(where)
+    for top in reversed(tops if dir_fd is None else tops[:1]):
+        st = os.stat(top, dir_fd=dir_fd)
+        if S_ISDIR(st.st_mode) and not may(t, st, m.inodes.of(st), EXECUTE):
+            raise OSError(errno.EACCES, "no right to search the directory")
+
+
+def dirname(name: bytes) -> bytes:
+    """The directory part of a path, as a path of its own."""
+    head, slash, _ = name.rstrip(b"/").rpartition(b"/")
+    return head or (b"/" if slash else b".")

@@ -1,0 +1,40 @@
+"""Opening a file of procfs or sysfs: the real one is looked at, and the guest usually gets a synthetic one.
+
+``Machine.synth_open(task, path, fd, flags)`` decides: it returns ``fd`` itself (the kernel's file is fine) or
+a new descriptor with the synthetic contents, or raises OSError.
+"""
+
+from __future__ import annotations
+
+import os
+from stat import S_ISREG
+from typing import TYPE_CHECKING
+
+from detbox.decision import InstallFd
+from detbox.handlers import paths
+from detbox.machine.files import Kind, OpenFile
+
+if TYPE_CHECKING:
+    from detbox.decision import Decision
+    from detbox.supervisor.machine import Machine
+    from detbox.supervisor.task import Task
+
+
+class Covered(Exception):
+    """The path led through /proc/self to the supervisor's place: it has to be walked."""
+
+
+def opened(m: Machine, t: Task, flags: int, fd: int, st: os.stat_result, walked: bool) -> Decision:
+    """Answer an open that reached procfs or sysfs with ``fd``, which stays the caller's."""
+    if st.st_dev == m.inodes.cover_dev and not walked:
+        raise Covered
+    cloexec = bool(flags & os.O_CLOEXEC)
+    if flags & os.O_PATH or not S_ISREG(st.st_mode):
+        return InstallFd(fd, cloexec, None, None)
+    path = paths.path_of(m, fd)
+    new = m.synth_open(t, path, fd, flags)
+    if new == fd:
+        return InstallFd(fd, cloexec, None, OpenFile(Kind.PROC, st, m.inodes.of(st)))
+    shown = os.fstat(new)
+    vnode = m.inodes.synthetic(shown, path, st.st_mode)
+    return InstallFd(new, cloexec, None, OpenFile(Kind.PROC, shown, vnode))

@@ -1,0 +1,195 @@
+"""stat(2) and its family: real type, mode, size and link count; virtual numbers, owners and times."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from stat import S_IFDIR, S_IFMT, S_IFREG
+from typing import TYPE_CHECKING
+
+from detbox.handlers import paths
+from detbox.machine.inodes import PROC_DEV, VInode, procfs_ino, size_and_blocks
+
+if TYPE_CHECKING:
+    from detbox.decision import Decision
+    from detbox.supervisor.machine import Machine
+    from detbox.supervisor.task import Args, Task
+
+_M32 = 0xFFFFFFFF
+_AT_FDCWD = paths.AT_FDCWD
+_AT_NOFOLLOW = paths.AT_SYMLINK_NOFOLLOW
+_STAT_FLAGS = 0x100 | 0x800 | 0x1000  # NOFOLLOW, NO_AUTOMOUNT, EMPTY_PATH
+_STATX_FLAGS = _STAT_FLAGS | 0x6000
+_STATX_RESERVED = 0x80000000
+# statx's BASIC_STATS and BTIME.  Not MNT_ID: as before Linux 5.8.
+_STATX_MASK = 0xFFF
+_HEAD = struct.Struct("<QQQIIIIQqqq")
+_TAIL = bytes(24)
+_STATX = struct.Struct("<IIQIIIHHQQQQqIiqIiqIiqIiIIII")
+_PROC_SELF = (b"self", b"thread-self")
+
+
+def newfstatat(m: Machine, t: Task, a: Args) -> Decision:
+    """int newfstatat(int dirfd, const char *path, struct stat *buf, int flags)"""
+    flags = a[3] & _M32
+    # AT_EMPTY_PATH with a null path is allowed since Linux 6.11; glibc's fstat passes "".
+    path = t.cstr(a[1]) if a[1] or not flags & 0x1000 else b""
+    if not path or flags & ~_STAT_FLAGS:
+        return _empty_path(m, t, a[0], a[2], path, flags)
+    return _stat(m, t, a[0], path, a[2], not flags & _AT_NOFOLLOW)
+
+
+def stat(m: Machine, t: Task, a: Args) -> Decision:
+    """int stat(const char *path, struct stat *buf)"""
+    return _stat(m, t, _AT_FDCWD, t.cstr(a[0]), a[1], True)
+
+
+def lstat(m: Machine, t: Task, a: Args) -> Decision:
+    """int lstat(const char *path, struct stat *buf)"""
+    return _stat(m, t, _AT_FDCWD, t.cstr(a[0]), a[1], False)
+
+
+def fstat(m: Machine, t: Task, a: Args) -> Decision:
+    """int fstat(int fd, struct stat *buf)"""
+    st, vnode = of_fd(m, t, a[0])
+    t.write(a[1], _pack(st, vnode))
+    return 0
+
+
+def statx(m: Machine, t: Task, a: Args) -> Decision:
+    """int statx(int dirfd, const char *path, int flags, unsigned mask, struct statx *buf)"""
+    flags = a[2] & _M32
+    if flags & ~_STATX_FLAGS or flags & 0x6000 == 0x6000 or a[3] & _STATX_RESERVED:
+        return -errno.EINVAL
+    path = t.cstr(a[1]) if a[1] or not flags & 0x1000 else b""
+    if path:
+        st, vnode = of_path(m, t, a[0], path, follow=not flags & _AT_NOFOLLOW)
+    elif flags & 0x1000:
+        st, vnode = of_fd(m, t, a[0])
+    else:
+        return -errno.ENOENT
+    t.write(a[4], _pack_statx(st, vnode))
+    return 0
+
+
+def _stat(m: Machine, t: Task, dirfd: int, path: bytes, buf: int, follow: bool) -> int:
+    """The hot path: one system call on top of the look-up and the write."""
+    fs = t.process.fs
+    try:
+        if path[:1] == b"/":
+            st = os.stat(path, follow_symlinks=follow)
+        elif dirfd & _M32 == _AT_FDCWD:
+            st = os.stat(path, dir_fd=fs.cwd_fd(), follow_symlinks=follow)
+        else:
+            name = b"%d/fd/%d/%s" % (t.tid, dirfd & _M32, path)
+            st = os.stat(name if path else b"", dir_fd=m.proc_fd, follow_symlinks=follow)
+    except OSError as e:
+        if e.errno == errno.ENOENT and not fs.special:
+            paths.check_dirfd(t, dirfd, path, e)
+            return -errno.ENOENT
+        st, vnode = of_path(m, t, dirfd, path, follow=follow)
+    else:
+        inodes = m.inodes
+        if fs.special or st.st_dev in inodes.odd_devs or t.process.creds.fsuid:
+            st, vnode = of_path(m, t, dirfd, path, follow=follow)
+        else:
+            found = inodes.table.get((st.st_dev, st.st_ino))
+            vnode = inodes.of(st) if found is None else found
+    t.write(buf, _pack(st, vnode))
+    return 0
+
+
+def _empty_path(m: Machine, t: Task, dirfd: int, buf: int, path: bytes, flags: int) -> int:
+    if flags & ~_STAT_FLAGS:
+        return -errno.EINVAL
+    if not flags & 0x1000:
+        return -errno.ENOENT
+    st, vnode = of_fd(m, t, dirfd)
+    t.write(buf, _pack(st, vnode))
+    return 0
+
+
+def of_fd(m: Machine, t: Task, fd: int) -> tuple[os.stat_result, VInode]:
+    """What a descriptor (or AT_FDCWD) refers to; OSError(EBADF)."""
+    if fd & _M32 == _AT_FDCWD:
+        st = os.stat(t.process.fs.cwd_fd())
+    else:
+        try:
+            st = os.stat(b"%d/fd/%d" % (t.tid, fd & _M32), dir_fd=m.proc_fd)
+        except FileNotFoundError:
+            return _bad_descriptor()
+    inodes = m.inodes
+    if st.st_dev in inodes.odd_devs:
+        place = b"%d/cwd" % t.tid if fd & _M32 == _AT_FDCWD else b"%d/fd/%d" % (t.tid, fd & _M32)
+        return st, _odd(m, st, os.readlink(place, dir_fd=m.proc_fd))
+    return st, inodes.of(st)
+
+
+def _bad_descriptor() -> tuple[os.stat_result, VInode]:
+    raise OSError(errno.EBADF, "no such descriptor")
+
+
+def of_path(m: Machine, t: Task, dirfd: int, path: bytes, *, follow: bool) -> tuple[os.stat_result, VInode]:
+    """What a path refers to: the slow and complete way.  OSError."""
+    try:
+        return paths.resolve(m, t, dirfd, path, lambda at, name: _look(m, t, at, name, follow), follow=follow)
+    except _Covered:
+        pass
+    with paths.walk(m, t, dirfd, path, follow=follow) as place:
+        return _look(m, t, place.dir_fd, place.name, follow or place.magic, walked=True)
+
+
+class _Covered(Exception):
+    """The path led through /proc/self to the supervisor's place: it has to be walked."""
+
+
+def _look(
+    m: Machine, t: Task, at: int | None, name: bytes, follow: bool, *, walked: bool = False
+) -> tuple[os.stat_result, VInode]:
+    if t.process.creds.fsuid:
+        paths.check_search(m, t, at, name)
+    inodes = m.inodes
+    st = os.stat(name, dir_fd=at, follow_symlinks=follow)
+    if st.st_dev not in inodes.odd_devs:
+        return st, inodes.of(st)
+    if st.st_dev == inodes.cover_dev and not walked:
+        raise _Covered
+    fd = os.open(name, os.O_PATH | (0 if follow else os.O_NOFOLLOW), dir_fd=at)
+    try:
+        return st, _odd(m, st, paths.path_of(m, fd))
+    finally:
+        os.close(fd)
+
+
+def _odd(m: Machine, st: os.stat_result, path: bytes) -> VInode:
+    """An entry of procfs or sysfs, made anew at each look: the kernel's numbers for them do not last."""
+    inodes = m.inodes
+    dev = inodes.devices.get(st.st_dev, PROC_DEV)
+    return VInode((st.st_dev, st.st_ino), dev, procfs_ino(path), S_IFMT(st.st_mode), inodes.epoch_ns)
+
+
+def _pack(st: os.stat_result, v: VInode) -> bytes:
+    """struct stat of x86-64 (arch/x86/include/uapi/asm/stat.h)."""
+    mode = v.mode or st.st_mode
+    real_size = st.st_size
+    if v.fmt == S_IFREG and not v.mode:
+        size, blocks, nlink = real_size, (real_size + 4095) // 4096 * 8, st.st_nlink
+    else:
+        size, blocks = size_and_blocks(v, real_size)
+        # 1 means "not counted" to fts and find, as on btrfs and merged overlay directories.
+        nlink = 1 if v.fmt == S_IFDIR else st.st_nlink
+    head = _HEAD.pack(v.dev, v.ino, nlink, mode, v.uid, v.gid, 0, st.st_rdev, size, 4096, blocks)
+    return head + v.times + _TAIL
+
+
+def _pack_statx(st: os.stat_result, v: VInode) -> bytes:
+    size, blocks = size_and_blocks(v, st.st_size)
+    nlink = 1 if v.fmt == S_IFDIR or v.mode else st.st_nlink
+    atime, ctime = divmod(v.atime, 10**9), divmod(v.ctime, 10**9)
+    btime, mtime = divmod(v.btime, 10**9), divmod(v.mtime, 10**9)
+    return _STATX.pack(
+        _STATX_MASK, 4096, 0, nlink, v.uid, v.gid, v.mode or st.st_mode, 0, v.ino, size, blocks, 0,
+        *atime, 0, *btime, 0, *ctime, 0, *mtime, 0,
+        os.major(st.st_rdev), os.minor(st.st_rdev), os.major(v.dev), os.minor(v.dev),
+    ) + bytes(112)  # fmt: skip

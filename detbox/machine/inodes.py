@@ -1,0 +1,284 @@
+"""Virtual inodes: the numbers, owners and times that the guest sees instead of the host's.
+
+A real inode is recognised by (device, inode).  Its virtual number is the order in which the run first
+observed it.  The kernel reuses inode numbers; so every creation that the supervisor performs is reported
+here (:meth:`InodeTable.created`) and gets a new virtual inode even if its key was seen before.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Iterable
+from stat import S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK
+
+_TIMES = struct.Struct("<6q")
+_NS = 1_000_000_000
+
+#: st_dev of the container's file systems (major << 8 | minor).
+ROOT_DEV = 0x801
+PROC_DEV = 0x15
+SYS_DEV = 0x16
+DEV_DEV = 0x5
+PTS_DEV = 0x17
+SHM_DEV = 0x18
+TMP_DEV = 0x19
+MQUEUE_DEV = 0x13
+#: st_dev of the kernel's internal file systems.
+MEMFD_DEV = 0x1
+SOCK_DEV = 0x8
+PIPE_DEV = 0xD
+ANON_DEV = 0xE
+
+#: A mount of the container and its virtual device; a point that is no mount of its own changes nothing.
+MOUNT_DEVICES = (
+    (b"/proc", PROC_DEV),
+    (b"/sys", SYS_DEV),
+    (b"/dev", DEV_DEV),
+    (b"/dev/pts", PTS_DEV),
+    (b"/dev/shm", SHM_DEV),
+    (b"/dev/mqueue", MQUEUE_DEV),
+    (b"/tmp", TMP_DEV),
+)
+
+#: How many inodes without a name are remembered for descriptors that are still open.  The bound keeps a
+#: long run from growing; it is counted in events of the run, so forgetting is deterministic too.
+_NAMELESS = 8192
+
+
+class VInode:
+    """One inode as the guest sees it.  Times are nanoseconds since 1970."""
+
+    __slots__ = ("key", "dev", "ino", "fmt", "uid", "gid", "atime", "mtime", "ctime", "btime", "times",
+                 "changed", "mode", "name")  # fmt: skip
+
+    def __init__(self, key: tuple[int, int], dev: int, ino: int, fmt: int, when: int) -> None:
+        self.key = key  # the real (device, inode)
+        self.dev = dev
+        self.ino = ino
+        self.fmt = fmt  # S_IFREG, …
+        self.uid = 0
+        self.gid = 0
+        self.btime = when
+        self.changed = False  # times differ from those of an input: written back at the end
+        self.mode = 0  # full mode of a synthetic file, 0 otherwise
+        self.name = b""  # path of a synthetic file
+        self.set_times(when, when, when)
+
+    def set_times(self, atime: int, mtime: int, ctime: int) -> None:
+        """Set all three, and the packed form that struct stat contains."""
+        self.atime = atime
+        self.mtime = mtime
+        self.ctime = ctime
+        self.times = _TIMES.pack(*divmod(atime, _NS), *divmod(mtime, _NS), *divmod(ctime, _NS))
+
+
+class InodeTable:
+    """All inodes that the run has observed.
+
+    ``epoch_ns``: every time of a file that the run has not changed.
+    ``stamp``: a new, strictly increasing time in nanoseconds since 1970.
+    """
+
+    def __init__(self, epoch_ns: int, stamp: Callable[[], int]) -> None:
+        self.epoch_ns = epoch_ns
+        self.stamp = stamp
+        self.table: dict[tuple[int, int], VInode] = {}
+        self._nameless: dict[tuple[int, int], VInode] = {}
+        self._next = 2  # the root directory's number on most file systems
+        self.devices: dict[int, int] = {}  # real → virtual; all others are ROOT_DEV
+        self.proc_dev = 0  # real st_dev of /proc
+        self.sys_dev = 0
+        self.cover_dev = 0  # real st_dev of what hides the supervisor's own /proc directory
+        self.pipe_dev = self.sock_dev = self.memfd_dev = self.anon_dev = 0
+        self.odd_devs: frozenset[int] = frozenset()  # those that need more than a table look-up
+
+    def learn_devices(self) -> None:
+        """Look at the mounts as they are now: call it once, when the container stands."""
+        root = os.stat(b"/")
+        self.of(root)
+        found = {}
+        for point, virtual in MOUNT_DEVICES:
+            try:
+                real = os.stat(point).st_dev
+            except OSError:
+                continue
+            if real != root.st_dev and real not in found:
+                found[real] = virtual
+        by_virtual = {virtual: real for real, virtual in found.items()}
+        self.proc_dev = by_virtual.get(PROC_DEV, 0)
+        self.sys_dev = by_virtual.get(SYS_DEV, 0)
+        self._learn_internal()
+        found.update({self.pipe_dev: PIPE_DEV, self.sock_dev: SOCK_DEV})
+        found.update({self.memfd_dev: MEMFD_DEV, self.anon_dev: ANON_DEV})
+        cover = os.stat(b"/proc/1").st_dev if self.proc_dev else 0
+        if cover not in (0, self.proc_dev):
+            self.cover_dev = cover
+            found[cover] = PROC_DEV
+        self.devices = found
+        self.odd_devs = frozenset((self.proc_dev, self.sys_dev, self.cover_dev)) - {0}
+        for entry in self.table.values():
+            entry.dev = found.get(entry.key[0], ROOT_DEV)
+
+    def _learn_internal(self) -> None:
+        import socket
+
+        ends = os.pipe()
+        self.pipe_dev = os.fstat(ends[0]).st_dev
+        sock = socket.socket(socket.AF_UNIX)
+        self.sock_dev = os.fstat(sock.fileno()).st_dev
+        sock.close()
+        memory = os.memfd_create("probe")
+        self.memfd_dev = os.fstat(memory).st_dev
+        event = os.eventfd(0)
+        self.anon_dev = os.fstat(event).st_dev
+        for fd in (*ends, memory, event):
+            os.close(fd)
+
+    def of(self, st: os.stat_result) -> VInode:
+        """The virtual inode of what ``st`` describes."""
+        return self.find((st.st_dev, st.st_ino), st.st_mode & 0o170000)
+
+    def find(self, key: tuple[int, int], fmt: int) -> VInode:
+        """The virtual inode of a real (device, inode) of type ``fmt`` (S_IFREG, …)."""
+        known = self.table.get(key)
+        if known is None or known.fmt != fmt:
+            known = self._nameless.get(key)
+            if known is None or known.fmt != fmt:
+                return self.enter(key, fmt)
+        return known
+
+    def enter(self, key: tuple[int, int], fmt: int) -> VInode:
+        """Enter a real inode that has not been seen yet."""
+        entry = VInode(key, self.devices.get(key[0], ROOT_DEV), self._next, fmt, self.epoch_ns)
+        self._next += 1
+        self.table[key] = entry
+        if key[0] == self.pipe_dev or key[0] == self.sock_dev or key[0] == self.memfd_dev:
+            del self.table[key]
+            self._remember(entry)
+        return entry
+
+    def _remember(self, entry: VInode) -> None:
+        nameless = self._nameless
+        nameless[entry.key] = entry
+        if len(nameless) > _NAMELESS:
+            del nameless[next(iter(nameless))]
+
+    def created(self, st: os.stat_result, uid: int, gid: int) -> VInode:
+        """A new inode that the run has just made, owned by ``uid`` and ``gid``."""
+        key = (st.st_dev, st.st_ino)
+        self._nameless.pop(key, None)
+        entry = self.enter(key, S_IFMT(st.st_mode))
+        entry.uid = uid
+        entry.gid = gid
+        now = self.stamp()
+        entry.btime = now
+        entry.changed = True
+        entry.set_times(now, now, now)
+        return entry
+
+    def synthetic(self, st: os.stat_result, path: bytes, mode: int) -> VInode:
+        """What the guest sees for a descriptor (real: ``st``) that stands for the procfs file ``path``."""
+        key = (st.st_dev, st.st_ino)
+        entry = VInode(key, PROC_DEV, procfs_ino(path), S_IFMT(st.st_mode), self.epoch_ns)
+        entry.mode = mode
+        entry.name = path
+        self.table.pop(key, None)
+        self._remember(entry)
+        return entry
+
+    def same(self, before: os.stat_result, after: os.stat_result) -> VInode:
+        """``after`` is the inode that was ``before`` (an overlay gives a file a new identity when it is
+        first changed)."""
+        entry = self.of(before)
+        key = (after.st_dev, after.st_ino)
+        if key != entry.key:
+            self.table.pop(entry.key, None)
+            entry.key = key
+            self.table[key] = entry
+        return entry
+
+    def unlinked(self, entry: VInode) -> None:
+        """The last name is gone.  Descriptors may still be open."""
+        if self.table.get(entry.key) is entry:
+            del self.table[entry.key]
+            self._remember(entry)
+
+    def named(self, entry: VInode) -> None:
+        """The inode has (again) a name: O_TMPFILE, then linkat."""
+        self._nameless.pop(entry.key, None)
+        self.table[entry.key] = entry
+
+    def touch(self, entry: VInode | None) -> None:
+        """The content has changed now: mtime and ctime."""
+        if entry is None:
+            return
+        now = self.stamp()
+        entry.changed = True
+        entry.set_times(entry.atime, now, now)
+
+    def touch_status(self, entry: VInode) -> None:
+        """Mode, owner or link count have changed now: ctime."""
+        entry.set_times(entry.atime, entry.mtime, self.stamp())
+
+    def own_tree(self, top: bytes, uid: int, gid: int) -> None:
+        """Everything at and below ``top`` belongs to this user from the start."""
+        pending = [top]
+        while pending:
+            path = pending.pop()
+            entry = self.of(os.lstat(path))
+            entry.uid, entry.gid = uid, gid
+            if entry.fmt == S_IFDIR:
+                pending += [path + b"/" + name for name in sorted(os.listdir(path), reverse=True)]
+
+    def finish(self, tops: Iterable[bytes], *, unchanged: bool = False) -> None:
+        """Give the changed inodes at and below the kept directories ``tops`` their virtual times for real.
+
+        ``unchanged``: the others too, which then have the epoch's time.  Setting times moves no other
+        time, so any order serves.
+        """
+        for top in tops:
+            self._write_back(top, None, unchanged)
+            for _, dirs, files, at in os.fwalk(top, topdown=False, follow_symlinks=False):
+                for name in (*dirs, *files):
+                    self._write_back(name, at, unchanged)
+
+    def _write_back(self, name: bytes, at: int | None, unchanged: bool) -> None:
+        try:
+            st = os.stat(name, dir_fd=at, follow_symlinks=False)
+            entry = self.table.get((st.st_dev, st.st_ino))
+            if entry is not None and entry.changed:
+                os.utime(name, ns=(entry.atime, entry.mtime), dir_fd=at, follow_symlinks=False)
+            elif unchanged:
+                os.utime(name, ns=(self.epoch_ns, self.epoch_ns), dir_fd=at, follow_symlinks=False)
+        except (FileNotFoundError, PermissionError):
+            return  # not ours (an input owned by somebody else), so not changed either
+
+
+def procfs_ino(path: bytes) -> int:
+    """Inode number of a procfs path.  The kernel's own numbers change when a dentry is dropped."""
+    import zlib
+
+    return 0xF0000000 | zlib.crc32(path) & 0x0FFFFFFF
+
+
+def link_name(entry: VInode, real: bytes) -> bytes:
+    """Text of /proc/PID/fd/N for an object whose real link text is ``real``."""
+    if entry.name:
+        return entry.name
+    if entry.fmt == S_IFIFO and real.startswith(b"pipe:"):
+        return b"pipe:[%d]" % entry.ino
+    if entry.fmt == S_IFSOCK and real.startswith(b"socket:"):
+        return b"socket:[%d]" % entry.ino
+    return real
+
+
+def size_and_blocks(entry: VInode, real_size: int) -> tuple[int, int]:
+    """st_size in bytes and st_blocks in units of 512 bytes: functions of the content alone."""
+    if entry.mode:
+        return 0, 0
+    if entry.fmt == S_IFREG:
+        return real_size, (real_size + 4095) // 4096 * 8
+    if entry.fmt == S_IFDIR:
+        return (0, 0) if entry.dev == PROC_DEV else (4096, 8)
+    return (real_size, 0) if entry.fmt == S_IFLNK else (0, 0)
