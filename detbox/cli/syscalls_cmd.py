@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from detbox.policy import Case, Row
 
 _HEADER = ("call", "number", "action", "subject", "why")
 
@@ -42,10 +45,24 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def row_texts(row: Any) -> tuple[str, ...]:
+def row_texts(row: Row) -> tuple[str, ...]:
     """The printed columns of one policy row."""
-    action = getattr(row.action, "value", row.action)
-    return (row.name, str(row.number), str(action), str(row.subject), " ".join(row.why.split()))
+    action = row.action.value
+    if row.errno is not None:
+        action += f" ({row.errno_name})"
+    notes = [row.why, *(_case_text(case) for case in row.args)]
+    if row.missing:
+        notes.append(f"not supported: {row.missing}")
+    return (row.name, str(row.number), action, row.subject, " ".join("; ".join(filter(None, notes)).split()))
+
+
+def _case_text(case: Case) -> str:
+    """An exception that the arguments make: ``allow if arg1 == 3 (why)``."""
+    from detbox.policy.row import errno_name
+
+    action = case.action.value + (f" ({errno_name(case.errno)})" if case.errno else "")
+    why = f" ({case.why})" if case.why else ""
+    return f"{action} if {' and '.join(map(str, case.tests))}{why}"
 
 
 def plain(rows: Iterable[tuple[str, ...]]) -> str:
@@ -61,7 +78,8 @@ def markdown(rows: Iterable[tuple[str, ...]]) -> str:
     rows = list(rows)
     counts: dict[str, int] = {}
     for row in rows:
-        counts[row[2]] = counts.get(row[2], 0) + 1
+        action = row[2].partition(" ")[0]
+        counts[action] = counts.get(action, 0) + 1
     summary = ", ".join(f"{count} {action}" for action, count in sorted(counts.items()))
     lines = [
         "# What happens to each system call",
