@@ -1,0 +1,227 @@
+"""``read``, ``write`` and their relatives: files at once, everything else when it cannot block."""
+
+from __future__ import annotations
+
+import array
+import os
+from errno import EINVAL
+from fcntl import F_GETPIPE_SZ, fcntl, ioctl
+from termios import FIONREAD
+from typing import TYPE_CHECKING
+
+from detbox.decision import CONTINUE, Decision
+from detbox.handlers import inotify, signalfd, sockets, timerfd, tty
+from detbox.handlers.waiting import (
+    POLLIN,
+    POLLOUT,
+    Segments,
+    continue_when,
+    fd_of,
+    gather,
+    iovec,
+    nonblocking,
+    put_nonblocking,
+    ready,
+    scatter,
+    send_piecewise,
+    total,
+)  # fmt: skip
+from detbox.machine.files import Kind
+
+if TYPE_CHECKING:
+    from detbox.machine.files import OpenFile
+    from detbox.supervisor.machine import Machine
+    from detbox.supervisor.task import Args, Task
+
+#: Reads of these return at once, whatever they return.
+_AT_ONCE = frozenset({Kind.REG, Kind.DIR, Kind.MEMFD, Kind.PROC})
+_STREAMS = {Kind.STDOUT: 1, Kind.STDERR: 2}
+#: Larger writes to a pipe may be split by the kernel (include/uapi/linux/limits.h).
+PIPE_BUF = 4096
+_RWF_NOWAIT = 0x8
+_ALL_ONES = (1 << 64) - 1
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read(m: Machine, t: Task, a: Args) -> Decision:
+    """``read(fd, buf, count)``."""
+    f = t.process.files.get(fd_of(a[0]))
+    if f.kind in _AT_ONCE:
+        return CONTINUE
+    return _read(m, t, fd_of(a[0]), f, [(a[1], a[2])])
+
+
+def readv(m: Machine, t: Task, a: Args) -> Decision:
+    """``readv(fd, iov, iovcnt)``."""
+    f = t.process.files.get(fd_of(a[0]))
+    if f.kind in _AT_ONCE:
+        return CONTINUE
+    return _read(m, t, fd_of(a[0]), f, iovec(t, a[1], a[2]))
+
+
+def pread64(m: Machine, t: Task, a: Args) -> Decision:
+    """``pread64(fd, buf, count, offset)``: what can block has no offset, but /dev/urandom has one."""
+    f = t.process.files.get(fd_of(a[0]))
+    if f.kind is Kind.RANDOM:
+        return _read(m, t, fd_of(a[0]), f, [(a[1], a[2])])
+    return CONTINUE
+
+
+def preadv(m: Machine, t: Task, a: Args) -> Decision:
+    """``preadv(fd, iov, iovcnt, offset)``."""
+    f = t.process.files.get(fd_of(a[0]))
+    if f.kind is Kind.RANDOM:
+        return _read(m, t, fd_of(a[0]), f, iovec(t, a[1], a[2]))
+    return CONTINUE
+
+
+def preadv2(m: Machine, t: Task, a: Args) -> Decision:
+    """``preadv2(fd, iov, iovcnt, offset, _, flags)``: with offset -1 it is ``readv``."""
+    f = t.process.files.get(fd_of(a[0]))
+    if f.kind in _AT_ONCE or (f.kind is not Kind.RANDOM and (a[3] != _ALL_ONES or a[5] & _RWF_NOWAIT)):
+        return CONTINUE
+    return _read(m, t, fd_of(a[0]), f, iovec(t, a[1], a[2]))
+
+
+def _read(m: Machine, t: Task, fd: int, f: OpenFile, segments: Segments) -> Decision:
+    kind = f.kind
+    if kind is Kind.RANDOM:
+        data = t.rng.bytes(total(segments))
+        scatter(t, segments, 0, data)
+        return len(data)
+    if kind is Kind.STDIN:
+        fill_stdin(m, t, fd)
+        return CONTINUE
+    if kind is Kind.SOCKET:
+        return sockets.read_plain(m, t, fd, segments)
+    if kind is Kind.TTY:
+        return tty.read_terminal(m, t, fd, segments)
+    if kind is Kind.INOTIFY:
+        return inotify.read_events(m, t, fd, segments)
+    if kind is Kind.SIGNALFD:
+        return signalfd.read_signals(m, t, fd, segments)
+    if kind in (Kind.TIMERFD, Kind.EVENTFD) and (timer := timerfd.timer_of(m, t, fd, f)) is not None:
+        return timerfd.read_expirations(m, t, fd, timer, segments)
+    if segments and total(segments) == 0 and kind is Kind.PIPE:
+        return CONTINUE
+    return continue_when(m, t, fd, POLLIN, lambda wake: _read(m, t, fd, f, segments), "read from")
+
+
+def fill_stdin(m: Machine, t: Task, fd: int) -> None:
+    """Have the next piece of input, or its end, in the guest's empty stdin: input is always there."""
+    borrowed = t.process.files.borrow(t, fd)
+    try:
+        if not ready(borrowed, POLLIN):
+            m.console.fill_stdin()
+    finally:
+        os.close(borrowed)
+
+
+# ---------------------------------------------------------------- writing
+
+
+def write(m: Machine, t: Task, a: Args) -> Decision:
+    """``write(fd, buf, count)``."""
+    f = t.process.files.get(fd_of(a[0]))
+    if f.kind is Kind.REG:
+        if a[2]:
+            m.inodes.touch(f.vnode)
+        return CONTINUE
+    return _write(m, t, fd_of(a[0]), f, [(a[1], a[2])])
+
+
+def writev(m: Machine, t: Task, a: Args) -> Decision:
+    """``writev(fd, iov, iovcnt)``."""
+    f = t.process.files.get(fd_of(a[0]))
+    if f.kind is Kind.REG:
+        m.inodes.touch(f.vnode)
+        return CONTINUE
+    return _write(m, t, fd_of(a[0]), f, iovec(t, a[1], a[2]))
+
+
+def pwrite64(m: Machine, t: Task, a: Args) -> Decision:
+    """``pwrite64(fd, buf, count, offset)``: what can block has no offset (ESPIPE)."""
+    f = t.process.files.get(fd_of(a[0]))
+    if f.kind is Kind.REG and a[2]:
+        m.inodes.touch(f.vnode)
+    return CONTINUE
+
+
+def pwritev(m: Machine, t: Task, a: Args) -> Decision:
+    """``pwritev(fd, iov, iovcnt, offset)``."""
+    return pwrite64(m, t, a)
+
+
+def pwritev2(m: Machine, t: Task, a: Args) -> Decision:
+    """``pwritev2(fd, iov, iovcnt, offset, _, flags)``: with offset -1 it is ``writev``."""
+    f = t.process.files.get(fd_of(a[0]))
+    if f.kind is Kind.REG:
+        return pwrite64(m, t, a)
+    if a[3] != _ALL_ONES or a[5] & _RWF_NOWAIT:
+        return CONTINUE
+    return _write(m, t, fd_of(a[0]), f, iovec(t, a[1], a[2]))
+
+
+def _write(m: Machine, t: Task, fd: int, f: OpenFile, segments: Segments) -> Decision:
+    kind = f.kind
+    if which := stream_of(f):
+        return write_stream(m, t, which, segments)
+    if kind is Kind.PIPE:
+        return _write_pipe(m, t, fd, f, segments)
+    if kind is Kind.SOCKET:
+        return sockets.write_plain(m, t, fd, segments)
+    if kind is Kind.TTY:
+        return tty.write_terminal(m, t, fd, segments)
+    if kind is Kind.RANDOM:
+        return total(segments)  # what the guest mixes into the host's pool has no effect on its own streams
+    if kind in (Kind.TIMERFD, Kind.EVENTFD) and timerfd.timer_of(m, t, fd, f) is not None:
+        return -EINVAL
+    if kind is Kind.EVENTFD:
+        return continue_when(m, t, fd, POLLOUT, lambda wake: _write(m, t, fd, f, segments), "write to")
+    return CONTINUE
+
+
+def stream_of(f: OpenFile) -> int:
+    """1 or 2 if the description is the run's output or error output, otherwise 0."""
+    return _STREAMS.get(f.kind, 0)
+
+
+def write_stream(m: Machine, t: Task, which: int, segments: Segments) -> int:
+    """Hand the guest's output over: never blocks, and the order of both streams is kept."""
+    wanted = total(segments)
+    done = 0
+    while done < wanted:
+        data = gather(t, segments, done, min(1 << 20, wanted - done))
+        m.console.write(which, data)
+        done += len(data)
+    return done
+
+
+def _write_pipe(m: Machine, t: Task, fd: int, f: OpenFile, segments: Segments) -> Decision:
+    """The kernel writes if it is sure not to sleep: nonblocking, one free page for an atomic write, or empty.
+
+    POLLOUT says that at least one of the pipe's buffers (a page each) is free: fs/pipe.c, pipe_poll().
+    """
+    wanted = total(segments)
+    borrowed = t.process.files.borrow(t, fd)
+    try:
+        if nonblocking(borrowed) or wanted == 0:
+            return CONTINUE
+        events = ready(borrowed, POLLOUT)
+        if events and (
+            wanted <= PIPE_BUF or events != POLLOUT
+            or (wanted <= fcntl(borrowed, F_GETPIPE_SZ) and unread(borrowed) == 0)
+        ):  # fmt: skip
+            return CONTINUE
+    finally:
+        os.close(borrowed)
+    return send_piecewise(m, t, fd, segments, put_nonblocking, "write to pipe")
+
+
+def unread(fd: int) -> int:
+    """Bytes waiting in the pipe, socket or terminal behind the supervisor's ``fd``."""
+    count = array.array("i", [0])
+    ioctl(fd, FIONREAD, count)
+    return count[0]

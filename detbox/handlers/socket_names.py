@@ -1,0 +1,204 @@
+"""Creating sockets and naming them: which families there are, ports and names without chance.
+
+The kernel draws automatic ports and abstract names from random numbers.  Here a counter of the run gives
+them: the supervisor binds the guest's socket (through its borrowed descriptor) just before the kernel would.
+"""
+
+from __future__ import annotations
+
+import os
+import socket as host
+from errno import EADDRINUSE, EAFNOSUPPORT, EINVAL, EPERM, EPROTONOSUPPORT, ESOCKTNOSUPPORT
+from typing import TYPE_CHECKING, Any
+
+from detbox.decision import CONTINUE, ContinueThen, Decision, InstallFd
+from detbox.handlers.waiting import fd_of, signed32
+from detbox.machine.files import Kind
+from detbox.machine.io import FIRST_PORT, LAST_PORT, io_state
+
+if TYPE_CHECKING:
+    from detbox.supervisor.machine import Machine
+    from detbox.supervisor.task import Args, Task
+
+_TYPE_BITS = 0xF
+_FLAG_BITS = host.SOCK_CLOEXEC | host.SOCK_NONBLOCK
+_NETLINK = {0, 15}  # NETLINK_ROUTE, NETLINK_KOBJECT_UEVENT
+_INET = (host.AF_INET, host.AF_INET6)
+#: Every listen queue is so long (net.core.somaxconn's default): no connection waits for the host's clock to
+#: be tried again, and no thread sleeps in the kernel because of a full queue.
+BACKLOG = 4096
+
+
+def socket(m: Machine, t: Task, a: Args) -> Decision:
+    """``socket(family, type, protocol)``."""
+    family, kind, protocol = signed32(a[0]), signed32(a[1]), signed32(a[2])
+    error = _refusal(family, kind & _TYPE_BITS, protocol)
+    if error:
+        return -error
+    if kind & ~(_TYPE_BITS | _FLAG_BITS):
+        return -EINVAL
+    if family not in _INET:
+        t.process.files.forget_all()
+        return CONTINUE
+    sock = host.socket(family, kind & ~host.SOCK_CLOEXEC, protocol)
+    if kind & _TYPE_BITS == host.SOCK_STREAM:
+        # Nagle's algorithm holds data back until a timer or the peer's acknowledgement comes.
+        sock.setsockopt(host.IPPROTO_TCP, host.TCP_NODELAY, 1)
+    return InstallFd(sock.detach(), bool(kind & host.SOCK_CLOEXEC))
+
+
+def _refusal(family: int, kind: int, protocol: int) -> int:
+    """The errno for what is not offered, 0 for what is."""
+    if family == host.AF_UNIX:
+        return 0
+    if family == host.AF_NETLINK:
+        return 0 if protocol in _NETLINK else EPROTONOSUPPORT
+    if family == host.AF_PACKET:
+        return EPERM
+    if family not in _INET:
+        return EAFNOSUPPORT
+    if kind == host.SOCK_RAW:
+        return EPERM
+    if kind == host.SOCK_STREAM:
+        return 0 if protocol in (0, host.IPPROTO_TCP) else EPROTONOSUPPORT
+    if kind == host.SOCK_DGRAM:
+        return 0 if protocol in (0, host.IPPROTO_UDP) else EPROTONOSUPPORT
+    return ESOCKTNOSUPPORT
+
+
+def socketpair(m: Machine, t: Task, a: Args) -> Decision:
+    """``socketpair(family, type, protocol, fds)``: the guest makes it, because its credentials are kept."""
+    t.process.files.forget_all()
+    return CONTINUE
+
+
+def bind(m: Machine, t: Task, a: Args) -> Decision:
+    """``bind(fd, addr, addrlen)``: port 0 and the empty Unix name are filled in here."""
+    length = signed32(a[2])
+    if t.process.files.get(fd_of(a[0])).kind is not Kind.SOCKET or not 2 <= length <= 128:
+        return CONTINUE
+    address = t.read(a[1], length)
+    family = int.from_bytes(address[:2], "little")
+    own = t.process.files.borrow(t, fd_of(a[0]))
+    sock = host.socket(fileno=own)
+    try:
+        if sock.family != family:
+            return CONTINUE
+        if family == host.AF_UNIX:
+            if length > 2:
+                return _bind_path(m, t, address[2:])
+            _bind_unix(m, sock)
+            return 0
+        if family in _INET and address[2:4] == b"\0\0" and length >= (16 if family == host.AF_INET else 24):
+            if sock.getsockname()[1]:
+                return -EINVAL  # it has a name already
+            _bind_port(m, sock, address)
+            return 0
+        return CONTINUE
+    finally:
+        sock.close()
+
+
+def _bind_path(m: Machine, t: Task, path: bytes) -> Decision:
+    """A name in the file system appears: it and its directory have changed now."""
+    name = path.split(b"\0", 1)[0]
+    if not name:
+        return CONTINUE
+
+    def look(task: Task, result: int) -> None:
+        if result == 0:
+            at = task.process.fs.cwd_fd()
+            for found in (name, os.path.dirname(name) or b"."):
+                m.inodes.touch(m.inodes.of(os.stat(found, dir_fd=at)))
+
+    return ContinueThen(look)
+
+
+def _bind_unix(m: Machine, sock: host.socket) -> None:
+    for _ in range(1 << 20):
+        try:
+            sock.bind(io_state(m).unix_name())
+            return
+        except OSError as error:
+            if error.errno != EADDRINUSE:
+                raise
+    raise OSError(EADDRINUSE, "no automatic name is left")
+
+
+def _bind_port(m: Machine, sock: host.socket, address: bytes) -> None:
+    """Bind to the next free port of the run; ``address`` gives the rest of the name."""
+    for _ in range(FIRST_PORT, LAST_PORT + 1):
+        port = io_state(m).port()
+        try:
+            sock.bind(_python_address(address, port))
+            return
+        except OSError as error:
+            if error.errno != EADDRINUSE:
+                raise
+    raise OSError(EADDRINUSE, "no port is left")
+
+
+def _python_address(address: bytes, port: int) -> tuple[Any, ...]:
+    if int.from_bytes(address[:2], "little") == host.AF_INET:
+        return host.inet_ntop(host.AF_INET, address[4:8]), port
+    flow = int.from_bytes(address[4:8], "big")
+    scope = int.from_bytes(address[24:28].ljust(4, b"\0"), "little")
+    return host.inet_ntop(host.AF_INET6, address[8:24]), port, flow, scope
+
+
+def name_before_use(m: Machine, own: int, address: bytes) -> None:
+    """Give the socket the port that ``connect``, ``listen`` or ``sendto`` would draw, if it has none.
+
+    ``address``: where it is going to send, which decides nothing but that there is one (AF_UNSPEC dissolves a
+    connection and needs no name).
+    """
+    if address[:2] == b"\0\0":
+        return
+    sock = host.socket(fileno=own)
+    try:
+        if sock.family not in _INET or sock.type not in (host.SOCK_STREAM, host.SOCK_DGRAM):
+            return
+        if sock.getsockname()[1]:
+            return
+        _bind_port(m, sock, sock.family.to_bytes(2, "little") + bytes(26))
+    finally:
+        sock.detach()
+
+
+def listen(m: Machine, t: Task, a: Args) -> Decision:
+    """``listen(fd, backlog)``: the queue is always long; who listens is remembered for SO_PEERCRED."""
+    fd = fd_of(a[0])
+    if t.process.files.get(fd).kind is not Kind.SOCKET:
+        return CONTINUE
+    own = t.process.files.borrow(t, fd)
+    name_before_use(m, own, b"")
+    sock = host.socket(fileno=own)
+    try:
+        if sock.family not in (*_INET, host.AF_UNIX):
+            return CONTINUE
+        sock.listen(BACKLOG)
+        if sock.family == host.AF_UNIX:
+            io_state(m).listeners[_bytes(sock.getsockname())] = t.process.pid
+    finally:
+        sock.close()
+    return 0
+
+
+def listener_of(m: Machine, sock: host.socket) -> int:
+    """PID of the process that listened on the name to which the Unix socket is connected, or 0."""
+    try:
+        return io_state(m).listeners.get(_bytes(sock.getpeername()), 0)
+    except OSError:
+        return 0
+
+
+def _bytes(name: str | bytes) -> bytes:
+    return os.fsencode(name)
+
+
+def getsockname(m: Machine, t: Task, a: Args) -> Decision:
+    """``getsockname(fd, addr, addrlen)``: the kernel's answer holds nothing of the host's."""
+    return CONTINUE
+
+
+getpeername = getsockname

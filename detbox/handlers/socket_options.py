@@ -1,0 +1,168 @@
+"""Socket options: what shows the host's clock, memory or numbering is answered here, timers are kept off."""
+
+from __future__ import annotations
+
+import os
+import socket as host
+import struct
+from errno import EINVAL, ENOPROTOOPT, EPERM
+from typing import TYPE_CHECKING
+
+from detbox.decision import CONTINUE, Decision
+from detbox.handlers.socket_names import listener_of
+from detbox.handlers.waiting import fd_of, signed32
+from detbox.machine.files import Kind
+from detbox.machine.io import io_state
+
+if TYPE_CHECKING:
+    from detbox.supervisor.machine import Machine
+    from detbox.supervisor.task import Args, Task
+
+#: net.core.rmem_max and wmem_max of an unconfigured kernel, in bytes.
+_BUFFER_MAX = 212992
+_SO_INCOMING_CPU, _SO_COOKIE, _SO_BUSY_POLL, _SO_INCOMING_NAPI_ID, _SO_MEMINFO = 49, 57, 46, 56, 55
+_SO_PEERPIDFD = 77
+#: Stamps on arriving messages and their relatives: SO_TIMESTAMP, …NS, …ING in both layouts, SO_TXTIME.
+_STAMPS = {29, 35, 37, 63, 64, 65, 61}
+_REFUSED = {
+    **dict.fromkeys(_STAMPS, ENOPROTOOPT),
+    _SO_BUSY_POLL: EPERM,
+    _SO_PEERPIDFD: ENOPROTOOPT,
+}
+_TCP_CORK, _TCP_DEFER_ACCEPT, _TCP_INFO, _TCP_QUICKACK, _TCP_FASTOPEN = 3, 9, 11, 12, 23
+_TCP_FASTOPEN_CONNECT, _TCP_ULP, _TCP_REPAIR, _TCP_ZEROCOPY_RECEIVE = 30, 31, 19, 35
+_TCP_REFUSED = {_TCP_FASTOPEN, _TCP_FASTOPEN_CONNECT, _TCP_ULP, _TCP_REPAIR, _TCP_ZEROCOPY_RECEIVE}
+#: Options that the guest sets and reads back without an effect, with their initial values.  TCP_NODELAY is
+#: always on, TCP_CORK and TCP_DEFER_ACCEPT would set timers of the host's.
+_VIRTUAL = {(host.IPPROTO_TCP, host.TCP_NODELAY): 0, (host.IPPROTO_TCP, _TCP_CORK): 0,
+            (host.IPPROTO_TCP, _TCP_DEFER_ACCEPT): 0, (host.IPPROTO_TCP, _TCP_QUICKACK): 1}  # fmt: skip
+#: struct tcp_info: state, ca_state, retransmits, probes, backoff, options, window scales, delivery rate.
+_TCP_INFO_KEPT = 1
+_TCP_INFO_SIZE = 232
+
+
+def setsockopt(m: Machine, t: Task, a: Args) -> Decision:
+    """``setsockopt(fd, level, name, value, length)``."""
+    f = t.process.files.get(fd_of(a[0]))
+    level, name = signed32(a[1]), signed32(a[2])
+    if f.kind is not Kind.SOCKET:
+        return CONTINUE
+    if level == host.SOL_SOCKET:
+        if name in _REFUSED:
+            return -_REFUSED[name]
+        if name in (host.SO_SNDBUF, host.SO_RCVBUF) and signed32(a[4]) >= 4:
+            return _set_buffer(t, fd_of(a[0]), name, t.u32(a[3]))
+    elif level == host.IPPROTO_TCP:
+        if name in _TCP_REFUSED:
+            return -ENOPROTOOPT
+        if (level, name) in _VIRTUAL and _is_tcp(t, fd_of(a[0])):
+            if signed32(a[4]) < 4:
+                return -EINVAL
+            value = signed32(t.u32(a[3]))
+            kept = value if name == _TCP_DEFER_ACCEPT else int(value != 0)
+            io_state(m).socket_options[f.ino, level, name] = kept
+            return 0
+    return CONTINUE
+
+
+def _set_buffer(t: Task, fd: int, name: int, value: int) -> int:
+    """The host's administrator may allow more or less than an unconfigured kernel does."""
+    own = t.process.files.borrow(t, fd)
+    sock = host.socket(fileno=own)
+    try:
+        # The kernel compares as unsigned, so that a negative value asks for the most.
+        sock.setsockopt(host.SOL_SOCKET, name, min(value, _BUFFER_MAX))
+    finally:
+        sock.close()
+    return 0
+
+
+def _is_tcp(t: Task, fd: int) -> bool:
+    own = t.process.files.borrow(t, fd)
+    sock = host.socket(fileno=own)
+    try:
+        return sock.family in (host.AF_INET, host.AF_INET6) and sock.type == host.SOCK_STREAM
+    finally:
+        sock.close()
+
+
+def getsockopt(m: Machine, t: Task, a: Args) -> Decision:
+    """``getsockopt(fd, level, name, value, &length)``."""
+    f = t.process.files.get(fd_of(a[0]))
+    level, name = signed32(a[1]), signed32(a[2])
+    if f.kind is not Kind.SOCKET:
+        return CONTINUE
+    if level == host.SOL_SOCKET:
+        if name == host.SO_PEERCRED:
+            return _peer_credentials(m, t, a)
+        if name == _SO_COOKIE:
+            return _give(t, a, struct.pack("<Q", io_state(m).socket_cookie(f.ino)))
+        if name == _SO_INCOMING_CPU:
+            return _give(t, a, bytes(4))
+        if name == _SO_MEMINFO:
+            return _give(t, a, bytes(36))
+        if name in _STAMPS:
+            return _give(t, a, bytes(4))
+        if name in (_SO_INCOMING_NAPI_ID, _SO_PEERPIDFD):
+            return -ENOPROTOOPT
+    elif level == host.IPPROTO_TCP:
+        if (level, name) in _VIRTUAL:
+            initial = _VIRTUAL[level, name]
+            value = io_state(m).socket_options.get((f.ino, level, name), initial)
+            return _give(t, a, struct.pack("<i", value)) if _is_tcp(t, fd_of(a[0])) else CONTINUE
+        if name == _TCP_INFO:
+            return _tcp_info(t, a)
+    return CONTINUE
+
+
+def _give(t: Task, a: Args, value: bytes) -> int:
+    """Store the option's value, cut off at the guest's length, which is written back."""
+    room = signed32(t.u32(a[4]))
+    if room < 0:
+        return -EINVAL
+    value = value[:room]
+    t.write(a[3], value)
+    t.write(a[4], struct.pack("<i", len(value)))
+    return 0
+
+
+def _tcp_info(t: Task, a: Args) -> Decision:
+    """The state alone: everything else is measured in the host's time, or follows from its memory."""
+    own = t.process.files.borrow(t, fd_of(a[0]))
+    sock = host.socket(fileno=own)
+    try:
+        if sock.family not in (host.AF_INET, host.AF_INET6) or sock.type != host.SOCK_STREAM:
+            return CONTINUE
+        native = sock.getsockopt(host.IPPROTO_TCP, _TCP_INFO, _TCP_INFO_SIZE)
+    finally:
+        sock.close()
+    return _give(t, a, native[:_TCP_INFO_KEPT].ljust(_TCP_INFO_SIZE, b"\0"))
+
+
+def _peer_credentials(m: Machine, t: Task, a: Args) -> Decision:
+    """PID as the guest counts, and the virtual user of that process."""
+    own = t.process.files.borrow(t, fd_of(a[0]))
+    sock = host.socket(fileno=own)
+    try:
+        if sock.family != host.AF_UNIX:
+            return CONTINUE
+        pid, uid, gid = struct.unpack("<iII", sock.getsockopt(host.SOL_SOCKET, host.SO_PEERCRED, 12))
+        if pid == os.getpid():
+            pid = listener_of(m, sock)
+    finally:
+        sock.close()
+    if pid:
+        # A process that is gone had, as far as can be told, the credentials of the one that asks.
+        creds = m.processes.get(pid, t.process).creds
+        uid, gid = creds.euid, creds.egid
+    return _give(t, a, struct.pack("<iII", pid, uid, gid))
+
+
+def timeout_ns(fd: int, option: int) -> int | None:
+    """SO_RCVTIMEO or SO_SNDTIMEO of the supervisor's socket ``fd`` in nanoseconds, None for no limit."""
+    sock = host.socket(fileno=fd)
+    try:
+        seconds, micro = struct.unpack("<qq", sock.getsockopt(host.SOL_SOCKET, option, 16))
+    finally:
+        sock.detach()
+    return None if seconds == 0 and micro == 0 else int(seconds * 1_000_000_000 + micro * 1000)

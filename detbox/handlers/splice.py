@@ -1,0 +1,254 @@
+"""``sendfile``, ``splice``, ``tee``, ``vmsplice`` and ``copy_file_range``: data moved between descriptors.
+
+Between regular files the kernel does it.  As soon as a pipe, a socket or the run's output takes part, the
+supervisor reads and writes instead, because the kernel's own call may sleep on either end, and how much it
+moves at a time depends on pages rather than on what the guest asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable
+from errno import EAGAIN, EBADF, EINVAL, EPIPE, ESPIPE
+from fcntl import F_GETFL, fcntl
+from typing import TYPE_CHECKING
+
+from detbox.decision import CONTINUE, ERESTARTSYS, Decision, Park, Wake
+from detbox.handlers.readwrite import fill_stdin, stream_of, unread, write_stream, writev
+from detbox.handlers.waiting import CHUNK, POLLIN, POLLOUT, fd_of, iovec, nonblocking, ready, without_blocking
+from detbox.machine.files import Kind
+
+if TYPE_CHECKING:
+    from detbox.supervisor.machine import Machine
+    from detbox.supervisor.task import Args, Task
+
+_PLAIN = frozenset({Kind.REG, Kind.MEMFD, Kind.PROC})
+_PIPES = frozenset({Kind.PIPE, Kind.STDIN, Kind.STDOUT, Kind.STDERR})
+_SPLICE_F_NONBLOCK = 2
+_SIGPIPE = 13
+
+
+class _Mover:
+    """Moves up to ``count`` bytes from one of the guest's descriptors to another, parked when it must be.
+
+    ``offsets``: addresses of the guest's 64-bit offsets (0: the description's own position).
+    ``once``: return as soon as anything has been moved and the input is empty (splice), instead of going on
+    to the end of the file (sendfile).
+    """
+
+    def __init__(
+        self, m: Machine, t: Task, fds: tuple[int, int], offsets: tuple[int, int], count: int
+    ) -> None:
+        self.m, self.t = m, t
+        self.source, self.target = fds
+        self.offsets = offsets
+        self.positions = [t.u64(address) if address else -1 for address in offsets]
+        self.count = min(count, 0x7FFFF000)
+        self.done = 0
+        self.once = False
+        self.nonblocking = False
+        self.held = b""  # read from the source, and not yet taken by the target
+
+    def run(self, wake: Wake | None = None) -> Decision:
+        """Move what can be moved now."""
+        files = self.t.process.files
+        own = files.borrow(self.t, self.source)
+        try:
+            out = files.borrow(self.t, self.target)
+        except OSError:
+            os.close(own)
+            raise
+        keep = -1
+        try:
+            while self.done < self.count:
+                waits = self._step(own, out)
+                if waits is None:
+                    break
+                if waits:
+                    descriptor, mask = (own, POLLIN) if waits == POLLIN else (out, POLLOUT)
+                    if self.done and (self.once or waits == POLLIN):
+                        break
+                    if self.nonblocking or nonblocking(descriptor):
+                        return self._finish(self.done or -EAGAIN)
+                    keep = descriptor
+                    return Park(
+                        self.run, fds=((descriptor, mask),),
+                        interrupted=lambda: self._finish(self.done or -ERESTARTSYS),
+                        why=f"move from descriptor {self.source} to {self.target}",
+                    )  # fmt: skip
+        except OSError as error:
+            return self._failed(error)
+        finally:
+            for descriptor in {own, out} - {keep}:
+                os.close(descriptor)
+        return self._finish(self.done)
+
+    def _step(self, own: int, out: int) -> int | None:
+        """Move one piece.  0: moved; None: the end; POLLIN or POLLOUT: that has to come first."""
+        source = self.t.process.files.get(self.source)
+        target = self.t.process.files.get(self.target)
+        if source.kind is Kind.STDIN:
+            fill_stdin(self.m, self.t, self.source)
+        if source.kind not in _PLAIN and not ready(own, POLLIN):
+            return POLLIN
+        if target.kind not in _PLAIN and stream_of(target) == 0 and not ready(out, POLLOUT):
+            return POLLOUT
+        size = min(CHUNK, self.count - self.done)
+        if source.kind in _PLAIN:
+            return self._from_file(own, out, size)
+        with without_blocking(own):
+            room = self._room(out)
+            data = os.read(own, min(size, room))
+        if not data:
+            return None
+        self._write_all(out, data)
+        self.done += len(data)
+        return 0
+
+    def _from_file(self, own: int, out: int, size: int) -> int | None:
+        position = self.positions[0]
+        data = os.pread(own, size, position if position >= 0 else os.lseek(own, 0, os.SEEK_CUR))
+        if not data:
+            return None
+        try:
+            moved = self._write_some(out, data)
+        except BlockingIOError:
+            return POLLOUT
+        if position >= 0:
+            self.positions[0] += moved
+        else:
+            os.lseek(own, moved, os.SEEK_CUR)
+        self.done += moved
+        return 0
+
+    def _room(self, out: int) -> int:
+        """How much the target surely takes: what has left a pipe cannot be put back."""
+        kind = self.t.process.files.get(self.target).kind
+        if kind in _PLAIN or stream_of(self.t.process.files.get(self.target)):
+            return CHUNK
+        return 4096
+
+    def _write_some(self, out: int, data: bytes) -> int:
+        target = self.t.process.files.get(self.target)
+        which = stream_of(target)
+        if which:
+            self.m.console.write(which, data)
+            return len(data)
+        if target.kind is Kind.REG:
+            self.m.inodes.touch(target.vnode)
+        if self.positions[1] >= 0:
+            moved = os.pwrite(out, data, self.positions[1])
+            self.positions[1] += moved
+            return moved
+        with without_blocking(out):
+            return os.write(out, data)
+
+    def _write_all(self, out: int, data: bytes) -> None:
+        view = data
+        while view:
+            view = view[self._write_some(out, view) :]
+
+    def _finish(self, result: int) -> int:
+        if result > 0:
+            for address, position in zip(self.offsets, self.positions, strict=True):
+                if address:
+                    self.t.write(address, struct.pack("<q", position))
+        return result
+
+    def _failed(self, error: OSError) -> int:
+        if error.errno == EPIPE:
+            self.m.signal(self.t, _SIGPIPE, code=0)
+        return self._finish(self.done or -(error.errno or EINVAL))
+
+
+def sendfile(m: Machine, t: Task, a: Args) -> Decision:
+    """``sendfile(out, in, offset, count)``."""
+    files = t.process.files
+    target, source = fd_of(a[0]), fd_of(a[1])
+    if files.get(target).kind in _PLAIN and files.get(source).kind in _PLAIN:
+        m.inodes.touch(files.get(target).vnode)
+        return CONTINUE
+    if files.get(source).kind not in _PLAIN:
+        return -EINVAL
+    _check_modes(t, source, target)
+    return _Mover(m, t, (source, target), (a[2], 0), a[3]).run()
+
+
+def splice(m: Machine, t: Task, a: Args) -> Decision:
+    """``splice(in, off_in, out, off_out, len, flags)``: one end at least is a pipe."""
+    source, target = fd_of(a[0]), fd_of(a[2])
+    kinds = [t.process.files.get(fd).kind for fd in (source, target)]
+    if not any(kind in _PIPES for kind in kinds):
+        return -EINVAL
+    if any(kind in _PIPES and address for kind, address in zip(kinds, (a[1], a[3]), strict=True)):
+        return -ESPIPE
+    _check_modes(t, source, target)
+    mover = _Mover(m, t, (source, target), (a[1], a[3]), a[4])
+    mover.once, mover.nonblocking = True, bool(a[5] & _SPLICE_F_NONBLOCK)
+    return mover.run()
+
+
+def _check_modes(t: Task, source: int, target: int) -> None:
+    for fd, wrong in ((source, os.O_WRONLY), (target, os.O_RDONLY)):
+        own = t.process.files.borrow(t, fd)
+        try:
+            if fcntl(own, F_GETFL) & os.O_ACCMODE == wrong:
+                raise OSError(EBADF, "wrong direction")
+        finally:
+            os.close(own)
+
+
+def tee(m: Machine, t: Task, a: Args) -> Decision:
+    """``tee(in, out, len, flags)``: continued when the input has data and the output room.
+
+    Pages are shared, not copied, so that one free buffer of the output is all the kernel needs.
+    """
+    at_once = bool(a[3] & _SPLICE_F_NONBLOCK)
+    return _when_both(m, t, fd_of(a[0]), fd_of(a[1]), at_once, lambda wake: tee(m, t, a))
+
+
+def _when_both(
+    m: Machine, t: Task, source: int, target: int, at_once: bool, again: Callable[[Wake], Decision]
+) -> Decision:
+    files = t.process.files
+    if files.get(source).kind is Kind.STDIN:
+        fill_stdin(m, t, source)
+    for fd, mask in ((source, POLLIN), (target, POLLOUT)):
+        own = files.borrow(t, fd)
+        if at_once or nonblocking(own) or ready(own, mask):
+            os.close(own)
+            continue
+        return Park(again, fds=((own, mask),), why=f"tee from descriptor {source} to {target}")
+    return CONTINUE
+
+
+def vmsplice(m: Machine, t: Task, a: Args) -> Decision:
+    """``vmsplice(fd, iov, count, flags)``: into a pipe it is a write, out of one a read."""
+    fd = fd_of(a[0])
+    own = t.process.files.borrow(t, fd)
+    try:
+        if t.process.files.get(fd).kind not in _PIPES:
+            return -EBADF
+        into = fcntl(own, F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+        if a[3] & _SPLICE_F_NONBLOCK and not ready(own, POLLOUT if into else POLLIN):
+            return -EAGAIN
+        if not into and unread(own) == 0 and not ready(own, POLLIN):
+            kept = os.dup(own)
+            return Park(lambda wake: vmsplice(m, t, a), fds=((kept, POLLIN),), why=f"vmsplice from {fd}")
+    finally:
+        os.close(own)
+    if not into:
+        return CONTINUE
+    which = stream_of(t.process.files.get(fd))
+    if which:
+        return write_stream(m, t, which, iovec(t, a[1], a[2]))
+    return writev(m, t, (a[0], a[1], a[2], 0, 0, 0)) if not a[3] & _SPLICE_F_NONBLOCK else CONTINUE
+
+
+def copy_file_range(m: Machine, t: Task, a: Args) -> Decision:
+    """``copy_file_range(in, off_in, out, off_out, len, flags)``: regular files only."""
+    target = t.process.files.get(fd_of(a[2]))
+    if target.kind is Kind.REG and a[4]:
+        m.inodes.touch(target.vnode)
+    return CONTINUE

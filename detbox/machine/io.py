@@ -1,0 +1,78 @@
+"""What the I/O handlers remember for a whole run: ports, timer descriptors, cookies, waits for locks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from detbox.handlers.timerfd import TimerFd
+    from detbox.supervisor.machine import Machine
+
+#: The range of automatically chosen ports, the kernel's default (net.ipv4.ip_local_port_range).
+FIRST_PORT = 32768
+LAST_PORT = 60999
+
+
+@dataclass(slots=True)
+class IoState:
+    """Counters and registries of one run.
+
+    ``timers`` maps the ``eventfd-id`` of the eventfd behind an emulated timer descriptor to its state:
+    descriptors that the guest has duplicated, inherited or received are recognised by it.
+    ``listeners``: who listens on which Unix name.
+    ``lock_waits`` maps a process that waits for a POSIX record lock to the processes that hold it.
+    """
+
+    next_port: int = FIRST_PORT
+    next_unix_name: int = 0
+    next_cookie: int = 1
+    next_socket_cookie: int = 1
+    cookies: dict[int, int] = field(default_factory=dict)
+    socket_options: dict[tuple[int, int, int], int] = field(default_factory=dict)
+    socket_cookies: dict[int, int] = field(default_factory=dict)
+    timers: dict[int, TimerFd] = field(default_factory=dict)
+    lock_waits: dict[int, frozenset[int]] = field(default_factory=dict)
+    listeners: dict[bytes, int] = field(default_factory=dict)
+    stdin_is_watched: bool = False
+    signalfd_is_watched: bool = False
+    slaves_seen: set[int] = field(default_factory=set)
+
+    def port(self) -> int:
+        """The next port number of the run; the range is used round and round."""
+        chosen = self.next_port
+        self.next_port = chosen + 1 if chosen < LAST_PORT else FIRST_PORT
+        return chosen
+
+    def unix_name(self) -> bytes:
+        """The next automatic abstract address: five hexadecimal digits, as the kernel's."""
+        chosen = self.next_unix_name
+        self.next_unix_name = (chosen + 1) & 0xFFFFF
+        return b"\0%05x" % chosen
+
+    def inotify_cookie(self, native: int) -> int:
+        """The run's number for the kernel's rename cookie ``native`` (0 stays 0)."""
+        if native == 0:
+            return 0
+        if native not in self.cookies:
+            if len(self.cookies) > 4096:  # the two halves of a rename arrive close together
+                for old in list(self.cookies)[:2048]:
+                    del self.cookies[old]
+            self.cookies[native] = self.next_cookie
+            self.next_cookie += 1
+        return self.cookies[native]
+
+    def socket_cookie(self, inode: int) -> int:
+        """SO_COOKIE of the socket with this host inode number."""
+        if inode not in self.socket_cookies:
+            self.socket_cookies[inode] = self.next_socket_cookie
+            self.next_socket_cookie += 1
+        return self.socket_cookies[inode]
+
+
+def io_state(m: Machine) -> IoState:
+    """The I/O state of this run."""
+    state: IoState | None = m.data.get("io")
+    if state is None:
+        state = m.data["io"] = IoState()
+    return state
