@@ -27,6 +27,8 @@ PATIENCE = 64
 DOUBLING = 16
 #: … up to this: a busy wait of an hour ends after some 36,000 looks.
 LOOK_NS_MAX = 100_000_000
+#: Later than every deadline.
+NEVER = 1 << 63
 
 
 @dataclass(slots=True)
@@ -41,6 +43,8 @@ class Timer:
 class Timers:
     """Expirations in the order of their deadlines; equal deadlines in the order they were set."""
 
+    #: No deadline is earlier than this (a cheap test before :meth:`expire`).
+    first: int = NEVER
     _heap: list[tuple[int, int, Timer]] = field(default_factory=list)
     _count: int = 0
 
@@ -49,6 +53,7 @@ class Timers:
         timer = Timer(deadline, callback)
         self._count += 1
         heapq.heappush(self._heap, (deadline, self._count, timer))
+        self.first = min(self.first, deadline)
         return timer
 
     def cancel(self, timer: Timer | None) -> None:
@@ -60,6 +65,7 @@ class Timers:
         """The earliest deadline, or None."""
         while self._heap and self._heap[0][2].callback is None:
             heapq.heappop(self._heap)
+        self.first = self._heap[0][0] if self._heap else NEVER
         return self._heap[0][0] if self._heap else None
 
     def expire(self, now: int) -> int:
@@ -96,7 +102,7 @@ class CpuTime:
         self.ns += ns
         if self.parent is not None:
             self.parent.spend(ns)
-        if self.timers is not None:
+        if self.timers is not None and self.timers.first <= self.ns:
             self.timers.expire(self.ns)
 
     def timer_queue(self) -> Timers:
@@ -135,7 +141,7 @@ class Clock:
         self.timers = Timers()
 
     def charge(self, cpu: CpuTime, *, looking: bool = False) -> None:
-        """Account for one intercepted call of a thread.
+        """Account for one intercepted call of a thread, and expire the timers that are due by then.
 
         ``looking``: the call only reads a clock or yields, so that it may be part of a busy wait.
         """
@@ -143,6 +149,8 @@ class Clock:
             cpu.looks = 0
         self.now += CALL_NS
         cpu.spend(CALL_NS)
+        if self.timers.first <= self.now:
+            self.timers.expire(self.now)
 
     def look(self, cpu: CpuTime | None = None) -> int:
         """Advance a little, and return the monotonic time.

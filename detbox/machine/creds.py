@@ -1,0 +1,225 @@
+"""Virtual credentials: users, groups and capabilities of a process, with the kernel's rules.
+
+The host gives the guest's processes one real user, whoever they believe to be; what they may do to
+files is decided by these values instead.  Credentials are one set per process, not per thread: the C
+library applies every change to all threads anyway (by a signal to each of them, so that each change
+arrives once per thread; all rules here give the same result the second time).
+"""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass, field, replace
+from errno import EINVAL, EPERM
+
+#: (uid_t) -1: "leave it as it is".
+KEEP = 0xFFFFFFFF
+NGROUPS_MAX = 65536
+
+# include/uapi/linux/capability.h
+CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER, CAP_FSETID = 0, 1, 2, 3, 4
+CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP, CAP_LINUX_IMMUTABLE = 5, 6, 7, 8, 9
+CAP_IPC_OWNER, CAP_SYS_CHROOT, CAP_SYS_ADMIN, CAP_SYS_NICE, CAP_SYS_RESOURCE = 15, 18, 21, 23, 24
+CAP_MKNOD, CAP_MAC_OVERRIDE = 27, 32
+CAP_LAST = 40  # CAP_CHECKPOINT_RESTORE, since Linux 5.9
+ALL_CAPS = (1 << CAP_LAST + 1) - 1
+
+# CAP_FS_SET: what follows the file-system user instead of the effective one (security/commoncap.c).
+FS_CAPS = sum(1 << cap for cap in (
+    CAP_CHOWN, CAP_MKNOD, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER, CAP_FSETID,
+    CAP_LINUX_IMMUTABLE, CAP_MAC_OVERRIDE))
+
+
+@dataclass(slots=True)
+class Creds:
+    """The credentials of one process; numbers as the guest sees them.
+
+    The capability sets are bit masks.  ``keep_caps`` and ``no_new_privs`` are what prctl(2) sets.
+    """
+
+    ruid: int = 0
+    euid: int = 0
+    suid: int = 0
+    fsuid: int = 0
+    rgid: int = 0
+    egid: int = 0
+    sgid: int = 0
+    fsgid: int = 0
+    groups: tuple[int, ...] = field(default=())
+    permitted: int = 0
+    effective: int = 0
+    inheritable: int = 0
+    ambient: int = 0
+    bounding: int = ALL_CAPS
+    keep_caps: bool = False
+    no_new_privs: bool = False
+
+    @classmethod
+    def of(cls, uid: int, gid: int, groups: tuple[int, ...] = ()) -> Creds:
+        """Credentials of a fresh login: root has all capabilities, others none."""
+        caps = 0 if uid else ALL_CAPS
+        return cls(uid, uid, uid, uid, gid, gid, gid, gid, tuple(sorted(groups)), caps, caps)
+
+    def copy(self) -> Creds:
+        """The credentials of a forked child."""
+        return replace(self)
+
+    def capable(self, cap: int) -> bool:
+        """Whether the capability is effective."""
+        return bool(self.effective >> cap & 1)
+
+    def in_group(self, gid: int) -> bool:
+        """Whether files of the group are the process's group's files."""
+        return gid == self.fsgid or gid in self.groups
+
+    # ------------------------------------------------------------------ users
+
+    def setuid(self, uid: int) -> None:
+        """setuid(2)."""
+        _valid(uid)
+        if self.capable(CAP_SETUID):
+            self._users(uid, uid, uid)
+        elif uid in (self.ruid, self.suid):
+            self._users(self.ruid, uid, self.suid)
+        else:
+            raise OSError(EPERM, "setuid")
+
+    def setreuid(self, ruid: int, euid: int) -> None:
+        """setreuid(2)."""
+        if not self.capable(CAP_SETUID):
+            _permit(ruid, self.ruid, self.euid)
+            _permit(euid, self.ruid, self.euid, self.suid)
+        new_ruid, new_euid = _choose(ruid, self.ruid), _choose(euid, self.euid)
+        follows = ruid != KEEP or (euid != KEEP and euid != self.ruid)
+        self._users(new_ruid, new_euid, new_euid if follows else self.suid)
+
+    def setresuid(self, ruid: int, euid: int, suid: int) -> None:
+        """setresuid(2)."""
+        if not self.capable(CAP_SETUID):
+            for wanted in (ruid, euid, suid):
+                _permit(wanted, self.ruid, self.euid, self.suid)
+        self._users(_choose(ruid, self.ruid), _choose(euid, self.euid), _choose(suid, self.suid))
+
+    def setfsuid(self, uid: int) -> int:
+        """setfsuid(2): the former value, whether or not it was changed."""
+        former = self.fsuid
+        if uid in (self.ruid, self.euid, self.suid, former) or (uid != KEEP and self.capable(CAP_SETUID)):
+            self.fsuid = uid
+            if former == 0 and uid != 0:
+                self.effective &= ~FS_CAPS
+            elif former != 0 and uid == 0:
+                self.effective |= self.permitted & FS_CAPS
+        return former
+
+    def _users(self, ruid: int, euid: int, suid: int) -> None:
+        """Set the user ids; capabilities follow (cap_emulate_setxuid in security/commoncap.c)."""
+        had_root = 0 in (self.ruid, self.euid, self.suid)
+        old_euid = self.euid
+        self.ruid, self.euid, self.suid, self.fsuid = ruid, euid, suid, euid
+        if had_root and 0 not in (ruid, euid, suid):
+            if not self.keep_caps:
+                self.permitted = self.effective = 0
+            self.ambient = 0
+        if old_euid == 0 and euid != 0:
+            self.effective = 0
+        elif old_euid != 0 and euid == 0:
+            self.effective = self.permitted
+
+    # ----------------------------------------------------------------- groups
+
+    def setgid(self, gid: int) -> None:
+        """setgid(2)."""
+        _valid(gid)
+        if self.capable(CAP_SETGID):
+            self._groups(gid, gid, gid)
+        elif gid in (self.rgid, self.sgid):
+            self._groups(self.rgid, gid, self.sgid)
+        else:
+            raise OSError(EPERM, "setgid")
+
+    def setregid(self, rgid: int, egid: int) -> None:
+        """setregid(2)."""
+        if not self.capable(CAP_SETGID):
+            _permit(rgid, self.rgid, self.egid)
+            _permit(egid, self.rgid, self.egid, self.sgid)
+        new_rgid, new_egid = _choose(rgid, self.rgid), _choose(egid, self.egid)
+        follows = rgid != KEEP or (egid != KEEP and egid != self.rgid)
+        self._groups(new_rgid, new_egid, new_egid if follows else self.sgid)
+
+    def setresgid(self, rgid: int, egid: int, sgid: int) -> None:
+        """setresgid(2)."""
+        if not self.capable(CAP_SETGID):
+            for wanted in (rgid, egid, sgid):
+                _permit(wanted, self.rgid, self.egid, self.sgid)
+        self._groups(_choose(rgid, self.rgid), _choose(egid, self.egid), _choose(sgid, self.sgid))
+
+    def setfsgid(self, gid: int) -> int:
+        """setfsgid(2): the former value, whether or not it was changed."""
+        former = self.fsgid
+        if gid in (self.rgid, self.egid, self.sgid, former) or (gid != KEEP and self.capable(CAP_SETGID)):
+            self.fsgid = gid
+        return former
+
+    def _groups(self, rgid: int, egid: int, sgid: int) -> None:
+        self.rgid, self.egid, self.sgid, self.fsgid = rgid, egid, sgid, egid
+
+    def setgroups(self, groups: tuple[int, ...]) -> None:
+        """setgroups(2); the kernel keeps the list sorted."""
+        if not self.capable(CAP_SETGID):
+            raise OSError(EPERM, "setgroups")
+        if len(groups) > NGROUPS_MAX or KEEP in groups:
+            raise OSError(EINVAL, "setgroups")
+        self.groups = tuple(sorted(groups))
+
+    # ----------------------------------------------------------- capabilities
+
+    def capset(self, effective: int, permitted: int, inheritable: int) -> None:
+        """capset(2) (cap_capset in security/commoncap.c)."""
+        limit = self.inheritable | self.permitted
+        if self.capable(CAP_SETPCAP):
+            limit = ALL_CAPS
+        if (inheritable & ~limit or inheritable & ~(self.inheritable | self.bounding)
+                or permitted & ~self.permitted or effective & ~permitted):
+            raise OSError(EPERM, "capset")
+        self.effective, self.permitted, self.inheritable = effective, permitted, inheritable
+        self.ambient &= permitted & inheritable
+
+    # ------------------------------------------------------------------- exec
+
+    def on_exec(self, mode: int, uid: int, gid: int) -> bool:
+        """Become what the executed program makes of the process: mode and owners of its file.
+
+        Returns whether privileges were gained: then AT_SECURE is 1.  Capabilities of files are not known.
+        """
+        former = (self.euid, self.egid)
+        if not self.no_new_privs:
+            if mode & stat.S_ISUID:
+                self.euid = uid
+            # Without S_IXGRP, S_ISGID marks mandatory locking and not a set-group-id program.
+            if mode & stat.S_ISGID and mode & stat.S_IXGRP:
+                self.egid = gid
+        self.suid = self.fsuid = self.euid
+        self.sgid = self.fsgid = self.egid
+        if (self.euid, self.egid) != former:
+            self.ambient = 0
+        if 0 in (self.ruid, self.euid):
+            self.permitted = self.inheritable | self.bounding
+            self.effective = self.permitted if self.euid == 0 else 0
+        else:
+            self.permitted = self.effective = self.ambient
+        self.keep_caps = False
+        return self.ruid != self.euid or self.rgid != self.egid
+
+
+def _valid(number: int) -> None:
+    if number == KEEP:
+        raise OSError(EINVAL, "user or group -1")
+
+
+def _permit(wanted: int, *own: int) -> None:
+    if wanted != KEEP and wanted not in own:
+        raise OSError(EPERM, "not one of the process's own")
+
+
+def _choose(wanted: int, current: int) -> int:
+    return current if wanted == KEEP else wanted
