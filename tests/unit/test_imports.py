@@ -35,17 +35,33 @@ ALLOWED: dict[str, set[str]] = {
     "recorder": _VALUES,
     "spin": {"cpu", *_VALUES},
     "scheduler": _VALUES,
-    "supervisor": {"cpu", "guest", "handlers", "policy", "recorder", "scheduler", "spec", "spin", "synth", *_VALUES},
-    "container": {"cpu", "guest", "spec", "supervisor", "synth", *_VALUES},
+    "supervisor": {
+        "cpu",
+        "guest",
+        "handlers",
+        "policy",
+        "recorder",
+        "scheduler",
+        "spec",
+        "spin",
+        "synth",
+        *_VALUES,
+    },
+    "container": {"cpu", "guest", "handlers", "policy", "spec", "supervisor", "synth", *_VALUES},
     "report": {"api", "recorder", "spec", *_VALUES},
     "cli": {"", "api", "config", "container", "doctor", "options", "policy", "report", "spec", "values"},
 }
+
+# What a thread and a process are is a value type like those of detbox.machine, wherever it is kept.
+_VALUE_MODULES = {"detbox.supervisor.task"}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
 def part_of(module: str) -> str:
     """The part of detbox that a dotted name belongs to; "" is the package itself."""
+    if module in _VALUE_MODULES:
+        return "machine"
     return module.split(".")[1] if "." in module else ""
 
 
