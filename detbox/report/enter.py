@@ -20,7 +20,8 @@ _LIBC = ctypes.CDLL(None, use_errno=True)  # loaded before any fork: a forked ch
 def enter(settings: Mapping[str, Any], terminal: bool) -> None:
     """Apply a host's settings to the calling process.  Raises OSError if one cannot be applied.
 
-    ``terminal``: standard input is a terminal that becomes the controlling one (the process leads its session).
+    ``terminal``: standard input is a terminal that becomes the controlling one (the process leads its
+    session).
     The user comes last, since the other steps may need rights.
     """
     os.umask(settings["umask"])

@@ -1,12 +1,12 @@
 """Hosts that differ in everything that must not matter, and the byte-wise comparison of runs on them.
 
-``PERTURBATIONS`` is the table.  A *host* takes one value from each row; ``variants(n)`` gives hosts that differ
-from each other in every row that can be applied with the rights at hand.  ``Host.run`` gives the command a fresh
-copy of the inputs, made in the host's own order and place, and observes everything that a user could see
-afterwards.  ``compare`` normalises nothing.
+``PERTURBATIONS`` is the table.  A *host* takes one value from each row; ``variants(n)`` gives hosts that
+differ from each other in every row that can be applied with the rights at hand.  ``Host.run`` gives the command
+a fresh copy of the inputs, made in the host's own order and place, and observes everything that a user could
+see afterwards.  ``compare`` normalises nothing.
 
-The machine's clock is never set: a time namespace cannot shift CLOCK_REALTIME.  The wall clock differs because
-the runs take place at different times ("time of run").
+The machine's clock is never set: a time namespace cannot shift CLOCK_REALTIME.  The wall clock differs
+because the runs take place at different times ("time of run").
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class Perturbation:
 
 _MEMORY_DIR = "/dev/shm"
 _HOSTILE_ENV = {
-    "EDITOR": "false", "GREP_COLORS": "mt=01", "MAKEFLAGS": "-k", "TERM": "dumb", "COLUMNS": "40", "LINES": "11",
-    "PYTHONHASHSEED": "7", "PS1": "hostile> ", "XDG_RUNTIME_DIR": "/nowhere", "DISPLAY": ":9", "POSIXLY_CORRECT": "1",
-    "MALLOC_ARENA_MAX": "1", "CFLAGS": "-O0", "TMPDIR": "/var/tmp", "A" * 300: "z" * 3000,
+    "EDITOR": "false", "GREP_COLORS": "mt=01", "MAKEFLAGS": "-k", "TERM": "dumb", "COLUMNS": "40",
+    "LINES": "11", "PYTHONHASHSEED": "7", "PS1": "hostile> ", "XDG_RUNTIME_DIR": "/nowhere", "DISPLAY": ":9",
+    "POSIXLY_CORRECT": "1", "MALLOC_ARENA_MAX": "1", "CFLAGS": "-O0", "TMPDIR": "/var/tmp", "A" * 300: "z" * 3000,
 }
 _SOFT_LIMITS = {"NOFILE": 777, "CORE": -1, "STACK": 16 << 20, "FSIZE": 1 << 40, "MEMLOCK": 65536}
 
@@ -66,7 +66,7 @@ PERTURBATIONS: tuple[Perturbation, ...] = (
     Perturbation("umask", "the mask for new files", (0o022, 0o077, 0o002)),
     Perturbation("locale", "LANG and LC_ALL", ("C", "et_EE.UTF-8", "tr_TR.UTF-8")),
     Perturbation("time zone", "TZ", ("UTC", "Pacific/Chatham", "America/St_Johns")),
-    Perturbation("path", "where the work directory is, and how long its name is", ("w", "deeper/ünder/a b/work")),
+    Perturbation("path", "where the work directory is", ("w", "deeper/ünder/a b/work")),
     Perturbation("creation order", "the order in which the inputs are created", (0, 1, 2)),
     Perturbation("inodes", "other files created among the inputs", (0, 7, 3)),
     Perturbation("mtimes", "seconds added to the inputs' times", (0, -86_400 * 900, 86_400 * 30)),
@@ -173,9 +173,7 @@ class Host:
             after = snapshot(work, _owner(self.settings["user"]))
             if keep is not None:
                 shutil.copytree(work, keep, symlinks=True, dirs_exist_ok=True)
-            tree = {
-                path: entry.untouched() if before.get(path) == entry else entry for path, entry in after.items()
-            }
+            tree = {p: entry.untouched() if before.get(p) == entry else entry for p, entry in after.items()}
             return Observed(status, out, err, tree, seconds)
 
     def _base(self, stack: ExitStack) -> Path:
@@ -186,7 +184,7 @@ class Host:
         return base
 
     def _copy_inputs(self, inputs_dir: Path | None, work: Path) -> None:
-        """A fresh copy with the same content and modes, in this host's order, among this host's other files."""
+        """A fresh copy with the same content and modes, in this host's order, among its other files."""
         sources = sorted(inputs_dir.rglob("*")) if inputs_dir is not None else []
         directories = [s for s in sources if s.is_dir() and not s.is_symlink()]
         others = [s for s in sources if s not in set(directories)]
@@ -233,9 +231,10 @@ class Host:
     def environment(self, declared: Mapping[str, str]) -> dict[str, str]:
         """The whole environment of a command on this host."""
         user = self.settings["user"]
-        env = {"PATH": os.environ.get("PATH", os.defpath), "HOME": os.path.expanduser(f"~{user}" if user else "~")}
-        env |= self.settings["environment"]
-        env |= {"LANG": self.settings["locale"], "LC_ALL": self.settings["locale"], "TZ": self.settings["time zone"]}
+        home = os.path.expanduser(f"~{user}" if user else "~")
+        env = {"PATH": os.environ.get("PATH", os.defpath), "HOME": home} | self.settings["environment"]
+        env |= {"LANG": self.settings["locale"], "LC_ALL": self.settings["locale"]}
+        env["TZ"] = self.settings["time zone"]
         if user:
             env |= {"USER": user, "LOGNAME": user, "PATH": os.defpath}
         return env | dict(declared)
@@ -254,9 +253,10 @@ class Host:
         source, given = (_terminal(stdin, stack), None) if terminal else (subprocess.PIPE, stdin)
         prepare: Callable[[], None] = partial(enter, self.settings, terminal)
         started = time.monotonic()
-        child = subprocess.Popen(  # noqa: PLW1509  (what `enter` calls was loaded before the fork)
+        child = subprocess.Popen(
             list(argv), cwd=work, env=self.environment(env), stdin=source, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, pass_fds=extra, start_new_session=True, preexec_fn=prepare,
+            stderr=subprocess.PIPE, pass_fds=extra, start_new_session=True,
+            preexec_fn=prepare,  # safe: all that it calls was loaded before the fork
         )
         for fd in extra:
             os.close(fd)
@@ -286,7 +286,8 @@ def compare(a: Observed, b: Observed) -> list[Difference]:
         if x is None or y is None:
             found.append(Difference("tree", path, _present(x), _present(y)))
         elif x != y:
-            found.extend(Difference("tree", f"{path} {name}", str(p), str(q)) for name, p, q in x.differing(y))
+            for name, p, q in x.differing(y):
+                found.append(Difference("tree", f"{path} {name}", str(p), str(q)))
     return found
 
 
@@ -297,7 +298,7 @@ def _present(entry: Entry | None) -> str:
 def _first_line(what: str, left: bytes, right: bytes) -> Difference:
     """The first line in which two streams differ."""
     lines, others = left.split(b"\n"), right.split(b"\n")
-    for number, (x, y) in enumerate(zip(lines, others), 1):
+    for number, (x, y) in enumerate(zip(lines, others, strict=False), 1):
         if x != y:
             return Difference(what, f"line {number}", repr(x), repr(y))
     shorter = min(len(lines), len(others))

@@ -1,7 +1,8 @@
 """A directory tree as values: every byte and all metadata that belong to the run, and nothing of the host's.
 
-Left out are inode and device numbers, atime and ctime (the host's kernel sets them, no program can), and the size
-and link count of directories, which are the file system's business (ext4 says 4096, tmpfs 40, btrfs counts no links).
+Left out are inode and device numbers, atime and ctime (the host's kernel sets them, no program can), and the
+size and link count of directories, which are the file system's business (ext4 says 4096, tmpfs 40, btrfs counts
+no links).
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ _KINDS = {
     stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink", stat.S_IFIFO: "fifo",
     stat.S_IFSOCK: "socket", stat.S_IFCHR: "character device", stat.S_IFBLK: "block device",
 }
-_OURS = ("user.", "security.capability", "system.posix_acl")  # the other attributes are the host's (SELinux, overlay)
+# The other attributes belong to the host (SELinux's labels, overlayfs's marks).
+_OURS = ("user.", "security.capability", "system.posix_acl")
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class Entry:
     """One name in a tree.
 
     ``owner`` is "self:self" for the user and group who made the run, because an unprivileged user's files
-    cannot belong to anybody else on the host.  ``mtime_ns`` is None for an input that was not touched: its time is
-    the host's.  ``links``: the other names in the tree of the same file.
+    cannot belong to anybody else on the host.  ``mtime_ns`` is None for an input that was not touched: its
+    time is the host's.  ``links``: the other names in the tree of the same file.
     """
 
     kind: str
@@ -102,7 +104,8 @@ def _attributes(path: str) -> tuple[tuple[str, bytes], ...]:
         names = os.listxattr(path, follow_symlinks=False)
     except OSError:  # a file system without attributes
         return ()
-    return tuple((n, os.getxattr(path, n, follow_symlinks=False)) for n in sorted(names) if n.startswith(_OURS))
+    ours = sorted(name for name in names if name.startswith(_OURS))
+    return tuple((name, os.getxattr(path, name, follow_symlinks=False)) for name in ours)
 
 
 def _digest(path: str) -> str:

@@ -1,0 +1,49 @@
+/* What a program reads about itself in /proc and /sys; printed whole, since all of it must be the same every time. */
+#include "guest.h"
+
+static void show(const char *path, size_t limit)
+{
+    static char text[65536];
+    int fd = open(path, O_RDONLY);
+    if (fd < 0) {
+        note("%s: errno %d\n", path, errno);
+        return;
+    }
+    size_t length = 0;
+    ssize_t n;
+    while (length < limit && (n = read(fd, text + length, limit - length)) > 0)
+        length += (size_t)n;
+    close(fd);
+    note("== %s %zu\n", path, length);
+    fwrite(text, 1, length, stdout);
+    fflush(stdout);
+}
+
+int main(void)
+{
+    static const char *paths[] = {
+        "/proc/self/stat", "/proc/self/status", "/proc/self/maps", "/proc/self/limits", "/proc/self/cgroup",
+        "/proc/self/mountinfo", "/proc/self/cmdline", "/proc/self/environ", "/proc/self/io", "/proc/self/statm",
+        "/proc/self/sched", "/proc/self/smaps_rollup", "/proc/self/comm", "/proc/self/auxv", "/proc/self/loginuid",
+        "/proc/self/oom_score", "/proc/self/uid_map", "/proc/self/wchan", "/proc/self/fdinfo/0", "/proc/1/stat",
+        "/proc/cpuinfo", "/proc/meminfo", "/proc/uptime", "/proc/loadavg", "/proc/stat", "/proc/version",
+        "/proc/interrupts", "/proc/vmstat", "/proc/diskstats", "/proc/net/dev", "/proc/net/tcp", "/proc/cmdline",
+        "/proc/filesystems", "/proc/mounts", "/proc/swaps", "/proc/modules", "/proc/sys/kernel/hostname",
+        "/proc/sys/kernel/osrelease", "/proc/sys/kernel/pid_max", "/proc/sys/fs/file-nr",
+        "/proc/sys/kernel/ns_last_pid", "/proc/sys/kernel/random/entropy_avail", "/proc/buildinfo",
+        "/sys/devices/system/cpu/online", "/sys/devices/system/cpu/possible", "/sys/kernel/mm/transparent_hugepage/enabled",
+        "/sys/class/net/lo/address", "/sys/class/dmi/id/product_name", "/sys/fs/cgroup/memory.max",
+        "/etc/hostname", "/etc/machine-id", "/etc/mtab", "/etc/resolv.conf",
+    };
+    for (size_t i = 0; i < sizeof paths / sizeof *paths; i++)
+        show(paths[i], 8192);
+    char target[PATH_MAX];
+    ssize_t n = readlink("/proc/self/exe", target, sizeof target);
+    CHECK(n > 0);
+    note("exe %.*s\n", (int)n, target);
+    n = readlink("/proc/self", target, sizeof target);
+    CHECK(n > 0 && atoi(target) == getpid());
+    n = readlink("/proc/self/ns/pid", target, sizeof target);
+    note("ns %.*s\n", n > 0 ? (int)n : 0, target);
+    return done();
+}

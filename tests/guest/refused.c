@@ -1,0 +1,85 @@
+/* What a guest may not have: each attempt fails cleanly, with the errno that makes programs fall back. */
+#include "guest.h"
+#include <linux/perf_event.h>
+#include <sys/mount.h>
+#include <sys/ptrace.h>
+#include <sys/sysmacros.h>
+
+static int answer(long result)
+{
+    return result == -1 ? errno : 0;
+}
+
+/* The error of each call, or 0 where it worked. */
+static void attempts(void)
+{
+    struct perf_event_attr event = {.type = PERF_TYPE_HARDWARE, .size = sizeof event};
+    char space[256] = "";
+    CHECK(answer(syscall(100000)) == ENOSYS);
+    CHECK(answer(syscall(0x40000000 + 39)) == ENOSYS); /* the x32 getpid */
+    CHECK(answer(syscall(SYS_perf_event_open, &event, 0, -1, -1, 0)) != 0);
+    CHECK(answer(syscall(SYS_bpf, 0, space, sizeof space)) != 0);
+    CHECK(answer(syscall(SYS_io_uring_setup, 4, space)) != 0);
+    CHECK(answer(syscall(SYS_userfaultfd, 0)) != 0);
+    CHECK(answer(syscall(SYS_init_module, space, 0, "")) != 0);
+    CHECK(answer(syscall(SYS_finit_module, 0, "", 0)) != 0);
+    CHECK(answer(syscall(SYS_delete_module, "none", 0)) != 0);
+    CHECK(answer(syscall(SYS_add_key, "user", "a", "b", 1, -2)) != 0);
+    CHECK(answer(syscall(SYS_keyctl, 0, -3, 1)) != 0);
+    CHECK(answer(syscall(SYS_syslog, 3, space, sizeof space)) != 0);
+    CHECK(answer(syscall(SYS_kexec_load, 0, 0, NULL, 0)) != 0);
+    CHECK(answer(syscall(SYS_reboot, 0, 0, 0, NULL)) != 0);
+    CHECK(answer(syscall(SYS_swapon, "/dev/null", 0)) != 0);
+    CHECK(answer(syscall(SYS_iopl, 3)) != 0);
+    CHECK(answer(syscall(SYS_fanotify_init, 0, 0)) != 0);
+    CHECK(answer(syscall(SYS_open_by_handle_at, 3, space, 0)) != 0);
+    CHECK(answer(mount("none", "/mnt", "tmpfs", 0, NULL)) != 0);
+    CHECK(answer(mknod("disk", S_IFBLK | 0600, makedev(254, 0))) == EPERM);
+    CHECK(answer(mknod("random", S_IFCHR | 0600, makedev(1, 9))) == EPERM);
+    CHECK(answer(mknod("mem", S_IFCHR | 0600, makedev(1, 1))) == EPERM);
+    struct timespec t = {0, 0};
+    CHECK(answer(clock_settime(CLOCK_REALTIME, &t)) == EPERM);
+    CHECK(answer(syscall(SYS_settimeofday, NULL, NULL)) == EPERM || errno == 0);
+}
+
+static void tracing(void)
+{
+    pid_t pid = fork();
+    if (pid == 0) {
+        _exit(ptrace(PTRACE_TRACEME, 0, NULL, NULL) == -1 ? 1 : 2);
+    }
+    reap(pid, 1);
+    pid = fork();
+    if (pid == 0) {
+        pause();
+        _exit(0);
+    }
+    CHECK(answer(ptrace(PTRACE_ATTACH, pid, NULL, NULL)) != 0);
+    CHECK(answer(ptrace(PTRACE_SEIZE, pid, NULL, NULL)) != 0);
+    kill(pid, SIGKILL);
+    int status;
+    CHECK(waitpid(pid, &status, 0) == pid);
+}
+
+/* The 32-bit entry: getpid is 20 there.  Refused by ENOSYS, or by a signal. */
+static void old_entry(void)
+{
+    pid_t pid = fork();
+    if (pid == 0) {
+        int result = 20;
+        __asm__ volatile("int $0x80" : "+a"(result) : : "memory", "r8", "r9", "r10", "r11");
+        _exit(result == -ENOSYS ? 0 : 1);
+    }
+    int status;
+    CHECK(waitpid(pid, &status, 0) == pid);
+    note("int 0x80 %x\n", status);
+    CHECK(status == 0 || WIFSIGNALED(status));
+}
+
+int main(void)
+{
+    attempts();
+    tracing();
+    old_entry();
+    return done();
+}

@@ -1,0 +1,142 @@
+"""Runs each guest program natively, where it must hold too, and twice on perturbed hosts under detbox."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from programs import compiled
+from under_detbox import SUCCESS, demand_identical, demand_success, hosts, run_on, twice
+
+from detbox.errors import NotDeterministic
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Guest:
+    """One guest program.
+
+    ``native``: its checks hold on a plain kernel too (they do not where detbox refuses something).
+    """
+
+    file: str
+    native: bool = True
+    quick: bool = False
+    limit_s: int = 60
+
+
+GUESTS = (
+    Guest("asyncio_tasks.py"),
+    Guest("clocks.c", quick=True),
+    Guest("core_status.c"),
+    Guest("count_until_timer.c"),
+    Guest("directories.c"),
+    Guest("file_calls.c"),
+    Guest("file_locks.c"),
+    Guest("file_times.c"),
+    Guest("fork_tree.c"),
+    Guest("futex_basic.c", quick=True),
+    Guest("futex_pi.c"),
+    Guest("futex_robust.c"),
+    Guest("guest_filter.c"),
+    Guest("identity.c", quick=True),
+    Guest("inet_sockets.c"),
+    Guest("inodes.c"),
+    Guest("job_control.c"),
+    Guest("many_processes.c"),
+    Guest("many_threads.c"),
+    Guest("mmap_shared.c"),
+    Guest("pipes.c", quick=True),
+    Guest("polling.c"),
+    Guest("posix_ipc.c"),
+    Guest("process_files.c"),
+    Guest("process_shared.c"),
+    Guest("processor.c"),
+    Guest("pthread_sync.c", quick=True),
+    Guest("randomness.c", quick=True),
+    Guest("refused.c", native=False),
+    Guest("shell_jobs.sh", quick=True),
+    Guest("signal_queue.c"),
+    Guest("signal_restart.c"),
+    Guest("spawn_kinds.c"),
+    Guest("spin_waits.c", limit_s=120),
+    Guest("sysv_ipc.c"),
+    Guest("terminal.c"),
+    Guest("thread_cancel.c"),
+    Guest("thread_race.py"),
+    Guest("timers.c"),
+    Guest("unix_sockets.c"),
+    Guest("wait_options.c"),
+    Guest("watch_files.c"),
+    Guest("worker_processes.py", limit_s=120),
+)
+MAY_BE_REFUSED = {"count_until_timer.c"}
+NO_PROGRAMS = {"conftest.py", "test_guest.py"}
+INTERPRETERS = {".py": "python3", ".sh": "bash"}
+
+
+def command_for(guest: Guest, tmp_path: Path) -> tuple[list[str], Path]:
+    """Command line, and a directory with what it needs."""
+    source = HERE / guest.file
+    if source.suffix == ".c":
+        return ["./program"], compiled(source, [HERE / "guest.h"])
+    inputs = tmp_path / "inputs"
+    inputs.mkdir()
+    (inputs / guest.file).write_bytes(source.read_bytes())
+    return [INTERPRETERS[source.suffix], guest.file], inputs
+
+
+def marks(guest: Guest) -> list[pytest.MarkDecorator]:
+    """Two runs have to fit into the test's limit."""
+    return [pytest.mark.limit(guest.limit_s * 2 + 60), *[pytest.mark.quick] * guest.quick]
+
+
+def parameters(native: bool) -> list[object]:
+    chosen = [g for g in GUESTS if g.native or not native]
+    return [
+        pytest.param(g, id=g.file, marks=marks(g))
+        for g in chosen
+    ]
+
+
+def test_table_and_folder_agree() -> None:
+    files = {p.name for p in HERE.iterdir() if p.suffix in {".c", ".py", ".sh"}} - NO_PROGRAMS
+    assert sorted(files) == [g.file for g in GUESTS]
+
+
+@pytest.mark.parametrize("guest", parameters(native=True))
+def test_natively(guest: Guest, tmp_path: Path) -> None:
+    """The kernel itself passes, so what a program checks is the kernel's behaviour and not detbox's."""
+    command, inputs = command_for(guest, tmp_path)
+    if command[0] == "./program":
+        command = [str(inputs / "program")]
+    else:
+        command = [f"/usr/bin/{command[0]}", str(inputs / command[1])]
+    work = tmp_path / "work"
+    work.mkdir()
+    run = subprocess.run(command, cwd=work, capture_output=True, timeout=guest.limit_s, check=False)
+    assert run.returncode == 0 and run.stdout.endswith(SUCCESS), (run.returncode, run.stderr[-2000:])
+
+
+@pytest.mark.parametrize("guest", parameters(native=False))
+def test_under_detbox(guest: Guest, tmp_path: Path) -> None:
+    command, inputs = command_for(guest, tmp_path)
+    if guest.file in MAY_BE_REFUSED:
+        observed = [run_on(host, command, inputs, limit_s=guest.limit_s) for host in hosts()]
+        if all(run.status == NotDeterministic.status for run in observed):
+            return
+        demand_identical(*observed)
+        run = observed[0]
+    else:
+        run = twice(command, inputs, limit_s=guest.limit_s)
+    demand_success(run)
+
+
+@pytest.mark.slow
+@pytest.mark.limit(1800)
+def test_ten_thousand_processes() -> None:
+    inputs = compiled(HERE / "many_processes.c", [HERE / "guest.h"])
+    demand_success(twice(["./program", "10000"], inputs, limit_s=800))
