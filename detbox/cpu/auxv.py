@@ -81,7 +81,7 @@ def rewrite(stack: bytes, rsp: int, values: AuxValues) -> Rewrite:
     new_rsp = (random_at - pointers_end - len(vector)) & ~15
     block = stack[:pointers_end] + vector
     padding = bytes(random_at - new_rsp - len(block))
-    # What is left of the old vector below the new one would show the host to a reader of uninitialised memory.
+    # What is left of a longer old vector would show the host to a reader of uninitialised memory.
     rest = bytes(max(0, new_rsp - rsp))
     return Rewrite(new_rsp, [(new_rsp - len(rest), rest + block + padding + values.random)], vector)
 

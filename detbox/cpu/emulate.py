@@ -15,7 +15,6 @@ MASK64 = 0xFFFFFFFFFFFFFFFF
 #: RDRAND and RDSEED set CF for success and clear these (Intel SDM volume 2).
 CF = 1 << 0
 _PF_AF_ZF_SF_OF = 1 << 2 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 11
-_OSXSAVE = 1 << 27
 
 # In the order of their numbers in ModRM.
 _REGISTERS = "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15".split()
@@ -30,6 +29,9 @@ class Callbacks(Protocol):
 
     def cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
         """EAX, EBX, ECX, EDX."""
+
+    def xcr0(self) -> int:
+        """The vector state that is enabled, 0 where XGETBV does not exist."""
 
     def tsc(self) -> int:
         """The virtual time stamp counter, advanced by this look."""
@@ -106,7 +108,7 @@ def emulate(code: bytes, regs: Registers, source: Callbacks) -> bool:
         if kind == "rdtscp":
             regs.rcx = source.cpu()  # Linux keeps node << 12 | cpu in IA32_TSC_AUX
     elif kind == "xgetbv":
-        xcr0 = _xcr0(source)
+        xcr0 = source.xcr0()
         if regs.rcx & MASK32 or not xcr0:
             return False
         regs.rax, regs.rdx = xcr0 & MASK32, xcr0 >> 32
@@ -126,14 +128,6 @@ def emulate(code: bytes, regs: Registers, source: Callbacks) -> bool:
 
 def _checked(instruction: Instruction) -> Instruction | None:
     return instruction if instruction.length <= 15 else None
-
-
-def _xcr0(source: Callbacks) -> int:
-    """XCR0 as the model's own leaf 0xD gives it, or 0 where the virtual kernel enabled no XSAVE."""
-    if not source.cpuid(1, 0)[2] & _OSXSAVE:
-        return 0
-    low, _, _, high = source.cpuid(0xD, 0)
-    return high << 32 | low
 
 
 def _store(regs: Registers, instruction: Instruction, value: int) -> None:

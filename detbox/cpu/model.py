@@ -8,16 +8,17 @@ Both models call themselves an Intel processor of family 6, model 0x5E (Skylake 
 choose their code by vendor and model and this one sends all of them (glibc, OpenSSL, OpenBLAS, HotSpot, MKL)
 along well-known paths.  There is no AVX-512, AMX, TSX, RDRAND, RDSEED, RDPID, FSGSBASE or hypervisor bit.
 
-Why ``x86-64-v3`` has XSAVEC, which a Haswell had not.  The model says XCR0 = 7 and an area of 832 bytes, and
-glibc sizes the buffer of its lazy-binding trampoline accordingly, but the *mask* that it saves with is a
-constant that names AVX-512 as well (sysdeps/x86/sysdep.h, STATE_SAVE_MASK), and the processor cuts it only to
-the real XCR0.  On a host whose kernel enabled AVX-512, plain XSAVE would store all of those components, up to
-byte 2688, over the caller's stack.  XSAVEC and XSAVEOPT skip the components in their initial configuration
-(Intel SDM volume 1, section 13.10), and a guest that never sees AVX-512 never leaves it; XSAVEC is what glibc
-prefers.  In the compacted layout AVX stays at byte 576, so 832 bytes are enough.  Newer glibc saves x87, AMX
-and APX state in the same way for TLS descriptors.  ``x86-64-v2`` shows no XSAVE at all: glibc then uses
-FXSAVE, whose 512 bytes do not depend on XCR0.  Go, HotSpot and OpenSSL save vector registers one by one after
-asking cpuid.
+Why ``x86-64-v3`` has XSAVEC, which a Haswell had not, and describes state that it has not enabled.  XCR0 is 7:
+x87, SSE and AVX.  But XSAVE saves what its mask *and the host's* XCR0 name, and glibc's trampolines for lazy
+binding and for TLS descriptors use constant masks that name AVX-512, AMX and APX state (sysdeps/x86/sysdep.h,
+STATE_SAVE_MASK and TLSDESC_CALL_STATE_SAVE_MASK).  On a host with AVX-512 a buffer for XCR0 = 7, 832 bytes,
+is too small twice over: plain XSAVE stores 2688 bytes; XSAVEC stores nothing for components in their initial
+configuration (Intel SDM volume 1, section 13.10), and a guest that never sees AVX-512 never leaves it, yet the
+processor tests 2432 bytes for being writable (a page fault at the stack's end proved it).  glibc sizes its
+buffers by the sub-leaves of leaf 0xD, so those describe all components of today's processors as supported by
+the processor and not enabled by the kernel, and leaf 0xD gives the size of them all, which is what a program
+needs that saves with a mask of all ones.  ``x86-64-v2`` shows no XSAVE: glibc then uses FXSAVE, whose 512 bytes
+do not depend on XCR0.  Go, HotSpot and OpenSSL save vector registers one by one after asking cpuid.
 """
 
 from __future__ import annotations
@@ -92,6 +93,21 @@ _WORDS: tuple[tuple[int | None, int, dict[int, str]], ...] = (
 )  # fmt: skip
 _ORDER = [name for _, _, names in _WORDS for name in names.values()]
 _OSXSAVE = 1 << 27  # leaf 1 ECX: the kernel enabled XSAVE; Linux does not print it
+
+# Components of the XSAVE area: size and offset in bytes, and ECX (bit 1: aligned to 64 bytes when compacted, bit 2:
+# can be disabled with XFD).  In order: AVX; AVX-512 masks, upper halves, upper registers; PKRU; AMX; APX.
+_XSAVE_COMPONENTS: dict[int, tuple[int, int, int]] = {
+    2: (256, 576, 0),
+    5: (64, 1088, 0),
+    6: (512, 1152, 0),
+    7: (1024, 1664, 0),
+    9: (8, 2688, 0),
+    17: (64, 2752, 2),
+    18: (8192, 2816, 6),
+    19: (128, 960, 0),
+}
+_XSAVE_SIZE = max(size + offset for size, offset, _ in _XSAVE_COMPONENTS.values())
+_XSAVE_SUPPORTED = 0b11 | sum(1 << component for component in _XSAVE_COMPONENTS)
 
 #: Features that only the kernel or the firmware uses, or whose absence no instruction notices (PREFETCHW is a
 #: no-operation where it is missing).  The host need not have them.
@@ -281,16 +297,14 @@ def _topology_leaf(cpus: int, cpu: int, subleaf: int) -> Registers:
 
 
 def _xsave_leaf(model: CpuModel, subleaf: int) -> Registers:
-    xcr0 = model.xcr0
-    size = 576 + (256 if xcr0 & 4 else 0)  # legacy area, header, and the upper halves of YMM0 to YMM15
-    if not xcr0:
+    if not model.xcr0:
         return _NOTHING
     if subleaf == 0:
-        return xcr0, size, size, 0
+        return _XSAVE_SUPPORTED, _XSAVE_SIZE, _XSAVE_SIZE, 0
     if subleaf == 1:
-        eax = _word(model, 1, 0xD, 0)
-        return eax, size if "xsavec" in model.features else 0, 0, 0
-    return (256, 576, 0, 0) if subleaf == 2 and xcr0 & 4 else _NOTHING
+        return _word(model, 1, 0xD, 0), _XSAVE_SIZE, 0, 0
+    size, offset, ecx = _XSAVE_COMPONENTS.get(subleaf, (0, 0, 0))
+    return size, offset, ecx, 0
 
 
 def _extended_leaf(model: CpuModel, cpus: int, leaf: int) -> Registers:
