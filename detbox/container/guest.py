@@ -1,0 +1,270 @@
+"""Inside the namespaces: assembles the file system, starts the first guest process, and supervises it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import resource
+import signal
+import socket
+import struct
+import time
+from typing import Any
+
+from detbox.container import operations, plan
+from detbox.cpu import model
+from detbox.errors import CommandNotFound, CommandNotInvocable, HostError, InternalError
+from detbox.handlers.cover import cover
+from detbox.kernel import _native
+from detbox.kernel.numbers import NAMES, NUMBERS
+from detbox.machine import constants
+from detbox.policy import TABLE
+from detbox.spec import RunSpec
+from detbox.supervisor import filter as bpf
+from detbox.supervisor.console import Console
+from detbox.supervisor.image import ARCH_SET_CPUID
+from detbox.supervisor.loop import TRACE_OPTIONS, Supervisor
+from detbox.supervisor.machine import Machine
+from detbox.supervisor.setup import first_process, install_hooks
+
+MAIN_PID = 2
+PR_SET_TSC, PR_TSC_SIGSEGV = 26, 2
+ADDR_NO_RANDOMIZE = 0x0040000
+CLONE_NEWUSER = 0x10000000
+LAUNCH_TIMEOUT_S = 20.0
+#: Soft limits of the first process; the hard ones stay the host's, and the guest is shown virtual ones.
+STACK_LIMIT = 8 << 20
+
+
+def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
+    """The supervisor process from its first moment to the report."""
+    started = time.perf_counter()
+    host = _host_streams(spec)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    os.setsid()
+    os.umask(0)
+    _pin()
+    proc_fd = build(spec)
+    raise_limits()
+    console = Console(host)
+    machine = Machine(spec, console, proc_fd, model.MODELS[spec.cpu_model])
+    machine.requests = requests
+    handlers = {row.number: row.handler for row in TABLE if row.handler is not None}
+    sup = Supervisor(machine, handlers, life)
+    sup.image.cpuid_faulting = _cpuid_faulting()
+    machine.inodes.learn_devices()
+    install_hooks(sup)
+    path = find_command(spec)
+    cell = mmap.mmap(-1, 4096)
+    launcher = _start_first_process(spec, console, path, cell)
+    machine.listener = _take_listener(launcher, cell)
+    _native.sync_wake_up(machine.listener)
+    first_process(sup, launcher)
+    ready = time.perf_counter()
+    status = sup.run()
+    console.drain()
+    failed = struct.unpack_from("i", cell, 4)[0]
+    if failed:
+        raise CommandNotInvocable(f"cannot execute {os.fsdecode(path)}: {os.strerror(failed)}")
+    machine.inodes.finish([os.fsencode(top) for top in plan.kept(spec)])
+    report = {
+        "status": os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status),
+        "stats": statistics(sup, started, ready),
+        "doubts": list(machine.doubts),
+        "unknown_calls": machine.unknown_calls,
+    }
+    os.write(result, json.dumps(report).encode())
+
+
+def _host_streams(spec: RunSpec) -> tuple[int, int, int]:
+    """detbox's own standard streams, moved out of the way."""
+    if spec.stdin is not None:
+        stdin = os.open(spec.stdin, os.O_RDONLY | os.O_CLOEXEC)
+    elif spec.stdin_closed:
+        stdin = -1
+    else:
+        stdin = os.dup(0)
+    return stdin, os.dup(1), os.dup(2)
+
+
+def _pin() -> None:
+    """One CPU for the supervisor and the guest.
+
+    They take turns, so that a second CPU would only add the cost of waking it:
+    a ptrace stop costs 13 us on one CPU and 90 us across two.
+    """
+    allowed = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {allowed[os.getppid() % len(allowed)] if len(allowed) > 1 else allowed[0]})
+
+
+def build(spec: RunSpec) -> int:
+    """Assemble the container's file system and enter it; a descriptor of a procfs mount of our own."""
+    steps = plan.steps(spec)
+    _native.unshare(0x20000)  # CLONE_NEWNS: the keeper keeps the host's view
+    _native.mount(None, b"/", None, operations.MS_REC | operations.MS_PRIVATE, None)
+    # Sources are opened in the new namespace: the kernel mounts nothing from another one.
+    for step in steps:
+        step.prepare()
+    for step in steps:
+        try:
+            step.execute()
+        except OSError as error:
+            raise HostError(f"cannot set up the container ({step.describe()}): {error}", "run: detbox doctor") from error
+    proc_fd = own_proc()
+    cover(os.fsencode(operations.staged("/proc/1")))
+    operations.enter(operations.STAGE)
+    socket.sethostname(spec.hostname)
+    with contextlib.suppress(OSError):
+        _native.raw_syscall(NUMBERS["setdomainname"], constants.DOMAINNAME.encode(), len(constants.DOMAINNAME))
+    os.chdir(spec.guest_workdir)
+    return proc_fd
+
+
+def own_proc() -> int:
+    """A second procfs mount, reachable through the descriptor alone: the guest's has /proc/1 covered."""
+    place = os.fsencode(operations.staged("/mnt"))
+    os.makedirs(place, exist_ok=True)
+    _native.mount("proc", place, "proc", operations.MS_NOSUID | operations.MS_NODEV | operations.MS_NOEXEC, None)
+    fd = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    _native.umount(place, 2)  # MNT_DETACH
+    return fd
+
+
+def raise_limits() -> None:
+    """The supervisor holds descriptors for all guest processes."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _cpuid_faulting() -> bool:
+    """Whether the host can trap cpuid (arch_prctl(2); it is switched off again by the next exec)."""
+    return _native.raw_syscall(NUMBERS["arch_prctl"], ARCH_SET_CPUID, 1) == 0
+
+
+def find_command(spec: RunSpec) -> bytes:
+    """The guest path of the program, as execvp(3) finds it.  Raises CommandNotFound, CommandNotInvocable."""
+    name = spec.command[0]
+    candidates = [name] if b"/" in name else [
+        os.path.join(directory or b".", name) for directory in spec.env.get(b"PATH", b"/bin:/usr/bin").split(b":")
+    ]  # fmt: skip
+    refused = False
+    for candidate in candidates:
+        try:
+            mode = os.stat(candidate).st_mode
+        except OSError:
+            continue
+        if mode & 0o170000 == 0o100000 and mode & 0o111:
+            return candidate
+        refused = True
+    if refused:
+        raise CommandNotInvocable(f"{os.fsdecode(name)} is in the container but cannot be executed")
+    raise CommandNotFound(f"{os.fsdecode(name)} is not in the container")
+
+
+def _start_first_process(spec: RunSpec, console: Console, path: bytes, cell: mmap.mmap) -> int:
+    go_read, go_write = os.pipe2(os.O_CLOEXEC)
+    ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _first_process_body(spec, console, path, cell, go_read, ready_write)
+        except BaseException as error:
+            os.write(ready_write, f"{type(error).__name__}: {error}".encode())
+        os._exit(126)
+    if pid != MAIN_PID:
+        raise InternalError(f"the first guest process has PID {pid}")
+    os.close(go_read)
+    os.close(ready_write)
+    _expect(ready_read)
+    for name, text in (("uid_map", "0 0 1"), ("setgroups", "allow"), ("gid_map", "0 0 1")):
+        with contextlib.suppress(PermissionError) if name == "setgroups" else contextlib.nullcontext(), \
+                open(f"/proc/{pid}/{name}", "w", encoding="ascii") as file:  # fmt: skip
+            file.write(text)
+    _native.seize(pid, TRACE_OPTIONS)
+    _native.prepare_events()
+    os.write(go_write, b"g")
+    os.close(go_write)
+    os.set_blocking(ready_read, False)
+    return pid
+
+
+def _expect(ready: int) -> None:
+    answer = os.read(ready, 4096)
+    if answer != b"r":
+        raise InternalError(f"the first process could not be prepared: {answer.decode(errors='replace')}")
+
+
+def _first_process_body(
+    spec: RunSpec, console: Console, path: bytes, cell: mmap.mmap, go: int, ready: int
+) -> None:
+    """In the first process, before the command: everything that a program inherits is made fixed."""
+    os.setsid()
+    for number in range(1, signal.NSIG):
+        with contextlib.suppress(OSError, ValueError):
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    _fix_limits()
+    os.umask(0o022)
+    _native.unshare(CLONE_NEWUSER)
+    os.write(ready, b"r")
+    if os.read(go, 1) != b"g":
+        os._exit(126)
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    for number, fd in enumerate(console.guest_fds()):
+        os.dup2(fd, number)
+    os.closerange(3, 1 << 20 if resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 1 << 20 else 65536)
+    _native.personality(ADDR_NO_RANDOMIZE)
+    _native.prctl(PR_SET_TSC, PR_TSC_SIGSEGV)
+    environment = [key + b"=" + value for key, value in spec.env.items()]
+    _native.filter_and_exec(bpf.build(TABLE), cell, path, list(spec.command), environment)
+
+
+def _fix_limits() -> None:
+    """Limits that change what the kernel does: the stack's decides where mappings are placed."""
+    for what, soft in ((resource.RLIMIT_STACK, STACK_LIMIT), (resource.RLIMIT_CORE, 0)):
+        _, hard = resource.getrlimit(what)
+        resource.setrlimit(what, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+    for what in (resource.RLIMIT_FSIZE, resource.RLIMIT_DATA, resource.RLIMIT_AS, resource.RLIMIT_CPU):
+        _, hard = resource.getrlimit(what)
+        resource.setrlimit(what, (hard, hard))
+
+
+def _take_listener(pid: int, cell: mmap.mmap) -> int:
+    """The listener that the first process has made; it cannot tell by a system call, only in memory."""
+    end = time.monotonic() + LAUNCH_TIMEOUT_S
+    pidfd = os.pidfd_open(pid)
+    try:
+        while True:
+            number = struct.unpack_from("i", cell, 0)[0]
+            if number:
+                return _native.pidfd_getfd(pidfd, number - 1)
+            if time.monotonic() > end:
+                raise InternalError("the first process did not start")
+            gone, status = _native.wait_tid(pid, os.WNOHANG)
+            if gone and not os.WIFSTOPPED(status):
+                raise InternalError(f"the first process ended before its command (status {status})")
+            time.sleep(0.0002)
+    finally:
+        os.close(pidfd)
+
+
+def statistics(sup: Supervisor, started: float, ready: float) -> dict[str, Any]:
+    """What ``--stats`` prints."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    guests = resource.getrusage(resource.RUSAGE_CHILDREN)
+    calls = {NAMES[nr]: count for nr, count in enumerate(sup.calls) if count}
+    return {
+        "calls": dict(sorted(calls.items(), key=lambda item: (-item[1], item[0]))),
+        "notifications": sup.notifications,
+        "stops": sup.stops,
+        "switches": sup.m.scheduler.switches,
+        "setup_s": round(ready - started, 6),
+        "wall_s": round(time.perf_counter() - started, 6),
+        "supervisor_cpu_s": round(usage.ru_utime + usage.ru_stime, 6),
+        "guest_cpu_s": round(guests.ru_utime + guests.ru_stime, 6),
+        "supervisor_rss_kib": usage.ru_maxrss,
+    }

@@ -1,0 +1,213 @@
+"""Starts a run: namespaces, the supervisor as PID 1, the guest's first process as PID 2.
+
+Three processes take part.  The caller forks a *keeper*, which makes the
+namespaces and stays outside the container's file system (it brings up the
+loopback device when the guest first wants a socket).  The keeper forks the
+*supervisor*, PID 1 of the new PID namespace: when it ends, for whatever reason,
+the kernel kills every guest process, and all mounts and temporaries vanish with
+the namespaces.  Each dies with its parent (PR_SET_PDEATHSIG).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes.util  # noqa: F401  (python-ptrace wants it; imported while the host's files are in reach)
+import json
+import os
+import select
+import signal
+import traceback
+from dataclasses import dataclass, field
+from typing import Any
+
+from detbox import errors
+from detbox.container import guest
+from detbox.errors import DetboxError, HostError, Interrupted, TimedOut
+from detbox.kernel import _native
+from detbox.spec import RunSpec
+
+CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
+CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
+NAMESPACES = (
+    CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP
+)
+PR_SET_PDEATHSIG = 1
+ALL_IDS = 4294967295  # the largest range that a map may have
+
+
+@dataclass
+class Outcome:
+    """What a finished run reports."""
+
+    status: int  # the guest's exit status, or 128+N for signal N
+    stats: dict[str, Any] = field(default_factory=dict)
+    doubts: list[str] = field(default_factory=list)
+    unknown_calls: dict[str, int] = field(default_factory=dict)
+
+
+def run(spec: RunSpec) -> Outcome:
+    """Run the command to its end.  Raises DetboxError."""
+    life_read, life_write = os.pipe2(os.O_CLOEXEC)
+    result_read, result_write = os.pipe2(os.O_CLOEXEC)
+    mapped_read, mapped_write = os.pipe2(os.O_CLOEXEC)
+    ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
+    keeper = os.fork()
+    if keeper == 0:
+        for fd in (life_write, result_read, mapped_write, ready_read):
+            os.close(fd)
+        _child(lambda: _keep(spec, (life_read, result_write, mapped_read, ready_write)), result_write)
+    for fd in (life_read, result_write, mapped_read, ready_write):
+        os.close(fd)
+    try:
+        if os.read(ready_read, 1):
+            _map_ids(keeper)
+            os.write(mapped_write, b"m")
+        text = _await_result(spec, result_read, life_write)
+    finally:
+        for fd in (result_read, mapped_write, ready_read, life_write):
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        _end(keeper)
+    return _outcome(text)
+
+
+def _await_result(spec: RunSpec, result: int, life: int) -> bytes:
+    """Collect the supervisor's report; a signal or the time limit ends the run."""
+    parts: list[bytes] = []
+    wakeup_read, wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    old = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    old_wakeup = signal.set_wakeup_fd(wakeup_write)
+    try:
+        import time
+
+        end = None if spec.timeout_s is None else time.monotonic() + spec.timeout_s
+        while True:
+            left = None if end is None else max(0.0, end - time.monotonic())
+            ready, _, _ = select.select([result, wakeup_read], [], [], left)
+            if wakeup_read in ready:
+                number = os.read(wakeup_read, 1)[0]
+                if number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                    raise Interrupted(f"ended by {signal.Signals(number).name}")
+            if result in ready:
+                data = os.read(result, 65536)
+                if not data:
+                    return b"".join(parts)
+                parts.append(data)
+            elif end is not None and time.monotonic() >= end:
+                raise TimedOut(f"the run took longer than {spec.timeout_s:g} seconds", "raise --timeout")
+    finally:
+        signal.set_wakeup_fd(old_wakeup)
+        for number, handler in old.items():
+            signal.signal(number, handler)
+        os.close(wakeup_read)
+        os.close(wakeup_write)
+
+
+def _end(keeper: int) -> None:
+    """Make sure that nothing of the run is left."""
+    with contextlib.suppress(ProcessLookupError):
+        pid, _ = os.waitpid(keeper, os.WNOHANG)
+        if pid == 0:
+            os.kill(keeper, signal.SIGKILL)
+            os.waitpid(keeper, 0)
+
+
+def _outcome(text: bytes) -> Outcome:
+    if not text:
+        raise errors.InternalError("the supervisor ended without a report")
+    raw = json.loads(text)
+    if "error" in raw:
+        name, message, remedy, trace = raw["error"]
+        cls = errors.by_name(name)
+        error = cls(message, remedy) if cls is not errors.InternalError else errors.InternalError(message)
+        if trace:
+            error.add_note(trace)
+        raise error
+    return Outcome(**raw)
+
+
+def _child(body: Any, result: int) -> None:
+    """Run a forked child's body; report what goes wrong; never return."""
+    try:
+        body()
+    except DetboxError as error:
+        report_error(result, error)
+    except KeyboardInterrupt:
+        pass
+    except BaseException as error:
+        report_error(result, errors.InternalError(f"{type(error).__name__}: {error}"), traceback.format_exc())
+    finally:
+        os._exit(0)
+
+
+def report_error(result: int, error: DetboxError, trace: str = "") -> None:
+    """Send an error to the caller."""
+    text = json.dumps({"error": [type(error).__name__, error.message, error.remedy, trace]})
+    with contextlib.suppress(OSError):
+        os.write(result, text.encode())
+
+
+def _map_ids(pid: int) -> None:
+    """Map user and group ids of the keeper's user namespace.
+
+    Root maps all ids, so that files of any owner can be used; an ordinary user
+    maps only its own, and files of others keep the permissions that they have.
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    if uid == 0:
+        maps = {"uid_map": f"0 0 {ALL_IDS}", "gid_map": f"0 0 {ALL_IDS}"}
+    else:
+        maps = {"setgroups": "deny", "uid_map": f"0 {uid} 1", "gid_map": f"0 {gid} 1"}
+    for name, text in maps.items():
+        try:
+            with open(f"/proc/{pid}/{name}", "w", encoding="ascii") as file:
+                file.write(text)
+        except OSError as error:
+            raise HostError(f"cannot map user ids in a user namespace: {error.strerror}", "run: detbox doctor") from error
+
+
+def _keep(spec: RunSpec, fds: tuple[int, int, int, int]) -> None:
+    """The keeper: make the namespaces, start the supervisor, serve its requests, wait for its end."""
+    life, result, mapped, ready = fds
+    _native.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        _native.unshare(NAMESPACES)
+    except OSError as error:
+        raise HostError(f"cannot create namespaces: {error.strerror}", "run: detbox doctor") from error
+    os.write(ready, b"r")
+    if not os.read(mapped, 1):
+        return
+    # A process whose ids were not mapped when it was looked up has lost its rights: take them again.
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    requests, supervisor_side = _socketpair()
+    supervisor = os.fork()
+    if supervisor == 0:
+        os.close(requests)
+        _native.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        _child(lambda: guest.supervise(spec, life, result, supervisor_side), result)
+    os.close(supervisor_side)
+    os.close(result)
+    while os.read(requests, 1):
+        _loopback_up()
+        os.write(requests, b"u")
+    os.waitpid(supervisor, 0)
+
+
+def _socketpair() -> tuple[int, int]:
+    import socket
+
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    return one.detach(), other.detach()
+
+
+def _loopback_up() -> None:
+    """Bring up the network namespace's only device."""
+    from pyroute2.iproute import IPRoute
+
+    with IPRoute() as route:
+        route.link("set", index=1, state="up")
+
+

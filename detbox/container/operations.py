@@ -1,0 +1,322 @@
+"""The steps that build a container's file system, as values.
+
+Each step can describe itself (``--dry-run``) and execute itself.  Paths that
+name the host are opened before anything is mounted, so that a mount cannot
+hide a later step's source.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tarfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from detbox.errors import HostError, UserError
+from detbox.kernel import _native
+from detbox.synth import sysfs
+
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
+MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 0x20, 0x1000, 0x4000, 0x40000
+#: Where the new root is assembled; any directory that exists everywhere will do,
+#: since the mount is seen in the container's own namespace only.
+STAGE = "/tmp"  # noqa: S108
+
+
+def staged(path: str) -> str:
+    """Where a guest path is while the container is being assembled."""
+    return STAGE + path if path != "/" else STAGE
+
+
+@dataclass
+class Step:
+    """One operation on the container's file system."""
+
+    def describe(self) -> str:
+        """One line for people."""
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        """Open what the step needs of the host."""
+
+    def execute(self) -> None:
+        """Do it; raises HostError or UserError."""
+        raise NotImplementedError
+
+
+@dataclass
+class Tmpfs(Step):
+    """An empty file system in memory."""
+
+    path: str
+    mode: int = 0o755
+    size: str | None = None
+
+    def describe(self) -> str:
+        return f"tmpfs    {self.path} (mode {self.mode:o})"
+
+    def execute(self) -> None:
+        os.makedirs(staged(self.path), exist_ok=True)
+        options = f"mode={self.mode:o}" + (f",size={self.size}" if self.size else "")
+        _mount("tmpfs", self.path, "tmpfs", MS_NOSUID | MS_NODEV, options)
+
+
+@dataclass
+class Overlay(Step):
+    """A host directory, read-only, under a layer in memory that takes all changes."""
+
+    source: str
+    path: str
+    scratch: str  # guest path of the directory on a tmpfs that holds the upper layer
+    _fd: int = field(default=-1, repr=False)
+
+    def describe(self) -> str:
+        return f"overlay  {self.path} <- {self.source} (changes vanish)"
+
+    def prepare(self) -> None:
+        self._fd = os.open(self.source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def execute(self) -> None:
+        target = staged(self.path)
+        os.makedirs(target, exist_ok=True)
+        upper, work = f"{staged(self.scratch)}/upper", f"{staged(self.scratch)}/work"
+        os.makedirs(upper)
+        os.makedirs(work)
+        # The upper directory's own attributes are those of the merged root.
+        mode = os.fstat(self._fd).st_mode & 0o7777
+        os.chmod(upper, mode)
+        options = f"lowerdir=/proc/self/fd/{self._fd},upperdir={upper},workdir={work},userxattr"
+        _mount("overlay", self.path, "overlay", MS_NODEV | MS_NOSUID, options)
+        os.close(self._fd)
+
+
+@dataclass
+class Bind(Step):
+    """A host directory or file made visible in the guest."""
+
+    source: str
+    path: str
+    read_only: bool
+    _fd: int = field(default=-1, repr=False)
+
+    def describe(self) -> str:
+        return f"bind     {self.path} <- {self.source} ({'read-only' if self.read_only else 'kept'})"
+
+    def prepare(self) -> None:
+        try:
+            self._fd = os.open(self.source, os.O_PATH | os.O_CLOEXEC)
+        except OSError as error:
+            raise UserError(f"cannot use {self.source}: {error.strerror}", "check its path and permissions") from error
+
+    def execute(self) -> None:
+        target = staged(self.path)
+        if os.path.isdir(f"/proc/self/fd/{self._fd}"):
+            os.makedirs(target, exist_ok=True)
+        else:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
+        _mount(f"/proc/self/fd/{self._fd}", self.path, None, MS_BIND | MS_REC, None)
+        if self.read_only:
+            # Flags that the host's mount has locked must be repeated (mount_namespaces(7)).
+            flags = os.statvfs(target).f_flag & (MS_NOSUID | MS_NODEV | MS_NOEXEC)
+            for extra in (flags, flags | MS_NOSUID | MS_NODEV):
+                try:
+                    _native.mount(None, os.fsencode(target), None, MS_REMOUNT | MS_BIND | MS_RDONLY | extra, None)
+                    break
+                except PermissionError:
+                    continue
+            else:
+                raise HostError(f"cannot make {self.path} read-only in the container")
+        os.close(self._fd)
+
+
+@dataclass
+class Special(Step):
+    """A kernel file system of the container's own (proc, devpts, mqueue)."""
+
+    kind: str
+    path: str
+    options: str | None = None
+
+    def describe(self) -> str:
+        return f"{self.kind:8} {self.path}"
+
+    def execute(self) -> None:
+        os.makedirs(staged(self.path), exist_ok=True)
+        _mount(self.kind, self.path, self.kind, MS_NOSUID | MS_NODEV | MS_NOEXEC, self.options)
+
+
+@dataclass
+class Directory(Step):
+    """An empty directory."""
+
+    path: str
+    mode: int = 0o755
+
+    def describe(self) -> str:
+        return f"mkdir    {self.path} (mode {self.mode:o})"
+
+    def execute(self) -> None:
+        os.makedirs(staged(self.path), exist_ok=True)
+        os.chmod(staged(self.path), self.mode)
+
+
+@dataclass
+class File(Step):
+    """A file with fixed content."""
+
+    path: str
+    content: bytes
+    mode: int = 0o644
+
+    def describe(self) -> str:
+        return f"file     {self.path} ({len(self.content)} bytes)"
+
+    def execute(self) -> None:
+        target = staged(self.path)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        # The place may hold a link of the image that leads elsewhere.
+        if os.path.islink(target):
+            os.unlink(target)
+        fd = os.open(target, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW, self.mode)
+        try:
+            os.write(fd, self.content)
+            os.fchmod(fd, self.mode)
+        finally:
+            os.close(fd)
+
+
+@dataclass
+class Symlink(Step):
+    """A symbolic link."""
+
+    path: str
+    target: str
+
+    def describe(self) -> str:
+        return f"symlink  {self.path} -> {self.target}"
+
+    def execute(self) -> None:
+        place = staged(self.path)
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        if os.path.lexists(place) and (os.path.islink(place) or not os.path.isdir(place)):
+            os.unlink(place)
+        if not os.path.lexists(place):
+            os.symlink(self.target, place)
+
+
+@dataclass
+class Remove(Step):
+    """A file of the image that describes the host."""
+
+    path: str
+
+    def describe(self) -> str:
+        return f"remove   {self.path}"
+
+    def execute(self) -> None:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.unlink(staged(self.path))
+
+
+@dataclass
+class Remake(Step):
+    """Files of the image that get entries for the virtual user."""
+
+    makers: Mapping[str, Callable[[bytes, bytes, int, int], bytes]]
+    user: bytes
+    uid: int
+    gid: int
+
+    def describe(self) -> str:
+        return f"remake   {' '.join(self.makers)}"
+
+    def execute(self) -> None:
+        for path, make in self.makers.items():
+            current = b""
+            with contextlib.suppress(FileNotFoundError), open(staged(path), "rb") as file:
+                current = file.read()
+            content = make(current, self.user, self.uid, self.gid)
+            if content != current:
+                File(path, content).execute()
+
+
+@dataclass
+class Tree(Step):
+    """A whole tree of small files and links in memory."""
+
+    path: str
+    content: Mapping[str, Any] = field(repr=False)
+
+    def describe(self) -> str:
+        return f"files    {self.path} ({len(self.content)} entries)"
+
+    def execute(self) -> None:
+        top = staged(self.path)
+        made = {top}
+        for name, content in self.content.items():
+            place = f"{top}/{name}"
+            directory = place if isinstance(content, sysfs.Directory) else os.path.dirname(place)
+            if directory not in made:
+                os.makedirs(directory, exist_ok=True)
+                made.add(directory)
+            if isinstance(content, bytes):
+                fd = os.open(place, os.O_CREAT | os.O_WRONLY | os.O_EXCL, sysfs.FILE_MODE)
+                os.write(fd, content)
+                os.close(fd)
+            elif isinstance(content, sysfs.Symlink):
+                os.symlink(content.target, place)
+
+
+@dataclass
+class Unpack(Step):
+    """A tarball as the root file system, in memory."""
+
+    source: str
+    path: str
+    _file: Any = field(default=None, repr=False)
+
+    def describe(self) -> str:
+        return f"unpack   {self.path} <- {self.source}"
+
+    def prepare(self) -> None:
+        self._file = open(self.source, "rb")  # noqa: SIM115
+
+    def execute(self) -> None:
+        with self._file, tarfile.open(fileobj=self._file) as tar:
+            for member in tar:
+                # Device nodes cannot be made in a user namespace; the container has its own.
+                if not member.isdev() or member.isfifo():
+                    tar.extract(member, staged(self.path), numeric_owner=True, set_attrs=True, filter="tar")
+
+
+@dataclass
+class Restage(Step):
+    """What follows is built on this directory instead of the whole stage."""
+
+    path: str
+
+    def describe(self) -> str:
+        return f"root     {self.path}"
+
+    def execute(self) -> None:
+        _native.mount(STAGE + self.path, os.fsencode(STAGE), None, MS_BIND | MS_REC, None)
+
+
+def _mount(source: str, path: str, kind: str | None, flags: int, options: str | None) -> None:
+    try:
+        _native.mount(source, os.fsencode(staged(path)), kind, flags, options)
+    except OSError as error:
+        what = kind or "bind"
+        raise HostError(f"cannot mount {what} at {path} in the container: {error.strerror}",
+                        "run: detbox doctor") from error  # fmt: skip
+
+
+def enter(root: str) -> None:
+    """Make the assembled tree the root of this process's mount namespace."""
+    os.chdir(root)
+    _native.pivot_root(b".", b".")
+    _native.umount(b".", 2)  # MNT_DETACH: the host's tree is gone from the namespace
+    os.chdir("/")

@@ -1,0 +1,129 @@
+"""From a run description to the list of steps that build its file system."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+
+from detbox.container import operations as ops
+from detbox.container.operations import Step
+from detbox.cpu import model
+from detbox.errors import UserError
+from detbox.machine import constants
+from detbox.spec import RunSpec
+from detbox.synth import dev, etc, sysfs
+from detbox.synth.view import MachineView
+
+#: Top-level directories of the host that the container makes itself.  Homes are not
+#: part of the machine's software: what a run needs of them is declared.
+_OWN = frozenset(("proc", "sys", "dev", "tmp", "run", "home", "root", "mnt", "media", "lost+found", "boot", "srv"))
+#: Directories that stay in memory, and their modes.
+_FRESH = {"/tmp": 0o1777, "/run": 0o755, "/home": 0o755, "/root": 0o700, "/mnt": 0o755, "/srv": 0o755}  # noqa: S108
+_SCRATCH = "/.detbox"
+
+
+def steps(spec: RunSpec) -> list[Step]:
+    """All steps, in order.  Raises UserError."""
+    plan: list[Step] = []
+    plan += _image_root(spec) if spec.image else _host_root()
+    plan += [ops.Special("proc", "/proc"), *_devices(), *_sys(spec)]
+    plan += _fixed_files(spec)
+    plan.append(ops.Directory(spec.guest_workdir))
+    plan.append(ops.Bind(spec.workdir, spec.guest_workdir, read_only=False))
+    for mount in spec.mounts:
+        plan.append(ops.Bind(mount.src, mount.dst, read_only=not mount.rw))
+    if spec.workdir_alias and not _covered(spec):
+        plan.append(ops.Symlink(spec.workdir_alias, spec.guest_workdir))
+    return plan
+
+
+def describe(spec: RunSpec) -> str:
+    """What ``--dry-run`` prints."""
+    lines = [step.describe() for step in steps(spec)]
+    lines.append(f"chdir    {spec.guest_workdir}")
+    lines.append("exec     " + " ".join(os.fsdecode(word) for word in spec.command))
+    return "\n".join(lines)
+
+
+def kept(spec: RunSpec) -> list[str]:
+    """Guest paths of the directories whose changes stay."""
+    return [spec.guest_workdir, *(mount.dst for mount in spec.mounts if mount.rw)]
+
+
+def _covered(spec: RunSpec) -> bool:
+    """Whether a declared mount already provides the host path of the work directory."""
+    alias = spec.workdir_alias or ""
+    return any(alias == m.dst or alias.startswith(m.dst.rstrip("/") + "/") for m in spec.mounts)
+
+
+def _host_root() -> list[Step]:
+    plan: list[Step] = [ops.Tmpfs("/", 0o755), ops.Directory(_SCRATCH, 0o700)]
+    for name in sorted(os.listdir("/")):
+        path = "/" + name
+        if name in _OWN or name == _SCRATCH[1:]:
+            continue
+        if os.path.islink(path):
+            plan.append(ops.Symlink(path, os.readlink(path)))
+        elif os.path.isdir(path) and os.access(path, os.R_OK | os.X_OK):
+            plan.append(ops.Overlay(path, path, f"{_SCRATCH}/{name}"))
+    plan += [ops.Directory(path, mode) for path, mode in _FRESH.items()]
+    plan.append(ops.Tmpfs("/tmp", _FRESH["/tmp"]))  # noqa: S108
+    return plan
+
+
+def _image_root(spec: RunSpec) -> list[Step]:
+    assert spec.image is not None
+    if os.path.isfile(spec.image):
+        if not tarfile.is_tarfile(spec.image):
+            raise UserError(f"{spec.image} is neither a directory nor a tarball", "give a root file system")
+        return [ops.Tmpfs("/", 0o755), ops.Unpack(spec.image, "/"), *_fresh_in_image()]
+    return [
+        ops.Tmpfs("/", 0o755),
+        ops.Directory("/scratch", 0o700),
+        ops.Overlay(spec.image, "/root-of-image", "/scratch/image"),
+        ops.Restage("/root-of-image"),
+        *_fresh_in_image(),
+    ]
+
+
+def _fresh_in_image() -> list[Step]:
+    return [ops.Tmpfs(path, mode) for path, mode in _FRESH.items() if path in ("/tmp", "/run")]  # noqa: S108
+
+
+def _devices() -> list[Step]:
+    plan: list[Step] = [ops.Tmpfs("/dev", 0o755)]
+    for name, entry in dev.ENTRIES.items():
+        path = f"/dev/{name}"
+        if entry.kind is dev.Kind.BIND:
+            plan.append(ops.Bind(path, path, read_only=False))
+        elif entry.kind is dev.Kind.LINK:
+            plan.append(ops.Symlink(path, entry.target))
+        elif entry.kind is dev.Kind.DIRECTORY:
+            plan.append(ops.Directory(path, entry.mode & 0o7777))
+        elif entry.kind is dev.Kind.DEVPTS:
+            plan.append(ops.Special("devpts", path, "newinstance,ptmxmode=0666,mode=0620"))
+        elif entry.kind is dev.Kind.TMPFS:
+            plan.append(ops.Tmpfs(path, entry.mode & 0o7777))
+        elif entry.kind is dev.Kind.MQUEUE:
+            plan.append(ops.Special("mqueue", path))
+    return plan
+
+
+def _sys(spec: RunSpec) -> list[Step]:
+    view = MachineView(processes={}, cpus=spec.cpus, cpu=model.MODELS[spec.cpu_model])
+    return [ops.Tmpfs("/sys", 0o555), ops.Tree("/sys", sysfs.tree(view))]
+
+
+def _fixed_files(spec: RunSpec) -> list[Step]:
+    plan: list[Step] = []
+    for path, content in etc.FILES.items():
+        if content is None:
+            plan.append(ops.Remove(path))
+        elif isinstance(content, bytes):
+            plan.append(ops.File(path, content))
+        else:
+            plan.append(ops.Symlink(path, content.target))
+    plan.append(ops.Remake(etc.REMADE, b"root", 0, 0))
+    if spec.hostname != constants.HOSTNAME:
+        plan.append(ops.File("/etc/hostname", os.fsencode(spec.hostname) + b"\n"))
+    return plan

@@ -1,0 +1,72 @@
+"""prctl and arch_prctl: per-process switches, of which a few would undo what detbox relies on."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from detbox.decision import CONTINUE, Decision
+from detbox.handlers.futex_core import Args
+
+if TYPE_CHECKING:
+    from detbox.supervisor.machine import Machine
+    from detbox.supervisor.task import Task
+
+# include/uapi/linux/prctl.h
+PR_GET_KEEPCAPS, PR_SET_KEEPCAPS, PR_SET_NAME = 7, 8, 15
+PR_GET_SECCOMP, PR_SET_SECCOMP, PR_CAPBSET_READ, PR_CAPBSET_DROP = 21, 22, 23, 24
+PR_GET_TSC, PR_SET_TSC, PR_GET_SECUREBITS, PR_SET_SECUREBITS = 25, 26, 27, 28
+PR_SET_TIMERSLACK, PR_GET_TIMERSLACK, PR_TASK_PERF_DISABLE, PR_TASK_PERF_ENABLE = 29, 30, 31, 32
+PR_SET_MM, PR_SET_CHILD_SUBREAPER = 35, 36
+PR_SET_NO_NEW_PRIVS, PR_GET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 38, 39, 47
+PR_GET_SPECULATION_CTRL, PR_SET_SPECULATION_CTRL, PR_SCHED_CORE = 52, 53, 62
+PR_TSC_ENABLE = 1
+DEFAULT_TIMERSLACK_NS = 50_000
+# arch/x86/include/uapi/asm/prctl.h
+ARCH_SET_CPUID, ARCH_GET_CPUID = 0x1012, 0x1011
+
+#: Answers that do not depend on the kernel: option -> result.
+_FIXED = {
+    PR_GET_SECUREBITS: 0, PR_SET_SECUREBITS: 0, PR_SET_TIMERSLACK: 0, PR_GET_TIMERSLACK: DEFAULT_TIMERSLACK_NS,
+    PR_TASK_PERF_DISABLE: 0, PR_TASK_PERF_ENABLE: 0, PR_GET_SECCOMP: 0, PR_CAPBSET_DROP: 0, PR_CAP_AMBIENT: 0,
+    PR_GET_SPECULATION_CTRL: -errno.ENODEV, PR_SET_SPECULATION_CTRL: -errno.ENODEV,
+    PR_SCHED_CORE: -errno.ENODEV, PR_SET_MM: -errno.EPERM,
+}  # fmt: skip
+
+
+def prctl(m: Machine, t: Task, a: Args) -> Decision:
+    """Dispatch on the option; most concern the caller alone and are the kernel's."""
+    option, value = a[0] & 0xFFFFFFFF, a[1]
+    if option in _FIXED:
+        return _FIXED[option]
+    if option == PR_CAPBSET_READ:
+        return 1 if value < 41 else -errno.EINVAL
+    if option == PR_SET_TSC:
+        return 0 if value == PR_TSC_ENABLE else -errno.EINVAL
+    if option == PR_GET_TSC:
+        t.write(value, PR_TSC_ENABLE.to_bytes(4, "little"))
+        return 0
+    if option == PR_SET_CHILD_SUBREAPER:
+        t.process.data["subreaper"] = bool(value)
+    elif option == PR_SET_NO_NEW_PRIVS and value == 1:
+        t.process.creds.no_new_privs = True
+    elif option == PR_GET_NO_NEW_PRIVS:
+        return int(t.process.creds.no_new_privs)
+    elif option == PR_SET_KEEPCAPS:
+        t.process.creds.keep_caps = bool(value)
+        return 0
+    elif option == PR_GET_KEEPCAPS:
+        return int(t.process.creds.keep_caps)
+    elif option == PR_SET_NAME and t.tid == t.process.pid:
+        t.process.comm = t.cstr(value)[:15]
+    return CONTINUE
+
+
+def arch_prctl(m: Machine, t: Task, a: Args) -> Decision:
+    """FS and GS bases are the thread's own; CPUID faulting is detbox's, and seems not to exist."""
+    code = a[0] & 0xFFFFFFFF
+    if code == ARCH_SET_CPUID:
+        return -errno.ENODEV
+    if code == ARCH_GET_CPUID:
+        return 1
+    return CONTINUE

@@ -1,0 +1,248 @@
+"""Processes: creation, execution, exit and waiting.
+
+The kernel does the work; the supervisor orders it.  What could sleep in the
+kernel (wait4, waitid) is let through only when its answer is there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from typing import TYPE_CHECKING
+
+from detbox.decision import CONTINUE, ContinueThen, Decision, Park, Wake
+from detbox.handlers import futex_exit
+from detbox.handlers.futex_core import Args, signed
+
+if TYPE_CHECKING:
+    from detbox.supervisor.machine import Machine
+    from detbox.supervisor.task import Process, Task
+
+CLONE_VM, CLONE_VFORK, CLONE_PIDFD, CLONE_UNTRACED, CLONE_NEWNS = 0x100, 0x4000, 0x1000, 0x800000, 0x20000
+CLONE_NEWUSER, CLONE_NEWPID = 0x10000000, 0x20000000
+WNOHANG, WUNTRACED, WEXITED, WCONTINUED = 1, 2, 4, 8
+WNOWAIT, WNOTHREAD, WALL, WCLONE = 0x1000000, 0x20000000, 0x40000000, 0x80000000
+P_ALL, P_PID, P_PGID, P_PIDFD = range(4)
+SIGCHLD = 17
+_CLONE_ARGS = struct.Struct("<5Q")  # flags, pidfd, child_tid, parent_tid, exit_signal
+_RUSAGE = struct.Struct("<16q")
+#: ru_maxrss of every process, in KiB: the real one depends on the host's memory state.
+MAXRSS_KIB = 4096
+
+
+def clone(m: Machine, t: Task, a: Args) -> Decision:
+    """Create a thread or process; the new one is caught before its first instruction."""
+    return _create(t, a[0] & ~0xFF, a[0] & 0xFF)
+
+
+def clone3(m: Machine, t: Task, a: Args) -> Decision:
+    """As clone, with its arguments in memory (struct clone_args)."""
+    if a[1] < _CLONE_ARGS.size:
+        return -errno.EINVAL
+    flags, _, _, _, exit_signal = _CLONE_ARGS.unpack(t.read(a[0], _CLONE_ARGS.size))
+    return _create(t, flags, exit_signal)
+
+
+def _create(t: Task, flags: int, exit_signal: int) -> Decision:
+    if flags & CLONE_UNTRACED:
+        return -errno.EPERM  # the child would run outside the supervisor's hands
+    if flags & CLONE_PIDFD:
+        t.process.files.forget_all()
+    t.data["exit_signal"] = exit_signal
+    t.data["clone_flags"] = flags
+    return CONTINUE
+
+
+def fork(m: Machine, t: Task, a: Args) -> Decision:
+    """clone(SIGCHLD)."""
+    return _create(t, 0, SIGCHLD)
+
+
+def vfork(m: Machine, t: Task, a: Args) -> Decision:
+    """clone(CLONE_VM | CLONE_VFORK | SIGCHLD): the parent waits in the kernel until the child executes or exits."""
+    return _create(t, CLONE_VM | CLONE_VFORK, SIGCHLD)
+
+
+def execve(m: Machine, t: Task, a: Args) -> Decision:
+    """Execute a program; the new image is prepared at its ptrace stop."""
+    for thread in t.process.tasks.values():
+        futex_exit.before_exit(m, thread)
+    return CONTINUE
+
+
+def execveat(m: Machine, t: Task, a: Args) -> Decision:
+    """As execve, relative to a descriptor."""
+    return execve(m, t, a)
+
+
+def exit_(m: Machine, t: Task, a: Args) -> Decision:
+    """End one thread."""
+    m.leaving(t, whole_process=False)
+    return CONTINUE
+
+
+def exit_group(m: Machine, t: Task, a: Args) -> Decision:
+    """End all threads of the process."""
+    m.leaving(t, whole_process=True)
+    return CONTINUE
+
+
+# -- waiting ------------------------------------------------------------------
+
+
+def wait4(m: Machine, t: Task, a: Args) -> Decision:
+    """Wait for a child; resource usage is the virtual one."""
+    which, options, rusage = signed(a[0], 32), a[2], a[3]
+
+    def chosen(child: Process) -> bool:
+        if which > 0:
+            return child.pid == which
+        if which == -1:
+            return True
+        group = -which if which else os.getpgid(t.tid)
+        return _group_of(child) == group
+
+    wanted = options | WEXITED
+    return _wait(m, t, chosen, wanted, rusage, bool(options & WNOHANG))
+
+
+def waitid(m: Machine, t: Task, a: Args) -> Decision:
+    """Wait for a change of a child's state."""
+    kind, ident, options, rusage = a[0] & 0xFFFFFFFF, signed(a[1], 32), a[3], a[4]
+    if kind == P_PIDFD:
+        target = _pidfd_target(m, t, ident)
+
+        def chosen(child: Process) -> bool:
+            return child.pid == target
+    elif kind == P_PID:
+
+        def chosen(child: Process) -> bool:
+            return child.pid == ident
+    elif kind == P_PGID:
+        group = ident or os.getpgid(t.tid)
+
+        def chosen(child: Process) -> bool:
+            return _group_of(child) == group
+    else:
+
+        def chosen(child: Process) -> bool:
+            return True
+
+    return _wait(m, t, chosen, options, rusage, bool(options & WNOHANG))
+
+
+def _group_of(child: Process) -> int:
+    try:
+        return os.getpgid(child.pid)
+    except ProcessLookupError:
+        return -1
+
+
+def _pidfd_target(m: Machine, t: Task, fd: int) -> int:
+    text = os.open(f"{t.process.pid}/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=m.proc_fd)
+    try:
+        for line in os.read(text, 4096).split(b"\n"):
+            if line.startswith(b"Pid:"):
+                return int(line[4:])
+    finally:
+        os.close(text)
+    return -1
+
+
+def _wait(m: Machine, t: Task, chosen, options: int, rusage: int, nohang: bool) -> Decision:  # type: ignore[no-untyped-def]
+    process = t.process
+
+    def attempt(wake: Wake | None) -> Decision:
+        m.forget_reaped(process)
+        children = [c for c in process.children if _of_kind(c, options) and chosen(c)]
+        changed = [c for c in children if _reportable(c, options)]
+        if changed or not children or nohang:
+            return _let_through(m, t, options, rusage, changed)
+        return Park(attempt, events=(("child", process.pid),), why="waits for a child process")
+
+    return attempt(None)
+
+
+def _of_kind(child: Process, options: int) -> bool:
+    """Whether __WCLONE and __WALL select this child (wait(2)): "clone" children signal something else."""
+    if options & WALL:
+        return True
+    return (child.data.get("exit_signal", SIGCHLD) != SIGCHLD) == bool(options & WCLONE)
+
+
+def _reportable(child: Process, options: int) -> bool:
+    if options & WEXITED and child.status is not None:
+        return True
+    if options & WUNTRACED and child.job_stop and not child.data.get("stop_reported"):
+        return True
+    return bool(options & WCONTINUED and child.data.get("continued"))
+
+
+def _let_through(m: Machine, t: Task, options: int, rusage: int, changed: list[Process]) -> Decision:
+    jobs = [c for c in changed if c.status is None]
+    if not rusage and not jobs:
+        return CONTINUE
+
+    def look(task: Task, result: int) -> int | None:
+        # waitid answers 0; the child is the first in the order of creation, as in the kernel's list.
+        child = next((c for c in changed if c.pid == result), changed[0] if changed and result == 0 else None)
+        if child is not None and not options & WNOWAIT:
+            if child.status is None and child.job_stop:
+                child.data["stop_reported"] = True
+            child.data.pop("continued", None)
+        if rusage and child is not None:
+            task.write(rusage, _rusage(child))
+        return None
+
+    return ContinueThen(look)
+
+
+def _rusage(child: Process) -> bytes:
+    user, system = child.cpu.user_ns(), child.cpu.system_ns()
+    return _RUSAGE.pack(
+        user // 10**9, user % 10**9 // 1000, system // 10**9, system % 10**9 // 1000, MAXRSS_KIB, *([0] * 11)
+    )
+
+
+# -- the rest -------------------------------------------------------------------
+
+
+def unshare(m: Machine, t: Task, a: Args) -> Decision:
+    """Namespaces of the guest's own: harmless, since its user namespace owns nothing of the container."""
+    if a[0] & CLONE_NEWNS:
+        t.process.fs = t.process.fs.copy(t.process.pid)
+        t.process.fs.special = True
+    if a[0] & (CLONE_NEWNS | CLONE_NEWUSER | CLONE_NEWPID):
+        t.process.namespaces = True
+    if a[0] & 0x400:  # CLONE_FILES
+        t.process.files = t.process.files.copy(t.process.pid)
+    return CONTINUE
+
+
+def setns(m: Machine, t: Task, a: Args) -> Decision:
+    """Join a namespace of the guest's own making."""
+    t.process.fs = t.process.fs.copy(t.process.pid)
+    t.process.fs.special = True
+    t.process.namespaces = True
+    return CONTINUE
+
+
+def pidfd_open(m: Machine, t: Task, a: Args) -> Decision:
+    """A descriptor for a process of the container."""
+    if signed(a[0], 32) == 1:
+        return -errno.EPERM  # the supervisor
+    t.process.files.forget_all()
+    return CONTINUE
+
+
+def pidfd_getfd(m: Machine, t: Task, a: Args) -> Decision:
+    """Taking another process's descriptor is a debugger's business, refused like ptrace."""
+    return -errno.EPERM
+
+
+def seccomp(m: Machine, t: Task, a: Args) -> Decision:
+    """A filter of the guest's own can only restrict it further; a second listener would get in our way."""
+    if a[0] == 1 and a[1] & 8:  # SECCOMP_SET_MODE_FILTER with NEW_LISTENER
+        return -errno.EBUSY
+    return CONTINUE

@@ -1,0 +1,584 @@
+/* Thin wrappers for kernel interfaces that Python's standard library lacks.
+ *
+ * Rules for code here: one kernel interface per function; no policy; no state
+ * that outlives a call, except the no-op SIGCHLD handler; a failure raises
+ * OSError, unless the comment of the function says that it returns -errno.
+ */
+#define _GNU_SOURCE
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/personality.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/uio.h>
+#include <sys/user.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#ifndef SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
+#define SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV (1UL << 5)
+#endif
+#ifndef SECCOMP_IOCTL_NOTIF_SET_FLAGS
+#define SECCOMP_IOCTL_NOTIF_SET_FLAGS SECCOMP_IOW(4, __u64)
+#define SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP (1UL << 0)
+#endif
+#ifndef SECCOMP_ADDFD_FLAG_SEND
+#define SECCOMP_ADDFD_FLAG_SEND (1UL << 1)
+#endif
+
+#define PATH_LIMIT 4096
+#define PAGE 4096UL
+
+static PyObject *fail(void) { return PyErr_SetFromErrno(PyExc_OSError); }
+
+static PyObject *fail_with(int err)
+{
+	errno = err;
+	return fail();
+}
+
+/* ---- guest memory ------------------------------------------------------- */
+
+static PyObject *read_mem(PyObject *self, PyObject *const *a, Py_ssize_t n)
+{
+	if (n != 3) { PyErr_SetString(PyExc_TypeError, "read_mem(tid, addr, length)"); return NULL; }
+	pid_t tid = (pid_t)PyLong_AsLong(a[0]);
+	unsigned long addr = PyLong_AsUnsignedLongMask(a[1]);
+	Py_ssize_t len = PyLong_AsSsize_t(a[2]);
+	if (PyErr_Occurred()) return NULL;
+	PyObject *out = PyBytes_FromStringAndSize(NULL, len);
+	if (!out) return NULL;
+	struct iovec l = {PyBytes_AS_STRING(out), (size_t)len}, r = {(void *)addr, (size_t)len};
+	ssize_t got = len ? process_vm_readv(tid, &l, 1, &r, 1, 0) : 0;
+	if (got != len) {
+		Py_DECREF(out);
+		return fail_with(got < 0 && errno != EFAULT ? errno : EFAULT);
+	}
+	return out;
+}
+
+static PyObject *write_mem(PyObject *self, PyObject *const *a, Py_ssize_t n)
+{
+	if (n != 3) { PyErr_SetString(PyExc_TypeError, "write_mem(tid, addr, data)"); return NULL; }
+	pid_t tid = (pid_t)PyLong_AsLong(a[0]);
+	unsigned long addr = PyLong_AsUnsignedLongMask(a[1]);
+	Py_buffer b;
+	if (PyErr_Occurred() || PyObject_GetBuffer(a[2], &b, PyBUF_SIMPLE)) return NULL;
+	struct iovec l = {b.buf, (size_t)b.len}, r = {(void *)addr, (size_t)b.len};
+	ssize_t put = b.len ? process_vm_writev(tid, &l, 1, &r, 1, 0) : 0;
+	Py_ssize_t len = b.len;
+	PyBuffer_Release(&b);
+	if (put != len) return fail_with(put < 0 && errno != EFAULT ? errno : EFAULT);
+	Py_RETURN_NONE;
+}
+
+/* Reads page by page, so that a string that ends before an unmapped page is
+ * read whole. */
+static PyObject *read_cstr(PyObject *self, PyObject *const *a, Py_ssize_t n)
+{
+	if (n != 2) { PyErr_SetString(PyExc_TypeError, "read_cstr(tid, addr)"); return NULL; }
+	pid_t tid = (pid_t)PyLong_AsLong(a[0]);
+	unsigned long addr = PyLong_AsUnsignedLongMask(a[1]);
+	if (PyErr_Occurred()) return NULL;
+	char buf[PATH_LIMIT];
+	size_t have = 0;
+	while (have < PATH_LIMIT) {
+		unsigned long at = addr + have;
+		size_t chunk = PAGE - at % PAGE;
+		/* Most strings are short: a first look of 256 bytes saves copying. */
+		if (!have && chunk > 256) chunk = 256;
+		if (chunk > PATH_LIMIT - have) chunk = PATH_LIMIT - have;
+		struct iovec l = {buf + have, chunk}, r = {(void *)at, chunk};
+		ssize_t got = process_vm_readv(tid, &l, 1, &r, 1, 0);
+		if (got <= 0) return fail_with(got < 0 && errno != EFAULT ? errno : EFAULT);
+		char *end = memchr(buf + have, 0, (size_t)got);
+		if (end) return PyBytes_FromStringAndSize(buf, end - buf);
+		have += (size_t)got;
+	}
+	return fail_with(ENAMETOOLONG);
+}
+
+/* ---- seccomp user notification ------------------------------------------ */
+
+static void on_sigchld(int s) { (void)s; }
+
+/* Prepares this process for wait_event(): SIGCHLD stays blocked except while
+ * wait_event() sleeps, so that no stop of a tracee can be missed. */
+static PyObject *prepare_events(PyObject *self, PyObject *args)
+{
+	struct sigaction sa;
+	memset(&sa, 0, sizeof sa);
+	sa.sa_handler = on_sigchld;
+	sigset_t s;
+	sigemptyset(&s);
+	sigaddset(&s, SIGCHLD);
+	if (sigaction(SIGCHLD, &sa, NULL) || sigprocmask(SIG_BLOCK, &s, NULL)) return fail();
+	Py_RETURN_NONE;
+}
+
+static PyObject *receive(int listener)
+{
+	struct seccomp_notif q;
+	memset(&q, 0, sizeof q);
+	if (ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, &q)) {
+		if (errno == ENOENT || errno == EINTR) Py_RETURN_NONE; /* the thread was killed meanwhile */
+		return fail();
+	}
+	PyObject *args = PyTuple_New(6);
+	if (!args) return NULL;
+	for (int i = 0; i < 6; i++) PyTuple_SET_ITEM(args, i, PyLong_FromUnsignedLongLong(q.data.args[i]));
+	PyObject *out = PyTuple_New(5);
+	if (!out) { Py_DECREF(args); return NULL; }
+	PyTuple_SET_ITEM(out, 0, PyLong_FromUnsignedLongLong(q.id));
+	PyTuple_SET_ITEM(out, 1, PyLong_FromLong((long)q.pid));
+	PyTuple_SET_ITEM(out, 2, PyLong_FromLong(q.data.nr));
+	PyTuple_SET_ITEM(out, 3, args);
+	PyTuple_SET_ITEM(out, 4, PyLong_FromUnsignedLongLong(q.data.instruction_pointer));
+	return out;
+}
+
+/* wait_event(listener, control, timeout_ms) -> what happened next:
+ *   (id, tid, nr, args, ip)  a notification
+ *   (tid, status)            a ptrace stop or an exit of a child
+ *   True                     control has input or was closed
+ *   False                    the listener has no more users
+ *   None                     the time is over */
+static PyObject *wait_event(PyObject *self, PyObject *const *a, Py_ssize_t n)
+{
+	if (n != 3) { PyErr_SetString(PyExc_TypeError, "wait_event(listener, control, timeout_ms)"); return NULL; }
+	int listener = (int)PyLong_AsLong(a[0]), control = (int)PyLong_AsLong(a[1]);
+	long ms = PyLong_AsLong(a[2]);
+	if (PyErr_Occurred()) return NULL;
+	sigset_t open_mask;
+	sigprocmask(SIG_BLOCK, NULL, &open_mask);
+	sigdelset(&open_mask, SIGCHLD);
+	struct timespec ts = {ms / 1000, ms % 1000 * 1000000};
+	for (;;) {
+		struct pollfd p[2] = {{listener, POLLIN, 0}, {control, POLLIN, 0}};
+		int r;
+		Py_BEGIN_ALLOW_THREADS
+		r = ppoll(p, control >= 0 ? 2 : 1, ms >= 0 ? &ts : NULL, &open_mask);
+		Py_END_ALLOW_THREADS
+		int err = errno;
+		if (r < 0 && err == EINTR) {
+			int status;
+			pid_t tid = waitpid(-1, &status, WNOHANG | __WALL);
+			if (tid > 0) return Py_BuildValue("ii", tid, status);
+			if (PyErr_CheckSignals()) return NULL;
+			continue;
+		}
+		if (r < 0) return fail_with(err);
+		if (r == 0) Py_RETURN_NONE;
+		if (p[0].revents & POLLIN) return receive(listener);
+		/* A stop is looked for before the hang-up is believed. */
+		int status;
+		pid_t tid = waitpid(-1, &status, WNOHANG | __WALL);
+		if (tid > 0) return Py_BuildValue("ii", tid, status);
+		if (control >= 0 && p[1].revents) Py_RETURN_TRUE;
+		Py_RETURN_FALSE;
+	}
+}
+
+/* reply(listener, id, value, error, flags) -> 0 or -errno (the thread may be dead). */
+static PyObject *reply(PyObject *self, PyObject *const *a, Py_ssize_t n)
+{
+	if (n != 5) { PyErr_SetString(PyExc_TypeError, "reply(listener, id, value, error, flags)"); return NULL; }
+	struct seccomp_notif_resp r;
+	int listener = (int)PyLong_AsLong(a[0]);
+	r.id = PyLong_AsUnsignedLongLong(a[1]);
+	r.val = (long long)PyLong_AsUnsignedLongLongMask(a[2]);
+	r.error = (int)PyLong_AsLong(a[3]);
+	r.flags = (unsigned)PyLong_AsUnsignedLong(a[4]);
+	if (PyErr_Occurred()) return NULL;
+	return PyLong_FromLong(ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &r) ? -errno : 0);
+}
+
+/* add_fd(listener, id, fd, at, cloexec, send) -> descriptor in the guest, or -errno. */
+static PyObject *add_fd(PyObject *self, PyObject *const *a, Py_ssize_t n)
+{
+	if (n != 6) { PyErr_SetString(PyExc_TypeError, "add_fd(listener, id, fd, at, cloexec, send)"); return NULL; }
+	struct seccomp_notif_addfd q;
+	memset(&q, 0, sizeof q);
+	int listener = (int)PyLong_AsLong(a[0]);
+	long at = PyLong_AsLong(a[3]);
+	q.id = PyLong_AsUnsignedLongLong(a[1]);
+	q.srcfd = (unsigned)PyLong_AsLong(a[2]);
+	q.newfd = at >= 0 ? (unsigned)at : 0;
+	q.newfd_flags = PyObject_IsTrue(a[4]) ? O_CLOEXEC : 0;
+	q.flags = (at >= 0 ? SECCOMP_ADDFD_FLAG_SETFD : 0) | (PyObject_IsTrue(a[5]) ? SECCOMP_ADDFD_FLAG_SEND : 0);
+	if (PyErr_Occurred()) return NULL;
+	int r = ioctl(listener, SECCOMP_IOCTL_NOTIF_ADDFD, &q);
+	return PyLong_FromLong(r < 0 ? -errno : r);
+}
+
+static PyObject *notif_alive(PyObject *self, PyObject *args)
+{
+	int listener;
+	unsigned long long id;
+	if (!PyArg_ParseTuple(args, "iK", &listener, &id)) return NULL;
+	return PyBool_FromLong(ioctl(listener, SECCOMP_IOCTL_NOTIF_ID_VALID, &id) == 0);
+}
+
+/* Wakes the other side on this CPU instead of looking for an idle one
+ * (Linux 6.6).  Returns whether the kernel knows it. */
+static PyObject *sync_wake_up(PyObject *self, PyObject *args)
+{
+	int listener;
+	if (!PyArg_ParseTuple(args, "i", &listener)) return NULL;
+	return PyBool_FromLong(
+		ioctl(listener, SECCOMP_IOCTL_NOTIF_SET_FLAGS, SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP) == 0);
+}
+
+/* filter_and_exec(filter, cell, path, argv, envp): installs the seccomp filter
+ * with a listener, stores the listener's number plus one into the shared cell
+ * (a write to memory: a system call would already be intercepted), and
+ * executes path.  Returns only on failure: raises OSError.
+ * The supervisor takes the descriptor over with pidfd_getfd. */
+static PyObject *filter_and_exec(PyObject *self, PyObject *args)
+{
+	Py_buffer filter, cell;
+	const char *path;
+	PyObject *argv, *envp;
+	if (!PyArg_ParseTuple(args, "y*w*yO!O!", &filter, &cell, &path, &PyList_Type, &argv, &PyList_Type, &envp))
+		return NULL;
+	Py_ssize_t na = PyList_GET_SIZE(argv), ne = PyList_GET_SIZE(envp);
+	char **av = calloc((size_t)na + 1, sizeof *av), **ev = calloc((size_t)ne + 1, sizeof *ev);
+	if (!av || !ev) return PyErr_NoMemory();
+	for (Py_ssize_t i = 0; i < na; i++)
+		if (!(av[i] = PyBytes_AsString(PyList_GET_ITEM(argv, i)))) return NULL;
+	for (Py_ssize_t i = 0; i < ne; i++)
+		if (!(ev[i] = PyBytes_AsString(PyList_GET_ITEM(envp, i)))) return NULL;
+	struct sock_fprog prog = {(unsigned short)(filter.len / (Py_ssize_t)sizeof(struct sock_filter)), filter.buf};
+	unsigned long flags = SECCOMP_FILTER_FLAG_NEW_LISTENER | SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)) return fail();
+	int fd = (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &prog);
+	if (fd < 0) return fail();
+	*(volatile int *)cell.buf = fd + 1;
+	execve(path, av, ev);
+	*((volatile int *)cell.buf + 1) = errno;
+	_exit(127);
+}
+
+/* ---- ptrace ------------------------------------------------------------- */
+
+static PyObject *seize(PyObject *self, PyObject *args)
+{
+	int tid;
+	unsigned long options;
+	if (!PyArg_ParseTuple(args, "ik", &tid, &options)) return NULL;
+	if (ptrace(PTRACE_SEIZE, tid, NULL, options)) return fail();
+	Py_RETURN_NONE;
+}
+
+/* ptrace_request(request, tid, addr, data): for requests without a structure
+ * (PTRACE_INTERRUPT, PTRACE_LISTEN, PTRACE_CONT with a signal, ...).
+ * Returns 0 or -errno. */
+static PyObject *ptrace_request(PyObject *self, PyObject *const *a, Py_ssize_t n)
+{
+	if (n != 4) { PyErr_SetString(PyExc_TypeError, "ptrace_request(request, tid, addr, data)"); return NULL; }
+	long req = PyLong_AsLong(a[0]), tid = PyLong_AsLong(a[1]);
+	unsigned long addr = PyLong_AsUnsignedLongMask(a[2]), data = PyLong_AsUnsignedLongMask(a[3]);
+	if (PyErr_Occurred()) return NULL;
+	long r = ptrace((enum __ptrace_request)req, (pid_t)tid, (void *)addr, (void *)data);
+	return PyLong_FromLong(r < 0 ? -errno : r);
+}
+
+static PyObject *event_message(PyObject *self, PyObject *args)
+{
+	int tid;
+	unsigned long message = 0;
+	if (!PyArg_ParseTuple(args, "i", &tid)) return NULL;
+	if (ptrace(PTRACE_GETEVENTMSG, tid, NULL, &message)) return fail();
+	return PyLong_FromUnsignedLong(message);
+}
+
+/* siginfo(tid) -> the 128 bytes of siginfo_t of the current stop. */
+static PyObject *get_siginfo(PyObject *self, PyObject *args)
+{
+	int tid;
+	siginfo_t si;
+	if (!PyArg_ParseTuple(args, "i", &tid)) return NULL;
+	memset(&si, 0, sizeof si);
+	if (ptrace(PTRACE_GETSIGINFO, tid, NULL, &si)) return fail();
+	return PyBytes_FromStringAndSize((char *)&si, sizeof si);
+}
+
+static PyObject *set_siginfo(PyObject *self, PyObject *args)
+{
+	int tid;
+	Py_buffer b;
+	siginfo_t si;
+	if (!PyArg_ParseTuple(args, "iy*", &tid, &b)) return NULL;
+	memset(&si, 0, sizeof si);
+	memcpy(&si, b.buf, (size_t)b.len < sizeof si ? (size_t)b.len : sizeof si);
+	PyBuffer_Release(&b);
+	if (ptrace(PTRACE_SETSIGINFO, tid, NULL, &si)) return fail();
+	Py_RETURN_NONE;
+}
+
+/* sigmask(tid) / set_sigmask(tid, mask): the blocked set of a stopped thread. */
+static PyObject *get_sigmask(PyObject *self, PyObject *args)
+{
+	int tid;
+	uint64_t mask = 0;
+	if (!PyArg_ParseTuple(args, "i", &tid)) return NULL;
+	if (ptrace(PTRACE_GETSIGMASK, tid, (void *)sizeof mask, &mask)) return fail();
+	return PyLong_FromUnsignedLongLong(mask);
+}
+
+static PyObject *set_sigmask(PyObject *self, PyObject *args)
+{
+	int tid;
+	unsigned long long mask;
+	if (!PyArg_ParseTuple(args, "iK", &tid, &mask)) return NULL;
+	uint64_t m = mask;
+	if (ptrace(PTRACE_SETSIGMASK, tid, (void *)sizeof m, &m)) return fail();
+	Py_RETURN_NONE;
+}
+
+/* get_regs(tid) -> bytes of struct user_regs_struct; set_regs(tid, bytes). */
+static PyObject *get_regs(PyObject *self, PyObject *args)
+{
+	int tid;
+	struct user_regs_struct r;
+	if (!PyArg_ParseTuple(args, "i", &tid)) return NULL;
+	if (ptrace(PTRACE_GETREGS, tid, NULL, &r)) return fail();
+	return PyBytes_FromStringAndSize((char *)&r, sizeof r);
+}
+
+static PyObject *set_regs(PyObject *self, PyObject *args)
+{
+	int tid;
+	Py_buffer b;
+	if (!PyArg_ParseTuple(args, "iy*", &tid, &b)) return NULL;
+	int bad = b.len != sizeof(struct user_regs_struct) || ptrace(PTRACE_SETREGS, tid, NULL, b.buf);
+	PyBuffer_Release(&b);
+	if (bad) return fail();
+	Py_RETURN_NONE;
+}
+
+/* single_step(tid) -> (wait status, registers): one instruction, then waits
+ * for the stop.  Registers are empty if the thread is gone. */
+static PyObject *single_step(PyObject *self, PyObject *args)
+{
+	int tid, status;
+	struct user_regs_struct r;
+	if (!PyArg_ParseTuple(args, "i", &tid)) return NULL;
+	if (ptrace(PTRACE_SINGLESTEP, tid, NULL, NULL)) return fail();
+	while (waitpid(tid, &status, __WALL) < 0)
+		if (errno != EINTR) return fail();
+	if (!WIFSTOPPED(status) || ptrace(PTRACE_GETREGS, tid, NULL, &r)) return Py_BuildValue("iy", status, "");
+	return Py_BuildValue("iy#", status, (char *)&r, (Py_ssize_t)sizeof r);
+}
+
+/* wait_tid(tid, options) -> (tid, status), tid 0 if WNOHANG and nothing is there. */
+static PyObject *wait_tid(PyObject *self, PyObject *args)
+{
+	int tid, options, status = 0;
+	pid_t got;
+	if (!PyArg_ParseTuple(args, "ii", &tid, &options)) return NULL;
+	do got = waitpid(tid, &status, options | __WALL);
+	while (got < 0 && errno == EINTR);
+	if (got < 0) return fail();
+	return Py_BuildValue("ii", got, status);
+}
+
+static PyObject *queue_signal(PyObject *self, PyObject *args)
+{
+	int tgid, tid, sig;
+	Py_buffer b;
+	siginfo_t si;
+	if (!PyArg_ParseTuple(args, "iiiy*", &tgid, &tid, &sig, &b)) return NULL;
+	memset(&si, 0, sizeof si);
+	memcpy(&si, b.buf, (size_t)b.len < sizeof si ? (size_t)b.len : sizeof si);
+	PyBuffer_Release(&b);
+	long r = tid > 0 ? syscall(SYS_rt_tgsigqueueinfo, tgid, tid, sig, &si)
+			 : syscall(SYS_rt_sigqueueinfo, tgid, sig, &si);
+	if (r) return fail();
+	Py_RETURN_NONE;
+}
+
+/* ---- processes and descriptors ------------------------------------------ */
+
+static PyObject *borrow_fd(PyObject *self, PyObject *const *a, Py_ssize_t n)
+{
+	if (n != 2) { PyErr_SetString(PyExc_TypeError, "borrow_fd(tgid, fd)"); return NULL; }
+	long tgid = PyLong_AsLong(a[0]), fd = PyLong_AsLong(a[1]);
+	if (PyErr_Occurred()) return NULL;
+	int pidfd = (int)syscall(SYS_pidfd_open, (pid_t)tgid, 0);
+	if (pidfd < 0) return fail();
+	int r = (int)syscall(SYS_pidfd_getfd, pidfd, (int)fd, 0);
+	int err = errno;
+	close(pidfd);
+	return r < 0 ? fail_with(err) : PyLong_FromLong(r);
+}
+
+static PyObject *py_pidfd_getfd(PyObject *self, PyObject *args)
+{
+	int pidfd, fd;
+	if (!PyArg_ParseTuple(args, "ii", &pidfd, &fd)) return NULL;
+	int r = (int)syscall(SYS_pidfd_getfd, pidfd, fd, 0);
+	return r < 0 ? fail() : PyLong_FromLong(r);
+}
+
+static PyObject *py_openat2(PyObject *self, PyObject *args)
+{
+	int dirfd;
+	const char *path;
+	unsigned long long how[3];
+	if (!PyArg_ParseTuple(args, "iyKKK", &dirfd, &path, &how[0], &how[1], &how[2])) return NULL;
+	long r = syscall(437, dirfd, path, how, sizeof how);
+	return r < 0 ? fail() : PyLong_FromLong(r);
+}
+
+/* statx(dirfd, path, flags) -> (mode, nlink, uid, gid, rdev_major, rdev_minor, dev_major, dev_minor,
+ *                               ino, size, mtime_ns, ctime_ns, mnt_id, attributes) */
+static PyObject *py_statx(PyObject *self, PyObject *args)
+{
+	int dirfd, flags;
+	const char *path;
+	struct statx s;
+	if (!PyArg_ParseTuple(args, "iyi", &dirfd, &path, &flags)) return NULL;
+	if (syscall(SYS_statx, dirfd, path, flags, STATX_BASIC_STATS | 0x1000U, &s)) return fail();
+	return Py_BuildValue("IIIIIIIIKKLLKK", s.stx_mode, s.stx_nlink, s.stx_uid, s.stx_gid, s.stx_rdev_major,
+			     s.stx_rdev_minor, s.stx_dev_major, s.stx_dev_minor, (unsigned long long)s.stx_ino,
+			     (unsigned long long)s.stx_size,
+			     (long long)s.stx_mtime.tv_sec * 1000000000LL + s.stx_mtime.tv_nsec,
+			     (long long)s.stx_ctime.tv_sec * 1000000000LL + s.stx_ctime.tv_nsec,
+			     (unsigned long long)s.stx_mnt_id, (unsigned long long)s.stx_attributes);
+}
+
+/* raw_syscall(nr, a0..a5) -> result or -errno; an argument is an int or a
+ * writable or readable buffer.  For calls that need no wrapper of their own. */
+static PyObject *raw_syscall(PyObject *self, PyObject *const *a, Py_ssize_t n)
+{
+	if (n < 1 || n > 7) { PyErr_SetString(PyExc_TypeError, "raw_syscall(nr, up to 6 arguments)"); return NULL; }
+	unsigned long v[7] = {0};
+	Py_buffer b[7];
+	int have[7] = {0};
+	for (Py_ssize_t i = 0; i < n; i++) {
+		if (PyLong_Check(a[i])) v[i] = PyLong_AsUnsignedLongMask(a[i]);
+		else if (!PyObject_GetBuffer(a[i], &b[i], PyBUF_SIMPLE)) { have[i] = 1; v[i] = (unsigned long)b[i].buf; }
+		if (PyErr_Occurred()) {
+			for (Py_ssize_t k = 0; k < i; k++) if (have[k]) PyBuffer_Release(&b[k]);
+			return NULL;
+		}
+	}
+	long r = syscall((long)v[0], v[1], v[2], v[3], v[4], v[5], v[6]);
+	if (r < 0) r = -errno;
+	for (Py_ssize_t i = 0; i < n; i++) if (have[i]) PyBuffer_Release(&b[i]);
+	return PyLong_FromLong(r);
+}
+
+/* ---- namespaces and mounts ----------------------------------------------- */
+
+static PyObject *py_unshare(PyObject *self, PyObject *args)
+{
+	int flags;
+	if (!PyArg_ParseTuple(args, "i", &flags)) return NULL;
+	if (unshare(flags)) return fail();
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_mount(PyObject *self, PyObject *args)
+{
+	const char *source, *target, *type, *data;
+	unsigned long flags;
+	if (!PyArg_ParseTuple(args, "zyzkz", &source, &target, &type, &flags, &data)) return NULL;
+	if (mount(source, target, type, flags, data)) return fail();
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_umount(PyObject *self, PyObject *args)
+{
+	const char *target;
+	int flags;
+	if (!PyArg_ParseTuple(args, "yi", &target, &flags)) return NULL;
+	if (umount2(target, flags)) return fail();
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_pivot_root(PyObject *self, PyObject *args)
+{
+	const char *new_root, *put_old;
+	if (!PyArg_ParseTuple(args, "yy", &new_root, &put_old)) return NULL;
+	if (syscall(SYS_pivot_root, new_root, put_old)) return fail();
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_prctl(PyObject *self, PyObject *args)
+{
+	int option;
+	unsigned long v[4] = {0};
+	if (!PyArg_ParseTuple(args, "i|kkkk", &option, &v[0], &v[1], &v[2], &v[3])) return NULL;
+	int r = prctl(option, v[0], v[1], v[2], v[3]);
+	return r < 0 ? fail() : PyLong_FromLong(r);
+}
+
+static PyObject *py_personality(PyObject *self, PyObject *args)
+{
+	unsigned long persona;
+	if (!PyArg_ParseTuple(args, "k", &persona)) return NULL;
+	int r = personality(persona);
+	return r < 0 ? fail() : PyLong_FromLong(r);
+}
+
+#define FAST(name, fn) {name, (PyCFunction)(void (*)(void))fn, METH_FASTCALL, NULL}
+static PyMethodDef methods[] = {
+	FAST("read_mem", read_mem),
+	FAST("write_mem", write_mem),
+	FAST("read_cstr", read_cstr),
+	FAST("wait_event", wait_event),
+	FAST("reply", reply),
+	FAST("add_fd", add_fd),
+	FAST("ptrace_request", ptrace_request),
+	FAST("borrow_fd", borrow_fd),
+	FAST("raw_syscall", raw_syscall),
+	{"prepare_events", prepare_events, METH_NOARGS, NULL},
+	{"notif_alive", notif_alive, METH_VARARGS, NULL},
+	{"sync_wake_up", sync_wake_up, METH_VARARGS, NULL},
+	{"filter_and_exec", filter_and_exec, METH_VARARGS, NULL},
+	{"seize", seize, METH_VARARGS, NULL},
+	{"event_message", event_message, METH_VARARGS, NULL},
+	{"get_siginfo", get_siginfo, METH_VARARGS, NULL},
+	{"set_siginfo", set_siginfo, METH_VARARGS, NULL},
+	{"get_sigmask", get_sigmask, METH_VARARGS, NULL},
+	{"set_sigmask", set_sigmask, METH_VARARGS, NULL},
+	{"get_regs", get_regs, METH_VARARGS, NULL},
+	{"set_regs", set_regs, METH_VARARGS, NULL},
+	{"single_step", single_step, METH_VARARGS, NULL},
+	{"wait_tid", wait_tid, METH_VARARGS, NULL},
+	{"queue_signal", queue_signal, METH_VARARGS, NULL},
+	{"pidfd_getfd", py_pidfd_getfd, METH_VARARGS, NULL},
+	{"openat2", py_openat2, METH_VARARGS, NULL},
+	{"statx", py_statx, METH_VARARGS, NULL},
+	{"unshare", py_unshare, METH_VARARGS, NULL},
+	{"mount", py_mount, METH_VARARGS, NULL},
+	{"umount", py_umount, METH_VARARGS, NULL},
+	{"pivot_root", py_pivot_root, METH_VARARGS, NULL},
+	{"prctl", py_prctl, METH_VARARGS, NULL},
+	{"personality", py_personality, METH_VARARGS, NULL},
+	{NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", NULL, -1, methods, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__native(void) { return PyModule_Create(&module); }

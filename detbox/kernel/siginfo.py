@@ -1,0 +1,34 @@
+"""Layout of ``siginfo_t`` on x86-64 (include/uapi/asm-generic/siginfo.h)."""
+
+from __future__ import annotations
+
+import struct
+
+SIZE = 128
+SI_USER, SI_KERNEL, SI_QUEUE, SI_TIMER, SI_TKILL = 0, 0x80, -1, -2, -6
+SEGV_MAPERR = 1
+
+_HEAD = struct.Struct("<iiii")  # signo, errno, code, padding
+_CHILD = struct.Struct("<iIi4xqq")  # pid, uid, status, utime, stime
+_TIMER = struct.Struct("<iiQ")  # timer id, overrun, value
+
+
+def code_of(info: bytes) -> int:
+    """``si_code``."""
+    return int(_HEAD.unpack_from(info)[2])
+
+
+def fault_address(info: bytes) -> int:
+    """``si_addr`` of a fault."""
+    return int.from_bytes(info[16:24], "little")
+
+
+def without_times(info: bytes) -> bytes:
+    """A SIGCHLD siginfo whose CPU times (host dependent) are zero."""
+    pid, uid, status, _, _ = _CHILD.unpack_from(info, _HEAD.size)
+    return info[:_HEAD.size] + _CHILD.pack(pid, uid, status, 0, 0).ljust(SIZE - _HEAD.size, b"\0")
+
+
+def timer(signo: int, code: int, timerid: int, overrun: int, value: int) -> bytes:
+    """The siginfo of a timer's expiration."""
+    return _HEAD.pack(signo, 0, code, 0) + _TIMER.pack(timerid, overrun, value).ljust(SIZE - _HEAD.size, b"\0")

@@ -1,0 +1,156 @@
+"""Who may commit next: a deterministic run queue.
+
+The scheduler knows tasks, conditions and virtual time, but no descriptors of
+its own: readiness of parked descriptors comes from a callable, so that a test
+can drive it without a kernel.
+
+Policy.  The running thread keeps running until its call parks, it yields, or it
+has made ``QUANTUM`` intercepted calls while another thread was ready.  Ready
+threads run first come first served.  Conditions are looked at only when a
+choice is made; all that became ready meanwhile enters the queue in the order in
+which it was parked.  When nothing is ready, virtual time jumps to the earliest
+deadline; without a deadline the guest is deadlocked.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from detbox.decision import Park, Wake
+from detbox.supervisor.task import State, Task
+
+if TYPE_CHECKING:
+    from detbox.machine.clock import Clock, Timers
+
+#: Intercepted calls after which a thread makes way for another ready one.  Small
+#: enough that a thread polling with system calls lets the one that it waits for
+#: run soon, large enough that switches do not cost anything.
+QUANTUM = 256
+
+#: Key on which calls wait whose condition no event announces; it is woken when
+#: another thread has run.
+RECHECK = "recheck"
+
+
+class Readiness(Protocol):
+    """Watches the descriptors of parked calls."""
+
+    def add(self, task: Task, fds: Iterable[tuple[int, int]]) -> None: ...
+
+    def remove(self, task: Task, close: bool) -> None: ...
+
+    def poll(self) -> list[tuple[Task, tuple[int, ...]]]: ...
+
+
+class Scheduler:
+    """The run queue and the parked threads."""
+
+    def __init__(self, clock: Clock, timers: Timers, readiness: Readiness) -> None:
+        self.clock = clock
+        self.timers = timers
+        self.readiness = readiness
+        self.ready: deque[Task] = deque()
+        self.waiting: dict[Hashable, deque[Task]] = {}
+        self.parked: dict[Task, None] = {}
+        self.watched = 0  # parked tasks with descriptors
+        self.stirred = True  # some thread has run since RECHECK was last woken
+        self.switches = 0
+        self._seq = 0
+        self._timer_of: dict[Task, Any] = {}
+
+    def make_ready(self, task: Task, action: Callable[[], None]) -> None:
+        """Queue a held task; ``action`` continues it when it is chosen."""
+        task.state = State.READY
+        task.action = action
+        self.ready.append(task)
+
+    def park(self, task: Task, park: Park) -> None:
+        """Hold a task until a condition of ``park`` holds."""
+        self._seq += 1
+        task.seq = self._seq
+        task.state = State.PARKED
+        task.park = park
+        self.parked[task] = None
+        for key in park.events:
+            self.waiting.setdefault(key, deque()).append(task)
+        if park.fds:
+            self.watched += 1
+            self.readiness.add(task, park.fds)
+        if park.deadline is not None:
+            self._timer_of[task] = self.timers.add(park.deadline, lambda: self.unpark(task, Wake("deadline")))
+
+    def wake(self, key: Hashable, count: int | None = None, value: Any = None) -> int:
+        """Resume up to ``count`` (None: all) tasks parked on ``key``, oldest first; how many they were."""
+        queue = self.waiting.get(key)
+        woken = 0
+        while queue and (count is None or woken < count):
+            self.unpark(queue[0], Wake("event", key, value))
+            woken += 1
+        return woken
+
+    def unpark(self, task: Task, wake: Wake) -> None:
+        """Move a parked task to the run queue."""
+        park = self.withdraw(task)
+        if park is not None:
+            self.make_ready(task, lambda: self.resume(task, park, wake))
+
+    def resume(self, task: Task, park: Park, wake: Wake) -> None:
+        """Continue a call that had parked; replaced by the loop, which carries the decision out."""
+        raise NotImplementedError
+
+    def withdraw(self, task: Task) -> Park | None:
+        """Take a task out of its park without queueing it; its Park, or None if it was not parked."""
+        park = task.park
+        if park is None:
+            return None
+        task.park = None
+        self.parked.pop(task, None)
+        for key in park.events:
+            queue = self.waiting.get(key)
+            if queue is not None:
+                if task in queue:
+                    queue.remove(task)
+                if not queue:
+                    del self.waiting[key]
+        if park.fds:
+            self.watched -= 1
+            self.readiness.remove(task, not park.keep_fds)
+        timer = self._timer_of.pop(task, None)
+        if timer is not None:
+            self.timers.cancel(timer)
+        return park
+
+    def remove(self, task: Task) -> None:
+        """Forget a task that is gone."""
+        self.withdraw(task)
+        if task.state is State.READY and task in self.ready:
+            self.ready.remove(task)
+        task.state = State.DEAD
+
+    def collect(self) -> None:
+        """Queue everything whose condition holds now."""
+        if self.watched:
+            found = self.readiness.poll()
+            for task, fds in sorted(found, key=lambda item: item[0].seq):
+                self.unpark(task, Wake("fd", fds=fds))
+        self.timers.expire(self.clock.now)
+        if self.stirred and RECHECK in self.waiting:
+            self.stirred = False
+            self.wake(RECHECK)
+
+    def next(self) -> Task | None:
+        """The thread to continue now; None if all are parked without a deadline."""
+        while True:
+            self.collect()
+            if self.ready:
+                task = self.ready.popleft()
+                task.quantum = QUANTUM
+                self.switches += 1
+                return task
+            deadline = self.timers.next_deadline()
+            if deadline is None:
+                return None
+            self.clock.jump_to(deadline)
+            self.timers.expire(self.clock.now)

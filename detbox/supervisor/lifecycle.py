@@ -1,0 +1,206 @@
+"""Birth, exec and death of guest threads, from their ptrace stops."""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import TYPE_CHECKING
+
+from ptrace.binding import ptrace_geteventmsg
+
+from detbox.handlers import futex_exit
+from detbox.kernel.numbers import NUMBERS
+from detbox.machine.rng import RandomStream
+from detbox.supervisor.task import Process, State, Task
+
+if TYPE_CHECKING:
+    from detbox.supervisor.loop import Supervisor
+
+CLONE_VM, CLONE_FS, CLONE_FILES = 0x100, 0x200, 0x400
+CLONE_PARENT, CLONE_THREAD, CLONE_CHILD_CLEARTID = 0x8000, 0x10000, 0x200000
+_CLONE3_ARGS = struct.Struct("<QQQQ")  # flags, pidfd, child_tid, parent_tid
+
+
+def clone_flags(task: Task) -> tuple[int, int]:
+    """(flags, child_tid address) of the clone-like call that a thread is in."""
+    if task.nr == NUMBERS["clone"]:
+        return task.args[0], task.args[3]
+    if task.nr == NUMBERS["clone3"]:
+        flags, _, child_tid, _ = _CLONE3_ARGS.unpack(task.read(task.args[0], _CLONE3_ARGS.size))
+        return flags, child_tid
+    if task.nr == NUMBERS["vfork"]:
+        return 0x4000 | CLONE_VM, 0
+    return 0, 0
+
+
+def on_clone(sup: Supervisor, parent: Task, vfork: bool) -> None:
+    """A thread has created another; the new one is brought to its first stop and queued."""
+    tid = ptrace_geteventmsg(parent.tid)
+    flags, child_tid = clone_flags(parent)
+    child = _new_thread(parent, tid) if flags & CLONE_THREAD else _new_process(sup, parent, tid, flags)
+    if flags & CLONE_CHILD_CLEARTID:
+        futex_exit.set_clear_tid(sup.m, tid, child_tid)
+    child.process.tasks[tid] = child
+    sup.m.tasks[tid] = child
+    sup.await_first_stop(tid)
+    if vfork:
+        child.process.vfork_parent = parent
+    sup.m.scheduler.make_ready(child, lambda: sup.go(child, 0))
+    sup.cont(parent, 0)
+    if vfork:
+        sup.hold(parent)
+        parent.state = State.VFORK
+
+
+def _new_thread(parent: Task, tid: int) -> Task:
+    process = parent.process
+    process.threads += 1
+    task = Task(tid, process, f"{process.lineage}/{process.threads}")
+    task.inherit(parent)
+    return task
+
+
+def _new_process(sup: Supervisor, parent: Task, tid: int, flags: int) -> Task:
+    old = parent.process
+    old.forks += 1
+    lineage = f"{old.lineage}.{old.forks}"
+    owner = old.parent if flags & CLONE_PARENT else old
+    process = Process(tid, owner, lineage)
+    if owner is not None:
+        owner.children.append(process)
+    process.mm = old.mm if flags & CLONE_VM else object()
+    process.files = old.files if flags & CLONE_FILES else old.files.copy(tid)
+    process.fs = old.fs if flags & CLONE_FS else old.fs.copy(tid)
+    process.creds = old.creds.copy()
+    process.rng = RandomStream(sup.m.spec.seed, lineage)
+    process.comm, process.exe, process.argv = old.comm, old.exe, old.argv
+    process.start_ns = sup.m.clock.now
+    process.namespaces = old.namespaces
+    sup.m.processes[tid] = process
+    task = Task(tid, process, lineage)
+    task.inherit(parent)
+    for hook in sup.fork_hooks:
+        hook(sup.m, old, process)
+    return task
+
+
+def on_exec(sup: Supervisor, task: Task) -> None:
+    """A process executes another program; it is stopped before its first instruction.
+
+    The thread that called execve becomes the leader, whatever its number was.
+    """
+    m, process, former = sup.m, task.process, task.tid
+    tid = process.pid
+    for other in list(process.tasks.values()):
+        if other is not task:
+            m.scheduler.remove(other)
+            del process.tasks[other.tid]
+            m.tasks.pop(other.tid, None)
+    if former != tid:
+        process.tasks.pop(former, None)
+        m.tasks.pop(former, None)
+        task.tid = tid
+        process.tasks[tid] = task
+        m.tasks[tid] = task
+    futex_exit.after_exec(m, task, former)
+    process.mm = object()
+    process.execs += 1
+    process.files = process.files.copy(tid)
+    process.rng = RandomStream(m.spec.seed, process.lineage, process.execs)
+    process.exe = os.fsencode(os.readlink(f"{tid}/exe", dir_fd=m.proc_fd))
+    process.comm = process.exe.rsplit(b"/", 1)[-1][:15]
+    for hook in sup.exec_hooks:
+        hook(m, task)
+    release_vfork_parent(sup, process)
+    sup.image.prepare(m, task)
+
+
+def release_vfork_parent(sup: Supervisor, process: Process) -> None:
+    """Catch the parent of a vfork child, which the kernel has just let go, and queue it."""
+    parent, process.vfork_parent = process.vfork_parent, None
+    if parent is None or parent.state is not State.VFORK:
+        return
+    status = sup.await_stop(parent.tid)
+    if status is None:
+        return
+    sup.m.scheduler.make_ready(parent, lambda: sup.go(parent, 0))
+
+
+def on_exit(sup: Supervisor, tid: int, status: int) -> None:
+    """A thread is gone; ``status`` is its wait status."""
+    m = sup.m
+    task = m.tasks.pop(tid, None)
+    if task is None:
+        return
+    process = task.process
+    sup.hold(task)
+    m.scheduler.remove(task)
+    futex_exit.after_exit(m, task)
+    process.tasks.pop(tid, None)
+    if os.WIFSIGNALED(status) or process.exiting:
+        _drain(sup, process)
+    if not process.tasks:
+        _process_exit(sup, process, status)
+
+
+def _drain(sup: Supervisor, process: Process) -> None:
+    """Wait until every other thread of a dying process is gone, the leader last."""
+    process.exiting = True
+    for tid in sorted(process.tasks, key=lambda tid: (tid == process.pid, tid)):
+        if tid not in process.tasks:
+            continue
+        final = sup.await_exit(tid)
+        task = process.tasks.pop(tid)
+        sup.hold(task)
+        sup.m.scheduler.remove(task)
+        sup.m.tasks.pop(tid, None)
+        futex_exit.after_exit(sup.m, task)
+        if tid == process.pid:
+            process.status = final
+
+
+def _process_exit(sup: Supervisor, process: Process, status: int) -> None:
+    m = sup.m
+    process.status = status if process.status is None else process.status
+    release_vfork_parent(sup, process)
+    for hook in sup.exit_hooks:
+        hook(m, process)
+    heir = _reaper(process)
+    for child in process.children:
+        child.parent = heir
+        if heir is not None:
+            heir.children.append(child)
+        elif child.status is not None:
+            m.processes.pop(child.pid, None)
+    process.children = []
+    if process.pid == sup.main_pid:
+        sup.outcome = process.status
+    m.wake(("exit", process.pid))
+    parent = process.parent
+    if parent is None:
+        m.processes.pop(process.pid, None)
+        return
+    m.wake(("child", parent.pid))
+    if heir is not None and heir is not parent:
+        m.wake(("child", heir.pid))
+    m.notice_signals(parent)
+
+
+def _reaper(process: Process) -> Process | None:
+    """Who adopts the children: the nearest living subreaper, otherwise PID 1 (None)."""
+    ancestor = process.parent
+    while ancestor is not None:
+        if ancestor.data.get("subreaper") and ancestor.status is None:
+            return ancestor
+        ancestor = ancestor.parent
+    return None
+
+
+def forget_reaped(sup: Supervisor, process: Process) -> None:
+    """Drop the zombie children that the process has waited for."""
+    for child in [c for c in process.children if c.status is not None]:
+        try:
+            os.stat(str(child.pid), dir_fd=sup.m.proc_fd)
+        except FileNotFoundError:
+            process.children.remove(child)
+            sup.m.processes.pop(child.pid, None)

@@ -1,0 +1,385 @@
+"""The main loop: receive an event, decide, reply.
+
+An event is a notification (a guest thread has made a call that the filter
+traps) or a ptrace stop.  Only one guest thread runs at a time, so that the next
+event is always its own, or one that it caused.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from collections.abc import Callable, Iterable
+
+
+from ptrace.binding import ptrace_geteventmsg, ptrace_getregs, ptrace_setregs
+
+from detbox.decision import CONTINUE, ContinueThen, Decision, InstallFd, Park, Wake
+from detbox.errors import Deadlock, InternalError
+from detbox.handlers import futex_exit
+from detbox.kernel import _native
+from detbox.kernel.numbers import NAMES
+from detbox.supervisor import lifecycle, signals
+from detbox.supervisor.image import Image
+from detbox.supervisor.machine import Machine
+from detbox.supervisor.task import Process, State, Task
+
+PTRACE_CONT, PTRACE_INTERRUPT, PTRACE_LISTEN = 7, 0x4207, 0x4208
+EVENT_FORK, EVENT_VFORK, EVENT_CLONE, EVENT_EXEC, EVENT_VFORK_DONE, EVENT_STOP = 1, 2, 3, 4, 5, 128
+#: TRACEFORK, TRACEVFORK, TRACECLONE, TRACEEXEC, TRACEVFORKDONE, EXITKILL (include/uapi/linux/ptrace.h)
+TRACE_OPTIONS = 0x2 | 0x4 | 0x8 | 0x10 | 0x20 | 0x100000
+NOTIF_CONTINUE = 1
+JOB_STOPS = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
+#: Real milliseconds without an event before the loop asks what the running thread is doing.
+TICK_MS = 10
+MAX_ERRNO = 4095
+RAX_OFFSET = 80  # of rax in struct user_regs_struct
+
+Handler = Callable[[Machine, Task, tuple[int, ...]], Decision]
+
+
+class Supervisor:
+    """Runs one guest to its end."""
+
+    def __init__(self, machine: Machine, handlers: dict[int, Handler], control: int) -> None:
+        """``handlers``: by call number.  ``control``: readable or closed when the run is to stop."""
+        self.m = machine
+        self.control = control
+        self.table: list[Handler | None] = [handlers.get(nr) for nr in range(max(NAMES) + 1)]
+        self.calls = [0] * (max(NAMES) + 1)
+        self.running = 0  # threads in state RUNNING
+        self.main_pid = 0
+        self.outcome: int | None = None  # wait status of the first process
+        self.early: dict[int, int] = {}  # stops of children that the parent's event has not announced yet
+        self.stops = 0
+        self.notifications = 0
+        self.image = Image(self)
+        self.fork_hooks: list[Callable[[Machine, Process, Process], None]] = []
+        self.exec_hooks: list[Callable[[Machine, Task], None]] = []
+        self.exit_hooks: list[Callable[[Machine, Process], None]] = []
+        self.on_tick: Callable[[Task], None] | None = None
+        self.observers: list[Callable[[Task, Decision], None]] = []
+        machine.bind(self)
+        machine.scheduler.resume = self.resume  # type: ignore[method-assign]
+
+    # -- the loop -------------------------------------------------------------
+
+    def run(self) -> int:
+        """Drive the guest until its first process is gone; its wait status."""
+        scheduler, control = self.m.scheduler, self.control
+        listener = self.m.listener
+        while self.outcome is None:
+            if not self.running:
+                task = scheduler.next()
+                if task is None:
+                    self.deadlock()
+                    continue
+                action, task.action = task.action, None
+                assert action is not None
+                action()
+                continue
+            event = _native.wait_event(listener, control, TICK_MS)
+            if event is None:
+                self.tick()
+            elif event is True:
+                raise KeyboardInterrupt
+            elif event is False:
+                listener = -1  # no thread is left that could call; only exits are to come
+            elif len(event) == 5:
+                self.on_call(event)
+            else:
+                self.on_stop(event[0], event[1])
+        return self.outcome
+
+    def on_call(self, event: tuple[int, int, int, tuple[int, ...], int]) -> None:
+        """A thread has made a call that the filter traps."""
+        notif, tid, nr, args, ip = event
+        self.notifications += 1
+        m = self.m
+        task = m.tasks.get(tid)
+        if task is None:
+            raise InternalError(f"call {nr} of the unknown thread {tid}")
+        task.notif, task.nr, task.args, task.ip = notif, nr, args, ip  # type: ignore[assignment]
+        self.hold(task)
+        m.scheduler.stirred = True
+        if nr < len(self.calls):
+            self.calls[nr] += 1
+        task.quantum -= 1
+        if task.quantum <= 0 and m.scheduler.ready:
+            m.scheduler.make_ready(task, lambda: self.decide(task))
+            return
+        self.decide(task)
+
+    def decide(self, task: Task) -> None:
+        """Ask the handler of the thread's call, and carry its decision out."""
+        nr = task.nr
+        handler = self.table[nr] if 0 <= nr < len(self.table) else None
+        m = self.m
+        m.clock.charge(task.cpu)
+        decision: Decision
+        if handler is None:
+            decision = self.unknown(task, nr)
+        else:
+            try:
+                decision = handler(m, task, task.args)
+            except OSError as error:
+                decision = self._failed(error)
+        self.perform(task, decision)
+
+    def _failed(self, error: OSError) -> int:
+        if not error.errno:
+            raise error
+        return -error.errno
+
+    def unknown(self, task: Task, nr: int) -> int:
+        """A call without a policy row: ENOSYS, counted and named at the end."""
+        name = NAMES.get(nr, str(nr))
+        self.m.unknown_calls[name] = self.m.unknown_calls.get(name, 0) + 1
+        self.m.doubt(task, f"system call {name} has no policy row")
+        return -38
+
+    def resume(self, task: Task, park: Park, wake: Wake) -> None:
+        """Continue a parked call whose condition holds."""
+        try:
+            decision = park.resume(wake)
+        except OSError as error:
+            decision = self._failed(error)
+        self.perform(task, decision)
+
+    def perform(self, task: Task, decision: Decision) -> None:
+        """Carry a decision out."""
+        if self.observers:
+            for observer in self.observers:
+                observer(task, decision)
+        if type(decision) is int:
+            self.finish(task, decision)
+        elif decision is CONTINUE:
+            self.finish_native(task)
+        elif isinstance(decision, Park):
+            if decision.extra.get("yield"):
+                self.m.scheduler.make_ready(task, lambda: self.finish(task, 0))
+            else:
+                self.m.scheduler.park(task, decision)
+                if decision.extra.get("sigwait") or task.data.pop("signal_check", None):
+                    self.m.notice_signals(task.process)
+                else:
+                    self._check_signals(task)
+        elif isinstance(decision, InstallFd):
+            self._install(task, decision)
+        elif isinstance(decision, ContinueThen):
+            task.look = decision.look
+            _native.ptrace_request(PTRACE_INTERRUPT, task.tid, 0, 0)
+            self.finish_native(task)
+        else:
+            raise InternalError(f"handler of {NAMES.get(task.nr)} returned {decision!r}")
+
+    def _check_signals(self, task: Task) -> None:
+        """A signal that was already pending when the call parked must interrupt it."""
+        sets = signals.pending(self.m, task)
+        mask = task.park.extra.get("sigmask") if task.park is not None else None
+        blocked = sets.blocked if mask is None else mask
+        if (sets.private | sets.shared) & sets.effective() & ~blocked:
+            signals.interrupt(self.m, task)
+
+    def _install(self, task: Task, decision: InstallFd) -> None:
+        at = -1 if decision.at is None else decision.at
+        number = _native.add_fd(self.m.listener, task.notif, decision.fd, at, decision.cloexec, True)
+        os.close(decision.fd)
+        if number < 0:
+            if number == -2:  # ENOENT: the thread is dying
+                self._release(task)
+                return
+            self.finish(task, number)
+            return
+        task.process.files.set(number, decision.info)
+        if decision.then is not None:
+            decision.then(number)
+        self._release(task)
+
+    def finish(self, task: Task, result: int) -> None:
+        """Answer a call: the signed result, a negative errno or a negative restart code."""
+        if -MAX_ERRNO <= result < 0:
+            _native.reply(self.m.listener, task.notif, 0, result, 0)
+        else:
+            _native.reply(self.m.listener, task.notif, result, 0, 0)
+        self._release(task)
+
+    def finish_native(self, task: Task) -> None:
+        """Let the kernel execute the call."""
+        _native.reply(self.m.listener, task.notif, 0, 0, NOTIF_CONTINUE)
+        self._release(task)
+
+    def _release(self, task: Task) -> None:
+        task.notif = 0
+        task.state = State.RUNNING
+        self.running += 1
+
+    def hold(self, task: Task) -> None:
+        """A thread that was running is now held by the supervisor."""
+        if task.state is State.RUNNING:
+            self.running -= 1
+            task.state = State.HELD
+
+    # -- ptrace stops -----------------------------------------------------------
+
+    def cont(self, task: Task, signo: int) -> None:
+        """Let a ptrace-stopped thread go on, delivering ``signo`` (0: nothing)."""
+        _native.ptrace_request(PTRACE_CONT, task.tid, 0, signo)
+        task.state = State.RUNNING
+        self.running += 1
+
+    def go(self, task: Task, signo: int) -> None:
+        """As :meth:`cont`, as a scheduler's action."""
+        self.cont(task, signo)
+
+    def on_stop(self, tid: int, status: int) -> None:
+        """A tracee has stopped or is gone."""
+        self.stops += 1
+        if not os.WIFSTOPPED(status):
+            lifecycle.on_exit(self, tid, status)
+            return
+        signo, event = (status >> 8) & 0xFF, status >> 16
+        # An exec by another thread than the leader is reported under the leader's number.
+        task = self.m.tasks.get(ptrace_geteventmsg(tid) if event == EVENT_EXEC else tid)
+        if task is None:
+            self.early[tid] = status
+            return
+        self.hold(task)
+        self.m.scheduler.stirred = True
+        if event == 0:
+            self.on_signal(task, signo)
+        elif event == EVENT_STOP:
+            self.on_event_stop(task, signo)
+        elif event in (EVENT_FORK, EVENT_VFORK, EVENT_CLONE):
+            lifecycle.on_clone(self, task, event == EVENT_VFORK)
+        elif event == EVENT_EXEC:
+            self.on_exec(task)
+        else:
+            self.m.scheduler.make_ready(task, lambda: self.cont(task, 0))
+
+    def on_exec(self, task: Task) -> None:
+        """PTRACE_EVENT_EXEC: the new program continues at once."""
+        lifecycle.on_exec(self, task)
+        self.cont(task, 0)
+
+    def on_signal(self, task: Task, signo: int) -> None:
+        """Signal-delivery stop: trapped instructions are emulated, all else is delivered."""
+        info = _native.get_siginfo(task.tid)
+        if signo in (signal.SIGSEGV, signal.SIGILL, signal.SIGTRAP) and self.image.trapped(task, signo, info):
+            self.cont(task, 0)
+            return
+        signals.repair(task.tid, signo, info)
+        self.cont(task, signo)
+
+    def on_event_stop(self, task: Task, signo: int) -> None:
+        """PTRACE_EVENT_STOP: the end of a watched call, a job control stop, or a tick's interrupt."""
+        look, task.look = task.look, None
+        if look is not None:
+            self._look(task, look)
+            self.cont(task, 0)
+        elif signo in JOB_STOPS:
+            self._job_stop(task, signo)
+        else:
+            self.cont(task, 0)
+
+    def _look(self, task: Task, look: Callable[[Task, int], int | None]) -> None:
+        regs = ptrace_getregs(task.tid)
+        result = int.from_bytes(int(regs.rax).to_bytes(8, "little"), "little", signed=True)
+        replaced = look(task, result)
+        if replaced is not None:
+            regs.rax = replaced & 0xFFFFFFFFFFFFFFFF
+            ptrace_setregs(task.tid, regs)
+
+    def _job_stop(self, task: Task, signo: int) -> None:
+        task.state = State.STOPPED
+        _native.ptrace_request(PTRACE_LISTEN, task.tid, 0, 0)
+        if not task.process.job_stop:
+            task.process.job_stop = signo
+            self.notify_parent(task.process)
+
+    def notify_parent(self, process: Process) -> None:
+        """A process stopped or continued: its parent may be waiting for that."""
+        if process.parent is not None:
+            self.m.wake(("child", process.parent.pid))
+            self.m.notice_signals(process.parent)
+
+    # -- waiting for one particular thread ----------------------------------------
+
+    def await_first_stop(self, tid: int) -> None:
+        """Wait for a new thread's first stop, unless it was seen already."""
+        if self.early.pop(tid, None) is None:
+            self.await_stop(tid)
+
+    def await_stop(self, tid: int) -> int | None:
+        """Block until ``tid`` stops; its status, or None if it exited instead."""
+        _, status = _native.wait_tid(tid, 0)
+        if os.WIFSTOPPED(status):
+            return status
+        lifecycle.on_exit(self, tid, status)
+        return None
+
+    def await_exit(self, tid: int) -> int:
+        """Block until a dying thread is gone; its wait status."""
+        while True:
+            try:
+                _, status = _native.wait_tid(tid, 0)
+            except ChildProcessError:
+                return 0
+            if not os.WIFSTOPPED(status):
+                return status
+
+    # -- nothing happens ----------------------------------------------------------
+
+    def tick(self) -> None:
+        """The running thread has made no call for a while."""
+        for task in self.m.tasks.values():
+            if task.state is State.RUNNING and self.on_tick is not None:
+                self.on_tick(task)
+                return
+
+    def deadlock(self) -> None:
+        """Every thread is parked and no deadline is left."""
+        lines = ["every thread waits, and nothing can wake any of them:"]
+        for task in self.m.tasks.values():
+            why = task.park.why if task.park is not None else task.state.value
+            name = os.fsdecode(task.process.comm)
+            call = NAMES.get(task.nr, "?")
+            lines.append(f"  process {task.process.pid} ({name}), thread {task.tid}: {call}: {why}")
+        raise Deadlock("\n".join(lines))
+
+    def leaving(self, task: Task, whole_process: bool) -> None:
+        """A thread is about to exit (handlers of exit and exit_group)."""
+        if whole_process:
+            task.process.exiting = True
+        for thread in list(task.process.tasks.values()) if whole_process else [task]:
+            futex_exit.before_exit(self.m, thread)
+
+
+
+    def after_signal(self, sender: Task, signo: int, processes: Iterable[Process]) -> None:
+        """A signal has been sent: stops and deaths that the kernel carries out at once are awaited here."""
+        for process in processes:
+            if signo == signal.SIGKILL and process is not sender.process and self._dying(process):
+                for tid in list(process.tasks):
+                    if tid in process.tasks:
+                        lifecycle.on_exit(self, tid, self.await_exit(tid))
+                        break
+            elif signo == signal.SIGCONT and process.job_stop:
+                self._continue_job(process)
+            else:
+                signals.notice(self.m, process)
+
+    def _dying(self, process: Process) -> bool:
+        """Whether SIGKILL has reached the process (it may have been refused for some of a group)."""
+        return any(signals.killed(self.m, task) for task in process.tasks.values())
+
+    def _continue_job(self, process: Process) -> None:
+        process.job_stop = 0
+        process.data["continued"] = True
+        process.data.pop("stop_reported", None)
+        for task in list(process.tasks.values()):
+            if task.state is State.STOPPED and self.await_stop(task.tid) is not None:
+                self.hold(task)
+                self.m.scheduler.make_ready(task, lambda task=task: self.cont(task, 0))  # type: ignore[misc]
+        self.notify_parent(process)

@@ -1,0 +1,132 @@
+"""The virtual machine that handlers see: state of one run, and the services of the supervisor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Hashable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from detbox.errors import NotDeterministic
+from detbox.kernel import _native
+from detbox.machine.clock import Clock
+from detbox.machine.futexes import FutexTable
+from detbox.machine.inodes import InodeTable
+from detbox.scheduler.core import Scheduler
+from detbox.supervisor import lifecycle, procview, signals
+from detbox.supervisor.console import Console
+from detbox.supervisor.readiness import EpollReadiness
+from detbox.supervisor.task import Process, Task
+
+if TYPE_CHECKING:
+    from detbox.cpu.model import CpuModel
+    from detbox.spec import RunSpec
+    from detbox.supervisor.loop import Supervisor
+
+
+class Machine:
+    """Everything that handlers may use; see docs/contract.md."""
+
+    def __init__(self, spec: RunSpec, console: Console, proc_fd: int, cpu_model: CpuModel) -> None:
+        """``proc_fd``: O_PATH descriptor of the guest's /proc."""
+        self.spec = spec
+        self.console = console
+        self.proc_fd = proc_fd
+        self.cpu_model = cpu_model
+        self.clock = Clock(spec.epoch_ns)
+        self.timers = self.clock.timers
+        self.scheduler = Scheduler(self.clock, self.timers, EpollReadiness())
+        self.inodes = InodeTable(spec.epoch_ns, self.clock.stamp)
+        self.futexes = FutexTable()
+        self.tasks: dict[int, Task] = {}
+        self.processes: dict[int, Process] = {}
+        self.listener = -1
+        self.doubts: dict[str, int] = {}
+        self.unknown_calls: dict[str, int] = {}
+        self.code_mapped: Callable[[Task, int, int, int, int], None] | None = None
+        self.data: dict[str, Any] = {}  # state that handler modules keep per run
+        self.stdio = console.kinds
+        self.requests = -1  # socket to the keeper
+        self._sup: Supervisor
+
+    def wake(self, key: Hashable, count: int | None = None, value: Any = None) -> int:
+        """Resume tasks parked on ``key``, in the order they parked; returns how many."""
+        return self.scheduler.wake(key, count, value)
+
+    def install_fd(self, task: Task, fd: int, cloexec: bool, info: Any = None) -> int:
+        """Put a copy of the supervisor's ``fd`` into the guest without finishing the call.
+
+        Returns the guest's number; the caller closes ``fd``.  Raises OSError (EMFILE).
+        """
+        number = _native.add_fd(self.listener, task.notif, fd, -1, cloexec, False)
+        if number < 0:
+            raise OSError(-number, os.strerror(-number))
+        task.process.files.set(number, info)
+        return number
+
+    def signal(
+        self, target: Process | Task, signo: int, *, code: int, value: int = 0, timerid: int = 0,
+        overrun: int = 0,
+    ) -> None:  # fmt: skip
+        """Send a signal on behalf of the kernel (a virtual timer)."""
+        signals.send(self, target, signo, code=code, value=value, timerid=timerid, overrun=overrun)
+
+    def doubt(self, task: Task, text: str) -> None:
+        """Note something that cannot be promised; fatal with ``--strict``."""
+        self.doubts[text] = self.doubts.get(text, 0) + 1
+        if self.spec.strict:
+            raise NotDeterministic(f"process {task.process.pid} ({os.fsdecode(task.process.comm)}): {text}")
+
+    # -- what the handlers of processes and signals need of the loop -------------------
+
+    def bind(self, sup: Supervisor) -> None:
+        """Connect the loop."""
+        self._sup = sup
+
+    def leaving(self, task: Task, *, whole_process: bool) -> None:
+        """A thread (or all of its process) is about to exit."""
+        self._sup.leaving(task, whole_process)
+
+    def forget_reaped(self, process: Process) -> None:
+        """Drop the zombie children that the process has waited for."""
+        lifecycle.forget_reaped(self._sup, process)
+
+    def finish(self, task: Task, result: int) -> None:
+        """Answer a held call."""
+        self._sup.finish(task, result)
+
+    def finish_native(self, task: Task) -> None:
+        """Let the kernel execute a held call."""
+        self._sup.finish_native(task)
+
+    def notice_signals(self, process: Process) -> None:
+        """Interrupt parked threads of a process that have to take a signal."""
+        signals.notice(self, process)
+
+    def after_signal(self, sender: Task, signo: int, processes: Iterable[Process]) -> None:
+        """A guest thread has sent a signal to these processes."""
+        self._sup.after_signal(sender, signo, processes)
+
+    def pending_signals(self, task: Task) -> int:
+        """The set of signals that are pending for a held thread or its process."""
+        sets = signals.pending(self, task)
+        return sets.private | sets.shared
+
+    def synth_open(self, task: Task, path: bytes, fd: int, flags: int) -> int:
+        """Answer an open of a procfs or sysfs file; see :func:`procview.synth_open`."""
+        return procview.synth_open(self, task, path, fd, flags)
+
+    def synth_listing(self, task: Task, path: bytes, names: list[bytes]) -> list[bytes]:
+        """The names in a procfs or sysfs directory; see :func:`procview.synth_listing`."""
+        return procview.synth_listing(self, task, path, names)
+
+    @staticmethod
+    def repaired_siginfo(signo: int, info: bytes) -> bytes:
+        """A siginfo without host-dependent values."""
+        return signals.repaired(signo, info) or info
+
+    def need_loopback(self) -> None:
+        """Bring the loopback device up, the first time that the guest wants a socket."""
+        if not self.data.get("loopback") and self.spec.network != "none":
+            self.data["loopback"] = True
+            os.write(self.requests, b"l")
+            os.read(self.requests, 1)

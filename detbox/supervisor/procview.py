@@ -1,0 +1,172 @@
+"""Connects the synthetic /proc to the run: views of the processes, and descriptors with the contents."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from detbox.machine import constants, inodes
+from detbox.machine.clock import BOOT_NS
+from detbox.machine.constants import USER_HZ
+from detbox.supervisor import signals
+from detbox.supervisor.task import Process, State, Task
+from detbox.synth import proc
+from detbox.synth.proc import Refused, Synthetic
+from detbox.synth.view import MachineView, Mount, ProcessView, ThreadView, init_process
+
+if TYPE_CHECKING:
+    from detbox.supervisor.machine import Machine
+
+_TICK_NS = 10**9 // USER_HZ
+#: The container's mounts: point, type, source, virtual device.
+_MOUNTS = (
+    (b"/", "overlay", b"detbox", inodes.ROOT_DEV), (b"/proc", "proc", b"proc", inodes.PROC_DEV),
+    (b"/sys", "sysfs", b"sysfs", inodes.SYS_DEV), (b"/dev", "tmpfs", b"tmpfs", inodes.DEV_DEV),
+    (b"/dev/pts", "devpts", b"devpts", inodes.PTS_DEV), (b"/dev/shm", "tmpfs", b"tmpfs", inodes.SHM_DEV),
+    (b"/dev/mqueue", "mqueue", b"mqueue", inodes.MQUEUE_DEV), (b"/tmp", "tmpfs", b"tmpfs", inodes.TMP_DEV),
+)  # fmt: skip
+
+
+def ticks(ns: int) -> int:
+    """Nanoseconds as clock ticks."""
+    return ns // _TICK_NS
+
+
+def machine_view(m: Machine, caller: Task | None = None) -> MachineView:
+    """The virtual machine at this moment; ``caller`` runs, every other thread sleeps."""
+    processes = {1: init_process()}
+    for pid, process in m.processes.items():
+        processes[pid] = _process_view(m, process, caller)
+    rng = caller.rng if caller is not None else None
+    return MachineView(
+        processes=processes,
+        cpus=m.spec.cpus,
+        cpu=m.cpu_model,
+        memory_bytes=m.spec.memory_bytes or constants.MEMORY_TOTAL,
+        hostname=m.spec.hostname,
+        uptime_ns=m.clock.now,
+        boot_time_s=m.clock.realtime(0) // 10**9,
+        boot_id=constants.boot_id(str(m.spec.seed).encode()),
+        mounts=[
+            Mount(20 + index, 1 if index == 0 else 20, os.major(dev), os.minor(dev), point, kind, source)
+            for index, (point, kind, source, dev) in enumerate(_MOUNTS)
+        ],
+        last_pid=max(processes),
+        random_bytes=rng.bytes if rng is not None else bytes,
+        virtual_inode=lambda major, minor, ino, path: _virtual_inode(m, major, minor, ino),
+        virtual_socket=lambda kind, ino: _virtual_socket(m, kind, ino),
+        virtual_uid=lambda uid: 0,
+    )
+
+
+def _virtual_inode(m: Machine, major: int, minor: int, ino: int) -> tuple[int, int]:
+    known = m.inodes.table.get((os.makedev(major, minor), ino))
+    return (known.dev, known.ino) if known is not None else (m.inodes.devices.get(os.makedev(major, minor), 1), ino)
+
+
+def _virtual_socket(m: Machine, kind: bytes, ino: int) -> int | None:
+    dev = m.inodes.pipe_dev if kind == b"pipe" else m.inodes.sock_dev
+    known = m.inodes.table.get((dev, ino))
+    return known.ino if known is not None else None
+
+
+def _state_letter(task: Task, caller: Task | None) -> str:
+    if task is caller or task.state in (State.RUNNING, State.HELD):
+        return "R"
+    return "T" if task.state is State.STOPPED else "S"
+
+
+def _process_view(m: Machine, process: Process, caller: Task | None) -> ProcessView:
+    creds = process.creds
+    threads = [
+        ThreadView(
+            tid, task.data.get("comm", process.comm), _state_letter(task, caller), task.lineage,
+            ticks(task.cpu.user_ns()), ticks(task.cpu.system_ns()), ticks(process.start_ns - BOOT_NS),
+            task.data.get("nice", 0),
+        )
+        for tid, task in sorted(process.tasks.items())
+    ]  # fmt: skip
+    leader = process.tasks.get(process.pid)
+    state = "Z" if process.status is not None else _state_letter(leader, caller) if leader else "S"
+    pgrp, sid = _groups(process.pid)
+    sets = _signals(m, process)
+    return ProcessView(
+        process.pid, process.ppid, pgrp, sid, process.comm, process.exe, process.argv, (), b"/", state,
+        uids=(creds.ruid, creds.euid, creds.suid, creds.fsuid), gids=(creds.rgid, creds.egid, creds.sgid, creds.fsgid),
+        groups=creds.groups, cap_inheritable=creds.inheritable, cap_permitted=creds.permitted,
+        cap_effective=creds.effective, cap_bounding=creds.bounding, cap_ambient=creds.ambient,
+        no_new_privs=int(creds.no_new_privs), start_ticks=ticks(process.start_ns),
+        utime=ticks(process.cpu.user_ns()), stime=ticks(process.cpu.system_ns()),
+        umask=process.fs.umask, threads=threads,
+        sig_pending=sets.private, sig_shared_pending=sets.shared, sig_blocked=sets.blocked,
+        sig_ignored=sets.ignored, sig_caught=sets.caught,
+    )  # fmt: skip
+
+
+def _groups(pid: int) -> tuple[int, int]:
+    try:
+        return os.getpgid(pid), os.getsid(pid)
+    except ProcessLookupError:
+        return 0, 0
+
+
+def _signals(m: Machine, process: Process) -> signals.Pending:
+    leader = process.tasks.get(process.pid)
+    if leader is not None:
+        try:
+            return signals.pending(m, leader)
+        except (OSError, ValueError):
+            pass
+    return signals.Pending(0, 0, 0, 0, 0)
+
+
+def synth_open(m: Machine, task: Task, path: bytes, fd: int, flags: int) -> int:
+    """What an open of a procfs or sysfs file gives: ``fd`` itself, or a descriptor with synthetic contents.
+
+    Raises OSError where the file is refused.
+    """
+    if not path.startswith(b"/proc"):
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            raise OSError(errno.EACCES, "sysfs is read-only")
+        return fd
+    write = flags & os.O_ACCMODE != os.O_RDONLY
+    answer = proc.render(path, machine_view(m, task), lambda name: _real_bytes(m, name), write=write,
+                         caller=task.process.pid)  # fmt: skip
+    if isinstance(answer, Synthetic):
+        return _memory_file(m, answer.data, write)
+    if isinstance(answer, Refused):
+        if answer.unknown:
+            m.doubt(task, f"{os.fsdecode(path)} is not known and was hidden")
+        raise OSError(answer.errno, os.strerror(answer.errno))
+    return fd
+
+
+def synth_listing(m: Machine, task: Task, path: bytes, names: list[bytes]) -> list[bytes]:
+    """The names that the guest may see in a directory of procfs or sysfs."""
+    return proc.listing(path, names, machine_view(m, task)) if path.startswith(b"/proc") else names
+
+
+def _real_bytes(m: Machine, path: bytes) -> bytes:
+    fd = os.open(path[len(b"/proc/"):], os.O_RDONLY | os.O_CLOEXEC, dir_fd=m.proc_fd)
+    try:
+        parts = []
+        while data := os.read(fd, 65536):
+            parts.append(data)
+        return b"".join(parts)
+    finally:
+        os.close(fd)
+
+
+def _memory_file(m: Machine, content: bytes, write: bool) -> int:
+    fd = os.memfd_create("detbox:proc", os.MFD_CLOEXEC)
+    view = memoryview(content)
+    while view:
+        view = view[os.write(fd, view):]
+    os.lseek(fd, 0, os.SEEK_SET)
+    if write:
+        return fd
+    # A second description without write access, as procfs would give.
+    read_only = os.open(f"self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=m.proc_fd)
+    os.close(fd)
+    return read_only

@@ -1,0 +1,54 @@
+"""Connects the parts of a run: the first process, and what handlers want to hear of."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from detbox.errors import UserError
+from detbox.machine.creds import Creds
+from detbox.machine.files import FileTable, FsContext
+from detbox.machine.rng import RandomStream
+from detbox.supervisor.task import Process, State, Task
+
+if TYPE_CHECKING:
+    from detbox.supervisor.loop import Supervisor
+
+
+def first_process(sup: Supervisor, pid: int) -> None:
+    """Register the guest's first process, which is about to make its first call (execve)."""
+    m = sup.m
+    process = Process(pid, None, "1")
+    process.files = FileTable(m, pid)
+    process.fs = FsContext(m, pid)
+    process.creds = Creds.of(*user_ids(m.spec.user))
+    process.rng = RandomStream(m.spec.seed, process.lineage)
+    process.start_ns = m.clock.now
+    process.argv = tuple(m.spec.command)
+    process.comm = os.path.basename(m.spec.command[0])[:15]
+    task = Task(pid, process, "1")
+    task.state = State.RUNNING
+    process.tasks[pid] = task
+    m.processes[pid] = process
+    m.tasks[pid] = task
+    sup.main_pid = pid
+    sup.running = 1
+
+
+def user_ids(user: str) -> tuple[int, int]:
+    """(uid, gid) of a user as the container's /etc/passwd names it, or as numbers.  Raises UserError."""
+    if user == "root":
+        return 0, 0
+    name, _, group = user.partition(":")
+    if name.isdigit():
+        return int(name), int(group or name)
+    with open("/etc/passwd", "rb") as lines:
+        for line in lines:
+            fields = line.split(b":")
+            if fields[0] == name.encode() and len(fields) > 3:
+                return int(fields[2]), int(fields[3])
+    raise UserError(f"there is no user {user} in the container", "give --user UID[:GID]")
+
+
+def install_hooks(sup: Supervisor) -> None:
+    """Let handler modules hear of forks, execs and exits."""

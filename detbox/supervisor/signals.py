@@ -1,0 +1,143 @@
+"""Signals: when a parked thread is interrupted, and what a delivery stop does.
+
+The kernel keeps the queues, masks and dispositions.  A signal for a held thread
+stays pending (WAIT_KILLABLE_RECV) until the supervisor lets the thread return
+from its call; so all that has to be decided here is whether a parked call is to
+be interrupted, and by the same rule as the kernel's (kernel/signal.c,
+complete_signal): the main thread if it does not block the signal, otherwise the
+first thread that does not.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING, NamedTuple
+
+from detbox.kernel import _native, siginfo
+from detbox.supervisor.task import Process, State, Task
+
+if TYPE_CHECKING:
+    from detbox.supervisor.machine import Machine
+
+
+def bit(signo: int) -> int:
+    """The signal's bit in a kernel signal set."""
+    return 1 << (signo - 1)
+
+
+# Signals whose default action is to do nothing (signal(7)).
+_IGNORED_BY_DEFAULT = bit(signal.SIGCHLD) | bit(signal.SIGCONT) | bit(signal.SIGURG) | bit(signal.SIGWINCH)
+#: Marks the expiration of an alarm or interval timer, which the kernel reports as SI_KERNEL.
+#: The supervisor may not queue that code for another process, so it is put in at the delivery.
+ITIMER = -0x7DB0
+
+
+class Pending(NamedTuple):
+    """The signal sets of /proc/TID/status."""
+
+    private: int
+    shared: int
+    blocked: int
+    ignored: int
+    caught: int
+
+    def effective(self) -> int:
+        """Signals that would do something if they were delivered."""
+        return ~self.ignored & ~(_IGNORED_BY_DEFAULT & ~self.caught)
+
+
+def pending(m: Machine, task: Task) -> Pending:
+    """Read a held thread's signal sets; OSError if it is gone."""
+    fd = os.open(f"{task.tid}/status", os.O_RDONLY | os.O_CLOEXEC, dir_fd=m.proc_fd)
+    try:
+        text = os.read(fd, 8192)
+    finally:
+        os.close(fd)
+    at = text.index(b"\nSigPnd:")
+    fields = text[at + 1: at + 200].split(b"\n", 5)
+    return Pending(*(int(line.split(b"\t", 1)[1], 16) for line in fields[:5]))
+
+
+def killed(m: Machine, task: Task) -> bool:
+    """Whether a thread has been sent SIGKILL or is gone already."""
+    try:
+        sets = pending(m, task)
+    except (OSError, ValueError):
+        return True
+    return bool((sets.private | sets.shared) & bit(signal.SIGKILL)) or sets.blocked == 0 and _is_zombie(m, task)
+
+
+def _is_zombie(m: Machine, task: Task) -> bool:
+    fd = os.open(f"{task.tid}/stat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=m.proc_fd)
+    try:
+        return os.read(fd, 512).rpartition(b")")[2].split()[0] in (b"Z", b"X")
+    finally:
+        os.close(fd)
+
+
+def notice(m: Machine, process: Process) -> None:
+    """Interrupt the parked threads of a process that have to take a signal now."""
+    shared_taken = 0
+    for tid in sorted(process.tasks, key=lambda tid: (tid != process.pid, tid)):
+        task = process.tasks[tid]
+        if task.state is State.DEAD:
+            continue
+        try:
+            sets = pending(m, task)
+        except (OSError, ValueError):
+            continue
+        mask = task.park.extra.get("sigmask") if task.park is not None else None
+        open_signals = sets.effective() & ~(sets.blocked if mask is None else mask)
+        mine = sets.private & open_signals
+        shared = sets.shared & open_signals & ~shared_taken
+        shared_taken |= shared
+        awaited = task.park.extra.get("sigwait", 0) if task.park is not None else 0
+        if awaited & (sets.private | sets.shared) or ((mine or shared) and task.state is State.PARKED):
+            interrupt(m, task)
+
+
+def interrupt(m: Machine, task: Task) -> None:
+    """End a parked call because a signal is to be delivered to its thread."""
+    park = m.scheduler.withdraw(task)
+    if park is None:
+        return
+    if "sigmask" in park.extra or "sigwait" in park.extra:
+        # The kernel swaps the mask (or takes the signal) itself: with a signal
+        # pending its own call cannot sleep.
+        m.scheduler.make_ready(task, lambda: m.finish_native(task))
+        return
+    code = park.interrupted
+    m.scheduler.make_ready(task, lambda: m.finish(task, code() if callable(code) else -code))
+
+
+def send(
+    m: Machine, target: Process | Task, signo: int, *, code: int, value: int, timerid: int, overrun: int
+) -> None:
+    """Queue a timer's signal, as the kernel would."""
+    process, tid = (target.process, target.tid) if isinstance(target, Task) else (target, 0)
+    if code == siginfo.SI_KERNEL:
+        code, timerid = siginfo.SI_TIMER, ITIMER
+    info = siginfo.timer(signo, code, timerid, overrun, value)
+    try:
+        _native.queue_signal(process.pid, tid, signo, info)
+    except ProcessLookupError:
+        return
+    notice(m, process)
+
+
+def repaired(signo: int, info: bytes) -> bytes | None:
+    """The siginfo without what is host dependent, or None if nothing is."""
+    code = siginfo.code_of(info)
+    if signo == signal.SIGCHLD and code > 0:
+        return siginfo.without_times(info)
+    if code == siginfo.SI_TIMER and int.from_bytes(info[16:20], "little", signed=True) == ITIMER:
+        return siginfo.timer(signo, siginfo.SI_KERNEL, 0, 0, 0)
+    return None
+
+
+def repair(tid: int, signo: int, info: bytes) -> None:
+    """Do so in a delivery stop."""
+    better = repaired(signo, info)
+    if better is not None:
+        _native.set_siginfo(tid, better)

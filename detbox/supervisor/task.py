@@ -1,0 +1,140 @@
+"""Guest threads and processes as the supervisor sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from detbox.decision import Park
+from detbox.kernel import _native
+from detbox.machine.clock import CpuTime
+
+if TYPE_CHECKING:
+    from detbox.machine.creds import Creds
+    from detbox.machine.files import FileTable, FsContext
+    from detbox.machine.rng import RandomStream
+
+#: Keys of ``Task.data`` that a new thread or process takes over.
+INHERITED = ("nice", "affinity", "policy", "ioprio", "personality")
+
+Args = tuple[int, int, int, int, int, int]
+
+
+class State(Enum):
+    """What a thread is doing; exactly one thread is RUNNING at a time."""
+
+    RUNNING = "running"  # executes guest code, or a call that was let through
+    HELD = "held"  # stopped in the supervisor's hands, about to be continued or queued
+    READY = "ready"  # held; ``Task.action`` continues it when it is chosen
+    PARKED = "parked"  # held until a condition of ``Task.park`` holds
+    VFORK = "vfork"  # in the kernel until its vfork child executes or exits
+    STOPPED = "stopped"  # job control stop
+    DEAD = "dead"
+
+
+class Process:
+    """A thread group."""
+
+    __slots__ = (
+        "pid", "parent", "children", "tasks", "lineage", "mm", "files", "fs", "creds", "rng", "comm", "exe",
+        "argv", "forks", "threads", "status", "exiting", "execs", "start_ns", "vfork_parent", "cpu",
+        "data", "job_stop", "namespaces",
+    )  # fmt: skip
+
+    def __init__(self, pid: int, parent: Process | None, lineage: str) -> None:
+        self.pid = pid
+        self.parent = parent
+        self.children: list[Process] = []
+        self.tasks: dict[int, Task] = {}
+        self.lineage = lineage
+        self.mm: object = object()  # identity of the address space
+        self.files: FileTable
+        self.fs: FsContext
+        self.creds: Creds
+        self.rng: RandomStream
+        self.comm = b""
+        self.exe = b""
+        self.argv: tuple[bytes, ...] = ()
+        self.forks = 0  # children created so far: names their lineage
+        self.threads = 0  # threads created so far
+        self.status: int | None = None  # wait status, once the process is a zombie
+        self.exiting = False
+        self.execs = 0
+        self.start_ns = 0
+        self.vfork_parent: Task | None = None
+        self.cpu = CpuTime()
+        self.data: dict[str, Any] = {}  # state that handlers keep per process
+        self.job_stop: int = 0  # stopping signal, 0 while running
+        self.namespaces = False  # has made namespaces of its own
+
+    @property
+    def ppid(self) -> int:
+        """PID of the parent as the guest sees it; orphans belong to PID 1."""
+        return self.parent.pid if self.parent is not None else 1
+
+    def __repr__(self) -> str:
+        return f"<process {self.pid} {self.comm!r} {self.lineage}>"
+
+
+class Task:
+    """One guest thread."""
+
+    __slots__ = (
+        "tid", "process", "lineage", "state", "action", "park", "notif", "nr", "args", "ip", "seq", "quantum",
+        "look", "restart", "data", "spin",
+        "cpu",
+    )  # fmt: skip
+
+    def __init__(self, tid: int, process: Process, lineage: str) -> None:
+        self.tid = tid
+        self.process = process
+        self.lineage = lineage
+        self.cpu = CpuTime(process.cpu)
+        self.state = State.READY
+        self.action: Callable[[], None] | None = None
+        self.park: Park | None = None
+        self.notif = 0  # id of the unanswered notification, 0 if none
+        self.nr = -1  # number of the call in progress
+        self.args: Args = (0, 0, 0, 0, 0, 0)
+        self.ip = 0
+        self.seq = 0  # order of parking
+        self.quantum = 0
+        self.look: Callable[[Task, int], int | None] | None = None
+        self.restart: Any = None  # (call, arguments, absolute deadline) of an interrupted sleep
+        self.data: dict[str, Any] = {}
+        self.spin: Any = None
+
+    def inherit(self, parent: Task) -> None:
+        """Take over what clone copies from the creating thread."""
+        self.data.update({key: value for key, value in parent.data.items() if key in INHERITED})
+
+    # Memory access is bound to the thread that makes the call: the kernel checks
+    # and faults pages exactly as it would for the thread itself.
+    def read(self, addr: int, length: int) -> bytes:
+        """``length`` bytes of guest memory; OSError(EFAULT)."""
+        return _native.read_mem(self.tid, addr, length)
+
+    def write(self, addr: int, data: bytes | bytearray | memoryview) -> None:
+        """Write guest memory; OSError(EFAULT), also where the page is read-only."""
+        _native.write_mem(self.tid, addr, data)
+
+    def cstr(self, addr: int) -> bytes:
+        """A NUL-terminated string; OSError(EFAULT or ENAMETOOLONG from 4096 bytes on)."""
+        return _native.read_cstr(self.tid, addr)
+
+    def u32(self, addr: int) -> int:
+        """A little-endian 32-bit word."""
+        return int.from_bytes(_native.read_mem(self.tid, addr, 4), "little")
+
+    def u64(self, addr: int) -> int:
+        """A little-endian 64-bit word."""
+        return int.from_bytes(_native.read_mem(self.tid, addr, 8), "little")
+
+    @property
+    def rng(self) -> RandomStream:
+        """The random stream of the thread's process."""
+        return self.process.rng
+
+    def __repr__(self) -> str:
+        return f"<task {self.tid} of {self.process.pid} {self.process.comm!r} {self.state.value}>"
