@@ -29,7 +29,8 @@ SYSCTLS: dict[str, str] = {
     "unix/max_dgram_qlen": "512",
 }
 
-_RTM_NEWROUTE, _NLM_FLAGS = 24, 0x1 | 0x4 | 0x100 | 0x400  # REQUEST, ACK, REPLACE, CREATE
+_RTM_NEWROUTE, _RTM_DELROUTE = 24, 25
+_NLM_REQUEST_ACK, _NLM_REPLACE_CREATE = 0x5, 0x500
 _RTA_DST, _RTA_OIF, _RTA_PREFSRC, _RTA_METRICS = 1, 4, 7, 8
 _RTAX_INITCWND, _RTAX_INITRWND, _RTAX_QUICKACK = 11, 14, 15
 _TABLE_LOCAL, _PROTO_KERNEL, _SCOPE_HOST, _TYPE_LOCAL = 255, 2, 254, 2
@@ -85,8 +86,16 @@ def _replace_route(family: int, address: bytes, bits: int, index: int) -> int:
     body += _attribute(_RTA_DST, address) + _attribute(_RTA_OIF, struct.pack("<I", index))
     if family == socket.AF_INET:
         body += _attribute(_RTA_PREFSRC, socket.inet_aton("127.0.0.1"))
+    else:
+        # The kernel's own IPv6 route has metric 0, which no request can name (net/ipv6/route.c takes 0 for
+        # the default): it has to go, because the smallest metric wins.
+        _request(_RTM_DELROUTE, _NLM_REQUEST_ACK, body)
     body += _attribute(_RTA_METRICS, metrics)
-    message = struct.pack("<IHHII", 16 + len(body), _RTM_NEWROUTE, _NLM_FLAGS, 1, 0) + body
+    return _request(_RTM_NEWROUTE, _NLM_REQUEST_ACK | _NLM_REPLACE_CREATE, body)
+
+
+def _request(kind: int, flags: int, body: bytes) -> int:
+    message = struct.pack("<IHHII", 16 + len(body), kind, flags, 1, 0) + body
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as link:
         link.sendto(message, (0, 0))
         answer = link.recv(65536)

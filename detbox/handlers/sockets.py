@@ -362,7 +362,8 @@ def encode_inet(family: int, address: object) -> bytes:
     if not isinstance(address, tuple):
         return b""
     if family == host.AF_INET:
-        return struct.pack("<H", family) + struct.pack(">H", address[1]) + host.inet_aton(address[0]) + bytes(8)
+        head = struct.pack("<H", family) + struct.pack(">H", address[1])
+        return head + host.inet_aton(address[0]) + bytes(8)
     packed = host.inet_pton(host.AF_INET6, address[0].partition("%")[0])
     head = struct.pack("<H", family) + struct.pack(">HI", address[1], address[2])
     return head + packed + struct.pack("<I", address[3])

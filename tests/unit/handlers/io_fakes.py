@@ -1,0 +1,132 @@
+"""A machine and a guest in one process: real descriptors, borrowed by dup, and memory in a bytearray."""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+import types
+from collections.abc import Callable
+from typing import Any
+
+from detbox.decision import Decision, Park, Wake
+from detbox.machine.clock import Clock
+from detbox.machine.files import Kind, OpenFile, kind_of
+
+BASE = 0x10000
+SIZE = 1 << 21
+MAX64 = (1 << 64) - 1
+
+
+class Files:
+    """The guest's descriptors are the test's own."""
+
+    def __init__(self) -> None:
+        self.known: dict[int, OpenFile] = {}
+        self.forgotten: list[int | str] = []
+
+    def get(self, fd: int) -> OpenFile:
+        if fd not in self.known:
+            st = os.fstat(fd)
+            link = os.readlink(f"/proc/self/fd/{fd}").encode()
+            inodes: Any = types.SimpleNamespace(memfd_dev=-1, odd_devs=())
+            self.known[fd] = OpenFile(kind_of(st, inodes, link), st)
+            if stat.S_ISREG(st.st_mode):
+                self.known[fd].vnode = f"vnode {st.st_ino}"  # type: ignore[assignment]
+        return self.known[fd]
+
+    def borrow(self, t: object, fd: int) -> int:
+        return os.dup(fd)
+
+    def forget(self, fd: int) -> None:
+        self.forgotten.append(fd)
+        self.known.pop(fd, None)
+
+    def forget_all(self) -> None:
+        self.forgotten.append("all")
+        self.known.clear()
+
+
+class Task:
+    """A guest thread whose memory starts at BASE."""
+
+    def __init__(self) -> None:
+        self.memory = bytearray(SIZE)
+        self.tid = os.getpid()
+        self.rng = types.SimpleNamespace(bytes=lambda n: b"R" * n)
+        self.process: Any = types.SimpleNamespace(
+            pid=os.getpid(), files=Files(), data={}, creds=types.SimpleNamespace(euid=1000, egid=1001)
+        )
+
+    def _at(self, address: int, length: int) -> int:
+        if not BASE <= address <= BASE + SIZE - length:
+            raise OSError(14, "EFAULT")
+        return address - BASE
+
+    def read(self, address: int, length: int) -> bytes:
+        start = self._at(address, length)
+        return bytes(self.memory[start : start + length])
+
+    def write(self, address: int, data: bytes) -> None:
+        start = self._at(address, len(data))
+        self.memory[start : start + len(data)] = data
+
+    def u32(self, address: int) -> int:
+        return int.from_bytes(self.read(address, 4), "little")
+
+    def u64(self, address: int) -> int:
+        return int.from_bytes(self.read(address, 8), "little")
+
+
+class Machine:
+    """The parts of the machine that I/O handlers use."""
+
+    def __init__(self) -> None:
+        self.clock = Clock(0)
+        self.timers = self.clock.timers
+        self.data: dict[str, Any] = {}
+        self.processes: dict[int, Any] = {}
+        self.touched: list[object] = []
+        self.inodes = types.SimpleNamespace(touch=self.touched.append)
+        self.output: list[tuple[int, bytes]] = []
+        self.fills = 0
+        self.fill: Callable[[], None] = lambda: None
+        self.console = types.SimpleNamespace(
+            write=lambda which, data: self.output.append((which, data)), fill_stdin=self._fill
+        )
+        self.proc_fd = os.open("/proc", os.O_PATH)
+        self.woken: list[object] = []
+        self.signals: list[int] = []
+        self.doubts: list[str] = []
+
+    def _fill(self) -> None:
+        self.fills += 1
+        self.fill()
+
+    def wake(self, key: object, count: int | None = None, value: object = None) -> int:
+        self.woken.append(key)
+        return 0
+
+    def signal(self, target: object, signo: int, *, code: int) -> None:
+        self.signals.append(signo)
+
+    def doubt(self, t: object, text: str) -> None:
+        self.doubts.append(text)
+
+
+def resume(park: Decision, kind: str = "fd") -> Decision:
+    """Resume a parked call as the scheduler does; descriptors have to be ready if that is the reason."""
+    assert isinstance(park, Park), park
+    if kind == "fd":
+        poller = select.poll()
+        for fd, mask in park.fds:
+            poller.register(fd, mask)
+        assert poller.poll(1000), "nothing to resume for"
+    for fd, _ in park.fds:
+        os.close(fd)
+    return park.resume(Wake(kind))
+
+
+def mark(t: Task, fd: int, kind: Kind) -> None:
+    """Let the guest's descriptor be of a kind of the run's own (stdin, …)."""
+    t.process.files.get(fd).kind = kind
