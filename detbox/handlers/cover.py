@@ -1,8 +1,8 @@
-"""The directory that hides the supervisor's own /proc/1 from the guest, and from the supervisor's path look-ups.
+"""The directory that hides the supervisor's own /proc/1, from the guest and from the supervisor's look-ups.
 
-Every name that leads anywhere is a symbolic link to itself (with its absolute path as the text): a path through /proc/self that the supervisor
-resolves ends with ELOOP instead of in the supervisor's own memory and descriptors.  The few plain files stand
-for a quiet init; their contents are synthesised when they are opened.
+Every name that leads anywhere is a symbolic link to itself, with its absolute path as the text: a path through
+/proc/self that the supervisor resolves ends with ELOOP instead of in the supervisor's own memory and
+descriptors.  The few plain files stand for a quiet init; their contents are synthesised when they are opened.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from detbox.kernel import _native
 #: Everything in a /proc/PID directory (fs/proc/base.c, tgid_base_stuff) that the supervisor must not follow.
 LOOPS = (
     "arch_status attr auxv clear_refs coredump_filter cpu_resctrl_groups cwd environ exe fd fdinfo gid_map "
-    "ksm_merging_pages ksm_stat latency map_files maps mem mountinfo mounts mountstats net ns numa_maps pagemap "
-    "patch_state personality projid_map root seccomp_cache setgroups smaps smaps_rollup stack syscall task "
+    "ksm_merging_pages ksm_stat latency map_files maps mem mountinfo mounts mountstats net ns numa_maps "
+    "pagemap patch_state personality projid_map root seccomp_cache setgroups smaps smaps_rollup stack syscall task "
     "timens_offsets timers timerslack_ns uid_map wchan"
 ).split()
 FILES = (
@@ -31,7 +31,6 @@ def cover(directory: bytes = b"/proc/1") -> None:
     """
     _native.mount("none", directory, "tmpfs", 0, "mode=555,size=64k")
     for name in LOOPS:
-        path = os.path.join(directory, os.fsencode(name))
-        os.symlink(path, path)
+        os.symlink(b"/proc/1/" + os.fsencode(name), os.path.join(directory, os.fsencode(name)))
     for name in FILES:
         os.close(os.open(os.path.join(directory, os.fsencode(name)), os.O_CREAT | os.O_WRONLY, 0o444))

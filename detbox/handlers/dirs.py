@@ -1,7 +1,7 @@
 """Reading directories, and the working directory.
 
-A directory is read whole, sorted by name, when it is read from its start; the position of the guest's own
-description, which counts entries, tells how far it has got.  So lseek, dup and fork need nothing of their own.
+A directory is read whole, sorted by name, when it is read from its start.  The position of the guest's own
+description counts entries and tells how far it has got; so lseek, dup and fork need nothing of their own.
 """
 
 from __future__ import annotations

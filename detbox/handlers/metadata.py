@@ -1,4 +1,4 @@
-"""Modes, owners and times.  Modes are real; owners are virtual only; times are virtual and written back at the end."""
+"""Modes, owners and times: modes are real, owners virtual, times virtual and written back at the end."""
 
 from __future__ import annotations
 
