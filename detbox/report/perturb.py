@@ -1,9 +1,9 @@
 """Hosts that differ in everything that must not matter, and the byte-wise comparison of runs on them.
 
 ``PERTURBATIONS`` is the table.  A *host* takes one value from each row; ``variants(n)`` gives hosts that
-differ from each other in every row that can be applied with the rights at hand.  ``Host.run`` gives the command
-a fresh copy of the inputs, made in the host's own order and place, and observes everything that a user could
-see afterwards.  ``compare`` normalises nothing.
+differ from each other in every row that can be applied with the rights at hand.  ``Host.run`` gives the
+command a fresh copy of the inputs, made in the host's own order and place, and observes everything that a user
+could see afterwards.  ``compare`` normalises nothing.
 
 The machine's clock is never set: a time namespace cannot shift CLOCK_REALTIME.  The wall clock differs
 because the runs take place at different times ("time of run").
@@ -54,7 +54,8 @@ _MEMORY_DIR = "/dev/shm"
 _HOSTILE_ENV = {
     "EDITOR": "false", "GREP_COLORS": "mt=01", "MAKEFLAGS": "-k", "TERM": "dumb", "COLUMNS": "40",
     "LINES": "11", "PYTHONHASHSEED": "7", "PS1": "hostile> ", "XDG_RUNTIME_DIR": "/nowhere", "DISPLAY": ":9",
-    "POSIXLY_CORRECT": "1", "MALLOC_ARENA_MAX": "1", "CFLAGS": "-O0", "TMPDIR": "/var/tmp", "A" * 300: "z" * 3000,
+    "POSIXLY_CORRECT": "1", "MALLOC_ARENA_MAX": "1", "CFLAGS": "-O0", "TMPDIR": "/var/tmp",
+    "A" * 300: "z" * 3000,
 }
 _SOFT_LIMITS = {"NOFILE": 777, "CORE": -1, "STACK": 16 << 20, "FSIZE": 1 << 40, "MEMLOCK": 65536}
 
@@ -232,7 +233,8 @@ class Host:
         """The whole environment of a command on this host."""
         user = self.settings["user"]
         home = os.path.expanduser(f"~{user}" if user else "~")
-        env = {"PATH": os.environ.get("PATH", os.defpath), "HOME": home} | self.settings["environment"]
+        env: dict[str, str] = {"PATH": os.environ.get("PATH", os.defpath), "HOME": home}
+        env |= self.settings["environment"]
         env |= {"LANG": self.settings["locale"], "LC_ALL": self.settings["locale"]}
         env["TZ"] = self.settings["time zone"]
         if user:

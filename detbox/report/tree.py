@@ -1,8 +1,8 @@
 """A directory tree as values: every byte and all metadata that belong to the run, and nothing of the host's.
 
 Left out are inode and device numbers, atime and ctime (the host's kernel sets them, no program can), and the
-size and link count of directories, which are the file system's business (ext4 says 4096, tmpfs 40, btrfs counts
-no links).
+size and link count of directories, which are the file system's business (ext4 says 4096, tmpfs 40, btrfs
+counts no links).
 """
 
 from __future__ import annotations
