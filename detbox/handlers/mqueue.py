@@ -1,0 +1,135 @@
+"""POSIX message queues: the kernel's own, entered only when the call will not wait.
+
+A queue's descriptor can be polled like a pipe's.  Limits and defaults are the
+constants of a fresh IPC namespace (ipc/mqueue.c), not the host's settings.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import struct
+from errno import ETIMEDOUT
+from fcntl import F_GETFL, fcntl
+from typing import TYPE_CHECKING
+
+from detbox.decision import CONTINUE, ERESTARTSYS, ContinueThen, Decision, Park, Wake
+from detbox.handlers.futex_core import Args, absolute_deadline, read_timespec, signed
+from detbox.handlers.waiting import ready
+from detbox.kernel import _native
+
+if TYPE_CHECKING:
+    from detbox.supervisor.machine import Machine
+    from detbox.supervisor.task import Process, Task
+
+_MQ_GETSETATTR = 245
+_MQ_PRIO_MAX = 32768
+_SIGEV_SIGNAL = 0
+
+#: Who is told of a message in an empty queue: (device, inode) -> (process, signal).
+Subscribers = dict[tuple[int, int], tuple["Process", int]]
+
+
+def mq_open(m: Machine, t: Task, a: Args) -> Decision:
+    """Native: a new descriptor of an unknown number."""
+    t.process.files.forget_all()
+    return CONTINUE
+
+
+def mq_unlink(m: Machine, t: Task, a: Args) -> Decision:
+    """Native."""
+    return CONTINUE
+
+
+def mq_getsetattr(m: Machine, t: Task, a: Args) -> Decision:
+    """Native."""
+    return CONTINUE
+
+
+def mq_timedsend(m: Machine, t: Task, a: Args) -> Decision:
+    """``mq_timedsend(descriptor, message, size, priority, absolute real time)``."""
+    if a[3] >= _MQ_PRIO_MAX:
+        return CONTINUE
+    return _transfer(m, t, a, select.POLLOUT)
+
+
+def mq_timedreceive(m: Machine, t: Task, a: Args) -> Decision:
+    """``mq_timedreceive(descriptor, buffer, size, priority, absolute real time)``."""
+    return _transfer(m, t, a, select.POLLIN)
+
+
+def mq_notify(m: Machine, t: Task, a: Args) -> Decision:
+    """Native; a signal's receiver is noted, because a sender has to wake it."""
+    fd = t.process.files.borrow(t, signed(a[0]))
+    try:
+        status = os.fstat(fd)
+    finally:
+        os.close(fd)
+    queue = (status.st_dev, status.st_ino)
+    notify, signo = struct.unpack("<8xii", t.read(a[1], 16))[::-1] if a[1] else (-1, 0)
+
+    def look(task: Task, result: int) -> int | None:
+        if result == 0 and notify == _SIGEV_SIGNAL:
+            _subscribers(m)[queue] = (task.process, signo)
+        elif result == 0:
+            _subscribers(m).pop(queue, None)
+        return None
+
+    return ContinueThen(look)
+
+
+def _transfer(m: Machine, t: Task, a: Args, mask: int) -> Decision:
+    deadline = absolute_deadline(m, read_timespec(t, a[4]), realtime=True) if a[4] else None
+    fd = t.process.files.borrow(t, signed(a[0]))
+    parked = False
+    try:
+        if _fails_at_once(fd, a[2], mask) or ready(fd, mask):
+            return _go_on(m, t, fd, mask)
+        if deadline is not None and deadline <= m.clock.look():
+            return -ETIMEDOUT
+        parked = True
+    finally:
+        if not parked:
+            os.close(fd)
+
+    def resume(wake: Wake) -> Decision:
+        if wake.kind == "deadline":
+            return -ETIMEDOUT
+        # Another thread may have been faster: look again.
+        return _transfer(m, t, a, mask)
+
+    why = f"message queue at descriptor {signed(a[0])}"
+    return Park(resume, fds=((fd, mask),), deadline=deadline, interrupted=ERESTARTSYS, why=why)
+
+
+def _fails_at_once(fd: int, size: int, mask: int) -> bool:
+    """Whether the kernel answers without waiting, whatever the queue holds."""
+    attributes = bytearray(64)
+    if _native.raw_syscall(_MQ_GETSETATTR, fd, 0, attributes) < 0:
+        return True
+    limit = struct.unpack_from("<q", attributes, 16)[0]
+    flags = fcntl(fd, F_GETFL)
+    wrong_way = flags & os.O_ACCMODE == (os.O_RDONLY if mask == select.POLLOUT else os.O_WRONLY)
+    wrong_size = size > limit if mask == select.POLLOUT else size < limit
+    return wrong_way or wrong_size or bool(flags & os.O_NONBLOCK)
+
+
+def _go_on(m: Machine, t: Task, fd: int, mask: int) -> Decision:
+    """Let the call through; a message may send a signal to whoever asked for one."""
+    if mask != select.POLLOUT or not _subscribers(m):
+        return CONTINUE
+    status = os.fstat(fd)
+    queue = (status.st_dev, status.st_ino)
+
+    def look(task: Task, result: int) -> int | None:
+        subscriber = _subscribers(m).get(queue) if result == 0 else None
+        if subscriber is not None:
+            m.after_signal(task, subscriber[1], [subscriber[0]])
+        return None
+
+    return ContinueThen(look) if queue in _subscribers(m) else CONTINUE
+
+
+def _subscribers(m: Machine) -> Subscribers:
+    found: Subscribers = m.data.setdefault("mq_notify", {})
+    return found
