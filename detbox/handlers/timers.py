@@ -66,10 +66,10 @@ class ProcessTimers:
 
 
 def _state(process: Process) -> ProcessTimers:
-    state = process.data.get(_STATE)
+    state: ProcessTimers | None = process.data.get(_STATE)
     if state is None:
         state = process.data[_STATE] = ProcessTimers()
-    return state  # type: ignore[no-any-return]
+    return state
 
 
 def after_exec(m: Machine, t: Task) -> None:
@@ -213,8 +213,7 @@ def _expired(m: Machine, posix: PosixTimer, missed: int) -> None:
         posix.overrun = min(posix.overrun + 1 + missed, _DELAYTIMER_MAX)
         return
     posix.overrun = missed
-    m.signal(
-        posix.target, posix.signo, code=SI_TIMER, timerid=posix.ident, overrun=posix.overrun, value=posix.value)
+    m.signal(posix.target, posix.signo, code=SI_TIMER, timerid=posix.ident, overrun=missed, value=posix.value)
 
 
 def _is_pending(m: Machine, posix: PosixTimer) -> bool:

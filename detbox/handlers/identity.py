@@ -1,0 +1,204 @@
+"""Who and where: users, groups, capabilities, the machine's name, the execution domain."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from errno import EINVAL, EPERM, ESRCH
+from typing import TYPE_CHECKING
+
+from detbox.decision import Decision
+from detbox.machine import constants
+from detbox.machine.creds import ALL_CAPS
+
+if TYPE_CHECKING:
+    from detbox.machine.creds import Creds
+    from detbox.supervisor.machine import Machine
+    from detbox.supervisor.task import Args, Task
+
+_U32 = 0xFFFFFFFF
+
+# ---------------------------------------------------------------------------------------- users, groups
+
+
+def getuid(m: Machine, t: Task, a: Args) -> Decision:
+    """``getuid()``."""
+    return t.process.creds.ruid
+
+
+def geteuid(m: Machine, t: Task, a: Args) -> Decision:
+    """``geteuid()``."""
+    return t.process.creds.euid
+
+
+def getgid(m: Machine, t: Task, a: Args) -> Decision:
+    """``getgid()``."""
+    return t.process.creds.rgid
+
+
+def getegid(m: Machine, t: Task, a: Args) -> Decision:
+    """``getegid()``."""
+    return t.process.creds.egid
+
+
+def _change(t: Task, a: Args, count: int, rule: Callable[..., None]) -> Decision:
+    rule(t.process.creds, *(register & _U32 for register in a[:count]))
+    return 0
+
+
+def setuid(m: Machine, t: Task, a: Args) -> Decision:
+    """``setuid(uid)``."""
+    return _change(t, a, 1, type(t.process.creds).setuid)
+
+
+def setgid(m: Machine, t: Task, a: Args) -> Decision:
+    """``setgid(gid)``."""
+    return _change(t, a, 1, type(t.process.creds).setgid)
+
+
+def setreuid(m: Machine, t: Task, a: Args) -> Decision:
+    """``setreuid(ruid, euid)``."""
+    return _change(t, a, 2, type(t.process.creds).setreuid)
+
+
+def setregid(m: Machine, t: Task, a: Args) -> Decision:
+    """``setregid(rgid, egid)``."""
+    return _change(t, a, 2, type(t.process.creds).setregid)
+
+
+def setresuid(m: Machine, t: Task, a: Args) -> Decision:
+    """``setresuid(ruid, euid, suid)``."""
+    return _change(t, a, 3, type(t.process.creds).setresuid)
+
+
+def setresgid(m: Machine, t: Task, a: Args) -> Decision:
+    """``setresgid(rgid, egid, sgid)``."""
+    return _change(t, a, 3, type(t.process.creds).setresgid)
+
+
+def _show(t: Task, a: Args, *numbers: int) -> Decision:
+    for address, number in zip(a, numbers, strict=False):
+        t.write(address, struct.pack("<I", number))
+    return 0
+
+
+def getresuid(m: Machine, t: Task, a: Args) -> Decision:
+    """``getresuid(ruid *, euid *, suid *)``."""
+    creds = t.process.creds
+    return _show(t, a, creds.ruid, creds.euid, creds.suid)
+
+
+def getresgid(m: Machine, t: Task, a: Args) -> Decision:
+    """``getresgid(rgid *, egid *, sgid *)``."""
+    creds = t.process.creds
+    return _show(t, a, creds.rgid, creds.egid, creds.sgid)
+
+
+def setfsuid(m: Machine, t: Task, a: Args) -> Decision:
+    """``setfsuid(uid)``: the former one, also when it is not permitted."""
+    return t.process.creds.setfsuid(a[0] & _U32)
+
+
+def setfsgid(m: Machine, t: Task, a: Args) -> Decision:
+    """``setfsgid(gid)``: the former one, also when it is not permitted."""
+    return t.process.creds.setfsgid(a[0] & _U32)
+
+
+def getgroups(m: Machine, t: Task, a: Args) -> Decision:
+    """``getgroups(size, gid_t *)``."""
+    groups = t.process.creds.groups
+    size = a[0] & _U32
+    if size >> 31 or (size and size < len(groups)):
+        return -EINVAL
+    if size and groups:
+        t.write(a[1], struct.pack(f"<{len(groups)}I", *groups))
+    return len(groups)
+
+
+def setgroups(m: Machine, t: Task, a: Args) -> Decision:
+    """``setgroups(size, gid_t *)``."""
+    creds = t.process.creds
+    count = a[0] & _U32
+    if count > 65536:
+        # The permission is looked at first (kernel/groups.c).
+        creds.setgroups(creds.groups)
+        return -EINVAL
+    groups = struct.unpack(f"<{count}I", t.read(a[1], 4 * count)) if count else ()
+    creds.setgroups(groups)
+    return 0
+
+
+# ---------------------------------------------------------------------------------------- capabilities
+
+#: Versions of the header with the number of 32-bit words that each set has (linux/capability.h).
+_CAP_WORDS = {0x19980330: 1, 0x20071026: 2, 0x20080522: 2}
+_CAP_VERSION = 0x20080522
+
+
+def _cap_header(t: Task, address: int) -> tuple[int, int]:
+    """(words per set, pid); OSError(EINVAL), after writing the known version, for another version."""
+    version, pid = struct.unpack("<Ii", t.read(address, 8))
+    words = _CAP_WORDS.get(version)
+    if words is None:
+        t.write(address, struct.pack("<I", _CAP_VERSION))
+        raise OSError(EINVAL, "capability version")
+    return words, pid
+
+
+def capget(m: Machine, t: Task, a: Args) -> Decision:
+    """``capget(header, data)``; without data only the version is asked for."""
+    try:
+        words, pid = _cap_header(t, a[0])
+    except OSError as error:
+        if error.errno == EINVAL and not a[1]:
+            return 0
+        raise
+    if pid < 0:
+        return -EINVAL
+    creds: Creds = t.process.creds
+    if pid and pid not in t.process.tasks:
+        other = m.tasks.get(pid)
+        if other is None:
+            return -ESRCH
+        creds = other.process.creds
+    if a[1]:
+        sets = (creds.effective, creds.permitted, creds.inheritable)
+        data = [mask >> 32 * word & _U32 for word in range(words) for mask in sets]
+        t.write(a[1], struct.pack(f"<{len(data)}I", *data))
+    return 0
+
+
+def capset(m: Machine, t: Task, a: Args) -> Decision:
+    """``capset(header, data)``."""
+    words, pid = _cap_header(t, a[0])
+    if pid and pid not in t.process.tasks:
+        return -EPERM
+    data = struct.unpack(f"<{3 * words}I", t.read(a[1], 12 * words)) + (0, 0, 0)
+    effective, permitted, inheritable = (
+        (data[which] | data[which + 3] << 32 if words > 1 else data[which]) & ALL_CAPS for which in range(3)
+    )
+    t.process.creds.capset(effective, permitted, inheritable)
+    return 0
+
+
+# -------------------------------------------------------------------------------------- the machine's name
+
+_UTS_FIELD = 65  # __NEW_UTS_LEN + 1
+
+
+def uname(m: Machine, t: Task, a: Args) -> Decision:
+    """``uname(struct utsname *)``."""
+    fields = (
+        constants.OSTYPE, m.spec.hostname, constants.KERNEL_RELEASE, constants.KERNEL_VERSION,
+        constants.MACHINE, constants.DOMAINNAME,
+    )  # fmt: skip
+    t.write(a[0], b"".join(field.encode()[:_UTS_FIELD - 1].ljust(_UTS_FIELD, b"\0") for field in fields))
+    return 0
+
+
+def personality(m: Machine, t: Task, a: Args) -> Decision:
+    """``personality(persona)``: shown as set, without effect: the layout is fixed in any case."""
+    former = int(t.data.get("personality", 0))
+    if a[0] & _U32 != _U32:
+        t.data["personality"] = a[0] & _U32
+    return former

@@ -1,0 +1,58 @@
+"""The resource limits of the guest: a fixed base, whatever the limits of whoever started detbox."""
+
+from __future__ import annotations
+
+import resource
+
+INFINITY = (1 << 64) - 1
+RLIMIT_RTTIME = 15
+COUNT = 16
+#: fs.nr_open: no process may have more descriptors.
+NR_OPEN = 1 << 20
+_PROCESSES = 31797
+
+#: (soft, hard) of every limit when the guest starts.
+BASE: tuple[tuple[int, int], ...] = (
+    (INFINITY, INFINITY),  # CPU, seconds
+    (INFINITY, INFINITY),  # FSIZE, bytes
+    (INFINITY, INFINITY),  # DATA, bytes
+    (8 << 20, INFINITY),  # STACK, bytes
+    (0, INFINITY),  # CORE, bytes
+    (INFINITY, INFINITY),  # RSS, bytes, without effect in Linux
+    (_PROCESSES, _PROCESSES),  # NPROC
+    (1024, NR_OPEN),  # NOFILE
+    (8 << 20, 8 << 20),  # MEMLOCK, bytes
+    (INFINITY, INFINITY),  # AS, bytes
+    (INFINITY, INFINITY),  # LOCKS
+    (_PROCESSES, _PROCESSES),  # SIGPENDING
+    (819200, 819200),  # MSGQUEUE, bytes
+    (0, 0),  # NICE
+    (0, 0),  # RTPRIO
+    (INFINITY, INFINITY),  # RTTIME, microseconds
+)
+
+#: Limits that the kernel enforces by what the process itself does, so that they act at the same point in
+#: every run.  The others depend on the host or on time, and are only shown.
+ENFORCED = frozenset((
+    resource.RLIMIT_FSIZE, resource.RLIMIT_DATA, resource.RLIMIT_STACK, resource.RLIMIT_NOFILE,
+    resource.RLIMIT_AS,
+))
+
+# What one line of /proc/PID/limits is called, and its unit (fs/proc/base.c).
+_NAMES = (
+    ("Max cpu time", "seconds"), ("Max file size", "bytes"), ("Max data size", "bytes"),
+    ("Max stack size", "bytes"), ("Max core file size", "bytes"), ("Max resident set", "bytes"),
+    ("Max processes", "processes"), ("Max open files", "files"), ("Max locked memory", "bytes"),
+    ("Max address space", "bytes"), ("Max file locks", "locks"), ("Max pending signals", "signals"),
+    ("Max msgqueue size", "bytes"), ("Max nice priority", ""), ("Max realtime priority", ""),
+    ("Max realtime timeout", "us"),
+)  # fmt: skip
+
+
+def text(limits: tuple[tuple[int, int], ...]) -> str:
+    """The content of /proc/PID/limits."""
+    lines = [f"{'Limit':25s} {'Soft Limit':20s} {'Hard Limit':20s} {'Units':10s}"]
+    for (name, unit), values in zip(_NAMES, limits, strict=True):
+        soft, hard = ("unlimited" if value == INFINITY else str(value) for value in values)
+        lines.append(f"{name:25s} {soft:20s} {hard:20s} {unit:10s}")
+    return "\n".join(lines) + "\n"
