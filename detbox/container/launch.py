@@ -207,7 +207,10 @@ def _loopback_up() -> None:
     """Bring up the network namespace's only device."""
     from pyroute2.iproute import IPRoute
 
+    from detbox.container import loopback
+
     with IPRoute() as route:
         route.link("set", index=1, state="up")
+    loopback.prepare()
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from detbox.supervisor.task import Args, Task
 
 _EPOLL_CTL_DEL = 2
+_EVENT = struct.Struct("<IQ")  # struct epoll_event, packed on x86
 
 
 def epoll_create(m: Machine, t: Task, a: Args) -> Decision:
@@ -41,9 +42,33 @@ def epoll_ctl(m: Machine, t: Task, a: Args) -> Decision:
         if kind is Kind.STDIN:
             io_state(m).stdin_is_watched = True
         elif kind is Kind.SIGNALFD:
-            io_state(m).signalfd_is_watched = True
-            m.doubt(t, "epoll on a signal descriptor: events may be lost")
+            events, data = _EVENT.unpack(t.read(a[3], _EVENT.size))
+            watched = t.process.files.get(fd_of(a[0]))
+            watched.data = {**(watched.data or {}), fd_of(a[2]): (events, data)}
+        return CONTINUE
+    watched = t.process.files.get(fd_of(a[0]))
+    if watched.data:
+        watched.data = {fd: item for fd, item in watched.data.items() if fd != fd_of(a[2])}
     return CONTINUE
+
+
+def _signal_events(m: Machine, t: Task, fd: int, address: int) -> int:
+    """Report the signal descriptors of the set that have a signal; how many.
+
+    The set's own poll would ask for the supervisor's signals, and forget the descriptor for having none.
+    """
+    found = []
+    for member, (events, data) in (t.process.files.get(fd).data or {}).items():
+        try:
+            own = t.process.files.borrow(t, member)
+        except OSError:
+            continue
+        if signalfd.ready(m, t, own, events & 0xFFFF):
+            found.append(_EVENT.pack(POLLIN, data))
+        os.close(own)
+    if found:
+        t.write(address, b"".join(found))
+    return len(found)
 
 
 def epoll_wait(m: Machine, t: Task, a: Args) -> Decision:
@@ -73,11 +98,15 @@ def _sigmask(t: Task, a: Args) -> int | None:
 
 def _wait(m: Machine, t: Task, a: Args, timeout: int | None, sigmask: int | None) -> Decision:
     fd = fd_of(a[0])
-    if t.process.files.get(fd).kind is not Kind.EPOLL or signed32(a[2]) <= 0:
+    f = t.process.files.get(fd)
+    if f.kind is not Kind.EPOLL or signed32(a[2]) <= 0:
         return CONTINUE  # the kernel says EINVAL
     deadline = None if timeout is None else m.clock.now + timeout
 
     def step(wake: Wake | None) -> Decision:
+        signals = _signal_events(m, t, fd, a[1]) if f.data else 0
+        if signals:
+            return min(signals, signed32(a[2]))
         borrowed = t.process.files.borrow(t, fd)
         found = ready(borrowed, POLLIN)
         if not found and io_state(m).stdin_is_watched:
@@ -90,8 +119,8 @@ def _wait(m: Machine, t: Task, a: Args, timeout: int | None, sigmask: int | None
             os.close(borrowed)
             return 0
         return Park(
-            step, events=signalfd.events_of(t), fds=((borrowed, POLLIN),), deadline=deadline,
-            interrupted=EINTR, why=f"epoll_wait on descriptor {fd}",
+            step, events=signalfd.events_of(t) if f.data else (), fds=((borrowed, POLLIN),),
+            deadline=deadline, interrupted=EINTR, why=f"epoll_wait on descriptor {fd}",
             extra={} if sigmask is None else {"sigmask": sigmask},
         )  # fmt: skip
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import select as host
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from errno import EBADF, EINVAL
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from detbox.decision import ERESTARTNOHAND, Decision, Park, Wake
 from detbox.handlers import signalfd
@@ -50,9 +50,7 @@ class _Call:
     deadline: int | None = None
     immediate: bool = False
     sigmask: int | None = None
-    why: str = "poll"
     name: str = ""
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def poll(m: Machine, t: Task, a: Args) -> Decision:
@@ -201,7 +199,7 @@ def _look(m: Machine, t: Task, wanted: list[tuple[int, int]]) -> tuple[list[int]
                 raise
             events.append(_POLLNVAL)
             continue
-        found = signalfd.ready(t, own, mask) if kind is Kind.SIGNALFD else ready(own, mask)
+        found = signalfd.ready(m, t, own, mask) if kind is Kind.SIGNALFD else ready(own, mask)
         if not found and kind is Kind.STDIN and mask & _IN:
             m.console.fill_stdin()
             found = ready(own, mask)
@@ -230,9 +228,18 @@ def _park(
     extra = {} if call.sigmask is None else {"sigmask": call.sigmask}
     shown = ", ".join(str(fd) for fd, _ in call.wanted[:8])
     return Park(
-        step, events=signalfd.events_of(t), fds=fds, deadline=call.deadline, interrupted=interrupted,
+        step, events=_events(t, call), fds=fds, deadline=call.deadline, interrupted=interrupted,
         why=f"{call.name} on {shown or 'nothing'}", extra=extra,
     )  # fmt: skip
+
+
+def _events(t: Task, call: _Call) -> tuple[Hashable, ...]:
+    """Keys to park on besides the descriptors: only a signalfd has one."""
+    files = t.process.files
+    for fd, _ in call.wanted:
+        if fd >= 0 and files.get(fd).kind is Kind.SIGNALFD:
+            return signalfd.events_of(t)
+    return ()
 
 
 def _epoll_of(borrowed: list[tuple[int, int]]) -> int:

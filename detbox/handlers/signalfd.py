@@ -24,7 +24,7 @@ def read_signals(m: Machine, t: Task, fd: int, segments: Segments) -> Decision:
     """Park until a signal of the set is pending; the CPU times of dead children are the host's, and go."""
     borrowed = t.process.files.borrow(t, fd)
     try:
-        if nonblocking(borrowed) or ready(t, borrowed, POLLIN):
+        if nonblocking(borrowed) or ready(m, t, borrowed, POLLIN):
             return ContinueThen(lambda task, result: _hide_times(task, segments, result))
     finally:
         os.close(borrowed)
@@ -48,23 +48,20 @@ def events_of(t: Task) -> tuple[Hashable, ...]:
     return (("pending signal", t.process.pid),)
 
 
-def ready(t: Task, fd: int, mask: int) -> int:
+def ready(m: Machine, t: Task, fd: int, mask: int) -> int:
     """POLLIN if a signal of the set is pending for the thread.
 
     fs/signalfd.c looks at the signals of whoever calls poll, which would be the supervisor's here.
     """
     if not mask & POLLIN:
         return 0
-    wanted = _hexadecimal(f"/proc/self/fdinfo/{fd}", ("sigmask",))
-    pending = _hexadecimal(f"/proc/{t.process.pid}/task/{t.tid}/status", ("SigPnd", "ShdPnd"))
-    return POLLIN if wanted & pending else 0
+    return POLLIN if _signals_of(fd) & m.pending_signals(t) else 0
 
 
-def _hexadecimal(path: str, names: tuple[str, ...]) -> int:
-    value = 0
-    with open(path, encoding="ascii", errors="replace") as file:
+def _signals_of(fd: int) -> int:
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii", errors="replace") as file:
         for line in file:
             name, _, text = line.partition(":")
-            if name in names:
-                value |= int(text, 16)
-    return value
+            if name == "sigmask":
+                return int(text, 16)
+    return 0

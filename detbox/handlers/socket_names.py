@@ -38,8 +38,11 @@ def socket(m: Machine, t: Task, a: Args) -> Decision:
     if kind & ~(_TYPE_BITS | _FLAG_BITS):
         return -EINVAL
     if family not in _INET:
+        if family == host.AF_NETLINK:
+            m.need_loopback()
         t.process.files.forget_all()
         return CONTINUE
+    m.need_loopback()
     sock = host.socket(family, kind & ~host.SOCK_CLOEXEC, protocol)
     if kind & _TYPE_BITS == host.SOCK_STREAM:
         # Nagle's algorithm holds data back until a timer or the peer's acknowledgement comes.

@@ -35,8 +35,6 @@ class IoState:
     lock_waits: dict[int, frozenset[int]] = field(default_factory=dict)
     listeners: dict[bytes, int] = field(default_factory=dict)
     stdin_is_watched: bool = False
-    signalfd_is_watched: bool = False
-    slaves_seen: set[int] = field(default_factory=set)
 
     def port(self) -> int:
         """The next port number of the run; the range is used round and round."""

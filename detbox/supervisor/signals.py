@@ -95,6 +95,7 @@ def notice(m: Machine, process: Process) -> None:
         awaited = task.park.extra.get("sigwait", 0) if task.park is not None else 0
         if awaited & (sets.private | sets.shared) or ((mine or shared) and task.state is State.PARKED):
             interrupt(m, task)
+    m.wake(("pending signal", process.pid))  # readers of signal descriptors
 
 
 def interrupt(m: Machine, task: Task) -> None:

@@ -38,15 +38,15 @@ _TABLE_LOCAL, _PROTO_KERNEL, _SCOPE_HOST, _TYPE_LOCAL = 255, 2, 254, 2
 _WINDOW = 10000
 
 
-def prepare(proc_fd: int) -> list[str]:
-    """Set the network name space of the caller up; ``proc_fd``: its /proc.  Returns what could not be set.
+def prepare() -> list[str]:
+    """Set the network name space of the caller up; returns what could not be set.
 
-    Needs CAP_NET_ADMIN over the name space, and ``lo`` up.
+    Needs CAP_NET_ADMIN over the name space, and ``lo`` up.  /proc/sys/net shows the caller's name space.
     """
     failed = []
     for name, value in SYSCTLS.items():
         try:
-            fd = os.open(f"sys/net/{name}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc_fd)
+            fd = os.open(f"/proc/sys/net/{name}", os.O_WRONLY | os.O_CLOEXEC)
         except OSError:
             failed.append(name)
             continue
