@@ -28,7 +28,7 @@ class Entry:
     mode: int = 0o020666
 
 
-#: By name below /dev, in the order of creation.  There is no console, no core, no disk, no kmsg, no tun, no fuse.
+#: By name below /dev, in the order of creation.  There is no console, core, disk, kmsg, tun or fuse.
 ENTRIES: dict[str, Entry] = {
     "full": Entry(Kind.BIND, "always full, a constant", rdev=(1, 7)),
     "null": Entry(Kind.BIND, "always empty, a constant", rdev=(1, 3)),

@@ -15,7 +15,7 @@ FILES: dict[str, bytes | Symlink | None] = {
         f"127.0.0.1\tlocalhost {constants.HOSTNAME}\n"
         "::1\tlocalhost ip6-localhost ip6-loopback\n"
     ).encode(),
-    "/etc/localtime": Symlink("/usr/share/zoneinfo/Etc/UTC"),
+    "/etc/localtime": Symlink("/usr/share/zoneinfo/Etc/UTC"),  # where it dangles, libc uses UTC too
     "/etc/machine-id": f"{constants.MACHINE_ID}\n".encode(),
     "/etc/mtab": Symlink("../proc/self/mounts"),
     "/etc/nsswitch.conf": (
@@ -30,12 +30,6 @@ FILES: dict[str, bytes | Symlink | None] = {
     "/var/log/lastlog": None,
     "/var/log/wtmp": None,
 }  # fmt: skip
-
-#: Contents of /etc/localtime for an image without time zone data: a version 1 TZif file of UTC.
-LOCALTIME_UTC = (
-    b"TZif" + b"\0" * 16 + b"\0\0\0\0" * 4 + b"\0\0\0\x01" + b"\0\0\0\x04" + b"\0\0\0\0" + b"\0\0" + b"UTC\0"
-)
-
 
 def _with_lines(current: bytes, wanted: list[tuple[bytes, int, bytes]]) -> bytes:
     """Append each (name, number, line) unless the name or the number exists: the image's entries win.

@@ -233,6 +233,7 @@ ROWS: tuple[Row, ...] = (
     refused("arp_tables_targets", "modules of the host"),
     refused("bonding/*", "no such device"),
     refused("connector", "kernel connector: not for guests"),
+    refused("dev_snmp6/*", "devices of the host"),
     refused("fib_triestat", "sizes of kernel structures"),
     refused("ip6_mr_cache", "not for guests"),
     refused("ip6_mr_vif", "not for guests"),

@@ -341,4 +341,5 @@ ROWS: tuple[Row, ...] = (
     refused("sys/vm/compact_memory", "write-only, host-wide", errno.EACCES),
     refused("sys/vm/stat_refresh", "host-wide", errno.EACCES),
     refused("sys/net/ipv4/route/flush", "write-only", errno.EACCES),
+    refused("sys/*", "the virtual kernel has no such option, as kernels differ in theirs"),
 )

@@ -1,7 +1,7 @@
 """The contents of /sys: a small fixed tree that describes the virtual CPUs, one memory node and loopback.
 
-It is written once into a tmpfs.  What programs look up to learn about the host's hardware (disks, PCI, DMI, modules)
-is absent or an empty directory.
+It is written once into a tmpfs.  What tells about the host's hardware (disks, PCI, DMI) is absent or an
+empty directory.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ Tree = dict[str, Content]
 
 _CACHE_KINDS = {1: "Data", 2: "Instruction", 3: "Unified"}
 _EMPTY = (
-    "block bus/pci/devices bus/usb/devices class/block class/dmi class/drm class/hwmon class/input class/mem "
-    "class/misc class/power_supply class/thermal class/tty dev/block dev/char devices/pci0000:00 "
-    "devices/platform firmware fs/bpf fs/fuse/connections fs/pstore kernel/debug kernel/security kernel/tracing "
-    "kernel/iommu_groups power devices/virtual/block"
+    "block bus/pci/devices bus/usb/devices class/block class/drm class/hwmon class/input class/mem "
+    "class/misc class/power_supply class/thermal class/tty dev/block dev/char devices/platform "
+    "devices/virtual/block firmware fs/bpf fs/fuse/connections fs/pstore kernel/debug "
+    "kernel/iommu_groups kernel/security kernel/tracing power"
 ).split()
 _VULNERABILITIES = (
     "gather_data_sampling itlb_multihit l1tf mds meltdown mmio_stale_data retbleed spec_rstack_overflow "
@@ -47,25 +47,28 @@ _LO = {
     "addr_assign_type": 0, "addr_len": 6, "address": "00:00:00:00:00:00", "broadcast": "00:00:00:00:00:00",
     "carrier": 1, "carrier_changes": 0, "carrier_down_count": 0, "carrier_up_count": 0, "dev_id": "0x0",
     "dev_port": 0, "dormant": 0, "flags": "0x9", "gro_flush_timeout": 0, "ifalias": "", "ifindex": 1,
-    "iflink": 1, "link_mode": 0, "mtu": 65536, "name_assign_type": 2, "netdev_group": 0, "operstate": "unknown",
-    "proto_down": 0, "testing": 0, "threaded": 0, "tx_queue_len": 1000, "type": 772,
+    "iflink": 1, "link_mode": 0, "mtu": 65536, "name_assign_type": 2, "netdev_group": 0,
+    "operstate": "unknown", "proto_down": 0, "testing": 0, "threaded": 0, "tx_queue_len": 1000, "type": 772,
     "uevent": "INTERFACE=lo\nIFINDEX=1",
 }  # fmt: skip
 _STATISTICS = (
     "collisions multicast rx_bytes rx_compressed rx_crc_errors rx_dropped rx_errors rx_fifo_errors "
-    "rx_frame_errors rx_length_errors rx_missed_errors rx_nohandler rx_over_errors rx_packets tx_aborted_errors "
-    "tx_bytes tx_carrier_errors tx_compressed tx_dropped tx_errors tx_fifo_errors tx_heartbeat_errors tx_packets "
-    "tx_window_errors"
+    "rx_frame_errors rx_length_errors rx_missed_errors rx_nohandler rx_over_errors rx_packets "
+    "tx_aborted_errors tx_bytes tx_carrier_errors tx_compressed tx_dropped tx_errors tx_fifo_errors "
+    "tx_heartbeat_errors tx_packets tx_window_errors"
 ).split()
 #: The cgroup of the container, as its root: no limits but the machine's own.
 _CGROUP = {
-    "cgroup.controllers": "cpuset cpu io memory hugetlb pids rdma misc", "cgroup.events": "populated 1\nfrozen 0",
+    "cgroup.controllers": "cpuset cpu io memory hugetlb pids rdma misc",
+    "cgroup.events": "populated 1\nfrozen 0",
     "cgroup.freeze": "0", "cgroup.max.depth": "max", "cgroup.max.descendants": "max", "cgroup.procs": "",
-    "cgroup.stat": "nr_descendants 0\nnr_dying_descendants 0", "cgroup.subtree_control": "", "cgroup.threads": "",
+    "cgroup.stat": "nr_descendants 0\nnr_dying_descendants 0", "cgroup.subtree_control": "",
+    "cgroup.threads": "",
     "cgroup.type": "domain", "cpu.max": "max 100000", "cpu.max.burst": "0",
     "cpu.stat": "usage_usec 0\nuser_usec 0\nsystem_usec 0\nnr_periods 0\nnr_throttled 0\nthrottled_usec 0",
     "cpu.weight": "100", "cpu.weight.nice": "0", "io.stat": "", "io.weight": "default 100",
-    "memory.current": "268435456", "memory.events": "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\noom_group_kill 0",
+    "memory.current": "268435456",
+    "memory.events": "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\noom_group_kill 0",
     "memory.high": "max", "memory.low": "0", "memory.max": "max", "memory.min": "0", "memory.oom.group": "0",
     "memory.stat": "anon 134217728\nfile 134217728\nkernel 0\ninactive_file 0\nactive_file 134217728",
     "memory.swap.current": "0", "memory.swap.max": "max", "pids.current": "1", "pids.max": "max",

@@ -69,7 +69,7 @@ ROWS: tuple[Row, ...] = (
     synth("sched", "CPU time is virtual", process.sched, Access.SINK, 0o100644),
     synth("schedstat", "CPU time is virtual", process.schedstat),
     synth("sessionid", "sessions of the host; unset", fixed("4294967295")),
-    synth("setgroups", "the default", fixed("allow\n"), Access.REAL, 0o100644, "process"),
+    synth("setgroups", "the default", fixed("allow\n"), Access.REAL, 0o100644),
     synth("smaps", "derived from maps", maps.smaps),
     synth("smaps_rollup", "derived from maps", maps.smaps_rollup),
     synth("stat", "times, numbers and sizes are virtual", process.stat),

@@ -1,0 +1,267 @@
+"""The procfs table: every answer, and what the renderers make of a small virtual machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import stat
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from detbox.synth import net, proc, root, sysctl, tasks
+from detbox.synth.table import Answer, Reader, RealFile, Refused, Synthetic
+from detbox.synth.view import MachineView, ProcessView, ThreadView
+from tests.unit.synth.synth_guest import machine, reader
+
+
+def read(path: str, view: MachineView | None = None, read_real: Reader = reader) -> bytes:
+    answer = proc.render(path.encode(), view or machine(), read_real)
+    assert isinstance(answer, Synthetic), (path, answer)
+    return answer.data
+
+
+def every_path() -> list[str]:
+    """A path for each row: for a process, one of its threads and the process without files."""
+    paths = [f"/proc/{row.name}" for row in (*root.ROWS, *sysctl.ROWS) if "*" not in row.name]
+    for task in ("/proc/17", "/proc/17/task/18", "/proc/1", "/proc/18"):
+        paths += [f"{task}/{row.name.replace('*', '0')}" for row in tasks.ROWS]
+        paths += [f"{task}/net/{row.name.replace('*', 'x')}" for row in net.ROWS]
+    return paths
+
+
+@pytest.mark.parametrize("rows", [root.ROWS, sysctl.ROWS, tasks.ROWS, net.ROWS])
+def test_each_row_says_why_and_one_thing(rows: tuple[proc.Row, ...]) -> None:
+    assert len({row.name for row in rows}) == len(rows)
+    for row in rows:
+        assert row.why and [row.render is not None, row.real, bool(row.refuse)].count(True) == 1, row.name
+
+
+def test_contents_do_not_depend_on_anything_else() -> None:
+    first = {path: proc.render(path.encode(), machine(), reader) for path in every_path()}
+    assert first == {path: proc.render(path.encode(), machine(), reader) for path in every_path()}
+    assert {type(answer) for answer in first.values()} == {Synthetic, RealFile, Refused}
+
+
+def test_listed_means_openable() -> None:
+    view = machine()
+
+    def walk(path: bytes) -> int:
+        own = path.rpartition(b"/")[2].decode() in proc.DYNAMIC
+        names = proc.listing(path, [] if own else [b"environ", b"cmdline", b"limits"], view)
+        assert len(set(names)) == len(names)
+        seen = 0
+        for name in names:
+            mode = proc.mode(path + b"/" + name, view)
+            assert mode is not None, (path, name)
+            if stat.S_ISDIR(mode):
+                seen += walk(path + b"/" + name)
+                continue
+            answer = proc.render(path + b"/" + name, view, reader)
+            assert not isinstance(answer, Refused) or path.startswith(b"/proc/1"), (path, name)
+            seen += 1
+        return seen
+
+    assert walk(b"/proc") > 1000
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "unknown"),
+    [
+        ("/proc/brand-new", errno.ENOENT, True),
+        ("/proc/17/brand-new", errno.ENOENT, True),
+        ("/proc/17/net/brand_new", errno.ENOENT, True),
+        ("/proc/sys/kernel/brand_new", errno.ENOENT, False),
+        ("/proc/99/stat", errno.ENOENT, False),
+        ("/proc/17/task/99/stat", errno.ENOENT, False),
+        ("/proc/17/task/18/task/18", errno.ENOENT, True),
+        ("/proc/kmsg", errno.EPERM, False),
+        ("/proc/kcore", errno.EACCES, False),
+        ("/proc/fs/ext4/vda/mb_groups", errno.ENOENT, False),
+        ("/proc/bus/pci/devices", errno.ENOENT, False),
+        ("/proc/17/pagemap", errno.EPERM, False),
+        ("/proc/1/environ", errno.EACCES, False),
+        ("/proc/1/fdinfo/3", errno.EACCES, False),
+        ("/proc/17/mem", errno.EACCES, False),
+    ],
+)
+def test_refusals(path: str, code: int, unknown: bool) -> None:
+    assert proc.render(path.encode(), machine(), reader, caller=2) == Refused(code, unknown)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/proc/17/comm", RealFile()),
+        ("/proc/17/uid_map", RealFile()),
+        ("/proc/17/setgroups", RealFile()),
+        ("/proc/17/mem", RealFile()),
+        ("/proc/17/oom_score_adj", Synthetic(b"0\n", sink=True)),
+        ("/proc/sys/kernel/hostname", Refused(errno.EACCES)),
+        ("/proc/17/stat", Refused(errno.EACCES)),
+        ("/proc/1/comm", Refused(errno.EACCES)),
+        ("/proc/17/fd", Refused(errno.EISDIR)),
+    ],
+)
+def test_writing(path: str, expected: Answer) -> None:
+    assert proc.render(path.encode(), machine(), reader, write=True, caller=17) == expected
+
+
+def test_directory_order() -> None:
+    names = proc.listing(b"/proc", [b"99", b"kcore", b"acpi"], machine())
+    assert names[-3:] == [b"1", b"2", b"17"]
+    assert names[:-3] == sorted(names[:-3])
+    assert {b"self", b"thread-self", b"meminfo", b"sys", b"mounts", b"net"} <= set(names)
+    assert not {b"kcore", b"acpi", b"99", b"18"} & set(names)
+    assert proc.listing(b"/proc/17/task", [], machine()) == [b"17", b"18"]
+    assert proc.listing(b"/proc/17/fd", [b"10", b"9", b"0"], machine()) == [b"0", b"9", b"10"]
+    assert proc.listing(b"/proc/1/fd", [b"3"], machine()) == []
+    assert b"limits" in proc.listing(b"/proc/17", [b"limits"], machine())
+    assert proc.listing(b"/proc/99", [b"x"], machine()) == []
+
+
+def test_links() -> None:
+    def text(path: bytes, real: bytes) -> bytes:
+        return proc.link_text(path, real, machine(), 17, 18)
+
+    assert text(b"/proc/self", b"1") == b"17"
+    assert text(b"/proc/thread-self", b"1/task/1") == b"17/task/18"
+    assert text(b"/proc/17/fd/3", b"socket:[9005]") == b"socket:[5]"
+    assert text(b"/proc/17/fd/3", b"pipe:[9007]") == b"pipe:[7]"
+    assert text(b"/proc/17/fd/3", b"anon_inode:[eventpoll]") == b"anon_inode:[eventpoll]"
+    assert text(b"/proc/17/ns/net", b"net:[4026532223]") == b"net:[4026531840]"
+    assert text(b"/proc/17/exe", b"/usr/bin/sleep") == b"/usr/bin/sleep"
+    memfd = b"/memfd:" + proc.memfd_name(b"/proc/17/stat").encode() + b" (deleted)"
+    assert text(b"/proc/17/fd/4", memfd) == b"/proc/17/stat"
+    assert proc.resolve_self(b"/proc/self/stat", 17, 18) == b"/proc/17/stat"
+    assert proc.resolve_self(b"/proc/thread-self/comm", 17, 18) == b"/proc/17/task/18/comm"
+    assert proc.resolve_self(b"/proc/net/tcp", 17, 18) == b"/proc/17/net/tcp"
+    assert proc.resolve_self(b"/proc/selfish", 17, 18) == b"/proc/selfish"
+
+
+def test_stat_has_52_fields_and_the_thread_its_own_times() -> None:
+    whole = read("/proc/17/stat").split()
+    thread = read("/proc/17/task/18/stat").split()
+    assert len(whole) == len(thread) == 52
+    assert whole[:4] == [b"17", b"(sleep)", b"S", b"2"] and thread[:2] == [b"18", b"(worker)"]
+    assert (whole[13], thread[13]) == (b"150", b"7")
+    assert (whole[21], thread[21]) == (b"200", b"210")
+    assert whole[27] == b"140737488346112"  # start of the stack, from a comm that contains ") "
+
+
+def test_maps_hide_host_numbers_and_kernel_pages() -> None:
+    text = read("/proc/17/maps")
+    assert b"[vdso]" not in text and b"vsyscall" not in text and b"fe:00" not in text
+    line = text.splitlines()[0]
+    assert line == b"555555554000-555555558000 r--p 00000000 00:32 5711".ljust(73) + b"/usr/bin/sleep"
+    rss = sum(int(part.split()[1]) for part in read("/proc/17/smaps").splitlines() if part[:4] == b"Rss:")
+    assert f"VmRSS:\t{rss:8d} kB" in read("/proc/17/status").decode()
+    assert int(read("/proc/17/statm").split()[1]) * 4 == rss
+
+
+def test_auxv_hides_the_processor() -> None:
+    kinds = [int.from_bytes(read("/proc/17/auxv")[at : at + 8], "little") for at in (0, 16)]
+    assert kinds == [6, 0]
+
+
+def test_sockets_are_sorted_and_only_the_guests() -> None:
+    lines = [line.split() for line in read("/proc/17/net/tcp").splitlines()[1:]]
+    assert [(line[1], line[9]) for line in lines] == [(b"0100007F:1F90", b"1"), (b"0100007F:8000", b"3")]
+    paths = [line.split(None, 7)[6:] for line in read("/proc/net/unix").splitlines()[1:]]
+    assert paths == [[b"4"], [b"5", b"/tmp/my socket"]]
+
+
+def test_times_agree() -> None:
+    view = machine()
+    boot = int(read("/proc/stat").split(b"btime ")[1].split()[0])
+    assert boot == view.boot_time_s and read("/proc/uptime").startswith(b"10.00 ")
+    user, nice, system, idle = (int(word) for word in read("/proc/stat").split()[1:5])
+    assert user + nice + system + idle == view.cpus * 10 * 100
+    per_cpu = [line.split() for line in read("/proc/stat").splitlines()[1:5]]
+    assert [sum(int(line[at]) for line in per_cpu) for at in (1, 3, 4)] == [user, system, idle]
+
+
+def test_fdinfo_drops_host_values() -> None:
+    real = b"pos:\t5\nflags:\t02\nmnt_id:\t991\nino:\t123456\neventfd-count: 3\neventfd-id: 77\n"
+    text = read("/proc/17/fdinfo/3", read_real=lambda path: real)
+    assert text == b"pos:\t5\nflags:\t02\nmnt_id:\t20\neventfd-count: 3\n"
+
+
+def test_uuid_is_version_4_and_from_the_stream() -> None:
+    assert read("/proc/sys/kernel/random/uuid") == b"00010203-0405-4607-8809-0a0b0c0d0e0f\n"
+
+
+def test_mounts_are_escaped() -> None:
+    line = read("/proc/17/mountinfo").splitlines()[2]
+    assert line == b"22 20 0:52 / /my\\040dir rw,relatime - tmpfs tmpfs rw,size=4k"
+    assert read("/proc/17/mounts").splitlines()[2] == b"tmpfs /my\\040dir tmpfs rw,relatime,size=4k 0 0"
+
+
+numbers = st.integers(min_value=0, max_value=2**64)
+names = st.binary(max_size=40)
+threads = st.builds(
+    ThreadView, st.integers(1, 30000), names, st.text(max_size=1), st.just("1"), numbers, numbers, numbers,
+    st.integers(-20, 19), numbers, numbers,
+)  # fmt: skip
+processes = st.builds(
+    ProcessView, st.just(17), numbers, numbers, numbers, names, exe=names, argv=st.lists(names, max_size=3),
+    state=st.text(max_size=1), groups=st.lists(numbers, max_size=3), cap_effective=numbers,
+    start_ticks=numbers, utime=numbers, stime=numbers, nice=st.integers(-20, 19), umask=numbers,
+    tty=st.integers(0, 2**32), sig_caught=numbers, threads=st.lists(threads, max_size=3), hidden=st.booleans(),
+)  # fmt: skip
+
+
+@settings(max_examples=12, deadline=None)
+@given(processes, st.binary(max_size=300), st.integers(1, 200), st.integers(0, 2**62))
+def test_no_process_and_no_kernel_text_breaks_a_renderer(
+    process: ProcessView, text: bytes, cpus: int, uptime_ns: int
+) -> None:
+    view = MachineView({17: process}, cpus=cpus, uptime_ns=uptime_ns)
+    for path in every_path():
+        proc.render(path.encode(), view, lambda path: text)
+        proc.mode(path.encode(), view)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=60))
+def test_any_path_is_answered(path: bytes) -> None:
+    for head in (b"/proc/", b"/proc/17/", b"/proc/17/task/18/", b"/proc/sys/"):
+        proc.render(head + path, machine(), reader)
+        proc.listing(head + path, [path], machine())
+        proc.mode(head + path, machine())
+
+
+def test_this_kernels_files_have_rows() -> None:
+    """Whatever the machine that runs the tests has in /proc is known by name (as for a process 17)."""
+    view, unknown = machine(), []
+    skipped = ("sys", "task", "fd", "fdinfo", "map_files", "net")
+
+    def compare(real: str, virtual: str, depth: int) -> None:
+        for name in os.listdir(real):
+            path = f"{real}/{name}"
+            if os.path.islink(path) or name.isdigit() or name in skipped:
+                continue
+            if os.path.isdir(path) and depth:
+                compare(path, f"{virtual}/{name}", depth - 1)
+            elif not os.path.isdir(path):
+                answer = proc.render(os.fsencode(f"{virtual}/{name}"), view, reader)
+                if isinstance(answer, Refused) and answer.unknown:
+                    unknown.append(f"{virtual}/{name}")
+
+    compare("/proc", "/proc", 2)
+    compare("/proc/self", "/proc/17", 1)
+    assert unknown == []
+
+
+def test_no_host_dependence_in_hidden_process() -> None:
+    """The process without files is never read through the reader."""
+
+    def forbidden(path: bytes) -> bytes:
+        raise AssertionError(path)
+
+    for row in tasks.ROWS:
+        proc.render(b"/proc/1/" + row.name.replace("*", "0").encode(), machine(), forbidden)
+    silent = dataclasses.replace(machine(), processes={1: machine().processes[1]})
+    assert read("/proc/1/cmdline", silent, forbidden) == b"detbox-init\0"
