@@ -8,17 +8,18 @@ Both models call themselves an Intel processor of family 6, model 0x5E (Skylake 
 choose their code by vendor and model and this one sends all of them (glibc, OpenSSL, OpenBLAS, HotSpot, MKL)
 along well-known paths.  There is no AVX-512, AMX, TSX, RDRAND, RDSEED, RDPID, FSGSBASE or hypervisor bit.
 
-Why ``x86-64-v3`` has XSAVEC, which a Haswell had not, and describes state that it has not enabled.  XCR0 is 7:
-x87, SSE and AVX.  But XSAVE saves what its mask *and the host's* XCR0 name, and glibc's trampolines for lazy
-binding and for TLS descriptors use constant masks that name AVX-512, AMX and APX state (sysdeps/x86/sysdep.h,
-STATE_SAVE_MASK and TLSDESC_CALL_STATE_SAVE_MASK).  On a host with AVX-512 a buffer for XCR0 = 7, 832 bytes,
-is too small twice over: plain XSAVE stores 2688 bytes; XSAVEC stores nothing for components in their initial
-configuration (Intel SDM volume 1, section 13.10), and a guest that never sees AVX-512 never leaves it, yet the
-processor tests 2432 bytes for being writable (a page fault at the stack's end proved it).  glibc sizes its
-buffers by the sub-leaves of leaf 0xD, so those describe all components of today's processors as supported by
-the processor and not enabled by the kernel, and leaf 0xD gives the size of them all, which is what a program
-needs that saves with a mask of all ones.  ``x86-64-v2`` shows no XSAVE: glibc then uses FXSAVE, whose 512 bytes
-do not depend on XCR0.  Go, HotSpot and OpenSSL save vector registers one by one after asking cpuid.
+Why ``x86-64-v3`` has XSAVEC, which a Haswell had not, and describes state that it has not enabled.  XCR0 is
+7: x87, SSE and AVX.  But XSAVE saves what its mask *and the host's* XCR0 name, and glibc's trampolines for
+lazy binding and for TLS descriptors use constant masks that name AVX-512, AMX and APX state
+(sysdeps/x86/sysdep.h, STATE_SAVE_MASK and TLSDESC_CALL_STATE_SAVE_MASK).  On a host with AVX-512 a buffer for
+XCR0 = 7, 832 bytes, is too small twice over: plain XSAVE stores 2688 bytes; XSAVEC stores nothing for
+components in their initial configuration (Intel SDM volume 1, section 13.10), and a guest that never sees
+AVX-512 never leaves it, yet the processor tests 2432 bytes for being writable (a page fault at the stack's
+end proved it).  glibc sizes its buffers by the sub-leaves of leaf 0xD, so those describe all components of
+today's processors as supported by the processor and not enabled by the kernel, and leaf 0xD gives the size of
+them all, which is what a program needs that saves with a mask of all ones.  ``x86-64-v2`` shows no XSAVE:
+glibc then uses FXSAVE, whose 512 bytes do not depend on XCR0.  Go, HotSpot and OpenSSL save vector registers
+one by one after asking cpuid.
 """
 
 from __future__ import annotations
@@ -94,8 +95,9 @@ _WORDS: tuple[tuple[int | None, int, dict[int, str]], ...] = (
 _ORDER = [name for _, _, names in _WORDS for name in names.values()]
 _OSXSAVE = 1 << 27  # leaf 1 ECX: the kernel enabled XSAVE; Linux does not print it
 
-# Components of the XSAVE area: size and offset in bytes, and ECX (bit 1: aligned to 64 bytes when compacted, bit 2:
-# can be disabled with XFD).  In order: AVX; AVX-512 masks, upper halves, upper registers; PKRU; AMX; APX.
+# Components of the XSAVE area: size and offset in bytes, and ECX (bit 1: aligned to 64 bytes when compacted,
+# bit 2: can be disabled with XFD).  In order: AVX; AVX-512 masks, upper halves, upper registers; PKRU; AMX;
+# APX.
 _XSAVE_COMPONENTS: dict[int, tuple[int, int, int]] = {
     2: (256, 576, 0),
     5: (64, 1088, 0),
