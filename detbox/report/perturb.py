@@ -2,8 +2,8 @@
 
 ``PERTURBATIONS`` is the table.  A *host* takes one value from each row; ``variants(n)`` gives hosts that
 differ from each other in every row that can be applied with the rights at hand.  ``Host.run`` gives the
-command a fresh copy of the inputs, made in the host's own order and place, and observes everything that a user
-could see afterwards.  ``compare`` normalises nothing.
+command a fresh copy of the inputs, made in the host's own order and place, and observes everything that a
+user could see afterwards.  ``compare`` normalises nothing.
 
 The machine's clock is never set: a time namespace cannot shift CLOCK_REALTIME.  The wall clock differs
 because the runs take place at different times ("time of run").
