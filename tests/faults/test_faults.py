@@ -1,0 +1,231 @@
+"""Runs that cannot end well end with a clear error, in time, and leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "harness"))
+
+from under_detbox import detbox, environment, twice
+
+from detbox.errors import Deadlock, Interrupted, LimitExceeded, TimedOut
+
+MARK = "DETBOX_FAULT_MARK"
+NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+
+
+def popen(command: list[str], work: Path, options: list[str], mark: str = "") -> subprocess.Popen[bytes]:
+    """detbox in a session of its own; ``mark`` is in the environment of it and of all that it starts."""
+    env = os.environ | environment() | {MARK: mark}
+    return subprocess.Popen(
+        detbox(command, [*options, f"--env={MARK}"]), cwd=work, env=env, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+
+
+def run(command: list[str], work: Path, *options: str, limit_s: float = 60) -> tuple[int, bytes, str]:
+    """Status, stdout and stderr; a run that exceeds the limit is killed and fails the test."""
+    child = popen(command, work, list(options))
+    try:
+        out, err = child.communicate(timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.communicate()
+        raise
+    return child.returncode, out, err.decode(errors="replace")
+
+
+def said_by_detbox(err: str) -> str:
+    lines = [line for line in err.splitlines() if line.startswith("detbox:")]
+    assert not any("Traceback" in line for line in lines), err
+    return "\n".join(lines)
+
+
+def marked(mark: str) -> list[int]:
+    """PIDs of living processes with the mark in their environment or command line."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        if int(name) == os.getpid():
+            continue
+        try:
+            seen = Path(f"/proc/{name}/environ").read_bytes() + Path(f"/proc/{name}/cmdline").read_bytes()
+        except OSError:
+            continue
+        if mark.encode() in seen:
+            found.append(int(name))
+    return found
+
+
+def temporaries() -> set[str]:
+    """Names in the places where a program may leave files."""
+    places = {tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm", "/run"}
+    return {f"{place}/{name}" for place in places if os.path.isdir(place) for name in os.listdir(place)}
+
+
+DEADLOCKS = {
+    "pipe": "import os; r, w = os.pipe(); os.read(r, 1)",
+    "lock": "import threading; l = threading.Lock(); l.acquire(); l.acquire()",
+    "join": "import os; r, w = os.pipe(); p = os.fork(); os.wait() if p else os.read(r, 1)",
+    "pause": "import signal; signal.pause()",
+}
+
+
+@pytest.mark.parametrize("kind", DEADLOCKS)
+def test_deadlock_is_reported(kind: str, tmp_path: Path) -> None:
+    status, _, err = run(["python3", "-c", DEADLOCKS[kind]], tmp_path)
+    report = said_by_detbox(err)
+    assert status == Deadlock.status, err
+    assert "python3" in report, "the report names who waits"
+
+
+def test_deadlock_report_is_the_same_each_time() -> None:
+    observed = twice(["python3", "-c", DEADLOCKS["join"]])
+    assert observed.status == Deadlock.status
+
+
+ENDLESS = ("while :; do :; done", "while true; do sleep 9; done")
+
+
+@pytest.mark.parametrize("script", ENDLESS)
+def test_endless_guest_is_ended(script: str, tmp_path: Path) -> None:
+    mark = uuid.uuid4().hex
+    begin = time.monotonic()
+    child = popen(["sh", "-c", script], tmp_path, ["--timeout=2"], mark)
+    _, err = child.communicate(timeout=30)
+    assert child.returncode == TimedOut.status, err
+    assert time.monotonic() - begin < 15
+    assert not marked(mark)
+
+
+FAMILY = """
+for i in 1 2 3; do (for k in 1 2 3; do sleep 1; ls -R /etc > /dev/null; done) & done
+wait
+while :; do :; done
+"""
+
+
+@pytest.mark.limit(300)
+def test_killed_at_any_moment_it_leaves_nothing(tmp_path: Path) -> None:
+    chance = random.Random(1)
+    before = temporaries()
+    mounts = Path("/proc/self/mountinfo").read_text()
+    for round_number in range(20):
+        mark = uuid.uuid4().hex
+        child = popen(["sh", "-c", FAMILY], tmp_path, [], mark)
+        time.sleep(chance.uniform(0.0, 0.9))
+        child.kill()
+        child.communicate()
+        deadline = time.monotonic() + 5
+        while (left := marked(mark)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not left, f"round {round_number}: {[Path(f'/proc/{p}/cmdline').read_bytes() for p in left]}"
+    assert Path("/proc/self/mountinfo").read_text() == mounts
+    assert {name for name in temporaries() - before if "detbox" in name} == set()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_end_the_run(number: signal.Signals, tmp_path: Path) -> None:
+    mark = uuid.uuid4().hex
+    command = ["sh", "-c", "trap '' INT TERM HUP; touch started; while :; do :; done"]
+    child = popen(command, tmp_path, ["--timeout=60"], mark)
+    while not (tmp_path / "started").exists():
+        assert child.poll() is None, child.communicate()
+        time.sleep(0.05)
+    child.send_signal(number)
+    _, err = child.communicate(timeout=15)
+    expected = {Interrupted.status} if number == signal.SIGINT else {128 + number, -number}
+    assert child.returncode in expected, err
+    assert not marked(mark)
+
+
+@contextmanager
+def small_disk(size: str, at: Path) -> Iterator[Path]:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", at], check=True)
+    try:
+        yield at
+    finally:
+        subprocess.run(["umount", at], check=True)
+
+
+@NEEDS_ROOT
+def test_full_disk_is_the_guests_error(tmp_path: Path) -> None:
+    with small_disk("1m", tmp_path) as work:
+        status, out, err = run(["sh", "-c", "head -c 4M /dev/zero > big; echo status $?; ls"], work)
+        assert status == 0 and b"status 1" in out and "No space left" in err, (status, out, err)
+
+
+def test_missing_work_directory(tmp_path: Path) -> None:
+    status, _, err = run(["true"], tmp_path, f"--workdir={tmp_path}/nowhere")
+    assert status == 125 and "nowhere" in said_by_detbox(err)
+
+
+def test_missing_input(tmp_path: Path) -> None:
+    status, _, err = run(["true"], tmp_path, f"--ro={tmp_path}/gone:/data")
+    assert status == 125 and "gone" in said_by_detbox(err)
+
+
+def test_missing_image(tmp_path: Path) -> None:
+    status, _, err = run(["true"], tmp_path, f"--image={tmp_path}/image")
+    assert status == 125 and "image" in said_by_detbox(err)
+
+
+def test_unreadable_file_is_the_guests_error(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("x")
+    secret.chmod(0)
+    status, _, err = run(["setpriv", "--reuid=1000", "--clear-groups", "cat", "secret"], tmp_path)
+    assert status == 1 and "ermission denied" in err
+
+
+def test_commands_that_cannot_run(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no program")
+    assert run(["no-such-command"], tmp_path)[0] == 127
+    assert run(["./text"], tmp_path)[0] == 126
+    assert run(["/etc"], tmp_path)[0] == 126
+
+
+def test_status_and_signal_of_the_guest(tmp_path: Path) -> None:
+    assert run(["sh", "-c", "exit 77"], tmp_path)[0] == 77
+    assert run(["sh", "-c", "kill -SEGV $$"], tmp_path)[0] == 128 + signal.SIGSEGV
+
+
+EATER = "a = []\nwhile True: a.append(bytearray(b'x') * (1 << 22))"
+
+
+def test_memory_limit(tmp_path: Path) -> None:
+    status, _, err = run(["python3", "-c", EATER], tmp_path, "--memory=200M", "--timeout=50")
+    assert status in {LimitExceeded.status, 1, 128 + signal.SIGKILL}, (status, err)
+    assert status != 1 or "MemoryError" in err
+    said_by_detbox(err)
+
+
+BOMB = "import os\nfor i in range(1000000):\n    try: os.fork()\n    except OSError: pass"
+
+
+def test_fork_bomb_is_bounded(tmp_path: Path) -> None:
+    mark = uuid.uuid4().hex
+    child = popen(["python3", "-c", BOMB], tmp_path, ["--timeout=20", "--memory=500M"], mark)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode in {LimitExceeded.status, TimedOut.status}, err[-2000:]
+    assert not marked(mark)
+
+
+def test_disk_of_temporaries_is_given_back(tmp_path: Path) -> None:
+    free = shutil.disk_usage("/tmp").free
+    status, _, err = run(["sh", "-c", "head -c 100M /dev/zero > /tmp/big"], tmp_path)
+    assert status == 0, err
+    assert shutil.disk_usage("/tmp").free > free - (50 << 20)
