@@ -4,12 +4,29 @@ from __future__ import annotations
 
 from errno import EINVAL, ENOSPC, ENOSYS, EPERM
 
-from detbox.policy.find import h
+from detbox.handlers import (
+    descriptors,
+    epoll,
+    inotify,
+    ioctls,
+    locks,
+    mapping,
+    memory,
+    pipes,
+    polling,
+    readwrite,
+    socket_names,
+    socket_options,
+    sockets,
+    splice,
+    timerfd,
+)
 from detbox.policy.row import (
     Row,
     allow,
     answer,
     emulate,
+    emulated,
     equal,
     let_through,
     no_bits,
@@ -43,31 +60,56 @@ MADV_HWPOISON, MADV_SOFT_OFFLINE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE = 100, 1
 MEMBARRIER_CMD_QUERY = 0
 
 ROWS: tuple[Row, ...] = (
-    *(emulate(name, h(name), DATA, f"{_BLOCKS}; {_LENGTH}")
-      for name in ("read", "pread64", "readv", "preadv", "preadv2", "write", "pwrite64", "writev", "pwritev",
-                   "pwritev2")),
-    *(emulate(name, h(name), DATA, _LENGTH)
-      for name in ("sendfile", "splice", "tee", "vmsplice", "copy_file_range")),
+    *emulated(
+        DATA, f"{_BLOCKS}; {_LENGTH}",
+        read=readwrite.read, pread64=readwrite.pread64, readv=readwrite.readv, preadv=readwrite.preadv,
+        preadv2=readwrite.preadv2, write=readwrite.write, pwrite64=readwrite.pwrite64,
+        writev=readwrite.writev, pwritev=readwrite.pwritev, pwritev2=readwrite.pwritev2,
+    ),
+    *emulated(
+        DATA, _LENGTH,
+        sendfile=splice.sendfile, splice=splice.splice, tee=splice.tee, vmsplice=splice.vmsplice,
+        copy_file_range=splice.copy_file_range,
+    ),
     allow("close", FDS, "touches the caller's own descriptors only"),
-    *(emulate(name, h(name), FDS, "the supervisor keeps a table of what each descriptor is")
-      for name in ("dup", "dup2", "dup3", "close_range", "pipe", "pipe2", "memfd_create")),
-    watch("fcntl", h("fcntl"), FDS, "locks wait in the supervisor; duplicates enter its table",
+    *emulated(
+        FDS, "the supervisor keeps a table of what each descriptor is",
+        dup=descriptors.dup, dup2=descriptors.dup2, dup3=descriptors.dup3,
+        close_range=descriptors.close_range, pipe=pipes.pipe, pipe2=pipes.pipe2,
+        memfd_create=pipes.memfd_create,
+    ),
+    watch("fcntl", descriptors.fcntl, FDS, "locks wait in the supervisor; duplicates enter its table",
           args=(*values(1, F_GETFD, F_SETFD, F_GETFL, F_ADD_SEALS, F_GET_SEALS),
                 let_through(equal(1, F_SETFL), no_bits(2, O_ASYNC), why="without O_ASYNC"))),
-    emulate("ioctl", h("ioctl"), FDS, "only requests of known meaning; terminals have a fixed size"),
-    emulate("flock", h("flock"), FDS, "waits in the supervisor; the order of waiters is fixed"),
-    *(emulate(name, h(name), SOCKETS, _LOOPBACK)
-      for name in ("socket", "socketpair", "connect", "accept", "accept4", "bind", "listen", "shutdown",
-                   "sendto", "sendmsg", "sendmmsg", "recvfrom", "recvmsg", "recvmmsg", "getsockname",
-                   "getpeername", "getsockopt", "setsockopt")),
-    *(emulate(name, h(name), READY, _READY)
-      for name in ("poll", "ppoll", "select", "pselect6", "epoll_create", "epoll_create1", "epoll_ctl",
-                   "epoll_wait", "epoll_pwait", "epoll_pwait2")),
-    *(emulate(name, h(name), READY, "signals, timers and events arrive in virtual time and in a fixed order")
-      for name in ("eventfd", "eventfd2", "timerfd_create", "timerfd_settime", "timerfd_gettime", "signalfd",
-                   "signalfd4")),
-    *(emulate(name, h(name), READY, "events are made by the supervisor from the calls that cause them")
-      for name in ("inotify_init", "inotify_init1", "inotify_add_watch", "inotify_rm_watch")),
+    emulate("ioctl", ioctls.ioctl, FDS, "only requests of known meaning; terminals have a fixed size"),
+    emulate("flock", locks.flock, FDS, "waits in the supervisor; the order of waiters is fixed"),
+    *emulated(
+        SOCKETS, _LOOPBACK,
+        socket=socket_names.socket, socketpair=socket_names.socketpair, connect=sockets.connect,
+        accept=sockets.accept, accept4=sockets.accept4, bind=socket_names.bind, listen=socket_names.listen,
+        shutdown=sockets.shutdown, sendto=sockets.sendto, sendmsg=sockets.sendmsg,
+        sendmmsg=sockets.sendmmsg, recvfrom=sockets.recvfrom, recvmsg=sockets.recvmsg,
+        recvmmsg=sockets.recvmmsg, getsockname=socket_names.getsockname,
+        getpeername=socket_names.getpeername, getsockopt=socket_options.getsockopt,
+        setsockopt=socket_options.setsockopt,
+    ),
+    *emulated(
+        READY, _READY,
+        poll=polling.poll, ppoll=polling.ppoll, select=polling.select, pselect6=polling.pselect6,
+        epoll_create=epoll.epoll_create, epoll_create1=epoll.epoll_create1, epoll_ctl=epoll.epoll_ctl,
+        epoll_wait=epoll.epoll_wait, epoll_pwait=epoll.epoll_pwait, epoll_pwait2=epoll.epoll_pwait2,
+    ),
+    *emulated(
+        READY, "signals, timers and events arrive in virtual time and in a fixed order",
+        eventfd=pipes.eventfd, eventfd2=pipes.eventfd2, timerfd_create=timerfd.timerfd_create,
+        timerfd_settime=timerfd.timerfd_settime, timerfd_gettime=timerfd.timerfd_gettime,
+        signalfd=pipes.signalfd, signalfd4=pipes.signalfd4,
+    ),
+    *emulated(
+        READY, "events are made by the supervisor from the calls that cause them",
+        inotify_init=pipes.inotify_init, inotify_init1=pipes.inotify_init1,
+        inotify_add_watch=inotify.inotify_add_watch, inotify_rm_watch=inotify.inotify_rm_watch,
+    ),
     *(refuse(name, ENOSYS, READY, "completes behind the scheduler's back; programs fall back to threads")
       for name in ("io_setup", "io_destroy", "io_getevents", "io_submit", "io_cancel", "io_pgetevents",
                    "io_uring_setup", "io_uring_enter", "io_uring_register")),
@@ -84,12 +126,12 @@ ROWS: tuple[Row, ...] = (
                                  MADV_PAGEOUT, MADV_COLLAPSE)),
                 *(answer(EPERM, equal(2, advice), why="injects hardware errors")
                   for advice in (MADV_HWPOISON, MADV_SOFT_OFFLINE)))),
-    emulate("mincore", h("mincore"), MEMORY, "shows every page as resident; the page cache is the host's"),
+    emulate("mincore", mapping.mincore, MEMORY, "shows every page as resident; the page cache is the host's"),
     *(refuse(name, 0, MEMORY, "succeeds without effect: limits on locked memory are the host's")
       for name in ("mlock", "mlock2", "munlock", "mlockall", "munlockall")),
     allow("membarrier", MEMORY, "orders the caller's own threads",
           args=(trap(equal(0, MEMBARRIER_CMD_QUERY), why="the commands offered depend on the kernel"),),
-          handler=h("membarrier")),
+          handler=memory.membarrier),
     refuse("pkey_alloc", ENOSPC, MEMORY, "protection keys exist on some CPUs only"),
     refuse("pkey_free", EINVAL, MEMORY, "protection keys exist on some CPUs only"),
     refuse("pkey_mprotect", EINVAL, MEMORY, "protection keys exist on some CPUs only",
@@ -98,7 +140,10 @@ ROWS: tuple[Row, ...] = (
       for name in ("memfd_secret", "map_shadow_stack", "mseal", "process_madvise", "process_mrelease")),
     refuse("userfaultfd", EPERM, MEMORY, "hands page faults to another thread behind the scheduler's back"),
 
-    *(emulate(name, h(name), NUMA, "the virtual machine has one memory node")
-      for name in ("get_mempolicy", "set_mempolicy", "mbind", "set_mempolicy_home_node", "migrate_pages",
-                   "move_pages")),
+    *emulated(
+        NUMA, "the virtual machine has one memory node",
+        get_mempolicy=memory.get_mempolicy, set_mempolicy=memory.set_mempolicy, mbind=memory.mbind,
+        set_mempolicy_home_node=memory.set_mempolicy_home_node, migrate_pages=memory.migrate_pages,
+        move_pages=memory.move_pages,
+    ),
 )

@@ -4,8 +4,29 @@ from __future__ import annotations
 
 from errno import ENOSYS, EPERM
 
-from detbox.policy.find import h
-from detbox.policy.row import Row, allow, emulate, refuse, watch
+from detbox.handlers import (
+    clocks,
+    futex,
+    futex2,
+    futex_exit,
+    mqueue,
+    prctl,
+    processes,
+    signals,
+    sysvipc,
+)
+from detbox.policy.row import (
+    Row,
+    allow,
+    emulate,
+    emulated,
+    equal,
+    let_through,
+    refuse,
+    values,
+    watch,
+    watched,
+)
 
 PROCESSES = "processes"
 SIGNALS = "signals"
@@ -13,29 +34,43 @@ FUTEXES = "futexes"
 IPC = "System V and POSIX IPC"
 
 ROWS: tuple[Row, ...] = (
-    *(watch(name, h(name), PROCESSES, "a new task gets its name in the fork tree and waits for its turn")
-      for name in ("clone", "clone3", "fork", "vfork")),
-    *(watch(name, h(name), PROCESSES, "the new program gets fixed auxiliary values, layout and random bytes")
-      for name in ("execve", "execveat")),
-    *(watch(name, h(name), PROCESSES, "ends at a known point of the schedule")
-      for name in ("exit", "exit_group")),
-    *(emulate(name, h(name), PROCESSES, "waits in the supervisor; children are reaped in a fixed order; "
-              "their resource usage is virtual")
-      for name in ("wait4", "waitid")),
+    *watched(
+        PROCESSES, "a new task gets its name in the fork tree and waits for its turn",
+        clone=processes.clone, clone3=processes.clone3, fork=processes.fork, vfork=processes.vfork,
+    ),
+    *watched(
+        PROCESSES, "the new program gets fixed auxiliary values, layout and random bytes",
+        execve=processes.execve, execveat=processes.execveat,
+    ),
+    *watched(
+        PROCESSES, "ends at a known point of the schedule",
+        exit=processes.exit_, exit_group=processes.exit_group,
+    ),
+    *emulated(
+        PROCESSES, "waits in the supervisor; children are reaped in a fixed order; "
+        "their resource usage is virtual",
+        wait4=processes.wait4, waitid=processes.waitid,
+    ),
     *(allow(name, PROCESSES, "the container's own process numbers, given in a fixed order")
       for name in ("getpid", "gettid", "getppid", "getpgrp", "getpgid", "getsid")),
     *(allow(name, PROCESSES, "changes groups and sessions at a known point of the schedule")
       for name in ("setpgid", "setsid")),
-    *(watch(name, h(name), PROCESSES, "a descriptor of a process; readiness is decided by the supervisor")
-      for name in ("pidfd_open", "pidfd_getfd")),
-    *(watch(name, h(name), PROCESSES, "namespaces of its own are possible where they leak nothing")
-      for name in ("unshare", "setns")),
-    watch("prctl", h("prctl"), PROCESSES, "options that show or change the machine are virtual"),
-    watch("arch_prctl", h("arch_prctl"), PROCESSES, "the CPU's features and faulting are not the guest's"),
-    watch("seccomp", h("seccomp"), PROCESSES, "the guest's own filters run after the one of the container"),
-    watch("set_tid_address", h("set_tid_address"), PROCESSES, "the thread's exit wakes the word's waiters"),
-    emulate("restart_syscall", h("restart_syscall"), PROCESSES, "goes on with an interrupted sleep"),
-    refuse("rseq", ENOSYS, PROCESSES, "shows the CPU number in memory; the C library asks the kernel instead"),
+    *watched(
+        PROCESSES, "a descriptor of a process; readiness is decided by the supervisor",
+        pidfd_open=processes.pidfd_open, pidfd_getfd=processes.pidfd_getfd,
+    ),
+    *watched(
+        PROCESSES, "namespaces of its own are possible where they leak nothing",
+        unshare=processes.unshare, setns=processes.setns,
+    ),
+    watch("prctl", prctl.prctl, PROCESSES, "options that show or change the machine are virtual"),
+    watch("arch_prctl", prctl.arch_prctl, PROCESSES, "the CPU's features and faulting are not the guest's",
+          (let_through(equal(0, 0x1012), equal(1, 0, 64), why="what the supervisor itself arms at each exec"),
+           *values(0, 0x1001, 0x1002, 0x1003, 0x1004))),
+    watch("seccomp", processes.seccomp, PROCESSES, "the guest's own filters run before the container's"),
+    watch("set_tid_address", futex_exit.set_tid_address, PROCESSES, "the thread's exit wakes the waiters"),
+    emulate("restart_syscall", clocks.restart_syscall, PROCESSES, "goes on with an interrupted sleep"),
+    refuse("rseq", ENOSYS, PROCESSES, "shows the CPU number in memory; the C library does without"),
     refuse("ptrace", EPERM, PROCESSES, "the supervisor traces every process; there can be one tracer only",
            missing="debuggers and strace in the guest"),
     *(refuse(name, EPERM, PROCESSES, "reads or writes other processes behind the scheduler's back")
@@ -46,19 +81,35 @@ ROWS: tuple[Row, ...] = (
 
     *(allow(name, SIGNALS, "touches the caller's own signal state only")
       for name in ("rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sigaltstack")),
-    *(watch(name, h(name), SIGNALS, "a signal is delivered at the receiver's next call, to a fixed thread")
-      for name in ("kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo", "pidfd_send_signal")),
-    *(emulate(name, h(name), SIGNALS, "waits in the supervisor; timeouts elapse in virtual time")
-      for name in ("rt_sigsuspend", "pause", "rt_sigtimedwait")),
-    emulate("rt_sigpending", h("rt_sigpending"), SIGNALS, "signals that the supervisor holds are pending too"),
+    *watched(
+        SIGNALS, "a signal is delivered at the receiver's next call, to a fixed thread",
+        kill=signals.kill, tkill=signals.tkill, tgkill=signals.tgkill,
+        rt_sigqueueinfo=signals.rt_sigqueueinfo, rt_tgsigqueueinfo=signals.rt_tgsigqueueinfo,
+        pidfd_send_signal=signals.pidfd_send_signal,
+    ),
+    *emulated(
+        SIGNALS, "waits in the supervisor; timeouts elapse in virtual time",
+        rt_sigsuspend=signals.rt_sigsuspend, pause=signals.pause, rt_sigtimedwait=signals.rt_sigtimedwait,
+    ),
+    allow("rt_sigpending", SIGNALS, "a signal that the supervisor holds back is pending in the kernel too"),
 
-    *(emulate(name, h(name), FUTEXES, "waits and wakes are the supervisor's; the order of waiters is fixed")
-      for name in ("futex", "futex_waitv", "futex_wake", "futex_wait", "futex_requeue")),
-    *(emulate(name, h(name), FUTEXES, "the supervisor walks the list when the thread ends")
-      for name in ("set_robust_list", "get_robust_list")),
+    *emulated(
+        FUTEXES, "waits and wakes are the supervisor's; the order of waiters is fixed",
+        futex=futex.futex, futex_waitv=futex2.futex_waitv, futex_wake=futex2.futex_wake,
+        futex_wait=futex2.futex_wait, futex_requeue=futex2.futex_requeue,
+    ),
+    *emulated(
+        FUTEXES, "the supervisor walks the list when the thread ends",
+        set_robust_list=futex_exit.set_robust_list, get_robust_list=futex_exit.get_robust_list,
+    ),
 
-    *(emulate(name, h(name), IPC, "identifiers and the order of waiters are fixed; times are virtual")
-      for name in ("semget", "semop", "semtimedop", "semctl", "msgget", "msgsnd", "msgrcv", "msgctl",
-                   "shmget", "shmat", "shmdt", "shmctl", "mq_open", "mq_unlink", "mq_timedsend", "mq_timedreceive",
-                   "mq_notify", "mq_getsetattr")),
+    *emulated(
+        IPC, "identifiers and the order of waiters are fixed; times are virtual",
+        semget=sysvipc.semget, semop=sysvipc.semop, semtimedop=sysvipc.semtimedop, semctl=sysvipc.semctl,
+        msgget=sysvipc.msgget, msgsnd=sysvipc.msgsnd, msgrcv=sysvipc.msgrcv, msgctl=sysvipc.msgctl,
+        shmget=sysvipc.shmget, shmat=sysvipc.shmat, shmdt=sysvipc.shmdt, shmctl=sysvipc.shmctl,
+        mq_open=mqueue.mq_open, mq_unlink=mqueue.mq_unlink, mq_timedsend=mqueue.mq_timedsend,
+        mq_timedreceive=mqueue.mq_timedreceive, mq_notify=mqueue.mq_notify,
+        mq_getsetattr=mqueue.mq_getsetattr,
+    ),
 )

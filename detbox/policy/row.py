@@ -162,6 +162,16 @@ def watch(name: str, handler: Handler | None, subject: str, why: str, args: tupl
     return Row(name, NUMBERS[name], Action.WATCH, handler, subject, why, args, missing=missing)
 
 
+def emulated(subject: str, why: str, missing: str = "", /, **handlers: Handler) -> tuple[Row, ...]:
+    """Calls that the supervisor answers: the call's name = its handler."""
+    return tuple(emulate(name, handler, subject, why, missing=missing) for name, handler in handlers.items())
+
+
+def watched(subject: str, why: str, missing: str = "", /, **handlers: Handler) -> tuple[Row, ...]:
+    """Calls that the supervisor looks at before the kernel executes them: the call's name = its handler."""
+    return tuple(watch(name, handler, subject, why, missing=missing) for name, handler in handlers.items())
+
+
 def refuse(name: str, errno: int, subject: str, why: str, args: tuple[Case, ...] = (),
            missing: str = "") -> Row:
     """A call that the filter answers with ``errno`` (0: success)."""
