@@ -1,10 +1,8 @@
 """Rewrites /proc/PID/maps and derives smaps, numa_maps and all memory sizes from it.
 
 Addresses, sizes, permissions and names are the guest's own doing and stay.  Device and inode numbers come
-from the
-host and are replaced.  What is resident depends on the host's memory pressure and page cache, so resident
-sizes
-are a fixed function of the mapping.
+from the host and are replaced.  What is resident depends on the host's memory pressure and page cache, so
+resident sizes are a fixed function of the mapping.
 """
 
 from __future__ import annotations

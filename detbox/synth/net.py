@@ -10,51 +10,54 @@ from detbox.synth import cpuinfo
 from detbox.synth.table import Query, Renderer, Row, fixed, refused, synth
 
 _SNMP = {
-    "Ip": "Forwarding DefaultTTL InReceives InHdrErrors InAddrErrors ForwDatagrams InUnknownProtos "
-    "InDiscards "
-    "InDelivers OutRequests OutDiscards OutNoRoutes ReasmTimeout ReasmReqds ReasmOKs ReasmFails FragOKs "
-    "FragFails "
-    "FragCreates",
-    "Icmp": "InMsgs InErrors InCsumErrors InDestUnreachs InTimeExcds InParmProbs InSrcQuenchs InRedirects "
-    "InEchos "
-    "InEchoReps InTimestamps InTimestampReps InAddrMasks InAddrMaskReps OutMsgs OutErrors OutDestUnreachs "
-    "OutTimeExcds OutParmProbs OutSrcQuenchs OutRedirects OutEchos OutEchoReps OutTimestamps "
-    "OutTimestampReps "
-    "OutAddrMasks OutAddrMaskReps",
-    "Tcp": "RtoAlgorithm RtoMin RtoMax MaxConn ActiveOpens PassiveOpens AttemptFails EstabResets CurrEstab "
-    "InSegs "
-    "OutSegs RetransSegs InErrs OutRsts InCsumErrors",
-    "Udp": "InDatagrams NoPorts InErrors OutDatagrams RcvbufErrors SndbufErrors InCsumErrors IgnoredMulti "
-    "MemErrors",
-    "UdpLite": "InDatagrams NoPorts InErrors OutDatagrams RcvbufErrors SndbufErrors InCsumErrors "
-    "IgnoredMulti "
-    "MemErrors",
+    "Ip": (
+        "Forwarding DefaultTTL InReceives InHdrErrors InAddrErrors ForwDatagrams InUnknownProtos "
+        "InDiscards InDelivers OutRequests OutDiscards OutNoRoutes ReasmTimeout ReasmReqds ReasmOKs "
+        "ReasmFails FragOKs FragFails FragCreates"
+    ),
+    "Icmp": (
+        "InMsgs InErrors InCsumErrors InDestUnreachs InTimeExcds InParmProbs InSrcQuenchs InRedirects "
+        "InEchos InEchoReps InTimestamps InTimestampReps InAddrMasks InAddrMaskReps OutMsgs OutErrors "
+        "OutDestUnreachs OutTimeExcds OutParmProbs OutSrcQuenchs OutRedirects OutEchos OutEchoReps "
+        "OutTimestamps OutTimestampReps OutAddrMasks OutAddrMaskReps"
+    ),
+    "Tcp": (
+        "RtoAlgorithm RtoMin RtoMax MaxConn ActiveOpens PassiveOpens AttemptFails EstabResets CurrEstab "
+        "InSegs OutSegs RetransSegs InErrs OutRsts InCsumErrors"
+    ),
+    "Udp": (
+        "InDatagrams NoPorts InErrors OutDatagrams RcvbufErrors SndbufErrors InCsumErrors IgnoredMulti "
+        "MemErrors"
+    ),
+    "UdpLite": (
+        "InDatagrams NoPorts InErrors OutDatagrams RcvbufErrors SndbufErrors InCsumErrors IgnoredMulti "
+        "MemErrors"
+    ),
 }
 _SNMP_CONSTANTS = {"Forwarding": 2, "DefaultTTL": 64, "RtoAlgorithm": 1, "RtoMin": 200, "RtoMax": 120000,
     "MaxConn": -1}
 _NETSTAT = {
-    "TcpExt": "SyncookiesSent SyncookiesRecv SyncookiesFailed EmbryonicRsts PruneCalled RcvPruned OfoPruned "
-    "OutOfWindowIcmps LockDroppedIcmps ArpFilter TW TWRecycled TWKilled PAWSActive PAWSEstab DelayedACKs "
-    "DelayedACKLocked DelayedACKLost ListenOverflows ListenDrops TCPHPHits TCPPureAcks TCPHPAcks TCPTimeouts "
-    "TCPLossProbes TCPAbortOnData TCPAbortOnClose TCPAbortOnMemory TCPAbortOnTimeout TCPSynRetrans "
-    "TCPOrigDataSent "
-    "TCPDelivered",
-    "IpExt": "InNoRoutes InTruncatedPkts InMcastPkts OutMcastPkts InBcastPkts OutBcastPkts InOctets "
-    "OutOctets "
-    "InMcastOctets OutMcastOctets InBcastOctets OutBcastOctets InCsumErrors InNoECTPkts InECT1Pkts "
-    "InECT0Pkts "
-    "InCEPkts",
+    "TcpExt": (
+        "SyncookiesSent SyncookiesRecv SyncookiesFailed EmbryonicRsts PruneCalled RcvPruned OfoPruned "
+        "OutOfWindowIcmps LockDroppedIcmps ArpFilter TW TWRecycled TWKilled PAWSActive PAWSEstab "
+        "DelayedACKs DelayedACKLocked DelayedACKLost ListenOverflows ListenDrops TCPHPHits TCPPureAcks "
+        "TCPHPAcks TCPTimeouts TCPLossProbes TCPAbortOnData TCPAbortOnClose TCPAbortOnMemory "
+        "TCPAbortOnTimeout TCPSynRetrans TCPOrigDataSent TCPDelivered"
+    ),
+    "IpExt": (
+        "InNoRoutes InTruncatedPkts InMcastPkts OutMcastPkts InBcastPkts OutBcastPkts InOctets OutOctets "
+        "InMcastOctets OutMcastOctets InBcastOctets OutBcastOctets InCsumErrors InNoECTPkts InECT1Pkts "
+        "InECT0Pkts InCEPkts"
+    ),
 }
 _SNMP6 = (
     "Ip6InReceives Ip6InHdrErrors Ip6InTooBigErrors Ip6InNoRoutes Ip6InAddrErrors Ip6InUnknownProtos "
     "Ip6InTruncatedPkts Ip6InDiscards Ip6InDelivers Ip6OutForwDatagrams Ip6OutRequests Ip6OutDiscards "
     "Ip6OutNoRoutes Ip6InMcastPkts Ip6OutMcastPkts Ip6InOctets Ip6OutOctets Icmp6InMsgs Icmp6InErrors "
-    "Icmp6OutMsgs "
-    "Icmp6OutErrors Icmp6InCsumErrors Udp6InDatagrams Udp6NoPorts Udp6InErrors Udp6OutDatagrams "
-    "Udp6RcvbufErrors "
-    "Udp6SndbufErrors Udp6InCsumErrors Udp6IgnoredMulti Udp6MemErrors UdpLite6InDatagrams UdpLite6NoPorts "
-    "UdpLite6InErrors UdpLite6OutDatagrams UdpLite6RcvbufErrors UdpLite6SndbufErrors UdpLite6InCsumErrors "
-    "UdpLite6MemErrors"
+    "Icmp6OutMsgs Icmp6OutErrors Icmp6InCsumErrors Udp6InDatagrams Udp6NoPorts Udp6InErrors "
+    "Udp6OutDatagrams Udp6RcvbufErrors Udp6SndbufErrors Udp6InCsumErrors Udp6IgnoredMulti "
+    "Udp6MemErrors UdpLite6InDatagrams UdpLite6NoPorts UdpLite6InErrors UdpLite6OutDatagrams "
+    "UdpLite6RcvbufErrors UdpLite6SndbufErrors UdpLite6InCsumErrors UdpLite6MemErrors"
 ).split()
 
 _DEV = (
@@ -93,9 +96,10 @@ def _zeros(groups: dict[str, str]) -> str:
 
 
 def _inet(head: str, width: int, tail: bytes) -> Renderer:
-    """A renderer of a table of IP sockets: rows are sorted by address, timers and queues (acknowledgements
-    come in
-    real time) are zero, sockets without a descriptor (time-wait, half-closed) are left out.
+    """A renderer of a table of IP sockets, sorted by address.
+
+    Timers and queues are zero, because acknowledgements come in real time; sockets without a descriptor
+    (time-wait, half-closed) are left out for the same reason.
     """
 
     def render(query: Query) -> bytes:

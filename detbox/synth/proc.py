@@ -1,9 +1,8 @@
 """Decides what the guest sees of procfs: file contents, directory listings, modes and link texts.
 
 Everything derives from the rows in :mod:`detbox.synth.root`, :mod:`detbox.synth.sysctl`,
-:mod:`detbox.synth.tasks` and
-:mod:`detbox.synth.net`.  A file that has no row is refused and named, so that a newer kernel cannot leak by
-adding one.
+:mod:`detbox.synth.tasks` and :mod:`detbox.synth.net`.  A file that has no row is refused and named, so that a
+newer kernel cannot leak by adding one.
 """
 
 from __future__ import annotations

@@ -57,8 +57,8 @@ def stat(query: Query) -> bytes:
     """The 52 fields of proc(5).
 
     Addresses (26 to 28, 45 to 51) are the kernel's: the layout of a guest is fixed.  Faults (10 to 13),
-    processor
-    (39) and wait channel (35) depend on the host and are zero; so is everything that a sleeping thread hides.
+    processor (39) and wait channel (35) depend on the host and are zero; so is everything that a sleeping
+    thread hides.
     """
     process, thread = query.process, query.thread
     size = sizes(query)

@@ -31,8 +31,8 @@ Block devices:
 """
 
 _CONTROLLERS = (
-    "cpuset cpu cpuacct blkio memory devices freezer net_cls perf_event net_prio hugetlb pids rdma "
-    "misc"
+    "cpuset cpu cpuacct blkio memory devices freezer net_cls perf_event net_prio hugetlb pids "
+    "rdma misc"
 )
 _CGROUPS = "#subsys_name\thierarchy\tnum_cgroups\tenabled\n" + "".join(
     f"{name}\t0\t1\t1\n" for name in _CONTROLLERS.split()

@@ -1,8 +1,7 @@
 """The table of /proc/sys: fixed values (a freshly booted Linux 6.1), a few taken from the virtual machine.
 
 Writes are refused, as for anybody who is not the host's root, except a few that installers and servers make
-as a
-matter of course, which are accepted and have no effect.
+as a matter of course, which are accepted and have no effect.
 """
 
 from __future__ import annotations

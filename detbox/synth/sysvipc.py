@@ -1,8 +1,7 @@
 """Renderers of /proc/sysvipc: the kernel's tables of the guest's own IPC namespace, without host values.
 
 Identifiers, keys, sizes and process numbers are the guest's.  Times come from the host's clock and are shown
-as the
-time of the boot; owners are mapped; resident and swapped sizes depend on the host's memory.
+as the time of the boot; owners are mapped; resident and swapped sizes depend on the host's memory.
 """
 
 from __future__ import annotations

@@ -78,9 +78,8 @@ Renderer = Callable[[Query], bytes]
 class Row:
     """One file (or ``*`` below a directory).  Exactly one of ``render``, ``real`` and ``refuse`` is set.
 
-    ``name``: path relative to /proc,
-    to /proc/PID or to /proc/net.  ``only``: "process" or "thread" where the file
-    exists at just one of the two levels.
+    ``name``: path relative to /proc, to /proc/PID or to /proc/net.  ``only``: "process" or "thread" where the
+    file exists at just one of the two levels.
     """
 
     name: str

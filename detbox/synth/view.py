@@ -46,9 +46,8 @@ class ThreadView:
 class ProcessView:
     """One process.  Identities are virtual, times are in virtual ticks (1/100 second) since boot or of CPU.
 
-    ``hidden``: the process is shown (``ps`` wants a parent for everybody) but its real files,
-    which would be the
-    supervisor's, are never read.  ``tty``: device number of the controlling terminal, or 0.
+    ``hidden``: the process is shown (``ps`` wants a parent for everybody) but its real files, which would be
+    the supervisor's, are never read.  ``tty``: device number of the controlling terminal, or 0.
     """
 
     pid: int
@@ -140,13 +139,12 @@ class MachineView:
     """The virtual machine at the moment of an open.
 
     ``uptime_ns``: virtual monotonic time since boot.  ``boot_time_s``: virtual realtime of the boot, in
-    seconds
-    since 1970.  ``idle_ns``: virtual idle time of all CPUs together, or None for "all but the CPU time used".
+    seconds since 1970.  ``idle_ns``: virtual idle time of all CPUs together, or None for "all but the CPU
+    time used".
     ``random_bytes(n)``: the next bytes of the reading process's seeded stream.
     ``virtual_inode(major, minor, ino, path) -> (dev_t, ino)``: what stat shows for a mapped file.
-    ``virtual_socket(kind, ino) -> ino``: idem for a pipe or socket (kind ``b"pipe"``, ``b"socket"``,
-    or another word
-    of a /proc/PID/fd link), None for one that is not the guest's.
+    ``virtual_socket(kind, ino) -> ino``: idem for a pipe or socket (kind ``b"pipe"``, ``b"socket"``, or
+    another word of a /proc/PID/fd link), None for one that is not the guest's.
     ``virtual_uid(uid)``: the virtual owner for a uid that the kernel printed for the supervisor.
     ``last_pid``: the number given last, for /proc/loadavg and ns_last_pid (0: the highest one shown).
     """

@@ -209,7 +209,8 @@ processes = st.builds(
     ProcessView, st.just(17), numbers, numbers, numbers, names, exe=names, argv=st.lists(names, max_size=3),
     state=st.text(max_size=1), groups=st.lists(numbers, max_size=3), cap_effective=numbers,
     start_ticks=numbers, utime=numbers, stime=numbers, nice=st.integers(-20, 19), umask=numbers,
-    tty=st.integers(0, 2**32), sig_caught=numbers, threads=st.lists(threads, max_size=3), hidden=st.booleans(),
+    tty=st.integers(0, 2**32), sig_caught=numbers, threads=st.lists(threads, max_size=3),
+    hidden=st.booleans(),
 )  # fmt: skip
 
 
