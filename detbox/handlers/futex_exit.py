@@ -3,8 +3,10 @@
 The kernel itself marks the words of the robust list and zeroes the
 ``clear_child_tid`` word when a thread exits or executes another program.  Its
 wake-ups find nobody, since our waiters do not sleep in the kernel; they are
-repeated here.  The list is read while the memory exists (``before_exit``), the
-wake-ups follow when the kernel is through (``after_exit``, ``after_exec``).
+repeated here.  A thread that leaves by itself has its list read while the
+memory exists (``before_exit``), and the wake-ups follow when the kernel is
+through (``after_exit``, ``after_exec``).  A killed one leaves no time to look:
+then the marks are looked for in the words that somebody waits for.
 """
 
 from __future__ import annotations
@@ -51,58 +53,64 @@ def set_clear_tid(m: Machine, tid: int, address: int) -> None:
 
 
 def before_exit(m: Machine, t: Task) -> None:
-    """Collect what the thread leaves behind: at PTRACE_EVENT_EXIT, or when it calls execve."""
-    bequest = Bequest(address_space=t.process.mm)
+    """Collect what the thread leaves behind, when it calls exit, exit_group or execve."""
+    bequest = Bequest()
     if m.futexes:
         _collect_robust(m, t, bequest)
-        _collect_cleared(m, t, bequest)
     m.futexes.bequests[t.tid] = bequest
 
 
 def after_exit(m: Machine, t: Task) -> None:
     """Wake those who waited for the thread; it has exited completely."""
-    bequest = m.futexes.bequests.get(t.tid)
-    m.futexes.forget_task(t.tid)
-    if not m.futexes:
-        return
-    if bequest is not None:
-        _pass_on(m, t, bequest)
-    futex_pi.owner_died(m, t.tid)
+    _release(m, t, t.tid)
 
 
 def after_exec(m: Machine, t: Task, former_tid: int | None = None) -> None:
     """The same after a successful execve, which lets go of the old memory.
 
-    ``former_tid``: the caller's id before the call; a thread that is not the
-    leader takes the leader's id over.
+    To be called while ``t.process.mm`` still names that memory.  ``former_tid``: the
+    caller's id before the call; a thread that is not the leader takes the leader's id over.
     """
-    tid = t.tid if former_tid is None else former_tid
-    bequest = m.futexes.bequests.get(tid)
-    m.futexes.forget_task(tid)
-    if bequest is not None:
-        _pass_on(m, t, bequest)
+    _release(m, t, t.tid if former_tid is None else former_tid)
+
+
+def _release(m: Machine, t: Task, tid: int) -> None:
+    table = m.futexes
+    bequest, head = table.bequests.get(tid), table.robust_head.get(tid)
+    address = table.clear_tid.get(tid)
+    table.forget_task(tid)
+    if not table:
+        return
+    for key in bequest.wake if bequest is not None else ():
+        wake_key(m, key, 1)
+    if bequest is None and head:
+        _wake_orphans(m)
+    if address:
+        _wake_cleared(m, t, address)
     futex_pi.owner_died(m, tid)
 
 
-def _pass_on(m: Machine, t: Task, bequest: Bequest) -> None:
-    for key in bequest.wake:
-        wake_key(m, key, 1)
-    # The kernel clears the word only while somebody else uses the memory.
-    if bequest.cleared is not None and any(
-        other is not t and other.process.mm == bequest.address_space for other in m.tasks.values()
-    ):
-        wake_key(m, bequest.cleared, 1)
+def _wake_cleared(m: Machine, t: Task, address: int) -> None:
+    """The kernel clears the word only while somebody else uses the memory."""
+    for other in m.tasks.values():
+        if other is not t and other.process.mm == t.process.mm:
+            try:
+                wake_key(m, key_of(m, other, address, private=False), 1)
+            except OSError:
+                # The kernel ignores a bad address here, too.
+                pass
+            return
 
 
-def _collect_cleared(m: Machine, t: Task, bequest: Bequest) -> None:
-    address = m.futexes.clear_tid.get(t.tid)
-    if not address:
-        return
-    try:
-        bequest.cleared = key_of(m, t, address, private=False)
-    except OSError:
-        # The kernel ignores a bad address here, too.
-        pass
+def _wake_orphans(m: Machine) -> None:
+    """Wake one waiter of each word that the kernel has marked as abandoned."""
+    for waiter in m.futexes.first_waiters():
+        try:
+            word = waiter.sleeper.task.u32(waiter.address)
+        except OSError:
+            continue
+        if word & futex_pi.OWNER_DIED and not word & futex_pi.TID_MASK and not waiter.pi:
+            wake_key(m, waiter.key, 1)
 
 
 def _collect_robust(m: Machine, t: Task, bequest: Bequest) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from detbox.supervisor.task import Task
@@ -60,8 +60,6 @@ class Bequest:
     """What an exiting thread leaves behind: collected while its memory lives."""
 
     wake: list[Hashable] = field(default_factory=list)
-    cleared: Hashable | None = None
-    address_space: Any = None
 
 
 class FutexTable:
@@ -139,6 +137,10 @@ class FutexTable:
         for waiter in self._queues.get(key, ()):
             return waiter
         return None
+
+    def first_waiters(self) -> list[Waiter]:
+        """The first waiter of every word."""
+        return [next(iter(queue)) for queue in self._queues.values()]
 
     def owned_by(self, tid: int) -> list[Hashable]:
         """PI words with waiters whose owner is ``tid``, oldest first."""
