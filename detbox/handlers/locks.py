@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import struct
-from contextlib import suppress
 from dataclasses import dataclass
 from errno import EAGAIN, EBADF, EDEADLK, EINVAL
 from fcntl import F_GETLK, LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, fcntl
@@ -17,7 +16,7 @@ from fcntl import flock as host_flock
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, Decision, Park, Wake
-from detbox.handlers.waiting import fd_of, signed32
+from detbox.handlers.waiting import fd_of, proc_text
 from detbox.machine.io import io_state
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ def setlkw_posix(m: Machine, t: Task, fd: int, address: int) -> Decision:
         wanted = _FLOCK.unpack(t.read(address, _FLOCK.size))
         if wanted[0] == _F_UNLCK:
             return CONTINUE
-        holders = _holders(t, fd, wanted)
+        holders = _holders(m, t, fd, wanted)
         if not holders:
             return CONTINUE
         if _circle(waits, holders, pid):
@@ -119,7 +118,7 @@ class _Held:
     last: int
 
 
-def _holders(t: Task, fd: int, wanted: tuple[int, ...]) -> frozenset[int]:
+def _holders(m: Machine, t: Task, fd: int, wanted: tuple[int, ...]) -> frozenset[int]:
     """The other processes (or -1 for descriptions) whose record locks are in the way of ``wanted``."""
     kind, whence, start, length, _ = wanted
     own = t.process.files.borrow(t, fd)
@@ -143,20 +142,18 @@ def _holders(t: Task, fd: int, wanted: tuple[int, ...]) -> frozenset[int]:
         first, last = first + length, first - 1
     write = kind == _F_WRLCK
     return frozenset(
-        held.pid for held in _locks_of(st) if held.pid != t.process.pid
+        held.pid for held in _locks_of(m, st) if held.pid != t.process.pid
         and held.first <= last and first <= held.last and (write or held.write)
     )  # fmt: skip
 
 
-def _locks_of(st: os.stat_result) -> list[_Held]:
+def _locks_of(m: Machine, st: os.stat_result) -> list[_Held]:
     found = []
     wanted = f"{os.major(st.st_dev):02x}:{os.minor(st.st_dev):02x}:{st.st_ino}"
-    with open("/proc/locks", encoding="ascii") as file:
-        for line in file:
-            fields = line.split()
-            # "1: POSIX  ADVISORY  WRITE 708 00:15:1023 0 EOF"; waiting calls have "->" as second field.
-            if len(fields) == 8 and fields[1] in ("POSIX", "OFDLCK") and fields[5] == wanted:
-                with suppress(ValueError):
-                    last = _END if fields[7] == "EOF" else int(fields[7])
-                    found.append(_Held(signed32(int(fields[4])), fields[3] == "WRITE", int(fields[6]), last))
+    for line in proc_text(m, "locks").splitlines():
+        fields = line.split()
+        # "1: POSIX  ADVISORY  WRITE 708 00:15:1023 0 EOF"; waiting calls have "->" as second field.
+        if len(fields) == 8 and fields[1] in ("POSIX", "OFDLCK") and fields[5] == wanted:
+            last = _END if fields[7] == "EOF" else int(fields[7])
+            found.append(_Held(int(fields[4]), fields[3] == "WRITE", int(fields[6]), last))
     return found

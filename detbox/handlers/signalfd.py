@@ -8,7 +8,7 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
 from detbox.decision import ContinueThen, Decision, Park
-from detbox.handlers.waiting import POLLIN, Segments, gather, nonblocking, scatter
+from detbox.handlers.waiting import POLLIN, Segments, gather, nonblocking, own_fdinfo, scatter
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
@@ -55,13 +55,12 @@ def ready(m: Machine, t: Task, fd: int, mask: int) -> int:
     """
     if not mask & POLLIN:
         return 0
-    return POLLIN if _signals_of(fd) & m.pending_signals(t) else 0
+    return POLLIN if _signals_of(m, fd) & m.pending_signals(t) else 0
 
 
-def _signals_of(fd: int) -> int:
-    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii", errors="replace") as file:
-        for line in file:
-            name, _, text = line.partition(":")
-            if name == "sigmask":
-                return int(text, 16)
+def _signals_of(m: Machine, fd: int) -> int:
+    for line in own_fdinfo(m, fd).splitlines():
+        name, _, text = line.partition(":")
+        if name == "sigmask":
+            return int(text, 16)
     return 0

@@ -8,18 +8,25 @@ from __future__ import annotations
 
 import os
 import struct
-from contextlib import suppress
 from dataclasses import dataclass
 from errno import EAGAIN, EINVAL
 from typing import TYPE_CHECKING, Any
 
 from detbox.decision import Decision, InstallFd, Park, Wake
-from detbox.handlers.waiting import Segments, fd_of, nonblocking, scatter, signed32, total
-from detbox.machine.files import Kind
+from detbox.handlers.waiting import (
+    Segments,
+    fd_of,
+    nonblocking,
+    own_fdinfo,
+    proc_text,
+    scatter,
+    signed32,
+    total,
+)
+from detbox.machine.files import Kind, OpenFile
 from detbox.machine.io import io_state
 
 if TYPE_CHECKING:
-    from detbox.machine.files import OpenFile
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Args, Task
 
@@ -56,14 +63,12 @@ def timerfd_create(m: Machine, t: Task, a: Args) -> Decision:
     if len(timers) % _COLLECT_EVERY == _COLLECT_EVERY - 1:
         _collect(m)
     fd = os.eventfd(0, os.EFD_CLOEXEC | (flags & _TFD_NONBLOCK))
-    timer = TimerFd(_eventfd_id(f"/proc/self/fdinfo/{fd}"), os.dup(fd), clock)
+    timer = TimerFd(_eventfd_id(own_fdinfo(m, fd)), os.dup(fd), clock)
     timers[timer.ident] = timer
-
-    def remember(number: int) -> None:
-        f = t.process.files.get(number)
-        f.kind, f.data = Kind.TIMERFD, timer
-
-    return InstallFd(fd, bool(flags & _TFD_CLOEXEC), then=remember)
+    st = os.fstat(fd)
+    info = OpenFile(Kind.TIMERFD, st, m.inodes.of(st))
+    info.data = timer
+    return InstallFd(fd, bool(flags & _TFD_CLOEXEC), info=info)
 
 
 def timerfd_settime(m: Machine, t: Task, a: Args) -> Decision:
@@ -107,7 +112,7 @@ def timer_of(m: Machine, t: Task, fd: int, f: OpenFile) -> TimerFd | None:
     timers = io_state(m).timers
     if not timers or f.kind is not Kind.EVENTFD:
         return None
-    timer = timers.get(_eventfd_id(f"/proc/{t.process.pid}/fdinfo/{fd}"))
+    timer = timers.get(_eventfd_id(proc_text(m, f"{t.process.pid}/fdinfo/{fd}")))
     if timer is not None:
         f.kind, f.data = Kind.TIMERFD, timer
     return timer
@@ -171,29 +176,29 @@ def _remaining(m: Machine, timer: TimerFd) -> bytes:
     return _ITIMERSPEC.pack(*divmod(timer.interval, _NS), *divmod(left, _NS))
 
 
-def _eventfd_id(path: str) -> int:
-    with open(path, encoding="ascii", errors="replace") as file:
-        for line in file:
-            if line.startswith("eventfd-id:"):
-                return int(line.split(":")[1])
+def _eventfd_id(fdinfo: str) -> int:
+    for line in fdinfo.splitlines():
+        if line.startswith("eventfd-id:"):
+            return int(line.split(":")[1])
     return -1
 
 
 def _collect(m: Machine) -> None:
     """Drop the timers whose descriptor no process has any more."""
     timers = io_state(m).timers
-    alive = {_eventfd_id(path) for pid in m.processes for path in _fdinfo_of(pid)}
+    alive = {_eventfd_id(text) for pid in m.processes for text in _fdinfo_of(m, pid)}
     for ident in [ident for ident in timers if ident not in alive]:
         timer = timers.pop(ident)
         _disarm(m, timer)
         os.close(timer.fd)
 
 
-def _fdinfo_of(pid: int) -> list[str]:
-    found = []
-    with suppress(OSError):
-        for name in os.listdir(f"/proc/{pid}/fd"):
-            with suppress(OSError):
-                if os.readlink(f"/proc/{pid}/fd/{name}") == "anon_inode:[eventfd]":
-                    found.append(f"/proc/{pid}/fdinfo/{name}")
-    return found
+def _fdinfo_of(m: Machine, pid: int) -> list[str]:
+    try:
+        listing = os.open(f"{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=m.proc_fd)
+    except OSError:
+        return []
+    try:
+        return [proc_text(m, f"{pid}/fdinfo/{name}") for name in os.listdir(listing)]
+    finally:
+        os.close(listing)

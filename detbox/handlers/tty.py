@@ -23,6 +23,7 @@ from detbox.handlers.waiting import (
     continue_when,
     gather,
     nonblocking,
+    proc_text,
     put_nonblocking,
     ready,
     scatter,
@@ -46,7 +47,7 @@ def read_terminal(m: Machine, t: Task, fd: int, segments: Segments) -> Decision:
     own = t.process.files.borrow(t, fd)
     try:
         raw = _raw_mode(own)
-        if raw is None or _in_background(t, own):
+        if raw is None or _in_background(m, t, own):
             if raw is not None or nonblocking(own) or ready(own, POLLIN):
                 return CONTINUE
         blocks = not nonblocking(own)
@@ -94,12 +95,10 @@ def is_master(fd: int) -> bool:
     return True
 
 
-def _in_background(t: Task, fd: int) -> bool:
+def _in_background(m: Machine, t: Task, fd: int) -> bool:
     """Whether job control has to stop the reader: the kernel has to see its own call then."""
-    try:
-        with open(f"/proc/{t.process.pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-    except OSError:
+    fields = proc_text(m, f"{t.process.pid}/stat").rpartition(")")[2].split()
+    if not fields:
         return False
     group, terminal, foreground = int(fields[2]), int(fields[4]), int(fields[5])
     # The kernel's own encoding of a device number: include/linux/kdev_t.h, new_encode_dev().

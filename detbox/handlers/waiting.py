@@ -58,6 +58,21 @@ def ready(fd: int, mask: int) -> int:
     return found[0][1] if found else 0
 
 
+def proc_text(m: Machine, name: str) -> str:
+    """A file of the guest's procfs, by its name below /proc; "" if it does not exist."""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=m.proc_fd)
+    except OSError:
+        return ""
+    with open(fd, encoding="ascii", errors="replace") as file:
+        return file.read()
+
+
+def own_fdinfo(m: Machine, fd: int) -> str:
+    """What procfs tells of one of the supervisor's own descriptors."""
+    return proc_text(m, f"{os.getpid()}/fdinfo/{fd}")
+
+
 def nonblocking(fd: int) -> bool:
     """Whether O_NONBLOCK is set on the description behind the supervisor's ``fd``."""
     return bool(fcntl(fd, F_GETFL) & os.O_NONBLOCK)
