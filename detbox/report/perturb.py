@@ -196,7 +196,7 @@ class Host:
         for source in others:
             assert inputs_dir is not None
             for _ in range(self.settings["inodes"]):
-                tempfile.mkstemp(dir=work.parent)
+                os.close(tempfile.mkstemp(dir=work.parent)[0])
             shutil.copy2(source, work / source.relative_to(inputs_dir), follow_symlinks=False)
         for path in sorted(work.rglob("*"), reverse=True):
             status = path.lstat()

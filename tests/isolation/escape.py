@@ -1,8 +1,8 @@
 """Attempts to see or change what lies outside the container; prints one line for each.
 
 The argument is a JSON file with what the test placed on the host: a process, a port, names of sockets and
-shared memory.  A line that begins with LEAK means that the attempt worked.  None does lasting harm if it works,
-and nothing is tried unless this is a container's first process.
+shared memory.  A line that begins with LEAK means that the attempt worked.  None does lasting harm if it
+works, and nothing is tried unless this is a container's first process.
 """
 
 import ctypes

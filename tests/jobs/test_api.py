@@ -1,0 +1,71 @@
+"""The Python interface with real containers."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+import detbox
+from detbox import errors
+
+
+def test_result(tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("x")
+    (tmp_path / "gone").write_text("x")
+    script = "cat; echo made > new; rm gone; echo problem >&2; exit 7"
+    result = detbox.run(["sh", "-c", script], workdir=tmp_path, stdin=b"input\n")
+    assert (result.status, result.stdout, result.stderr) == (7, b"input\n", b"problem\n")
+    assert result.changed_files == (f"{tmp_path}/gone", f"{tmp_path}/new")
+    assert result.doubts == ()
+
+
+def test_environment_and_inputs(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.write_text("content\n")
+    work = tmp_path / "work"
+    work.mkdir()
+    result = detbox.run(
+        ["sh", "-c", "echo $A; cat /input; pwd"], workdir=work, env={"A": "1 2"}, ro=[f"{data}:/input"]
+    )
+    assert result.stdout == b"1 2\ncontent\n/work\n"
+    assert result.changed_files == ()
+
+
+def test_status_of_a_signal(tmp_path: Path) -> None:
+    assert detbox.run(["sh", "-c", "kill -TERM $$"], workdir=tmp_path).status == 128 + 15
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "error"),
+    [
+        (["no-such-command"], {}, errors.CommandNotFound),
+        (["/etc/passwd"], {}, errors.CommandNotInvocable),
+        (["sh", "-c", "while :; do :; done"], {"timeout": 1}, errors.TimedOut),
+    ],
+)
+def test_typed_errors(
+    tmp_path: Path, command: list[str], options: dict[str, float], error: type[errors.DetboxError]
+) -> None:
+    with pytest.raises(error):
+        detbox.run(command, workdir=tmp_path, timeout=options.get("timeout"))
+
+
+def test_threads_get_equal_results(tmp_path: Path) -> None:
+    results: list[detbox.Result] = []
+
+    def body(number: int) -> None:
+        work = tmp_path / str(number)
+        work.mkdir()
+        results.append(
+            detbox.run(["sh", "-c", "date +%s.%N; echo $$; od -An -N8 -tx8 /dev/urandom"], workdir=work)
+        )
+
+    threads = [threading.Thread(target=body, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({(result.status, result.stdout) for result in results}) == 1
+    assert results[0].status == 0 and len(results) == 4
