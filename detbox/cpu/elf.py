@@ -102,10 +102,18 @@ class Elf:
 
     def function_start(self, vaddr: int) -> int | None:
         """The start of the function that ``vaddr`` lies in, if unwind data or a symbol says so."""
-        start = self._unwind_start(vaddr)
-        if start is None:
-            start = self._symbol_start(vaddr)
-        return start
+        bounds = self.unwind_range(vaddr)
+        return bounds[0] if bounds else self._symbol_start(vaddr)
+
+    def unwind_range(self, vaddr: int) -> tuple[int, int] | None:
+        """Start and end of the function that ``vaddr`` lies in, if unwind data says so."""
+        starts, entries, base = self._unwind_table
+        index = bisect_right(starts, vaddr - base) - 1
+        if index < 0:
+            return None
+        start = starts[index] + base
+        size = self._fde_range(entries[index] + base)
+        return (start, start + size) if size is not None and vaddr < start + size else None
 
     @cached_property
     def _program_headers(self) -> list[tuple[int, ...]]:
@@ -159,15 +167,6 @@ class Elf:
                 table = words[: len(words) - len(words) % 8].cast("i")
                 return table[::2], table[1::2], vaddr
         return (), (), 0
-
-    def _unwind_start(self, vaddr: int) -> int | None:
-        starts, entries, base = self._unwind_table
-        index = bisect_right(starts, vaddr - base) - 1
-        if index < 0:
-            return None
-        start = starts[index] + base
-        size = self._fde_range(entries[index] + base)
-        return start if size is not None and vaddr < start + size else None
 
     def _fde_range(self, vaddr: int) -> int | None:
         """How many bytes of code an FDE covers."""

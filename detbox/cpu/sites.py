@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import mmap
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -94,6 +94,15 @@ def find_sites(data: bytes | mmap.mmap) -> list[Site]:
             sites = _Confirmation(data, area, elf).confirm(matches)
             found.update((site.offset, site) for site in sites)
     return [found[offset] for offset in sorted(found)]
+
+
+def sites_in_mapping(
+    sites: Iterable[Site], kinds: Collection[str], address: int, length: int, offset: int
+) -> dict[int, Site]:
+    """Where a mapping of ``length`` bytes of the file from ``offset`` on shows sites of these kinds, by
+    address."""
+    inside = (site for site in sites if site.kind in kinds and offset <= site.offset < offset + length)
+    return {address + site.offset - offset: site for site in inside}
 
 
 def find_sites_in_code(code: bytes, vaddr: int) -> list[Site]:

@@ -14,7 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detbox.cpu.elf import Elf, NotElf
-from detbox.cpu.sites import MINIMUM_SHARE, find_sites, find_sites_in_code, trap_bytes
+from detbox.cpu.sites import (
+    MINIMUM_SHARE,
+    TRAPPABLE,
+    UNTRAPPED,
+    Site,
+    find_sites,
+    find_sites_in_code,
+    sites_in_mapping,
+    trap_bytes,
+)
 
 LIBRARIES = ["/lib64/ld-linux-x86-64.so.2", "/lib/x86_64-linux-gnu/libgcc_s.so.1"]
 KINDS = "cpuid|xgetbv|rdrand|rdseed|rdtscp?|rdpid|xbegin"
@@ -118,6 +127,13 @@ def test_constants_are_not_code(parts: list[bytes]) -> None:
     for site in find_sites_in_code(data, 0x1000):
         decoded = list(DISASSEMBLER.disasm_lite(data[site.offset :], 0))
         assert site.confidence < 1 and len(decoded) >= 3
+
+
+def test_sites_in_a_mapping() -> None:
+    sites = [Site(0x1000, 2, "cpuid", 0), Site(0x1FFE, 2, "rdtsc", 0), Site(0x2000, 3, "xgetbv", 0)]
+    mapped = sites_in_mapping(sites, TRAPPABLE, 0x7F0000, 0x1000, 0x1000)
+    assert mapped == {0x7F0000: sites[0], 0x7F0FFE: sites[1]}
+    assert sites_in_mapping(sites, UNTRAPPED, 0x7F0000, 0x2000, 0x1000) == {0x7F1000: sites[2]}
 
 
 @pytest.mark.parametrize("data", [b"", b"\x7fELF", bytes(100), b"\x7fELF\x01\x01" + bytes(100), b"MZ" * 50])

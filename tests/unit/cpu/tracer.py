@@ -92,7 +92,7 @@ class Traced:
         code = self.read(regs.rip, 2)
         self.write(regs.rip, b"\x0f\x05")
         regs.rax = number
-        for name, value in zip(("rdi", "rsi", "rdx"), args, strict=False):
+        for name, value in zip(("rdi", "rsi", "rdx", "r10", "r8", "r9"), args, strict=False):
             setattr(regs, name, value)
         ptrace_setregs(self.pid, regs)
         ptrace_singlestep(self.pid)
