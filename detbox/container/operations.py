@@ -145,7 +145,8 @@ class Special(Step):
 
     def execute(self) -> None:
         os.makedirs(staged(self.path), exist_ok=True)
-        _mount(self.kind, self.path, self.kind, MS_NOSUID | MS_NODEV | MS_NOEXEC, self.options)
+        devices = 0 if self.kind == "devpts" else MS_NODEV
+        _mount(self.kind, self.path, self.kind, MS_NOSUID | MS_NOEXEC | devices, self.options)
 
 
 @dataclass
