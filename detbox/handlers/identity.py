@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from detbox.decision import Decision
 from detbox.machine import constants
-from detbox.machine.creds import ALL_CAPS
+from detbox.machine.creds import ALL_CAPS, CAP_SETGID, NGROUPS_MAX
 
 if TYPE_CHECKING:
     from detbox.machine.creds import Creds
@@ -119,9 +119,10 @@ def setgroups(m: Machine, t: Task, a: Args) -> Decision:
     """``setgroups(size, gid_t *)``."""
     creds = t.process.creds
     count = a[0] & _U32
-    if count > 65536:
-        # The permission is looked at first (kernel/groups.c).
-        creds.setgroups(creds.groups)
+    # The permission comes before everything else (kernel/groups.c).
+    if not creds.capable(CAP_SETGID):
+        return -EPERM
+    if count > NGROUPS_MAX:
         return -EINVAL
     groups = struct.unpack(f"<{count}I", t.read(a[1], 4 * count)) if count else ()
     creds.setgroups(groups)

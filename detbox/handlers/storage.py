@@ -23,12 +23,12 @@ _ON_DISK = (Kind.REG, Kind.DIR, Kind.MEMFD)
 _SYNC_FILE_RANGE_FLAGS = 7
 
 
-def _file(t: Task, register: int) -> OpenFile:
+def _file(m: Machine, t: Task, register: int) -> OpenFile:
     fd = register & 0xFFFFFFFF
     file = t.process.files.get(fd)
     # The table may remember a descriptor that has been closed since: the kernel knows.
     try:
-        flags = _flags(t, fd)
+        flags = _flags(m, t, fd)
     except FileNotFoundError:
         raise OSError(EBADF, os.strerror(EBADF)) from None
     if flags & os.O_PATH:
@@ -36,17 +36,20 @@ def _file(t: Task, register: int) -> OpenFile:
     return file
 
 
-def _flags(t: Task, fd: int) -> int:
-    with open(f"/proc/{t.process.pid}/fdinfo/{fd}", "rb") as info:
-        for line in info:
+def _flags(m: Machine, t: Task, fd: int) -> int:
+    info = os.open(f"{t.tid}/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=m.proc_fd)
+    try:
+        for line in os.read(info, 4096).splitlines():
             if line.startswith(b"flags:"):
                 return int(line.split()[1], 8)
+    finally:
+        os.close(info)
     return 0
 
 
 def fsync(m: Machine, t: Task, a: Args) -> Decision:
     """``fsync(fd)``: EINVAL for what has no storage."""
-    return 0 if _file(t, a[0]).kind in _ON_DISK else -EINVAL
+    return 0 if _file(m, t, a[0]).kind in _ON_DISK else -EINVAL
 
 
 def fdatasync(m: Machine, t: Task, a: Args) -> Decision:
@@ -56,13 +59,13 @@ def fdatasync(m: Machine, t: Task, a: Args) -> Decision:
 
 def syncfs(m: Machine, t: Task, a: Args) -> Decision:
     """``syncfs(fd)``: any descriptor will do."""
-    _file(t, a[0])
+    _file(m, t, a[0])
     return 0
 
 
 def sync_file_range(m: Machine, t: Task, a: Args) -> Decision:
     """``sync_file_range(fd, offset, count, flags)``."""
-    file = _file(t, a[0])
+    file = _file(m, t, a[0])
     if a[3] & 0xFFFFFFFF & ~_SYNC_FILE_RANGE_FLAGS or (a[1] | a[2] | (a[1] + a[2])) >> 63:
         return -EINVAL
     return -ESPIPE if file.kind in _STREAMS or file.kind not in _ON_DISK else 0

@@ -67,7 +67,7 @@ ROWS: tuple[Row, ...] = (
     watch("arch_prctl", prctl.arch_prctl, PROCESSES, "the CPU's features and faulting are not the guest's",
           (let_through(equal(0, 0x1012), equal(1, 0, 64), why="what the supervisor itself arms at each exec"),
            *values(0, 0x1001, 0x1002, 0x1003, 0x1004))),
-    watch("seccomp", processes.seccomp, PROCESSES, "the guest's own filters run before the container's"),
+    watch("seccomp", processes.seccomp, PROCESSES, "the guest's own filters count as well"),
     watch("set_tid_address", futex_exit.set_tid_address, PROCESSES, "the thread's exit wakes the waiters"),
     emulate("restart_syscall", clocks.restart_syscall, PROCESSES, "goes on with an interrupted sleep"),
     refuse("rseq", ENOSYS, PROCESSES, "shows the CPU number in memory; the C library does without"),

@@ -1,0 +1,98 @@
+"""The virtual clock and its timers."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from detbox.machine.clock import BOOT_NS, CALL_NS, NEVER, Clock, CpuTime, Timers
+
+
+def test_clocks_agree() -> None:
+    clock = Clock(5_000)
+    assert clock.now == BOOT_NS and clock.realtime() == 5_000
+    assert clock.monotonic(clock.realtime()) == clock.now
+    before = clock.stamp()
+    assert clock.realtime() == before < clock.stamp()
+    assert clock.realtime(clock.look()) > before
+
+
+@given(st.lists(st.sampled_from(("look", "stamp", "charge", "jump")), max_size=60))
+def test_time_never_runs_backwards(actions: list[str]) -> None:
+    clock, cpu = Clock(0), CpuTime()
+    stamps, last = [], clock.now
+    for action in actions:
+        if action == "look":
+            clock.look(cpu)
+        elif action == "stamp":
+            stamps.append(clock.stamp())
+        elif action == "charge":
+            clock.charge(cpu)
+        else:
+            clock.jump_to(last - 5)
+        assert clock.now >= last
+        last = clock.now
+    assert stamps == sorted(set(stamps))
+
+
+def test_a_busy_wait_ends() -> None:
+    clock, cpu = Clock(0), CpuTime()
+    start, looks = clock.now, 0
+    while clock.look(cpu) < start + 10 * 10**9:
+        clock.charge(cpu, looking=True)
+        looks += 1
+    assert looks < 1000
+
+
+def test_looks_between_other_calls_stay_cheap() -> None:
+    clock, cpu = Clock(0), CpuTime()
+    start = clock.now
+    for _ in range(10_000):
+        clock.look(cpu)
+        clock.charge(cpu)
+    assert clock.now - start < 10_000 * 2 * CALL_NS
+
+
+def test_cpu_time_adds_up() -> None:
+    clock, process = Clock(0), CpuTime()
+    threads = [CpuTime(process), CpuTime(process)]
+    for index in (0, 1, 1):
+        clock.charge(threads[index])
+    assert (threads[0].ns, threads[1].ns, process.ns) == (CALL_NS, 2 * CALL_NS, 3 * CALL_NS)
+    parent = CpuTime()
+    assert parent.reap(process) == 3 * CALL_NS == parent.children_ns
+
+
+def test_timers_expire_in_order() -> None:
+    timers, seen = Timers(), []
+    for deadline, name in ((30, "c"), (10, "a"), (10, "b"), (40, "d")):
+        timers.add(deadline, lambda name=name: seen.append(name))  # type: ignore[misc]
+    cancelled = timers.add(5, lambda: seen.append("never"))
+    timers.cancel(cancelled)
+    timers.cancel(None)
+    assert timers.next_deadline() == 10
+    assert timers.expire(30) == 3 and seen == ["a", "b", "c"]
+    assert timers.expire(39) == 0 and timers.first == 40
+    assert timers.expire(40) == 1 and timers.next_deadline() is None and timers.first == NEVER
+
+
+def test_a_callback_may_add_timers() -> None:
+    timers, seen = Timers(), []
+
+    def again() -> None:
+        seen.append(1)
+        if len(seen) < 3:
+            timers.add(10, again)
+
+    timers.add(10, again)
+    assert timers.expire(10) == 3
+
+
+def test_a_call_expires_what_is_due() -> None:
+    clock, cpu, seen = Clock(0), CpuTime(), []
+    clock.timers.add(clock.now + CALL_NS, lambda: seen.append("wall"))
+    cpu.timer_queue().add(2 * CALL_NS, lambda: seen.append("cpu"))
+    clock.charge(cpu)
+    assert seen == ["wall"]
+    clock.charge(cpu)
+    assert seen == ["wall", "cpu"]
