@@ -15,7 +15,7 @@ from errno import EBADF, EINVAL
 from typing import TYPE_CHECKING
 
 from detbox.decision import ERESTARTNOHAND, Decision, Park, Wake
-from detbox.handlers import signalfd
+from detbox.handlers import signalfd, tty
 from detbox.handlers.waiting import fd_of, ready, signed32
 from detbox.machine.files import Kind
 
@@ -199,6 +199,8 @@ def _look(m: Machine, t: Task, wanted: list[tuple[int, int]]) -> tuple[list[int]
                 raise
             events.append(_POLLNVAL)
             continue
+        if kind is Kind.TTY:
+            tty.note(m, t, fd, own)
         found = signalfd.ready(m, t, own, mask) if kind is Kind.SIGNALFD else ready(own, mask)
         if not found and kind is Kind.STDIN and mask & _IN:
             m.console.fill_stdin()

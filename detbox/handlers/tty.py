@@ -3,7 +3,8 @@
 What is written to one side of a pty is queued, and a kernel worker carries it through the line discipline of
 the other side (drivers/tty/tty_buffer.c).  Both n_tty_poll() and a read that finds nothing wait for that
 worker, but neither does when something is there already.  So a read goes on until it finds nothing more, or
-has enough; and a write to a master waits for the slave's echo.
+has enough; and after a write the other side is polled, so that a reader that is parked there becomes ready
+before the next thread is chosen.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import os
 import termios
 import time
+from contextlib import suppress
 from errno import EAGAIN
 from fcntl import ioctl
 from typing import TYPE_CHECKING
@@ -24,19 +26,21 @@ from detbox.handlers.waiting import (
     gather,
     nonblocking,
     proc_text,
-    put_nonblocking,
     ready,
     scatter,
     send_piecewise,
     total,
     without_blocking,
 )  # fmt: skip
+from detbox.kernel import _native
+from detbox.machine.io import io_state
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Task
 
 _TIOCGPTN, _TIOCGPKT = 0x80045430, 0x80045438
+_PTS_MAJOR = 136  # and the next seven: Documentation/admin-guide/devices.txt
 _TENTH_NS = 100_000_000
 #: How long an echo is waited for, in seconds of the host; and how long nothing may change until it is over.
 _SETTLE_LIMIT, _SETTLE_QUIET = 0.1, 0.001
@@ -46,6 +50,7 @@ def read_terminal(m: Machine, t: Task, fd: int, segments: Segments) -> Decision:
     """A line in canonical mode; otherwise everything there is, up to the buffer's size."""
     own = t.process.files.borrow(t, fd)
     try:
+        note(m, t, fd, own)
         raw = _raw_mode(own)
         if raw is None or _in_background(m, t, own):
             if raw is not None or nonblocking(own) or ready(own, POLLIN):
@@ -88,11 +93,40 @@ def _flag(fd: int, request: int) -> int:
 
 def is_master(fd: int) -> bool:
     """Whether the supervisor's descriptor is the master side of a pty."""
+    return _side(fd)[0] == "master"
+
+
+def _side(fd: int) -> tuple[str, int]:
+    """("master" or "slave", number of the pty); a slave's number is its device number's rest."""
+    number = bytearray(4)
     try:
-        ioctl(fd, _TIOCGPTN, bytearray(4))
+        ioctl(fd, _TIOCGPTN, number)
     except OSError:
-        return False
-    return True
+        rdev = os.fstat(fd).st_rdev
+        return "slave", (os.major(rdev) - _PTS_MAJOR << 8) + os.minor(rdev)
+    return "master", int.from_bytes(number, "little")
+
+
+def note(m: Machine, t: Task, fd: int, own: int) -> None:
+    """Remember that the guest's ``fd`` (borrowed as ``own``) may be waited on: it is a side of a terminal."""
+    io_state(m).terminals[_side(own)] = (t.process.pid, fd)
+
+
+def _other_side(m: Machine, own: int) -> int:
+    """A borrowed descriptor of the other side, -1 if none is known."""
+    side, number = _side(own)
+    wanted = ("slave" if side == "master" else "master", number)
+    known = io_state(m).terminals.get(wanted)
+    if known is None:
+        return -1
+    with suppress(OSError):
+        other = _native.borrow_fd(*known)
+        with suppress(OSError):
+            if _side(other) == wanted:
+                return other
+        os.close(other)
+    del io_state(m).terminals[wanted]
+    return -1
 
 
 def _in_background(m: Machine, t: Task, fd: int) -> bool:
@@ -162,17 +196,20 @@ def write_terminal(m: Machine, t: Task, fd: int, segments: Segments) -> Decision
     """Output is moved by the supervisor unless the kernel has to look at the writer's process group."""
     own = t.process.files.borrow(t, fd)
     try:
-        master = is_master(own)
-        if not master and _stops_background(own):
+        if not is_master(own) and _stops_background(own):
             return CONTINUE
-        if nonblocking(own) and not master:
-            return CONTINUE
+        note(m, t, fd, own)
         if nonblocking(own):
-            return _write_once(own, gather(t, segments, 0, min(total(segments), 65536)))
+            data = gather(t, segments, 0, min(total(segments), 65536))
+            try:
+                return _put_and_settle(m, own, data)
+            except OSError as error:
+                return -(error.errno or EAGAIN)
     finally:
         os.close(own)
-    put = _put_and_settle if master else put_nonblocking
-    return send_piecewise(m, t, fd, segments, put, "write to terminal")
+    return send_piecewise(
+        m, t, fd, segments, lambda own, data: _put_and_settle(m, own, data), "write to terminal"
+    )
 
 
 def _stops_background(fd: int) -> bool:
@@ -182,18 +219,24 @@ def _stops_background(fd: int) -> bool:
         return True
 
 
-def _write_once(own: int, data: bytes) -> int:
+def _put_and_settle(m: Machine, own: int, data: bytes) -> int:
+    master = is_master(own)
+    before = _queued(own) if master else 0
+    other = _other_side(m, own)
     try:
-        return _put_and_settle(own, data)
-    except OSError as error:
-        return -(error.errno or EAGAIN)
-
-
-def _put_and_settle(own: int, data: bytes) -> int:
-    waiting = _queued(own)
-    with without_blocking(own):
-        written = os.write(own, data)
-    settle(own, waiting)
+        unread = other >= 0 and ready(other, POLLIN) & POLLIN
+        with without_blocking(own):
+            written = os.write(own, data)
+        if other >= 0:
+            # With nothing to read there, this waits for the worker.
+            ready(other, POLLIN)
+        if master:
+            ready(own, POLLIN)
+            if other < 0 or unread:
+                settle(own, before)
+    finally:
+        if other >= 0:
+            os.close(other)
     return written
 
 
@@ -204,8 +247,8 @@ def _queued(fd: int) -> int:
 def settle(master: int, before: int) -> None:
     """Wait until the slave's line discipline has had what was written, and its echo has come back.
 
-    There is no call that waits for exactly this: the amount that can be read from the master, ``before`` and
-    now, is watched until it has been the same for a while of the host's time.
+    While the slave has input that nobody has read, no call waits for this: the amount that can be read from
+    the master, ``before`` and now, is watched until it has been the same for a while of the host's time.
     """
     limit = time.monotonic() + _SETTLE_LIMIT
     last, since = before, time.monotonic()
@@ -216,5 +259,4 @@ def settle(master: int, before: int) -> None:
             last, since = amount, now
         elif now - since > _SETTLE_QUIET or events & POLLHUP:
             return
-        time.sleep(0.0002)
-
+        time.sleep(_SETTLE_QUIET / 5)

@@ -20,6 +20,7 @@ class IoState:
 
     ``timers`` maps the ``eventfd-id`` of the eventfd behind an emulated timer descriptor to its state:
     descriptors that the guest has duplicated, inherited or received are recognised by it.
+    ``terminals``: a process and its descriptor of a side ("master", "slave") of each pseudo-terminal.
     ``listeners``: who listens on which Unix name.
     ``lock_waits`` maps a process that waits for a POSIX record lock to the processes that hold it.
     """
@@ -35,6 +36,7 @@ class IoState:
     lock_waits: dict[int, frozenset[int]] = field(default_factory=dict)
     listeners: dict[bytes, int] = field(default_factory=dict)
     stdin_is_watched: bool = False
+    terminals: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
 
     def port(self) -> int:
         """The next port number of the run; the range is used round and round."""
