@@ -55,6 +55,7 @@ class Scheduler:
         self.waiting: dict[Hashable, deque[Task]] = {}
         self.parked: dict[Task, None] = {}
         self.watched = 0  # parked tasks with descriptors
+        self.release_spinners: Callable[[], None] | None = None
         self.stirred = True  # some thread has run since RECHECK was last woken
         self.switches = 0
         self._seq = 0
@@ -139,6 +140,8 @@ class Scheduler:
         if self.stirred and RECHECK in self.waiting:
             self.stirred = False
             self.wake(RECHECK)
+        if self.release_spinners is not None:
+            self.release_spinners()
 
     def next(self) -> Task | None:
         """The thread to continue now; None if all are parked without a deadline."""

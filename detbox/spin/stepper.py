@@ -71,6 +71,11 @@ class PtraceStepper:
         self.status = _STEPPED
         self._registers: bytes | None = None
 
+    @property
+    def stepped(self) -> bool:
+        """Whether the last stop was the end of a step, and nothing is left to be handled."""
+        return self.status == _STEPPED
+
     def registers(self) -> bytes:
         """``user_regs_struct`` without the debugger's own flags."""
         if self._registers is None:
@@ -81,7 +86,7 @@ class PtraceStepper:
         """Execute one instruction; False if anything but its end stopped the thread."""
         self.status, registers = _native.single_step(self.tid)
         self._registers = _without_debug_flags(registers) if registers else None
-        return self.status == _STEPPED
+        return self.stepped
 
     def read(self, address: int, length: int) -> bytes:
         """Guest memory; OSError(EFAULT)."""
@@ -107,7 +112,6 @@ class PtraceStepper:
 
     def patch(self, address: int, byte: int) -> None:
         """Overwrite one byte of code; the kernel breaks the sharing of its page."""
-        word = bytearray(self.read(address, 1))
         # A word that ends with the byte's page may be all that is mapped.
         start = min(address, (address | 0xFFF) - 7)
         word = bytearray(self.read(start, 8))

@@ -84,13 +84,13 @@ class LoopTable:
 
     def inherit(self, parent: Hashable, child: Hashable) -> None:
         """A fork has copied the memory, with whatever is armed in it."""
-        self._loops[child] = {
-            address: replace(loop) for address, loop in self._loops.get(parent, {}).items()
-        }
+        if parent in self._loops:
+            self._loops[child] = {at: replace(loop) for at, loop in self._loops[parent].items()}
 
-    def forget(self, mm: Hashable) -> None:
-        """The address space has gone (exec, exit of the last user)."""
-        self._loops.pop(mm, None)
+    def keep(self, living: set[Hashable]) -> None:
+        """Forget all address spaces but these (exec and exit end them)."""
+        for mm in [mm for mm in self._loops if mm not in living]:
+            del self._loops[mm]
 
 
 def visit(table: LoopTable, mm: Hashable, stepper: Stepper) -> Verdict | None:

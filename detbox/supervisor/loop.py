@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
-
 from collections.abc import Callable, Iterable
-
 
 from ptrace.binding import ptrace_geteventmsg, ptrace_getregs, ptrace_setregs
 
@@ -23,6 +21,7 @@ from detbox.kernel.numbers import NAMES
 from detbox.supervisor import lifecycle, signals
 from detbox.supervisor.image import Image
 from detbox.supervisor.machine import Machine
+from detbox.supervisor.spinning import Spinning
 from detbox.supervisor.task import Process, State, Task
 
 PTRACE_CONT, PTRACE_INTERRUPT, PTRACE_LISTEN = 7, 0x4207, 0x4208
@@ -58,9 +57,10 @@ class Supervisor:
         self.fork_hooks: list[Callable[[Machine, Process, Process], None]] = []
         self.exec_hooks: list[Callable[[Machine, Task], None]] = []
         self.exit_hooks: list[Callable[[Machine, Process], None]] = []
-        self.on_tick: Callable[[Task], None] | None = None
         self.observers: list[Callable[[Task, Decision], None]] = []
         machine.bind(self)
+        self.spinning = Spinning(self)
+        machine.scheduler.release_spinners = self.spinning.release
         machine.scheduler.resume = self.resume  # type: ignore[method-assign]
 
     # -- the loop -------------------------------------------------------------
@@ -265,6 +265,8 @@ class Supervisor:
 
     def on_signal(self, task: Task, signo: int) -> None:
         """Signal-delivery stop: trapped instructions are emulated, all else is delivered."""
+        if signo == signal.SIGTRAP and self.spinning.on_trap(task):
+            return
         info = _native.get_siginfo(task.tid)
         if signo in (signal.SIGSEGV, signal.SIGILL, signal.SIGTRAP) and self.image.trapped(task, signo, info):
             self.cont(task, 0)
@@ -334,8 +336,8 @@ class Supervisor:
     def tick(self) -> None:
         """The running thread has made no call for a while."""
         for task in self.m.tasks.values():
-            if task.state is State.RUNNING and self.on_tick is not None:
-                self.on_tick(task)
+            if task.state is State.RUNNING:
+                self.spinning.on_tick(task)
                 return
 
     def deadlock(self) -> None:

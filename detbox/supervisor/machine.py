@@ -106,6 +106,10 @@ class Machine:
         """A guest thread has sent a signal to these processes."""
         self._sup.after_signal(sender, signo, processes)
 
+    def let_spinner_go(self, task: Task) -> None:
+        """Queue a thread that was held because it spins: it is to take a signal."""
+        self._sup.spinning.let_go(task)
+
     def pending_signals(self, task: Task) -> int:
         """The set of signals that are pending for a held thread or its process."""
         sets = signals.pending(self, task)

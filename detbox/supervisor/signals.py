@@ -100,6 +100,9 @@ def notice(m: Machine, process: Process) -> None:
 
 def interrupt(m: Machine, task: Task) -> None:
     """End a parked call because a signal is to be delivered to its thread."""
+    if task.park is not None and "spin" in task.park.extra:
+        m.let_spinner_go(task)
+        return
     park = m.scheduler.withdraw(task)
     if park is None:
         return

@@ -1,0 +1,153 @@
+"""Threads that wait by spinning: noticed by the tick, proved, parked, and released when memory changes.
+
+A proved spinner is held in its ptrace stop, as a parked task without a call.
+Whenever the scheduler chooses, the memory that each spinner watches is compared
+with what it was; who sees a change is queued.  See docs/spin.md.
+"""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from detbox.decision import Decision, Park, Wake
+from detbox.kernel import _native
+from detbox.spin import LoopTable, Pace, PtraceStepper, Spin, Verdict, attempt, prove, visit
+from detbox.spin.stepper import OFFSET, register
+from detbox.supervisor.task import State
+
+if TYPE_CHECKING:
+    from detbox.supervisor.loop import Supervisor
+    from detbox.supervisor.machine import Machine
+    from detbox.supervisor.task import Process, Task
+
+_PTRACE_INTERRUPT = 0x4207
+_EVENT_STOP = 128
+#: Seconds between two ticks (the loop's TICK_MS).
+_TICK = 0.01
+# Nobody else could end a spin: it is only looked for to report the deadlock.
+_ALONE_DELAY = 1.0
+
+
+@dataclass(slots=True)
+class _Watch:
+    """The running thread, as the ticks see it; ``activity`` changes when it makes a call or stops."""
+
+    task: Task
+    activity: int
+    waited: float = 0.0
+    pace: Pace = field(default_factory=Pace)
+
+
+class Spinning:
+    """Everything about spinning threads in one run."""
+
+    def __init__(self, sup: Supervisor) -> None:
+        self.sup = sup
+        self.loops = LoopTable()
+        self.parked: dict[Task, Spin] = {}
+        self.proofs = 0
+        self.visits = 0
+        self._watch: _Watch | None = None
+        sup.fork_hooks.append(self._on_fork)
+        sup.exit_hooks.append(self._on_exit)
+
+    # -- finding ----------------------------------------------------------------
+
+    def on_tick(self, task: Task) -> None:
+        """The running thread has made no call for one tick."""
+        sup = self.sup
+        activity = sup.notifications + sup.stops
+        watch = self._watch
+        if watch is None or watch.task is not task or watch.activity != activity:
+            watch = self._watch = _Watch(task, activity)
+        watch.waited += _TICK
+        scheduler = sup.m.scheduler
+        others = scheduler.ready or self.parked or sup.m.timers.next_deadline() is not None
+        if watch.waited < (watch.pace.delay if others else max(watch.pace.delay, _ALONE_DELAY)):
+            return
+        if task.look is None and self._interrupt(task):
+            self._prove(task, watch)
+
+    def _interrupt(self, task: Task) -> bool:
+        """Stop the thread in the middle of its own code; False if something else came first."""
+        sup = self.sup
+        if _native.ptrace_request(_PTRACE_INTERRUPT, task.tid, 0, 0) < 0:
+            return False
+        _, status = _native.wait_tid(task.tid, 0)
+        if status >> 16 != _EVENT_STOP or (status >> 8) & 0xFF != signal.SIGTRAP:
+            sup.on_stop(task.tid, status)
+            return False
+        sup.hold(task)
+        # Inside of a system call the registers are the kernel's business.
+        if register(_native.get_regs(task.tid), OFFSET["orig_rax"]) >> 63 == 0:
+            sup.cont(task, 0)
+            return False
+        return True
+
+    def _prove(self, task: Task, watch: _Watch) -> None:
+        self.proofs += 1
+        watch.waited = 0.0
+        limit = watch.pace.limit
+        stepper = PtraceStepper(task.tid)
+        verdict = attempt(self.loops, task.process.mm, stepper, lambda walked: prove(walked, limit))
+        if not isinstance(verdict, Spin):
+            watch.pace.failed()
+        self._settle(task, stepper, verdict)
+
+    def on_trap(self, task: Task) -> bool:
+        """A SIGTRAP stop; True if it was one of our breakpoints, and has been dealt with."""
+        if not self.loops.armed(task.process.mm):
+            return False
+        stepper = PtraceStepper(task.tid)
+        verdict = visit(self.loops, task.process.mm, stepper)
+        if verdict is None:
+            return False
+        self.visits += 1
+        self._settle(task, stepper, verdict)
+        return True
+
+    # -- parking ----------------------------------------------------------------
+
+    def _settle(self, task: Task, stepper: PtraceStepper, verdict: Verdict) -> None:
+        """Park a spinner; let any other thread go on."""
+        sup = self.sup
+        if not stepper.stepped:
+            # A signal or the thread's end interrupted the walk: that is still to be handled.
+            sup.on_stop(task.tid, stepper.status)
+        elif isinstance(verdict, Spin):
+            self.parked[task] = verdict
+            why = f"spins at {verdict.address:#x} on memory that nobody changes"
+            sup.m.scheduler.park(task, Park(_no_call, why=why, extra={"spin": True}))
+        else:
+            sup.cont(task, 0)
+
+    def release(self) -> None:
+        """Queue every spinner whose memory has changed: called when the scheduler chooses."""
+        if not self.parked:
+            return
+        for task, spin in list(self.parked.items()):
+            if task.state is not State.PARKED:
+                del self.parked[task]
+            elif not spin.unchanged(task.read):
+                self.let_go(task)
+
+    def let_go(self, task: Task) -> None:
+        """Queue a spinner, to look at its memory again or to take a signal."""
+        self.parked.pop(task, None)
+        if self.sup.m.scheduler.withdraw(task) is not None:
+            self.sup.m.scheduler.make_ready(task, lambda: self.sup.cont(task, 0))
+
+    # -- address spaces -----------------------------------------------------------
+
+    def _on_fork(self, m: Machine, parent: Process, child: Process) -> None:
+        if parent.mm is not child.mm:
+            self.loops.inherit(parent.mm, child.mm)
+
+    def _on_exit(self, m: Machine, process: Process) -> None:
+        self.loops.keep({other.mm for other in m.processes.values() if other is not process})
+
+
+def _no_call(wake: Wake) -> Decision:
+    raise AssertionError("a spinner has no call to resume")
