@@ -68,7 +68,8 @@ def guarded(body: Callable[[], int]) -> int:
     except SystemExit as leaving:  # argparse, after --help and --version
         return int(leaving.code or 0)
     except InternalError as error:
-        _say_traceback()
+        if "Traceback" not in error.message:  # one that comes from the supervisor brings its own
+            _say_traceback()
         say_error(error)
         return error.status
     except DetboxError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -160,6 +161,7 @@ def _run_for_program(arguments: argparse.Namespace) -> int:
     """The same run for ``detbox.api``: what a person would read goes to the result descriptor as JSON."""
     import json
 
+    _end_with_caller()
     os.set_inheritable(arguments.result_fd, False)
     answer: dict[str, Any] = {"version": 1}
     try:
@@ -183,3 +185,11 @@ def _run_for_program(arguments: argparse.Namespace) -> int:
     with open(arguments.result_fd, "w", encoding="utf-8") as file:
         file.write(json.dumps(answer) + "\n")
     return status
+
+
+def _end_with_caller() -> None:
+    """A caller that is killed leaves no run behind: SIGTERM comes when the thread that waits for us ends."""
+    from detbox.kernel import _native
+
+    pr_set_pdeathsig = 1
+    _native.prctl(pr_set_pdeathsig, signal.SIGTERM)

@@ -15,7 +15,7 @@ def test_result(tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("x")
     (tmp_path / "gone").write_text("x")
     script = "cat; echo made > new; rm gone; echo problem >&2; exit 7"
-    result = detbox.run(["sh", "-c", script], workdir=tmp_path, stdin=b"input\n")
+    result = detbox.run(["sh", "-c", script], workdir=tmp_path, stdin=b"input\n", timeout=30)
     assert (result.status, result.stdout, result.stderr) == (7, b"input\n", b"problem\n")
     assert result.changed_files == (f"{tmp_path}/gone", f"{tmp_path}/new")
     assert result.doubts == ()
@@ -27,14 +27,18 @@ def test_environment_and_inputs(tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
     result = detbox.run(
-        ["sh", "-c", "echo $A; cat /input; pwd"], workdir=work, env={"A": "1 2"}, ro=[f"{data}:/input"]
+        ["sh", "-c", "echo $A; cat /input; pwd"],
+        workdir=work,
+        env={"A": "1 2"},
+        ro=[f"{data}:/input"],
+        timeout=30,
     )
     assert result.stdout == b"1 2\ncontent\n/work\n"
     assert result.changed_files == ()
 
 
 def test_status_of_a_signal(tmp_path: Path) -> None:
-    assert detbox.run(["sh", "-c", "kill -TERM $$"], workdir=tmp_path).status == 128 + 15
+    assert detbox.run(["sh", "-c", "kill -TERM $$"], workdir=tmp_path, timeout=30).status == 128 + 15
 
 
 @pytest.mark.parametrize(
@@ -49,7 +53,7 @@ def test_typed_errors(
     tmp_path: Path, command: list[str], options: dict[str, float], error: type[errors.DetboxError]
 ) -> None:
     with pytest.raises(error):
-        detbox.run(command, workdir=tmp_path, timeout=options.get("timeout"))
+        detbox.run(command, workdir=tmp_path, timeout=options.get("timeout", 30))
 
 
 def test_threads_get_equal_results(tmp_path: Path) -> None:
@@ -59,10 +63,12 @@ def test_threads_get_equal_results(tmp_path: Path) -> None:
         work = tmp_path / str(number)
         work.mkdir()
         results.append(
-            detbox.run(["sh", "-c", "date +%s.%N; echo $$; od -An -N8 -tx8 /dev/urandom"], workdir=work)
+            detbox.run(
+                ["sh", "-c", "date +%s.%N; echo $$; od -An -N8 -tx8 /dev/urandom"], workdir=work, timeout=30
+            )
         )
 
-    threads = [threading.Thread(target=body, args=(number,)) for number in range(4)]
+    threads = [threading.Thread(target=body, args=(number,), daemon=True) for number in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
