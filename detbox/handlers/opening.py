@@ -8,7 +8,7 @@ import os
 from stat import S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFMT, S_IFREG, S_ISGID
 from typing import TYPE_CHECKING
 
-from detbox.decision import CONTINUE, InstallFd
+from detbox.decision import ContinueThen, InstallFd
 from detbox.handlers import fifo, paths, procfs
 from detbox.machine.files import Kind, OpenFile, device_kind, is_tty
 from detbox.machine.inodes import VInode
@@ -68,10 +68,8 @@ def openat2(m: Machine, t: Task, a: Args) -> Decision:
 
 def open_at(m: Machine, t: Task, dirfd: int, path: bytes, flags: int, mode: int) -> Decision:
     """Open ``path`` for the guest with the guest's flags and mode; OSError."""
-    if flags & os.O_CREAT and not flags & os.O_PATH:
-        return _open_or_create(m, t, dirfd, path, flags & 0x7FFFFFFF, mode)
-    if flags & _O_TMPFILE and not flags & os.O_PATH:
-        return _nameless(m, t, dirfd, path, flags & 0x7FFFFFFF, mode)
+    if flags & (os.O_CREAT | _O_TMPFILE | os.O_PATH):
+        return _not_plain(m, t, dirfd, path, flags & 0x7FFFFFFF, mode)
     fs = t.process.fs
     if fs.special or t.process.creds.fsuid or flags & (os.O_ACCMODE | os.O_TRUNC):
         return _checked(m, t, dirfd, path, flags & 0x7FFFFFFF)
@@ -87,7 +85,7 @@ def open_at(m: Machine, t: Task, dirfd: int, path: bytes, flags: int, mode: int)
             return -errno.ENOENT
         return _checked(m, t, dirfd, path, flags & 0x7FFFFFFF)
     st = os.fstat(fd)
-    if st.st_mode & 0o170000 != S_IFREG or st.st_dev in m.inodes.odd_devs or flags & os.O_PATH:
+    if st.st_mode & 0o170000 != S_IFREG or st.st_dev in m.inodes.odd_devs:
         return _opened(m, t, dirfd, path, flags, fd, st)
     if not flags & os.O_NONBLOCK:
         fcntl.fcntl(fd, fcntl.F_SETFL, flags & os.O_APPEND)
@@ -98,6 +96,20 @@ def open_at(m: Machine, t: Task, dirfd: int, path: bytes, flags: int, mode: int)
         None,
         OpenFile(Kind.REG, st, m.inodes.of(st) if vnode is None else vnode),
     )
+
+
+def _not_plain(m: Machine, t: Task, dirfd: int, path: bytes, flags: int, mode: int) -> Decision:
+    """O_PATH, O_CREAT and O_TMPFILE."""
+    if not flags & os.O_PATH:
+        if flags & os.O_CREAT:
+            return _open_or_create(m, t, dirfd, path, flags, mode)
+        return _nameless(m, t, dirfd, path, flags, mode)
+    if t.process.creds.fsuid:
+        paths.resolve(
+            m, t, dirfd, path, lambda at, name: paths.check_search(m, t, at, name),
+            follow=not flags & os.O_NOFOLLOW,
+        )  # fmt: skip
+    return _by_guest(t)
 
 
 def _checked(m: Machine, t: Task, dirfd: int, path: bytes, flags: int) -> Decision:
@@ -124,7 +136,7 @@ def _open_existing(
         before = os.stat(name, dir_fd=at, follow_symlinks=not flags & os.O_NOFOLLOW)
         if t.process.creds.fsuid:
             _check(m, t, at, name, before, flags)
-        if S_IFMT(before.st_mode) == S_IFBLK and not flags & os.O_PATH:
+        if S_IFMT(before.st_mode) == S_IFBLK:
             raise OSError(errno.EACCES, "block device")
     try:
         fd = os.open(name, flags & _KEPT | _OURS, dir_fd=at)
@@ -140,7 +152,7 @@ def _open_existing(
 
 def _check(m: Machine, t: Task, at: int | None, name: bytes, st: os.stat_result, flags: int) -> None:
     paths.check_search(m, t, at, name)
-    if flags & os.O_PATH or S_IFMT(st.st_mode) not in (S_IFREG, S_IFDIR, S_IFIFO, S_IFCHR):
+    if S_IFMT(st.st_mode) not in (S_IFREG, S_IFDIR, S_IFIFO, S_IFCHR):
         return
     mask = {os.O_RDONLY: paths.READ, os.O_WRONLY: paths.WRITE}.get(flags & os.O_ACCMODE, 6)
     if flags & os.O_TRUNC:
@@ -164,9 +176,17 @@ def _no_peer(m: Machine, t: Task, at: int | None, name: bytes, flags: int) -> De
 
 
 def _by_guest(t: Task) -> Decision:
-    """Terminals: opening one can make it the opener's controlling terminal."""
-    t.process.files.forget_all()
-    return CONTINUE
+    """The guest opens it itself.
+
+    Terminals: opening one can make it the opener's controlling terminal.  O_PATH: seccomp hands over no such
+    descriptor (seccomp_notify_addfd uses fget, which refuses them).
+    """
+
+    def look(task: Task, result: int) -> None:
+        if result >= 0:
+            task.process.files.forget(result)
+
+    return ContinueThen(look)
 
 
 def _opened(
@@ -204,8 +224,6 @@ def _classify(m: Machine, t: Task, flags: int, fd: int, st: os.stat_result, walk
     fmt = S_IFMT(st.st_mode)
     if st.st_dev in inodes.odd_devs:
         return procfs.opened(m, t, flags, fd, st, walked)
-    if flags & os.O_PATH:
-        return InstallFd(fd, cloexec, None, None)
     vnode = inodes.of(st)
     if fmt == S_IFCHR:
         if is_tty(st.st_rdev):

@@ -10,7 +10,7 @@ import os
 from stat import S_ISREG
 from typing import TYPE_CHECKING
 
-from detbox.decision import InstallFd
+from detbox.decision import CONTINUE, InstallFd
 from detbox.handlers import paths
 from detbox.machine.files import Kind, OpenFile
 
@@ -29,7 +29,10 @@ def opened(m: Machine, t: Task, flags: int, fd: int, st: os.stat_result, walked:
     if st.st_dev == m.inodes.cover_dev and not walked:
         raise Covered
     cloexec = bool(flags & os.O_CLOEXEC)
-    if flags & os.O_PATH or not S_ISREG(st.st_mode):
+    if flags & os.O_PATH:
+        t.process.files.forget_all()
+        return CONTINUE
+    if not S_ISREG(st.st_mode):
         return InstallFd(fd, cloexec, None, None)
     path = paths.path_of(m, fd)
     new = m.synth_open(t, path, fd, flags)

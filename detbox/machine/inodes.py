@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Iterable
-from stat import S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK
+from stat import S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK
 
 _TIMES = struct.Struct("<6q")
 _NS = 1_000_000_000
@@ -150,7 +150,9 @@ class InodeTable:
 
     def enter(self, key: tuple[int, int], fmt: int) -> VInode:
         """Enter a real inode that has not been seen yet."""
-        entry = VInode(key, self.devices.get(key[0], ROOT_DEV), self._next, fmt, self.epoch_ns)
+        # Device nodes are bound from the host's /dev one by one; here they belong to one file system.
+        dev = self.devices.get(key[0], DEV_DEV if fmt == S_IFCHR else ROOT_DEV)
+        entry = VInode(key, dev, self._next, fmt, self.epoch_ns)
         self._next += 1
         self.table[key] = entry
         if key[0] == self.pipe_dev or key[0] == self.sock_dev or key[0] == self.memfd_dev:
@@ -234,11 +236,12 @@ class InodeTable:
     def finish(self, tops: Iterable[bytes], *, unchanged: bool = False) -> None:
         """Give the changed inodes at and below the kept directories ``tops`` their virtual times for real.
 
-        ``unchanged``: the others too, which then have the epoch's time.  Setting times moves no other
-        time, so any order serves.
+        ``unchanged``: the others too, which then have the epoch's time, as ``tops`` themselves always
+        have: a fresh directory's own time would be the host's.  Setting times moves no other time, so any
+        order serves.
         """
         for top in tops:
-            self._write_back(top, None, unchanged)
+            self._write_back(top, None, True)
             for _, dirs, files, at in os.fwalk(top, topdown=False, follow_symlinks=False):
                 for name in (*dirs, *files):
                     self._write_back(name, at, unchanged)
