@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Args, Task
 
+#: Bound here because looking a member up in its enumeration costs more than the rest of a short handler.
+_REG, _PIPE = Kind.REG, Kind.PIPE
 #: Reads of these return at once, whatever they return.
 _AT_ONCE = frozenset({Kind.REG, Kind.DIR, Kind.MEMFD, Kind.PROC})
 _STREAMS = {Kind.STDOUT: 1, Kind.STDERR: 2}
@@ -47,8 +49,9 @@ _ALL_ONES = (1 << 64) - 1
 
 def read(m: Machine, t: Task, a: Args) -> Decision:
     """``read(fd, buf, count)``."""
-    f = t.process.files.get(fd_of(a[0]))
-    if f.kind in _AT_ONCE:
+    f = t.process.files.get(a[0])
+    kind = f.kind
+    if kind is _REG or (kind is not _PIPE and kind in _AT_ONCE):
         return CONTINUE
     return _read(m, t, fd_of(a[0]), f, [(a[1], a[2])])
 
@@ -87,6 +90,10 @@ def preadv2(m: Machine, t: Task, a: Args) -> Decision:
 
 def _read(m: Machine, t: Task, fd: int, f: OpenFile, segments: Segments) -> Decision:
     kind = f.kind
+    if kind is _PIPE:
+        if total(segments) == 0:
+            return CONTINUE
+        return continue_when(m, t, fd, POLLIN, lambda wake: _read(m, t, fd, f, segments), "read from")
     if kind is Kind.RANDOM:
         data = t.rng.bytes(total(segments))
         scatter(t, segments, 0, data)
@@ -104,8 +111,6 @@ def _read(m: Machine, t: Task, fd: int, f: OpenFile, segments: Segments) -> Deci
         return signalfd.read_signals(m, t, fd, segments)
     if kind in (Kind.TIMERFD, Kind.EVENTFD) and (timer := timerfd.timer_of(m, t, fd, f)) is not None:
         return timerfd.read_expirations(m, t, fd, timer, segments)
-    if segments and total(segments) == 0 and kind is Kind.PIPE:
-        return CONTINUE
     return continue_when(m, t, fd, POLLIN, lambda wake: _read(m, t, fd, f, segments), "read from")
 
 
@@ -124,8 +129,8 @@ def fill_stdin(m: Machine, t: Task, fd: int) -> None:
 
 def write(m: Machine, t: Task, a: Args) -> Decision:
     """``write(fd, buf, count)``."""
-    f = t.process.files.get(fd_of(a[0]))
-    if f.kind is Kind.REG:
+    f = t.process.files.get(a[0])
+    if f.kind is _REG:
         if a[2]:
             m.inodes.touch(f.vnode)
         return CONTINUE
@@ -166,10 +171,10 @@ def pwritev2(m: Machine, t: Task, a: Args) -> Decision:
 
 def _write(m: Machine, t: Task, fd: int, f: OpenFile, segments: Segments) -> Decision:
     kind = f.kind
+    if kind is _PIPE:
+        return _write_pipe(m, t, fd, f, segments)
     if which := stream_of(f):
         return write_stream(m, t, which, segments)
-    if kind is Kind.PIPE:
-        return _write_pipe(m, t, fd, f, segments)
     if kind is Kind.SOCKET:
         return sockets.write_plain(m, t, fd, segments)
     if kind is Kind.TTY:

@@ -18,6 +18,7 @@ from fcntl import ioctl
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, ERESTARTSYS, Decision, Park, Wake
+from detbox.handlers.locks import RECHECK
 from detbox.handlers.waiting import (
     POLLHUP,
     POLLIN,
@@ -169,6 +170,12 @@ def _read_raw(
 
     def step(wake: Wake | None) -> Decision:
         own = t.process.files.borrow(t, fd)
+        if blocks and minimum > 1 and not tenths and done == 0 and not _has(own, min(minimum, wanted)):
+            # Nothing is taken before all is there: the terminal is not readable with less than VMIN, so that
+            # nobody would say when the rest comes.  A buffer smaller than VMIN needs the second look.
+            return Park(
+                step, events=(RECHECK,), fds=((own, POLLIN),), why=f"read from terminal descriptor {fd}"
+            )
         before = done
         more = collect(own)
         timed_out = wake is not None and wake.kind == "deadline"
@@ -187,6 +194,10 @@ def _read_raw(
         )  # fmt: skip
 
     return step(None)
+
+
+def _has(own: int, amount: int) -> bool:
+    return bool(ready(own, POLLIN) & POLLHUP) or _queued(own) >= amount
 
 
 # ---------------------------------------------------------------- writing

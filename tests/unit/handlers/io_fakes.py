@@ -86,8 +86,9 @@ class Machine:
         self.timers = self.clock.timers
         self.data: dict[str, Any] = {}
         self.processes: dict[int, Any] = {}
+        self.pending = 0
         self.touched: list[object] = []
-        self.inodes = types.SimpleNamespace(touch=self.touched.append)
+        self.inodes = types.SimpleNamespace(touch=self.touched.append, of=lambda st: None)
         self.output: list[tuple[int, bytes]] = []
         self.fills = 0
         self.fill: Callable[[], None] = lambda: None
@@ -109,6 +110,12 @@ class Machine:
 
     def signal(self, target: object, signo: int, *, code: int) -> None:
         self.signals.append(signo)
+
+    def need_loopback(self) -> None:
+        """There is a loopback device already."""
+
+    def pending_signals(self, t: object) -> int:
+        return self.pending
 
     def doubt(self, t: object, text: str) -> None:
         self.doubts.append(text)
