@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from detbox.decision import CONTINUE, ContinueThen, Decision, Park, Wake
 from detbox.handlers import futex_exit
 from detbox.handlers.futex_core import Args, signed
+from detbox.machine import usage
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
@@ -26,9 +27,6 @@ WNOWAIT, WNOTHREAD, WALL, WCLONE = 0x1000000, 0x20000000, 0x40000000, 0x80000000
 P_ALL, P_PID, P_PGID, P_PIDFD = range(4)
 SIGCHLD = 17
 _CLONE_ARGS = struct.Struct("<5Q")  # flags, pidfd, child_tid, parent_tid, exit_signal
-_RUSAGE = struct.Struct("<16q")
-#: ru_maxrss of every process, in KiB: the real one depends on the host's memory state.
-MAXRSS_KIB = 4096
 
 
 def clone(m: Machine, t: Task, a: Args) -> Decision:
@@ -192,17 +190,10 @@ def _let_through(m: Machine, t: Task, options: int, rusage: int, changed: list[P
                 child.data["stop_reported"] = True
             child.data.pop("continued", None)
         if rusage and child is not None:
-            task.write(rusage, _rusage(child))
+            task.write(rusage, usage.rusage(child.cpu.ns + child.cpu.children_ns))
         return None
 
     return ContinueThen(look)
-
-
-def _rusage(child: Process) -> bytes:
-    user, system = child.cpu.user_ns(), child.cpu.system_ns()
-    return _RUSAGE.pack(
-        user // 10**9, user % 10**9 // 1000, system // 10**9, system % 10**9 // 1000, MAXRSS_KIB, *([0] * 11)
-    )
 
 
 # -- the rest -------------------------------------------------------------------

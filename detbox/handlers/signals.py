@@ -99,6 +99,11 @@ def _send(m: Machine, t: Task, signo: int, targets) -> Decision:  # type: ignore
     return ContinueThen(look)
 
 
+def rt_sigpending(m: Machine, t: Task, a: Args) -> Decision:
+    """What is blocked and pending: the kernel holds the queues."""
+    return CONTINUE
+
+
 # -- waiting for signals ----------------------------------------------------------
 
 

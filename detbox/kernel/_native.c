@@ -1,8 +1,8 @@
 /* Thin wrappers for kernel interfaces that Python's standard library lacks.
  *
  * Rules for code here: one kernel interface per function; no policy; no state
- * that outlives a call, except the no-op SIGCHLD handler; a failure raises
- * OSError, unless the comment of the function says that it returns -errno.
+ * that outlives a call, except the SIGCHLD handler and `more_stops`; a failure
+ * raises OSError, unless the comment of the function says that it returns -errno.
  */
 #define _GNU_SOURCE
 #define PY_SSIZE_T_CLEAN
@@ -120,6 +120,18 @@ static PyObject *read_cstr(PyObject *self, PyObject *const *a, Py_ssize_t n)
 
 static void on_sigchld(int s) { (void)s; }
 
+/* SIGCHLD does not queue: one of them may stand for several stops, so after a
+ * stop has been taken, wait_event() looks for another before it sleeps. */
+static int more_stops;
+
+static PyObject *take_stop(void)
+{
+	int status;
+	pid_t tid = waitpid(-1, &status, WNOHANG | __WALL);
+	more_stops = tid > 0;
+	return tid > 0 ? Py_BuildValue("ii", tid, status) : NULL;
+}
+
 /* Prepares this process for wait_event(): SIGCHLD stays blocked except while
  * wait_event() sleeps, so that no stop of a tracee can be missed. */
 static PyObject *prepare_events(PyObject *self, PyObject *args)
@@ -172,6 +184,8 @@ static PyObject *wait_event(PyObject *self, PyObject *const *a, Py_ssize_t n)
 	sigdelset(&open_mask, SIGCHLD);
 	struct timespec ts = {ms / 1000, ms % 1000 * 1000000};
 	for (;;) {
+		PyObject *stop;
+		if (more_stops && ((stop = take_stop()) || PyErr_Occurred())) return stop;
 		struct pollfd p[2] = {{listener, POLLIN, 0}, {control, POLLIN, 0}};
 		int r;
 		Py_BEGIN_ALLOW_THREADS
@@ -179,19 +193,14 @@ static PyObject *wait_event(PyObject *self, PyObject *const *a, Py_ssize_t n)
 		Py_END_ALLOW_THREADS
 		int err = errno;
 		if (r < 0 && err == EINTR) {
-			int status;
-			pid_t tid = waitpid(-1, &status, WNOHANG | __WALL);
-			if (tid > 0) return Py_BuildValue("ii", tid, status);
-			if (PyErr_CheckSignals()) return NULL;
+			if ((stop = take_stop()) || PyErr_Occurred() || PyErr_CheckSignals()) return stop;
 			continue;
 		}
 		if (r < 0) return fail_with(err);
 		if (r == 0) Py_RETURN_NONE;
 		if (p[0].revents & POLLIN) return receive(listener);
 		/* A stop is looked for before the hang-up is believed. */
-		int status;
-		pid_t tid = waitpid(-1, &status, WNOHANG | __WALL);
-		if (tid > 0) return Py_BuildValue("ii", tid, status);
+		if ((stop = take_stop()) || PyErr_Occurred()) return stop;
 		if (control >= 0 && p[1].revents) Py_RETURN_TRUE;
 		Py_RETURN_FALSE;
 	}

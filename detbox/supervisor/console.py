@@ -39,7 +39,7 @@ class Console:
         self.kinds = {
             _identity(self._stdin_read): Kind.STDIN,
             _identity(self._out[0][1]): Kind.STDOUT,
-            _identity(self._out[1][1]): Kind.STDOUT,
+            _identity(self._out[1][1]): Kind.STDERR,
         }
         self._line_wise = host[0] >= 0 and os.isatty(host[0])
         self.consumed = 0  # bytes of real input handed to the guest

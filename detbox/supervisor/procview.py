@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from detbox.machine import constants, inodes
-from detbox.machine.clock import BOOT_NS
+from detbox.machine.clock import BOOT_NS, CpuTime, user_and_system
 from detbox.machine.constants import USER_HZ
 from detbox.supervisor import signals
 from detbox.supervisor.task import Process, State, Task
@@ -31,6 +31,11 @@ _MOUNTS = (
 def ticks(ns: int) -> int:
     """Nanoseconds as clock ticks."""
     return ns // _TICK_NS
+
+
+def _cpu_ticks(cpu: CpuTime) -> tuple[int, int]:
+    user, system = user_and_system(cpu.ns)
+    return ticks(user), ticks(system)
 
 
 def machine_view(m: Machine, caller: Task | None = None) -> MachineView:
@@ -82,7 +87,7 @@ def _process_view(m: Machine, process: Process, caller: Task | None) -> ProcessV
     threads = [
         ThreadView(
             tid, task.data.get("comm", process.comm), _state_letter(task, caller), task.lineage,
-            ticks(task.cpu.user_ns()), ticks(task.cpu.system_ns()), ticks(process.start_ns - BOOT_NS),
+            *_cpu_ticks(task.cpu), ticks(process.start_ns - BOOT_NS),
             task.data.get("nice", 0),
         )
         for tid, task in sorted(process.tasks.items())
@@ -97,7 +102,7 @@ def _process_view(m: Machine, process: Process, caller: Task | None) -> ProcessV
         groups=creds.groups, cap_inheritable=creds.inheritable, cap_permitted=creds.permitted,
         cap_effective=creds.effective, cap_bounding=creds.bounding, cap_ambient=creds.ambient,
         no_new_privs=int(creds.no_new_privs), start_ticks=ticks(process.start_ns),
-        utime=ticks(process.cpu.user_ns()), stime=ticks(process.cpu.system_ns()),
+        utime=_cpu_ticks(process.cpu)[0], stime=_cpu_ticks(process.cpu)[1],
         umask=process.fs.umask, threads=threads,
         sig_pending=sets.private, sig_shared_pending=sets.shared, sig_blocked=sets.blocked,
         sig_ignored=sets.ignored, sig_caught=sets.caught,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from detbox.decision import Decision, Park
 from detbox.errors import UserError
+from detbox.kernel.numbers import NAMES
 from detbox.machine.creds import Creds
 from detbox.machine.files import FileTable, FsContext
 from detbox.machine.rng import RandomStream
@@ -52,3 +54,15 @@ def user_ids(user: str) -> tuple[int, int]:
 
 def install_hooks(sup: Supervisor) -> None:
     """Let handler modules hear of forks, execs and exits."""
+    if sup.m.spec.verbose >= 2:
+        sup.observers.append(_print_call)
+
+
+def _print_call(task: Task, decision: Decision) -> None:
+    """One line per decision on standard error (``-vv``)."""
+    shown = type(decision).__name__ if not isinstance(decision, int) else str(decision)
+    if isinstance(decision, Park):
+        shown = f"park: {decision.why} until {decision.deadline}"
+    arguments = ", ".join(f"{value:#x}" if value > 9 else str(value) for value in task.args)
+    line = f"detbox: {task.process.pid}/{task.tid} {NAMES.get(task.nr, task.nr)}({arguments}) = {shown}\n"
+    os.write(2, line.encode())
