@@ -15,7 +15,9 @@ import struct
 import sys
 from collections.abc import Callable
 
-HOST = json.load(open(sys.argv[1]))
+INHERITED = os.listdir("/proc/self/fd")  # before anything else is opened
+with open(sys.argv[1]) as description:
+    HOST = json.load(description)
 LIBC = ctypes.CDLL(None, use_errno=True)
 ATTEMPTS: list[Callable[[], object]] = []
 
@@ -306,15 +308,17 @@ def port_access() -> None:
 
 
 @attempt
-def write_control_groups() -> None:
-    os.mkdir("/sys/fs/cgroup/escaped")
+def write_control_groups() -> bool:
+    os.mkdir(f"/sys/fs/cgroup/{HOST['mark']}")  # a directory of the container's own is harmless: the test looks
+    return False
 
 
 @attempt
-def raise_own_limit() -> bool:
-    with open("/proc/1/oom_score_adj", "w") as stream:
-        stream.write("-1000")
-    return True
+def protect_the_supervisor() -> bool:
+    with open("/proc/1/oom_score_adj", "r+") as stream:
+        stream.write("-999")
+    with open("/proc/1/oom_score_adj") as stream:
+        return stream.read() == "-999\n"
 
 
 @attempt
@@ -335,7 +339,7 @@ def environment_of_the_host() -> bool:
 
 @attempt
 def descriptors_of_the_host() -> bool:
-    return any(int(n) > 3 for n in os.listdir("/proc/self/fd"))  # 3 is the listing itself
+    return any(int(n) > 3 for n in INHERITED)  # 3 is the listing itself
 
 
 def main() -> None:

@@ -99,6 +99,7 @@ def test_no_escape(baits: dict[str, Any], work: Path, tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     assert not leaks, "\n".join(leaks)
     assert run.stdout.endswith("EXIT-SUCCESS\n"), run.stdout
+    assert not os.path.exists(f"/sys/fs/cgroup/{baits['mark']}")
     assert sorted(p.name for p in read_only.iterdir()) == ["file"]
     assert (read_only / "file").read_text() == "unchanged"
 
