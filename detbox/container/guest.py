@@ -27,7 +27,7 @@ from detbox.supervisor.console import Console
 from detbox.supervisor.image import ARCH_SET_CPUID
 from detbox.supervisor.loop import TRACE_OPTIONS, Supervisor
 from detbox.supervisor.machine import Machine
-from detbox.supervisor.setup import first_process, install_hooks
+from detbox.supervisor.setup import first_process, install_hooks, user_ids
 
 MAIN_PID = 2
 PR_SET_TSC, PR_TSC_SIGSEGV = 26, 2
@@ -56,6 +56,10 @@ def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
     sup = Supervisor(machine, handlers, life)
     sup.image.cpuid_faulting = _cpuid_faulting()
     machine.inodes.learn_devices()
+    uid, gid = user_ids(spec.user)
+    if uid:
+        for top in plan.kept(spec):
+            machine.inodes.own_tree(os.fsencode(top), uid, gid)
     install_hooks(sup)
     path = find_command(spec)
     cell = mmap.mmap(-1, 4096)
