@@ -38,6 +38,19 @@ ENFORCED = frozenset((
     resource.RLIMIT_AS,
 ))
 
+
+def apply_base() -> None:
+    """Give the calling process the real soft limits that :data:`BASE` promises, as far as the host's hard
+    limits go; the guest's first process calls this before its exec."""
+    for which in sorted(ENFORCED):
+        hard = resource.getrlimit(which)[1]
+        soft = resource.RLIM_INFINITY if BASE[which][0] == INFINITY else BASE[which][0]
+        # RLIM_INFINITY is -1 in Python.
+        if hard != resource.RLIM_INFINITY and (soft == resource.RLIM_INFINITY or soft > hard):
+            soft = hard
+        resource.setrlimit(which, (soft, hard))
+
+
 # What one line of /proc/PID/limits is called, and its unit (fs/proc/base.c).
 _NAMES = (
     ("Max cpu time", "seconds"), ("Max file size", "bytes"), ("Max data size", "bytes"),
