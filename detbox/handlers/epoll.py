@@ -12,7 +12,7 @@ from errno import EINTR, EINVAL
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, Decision, Park, Wake
-from detbox.handlers import signalfd, tty
+from detbox.handlers import signalfd, timerfd, tty
 from detbox.handlers.polling import read_timespec
 from detbox.handlers.waiting import POLLIN, fd_of, ready, signed32
 from detbox.machine.files import Kind
@@ -108,6 +108,7 @@ def _wait(m: Machine, t: Task, a: Args, timeout: int | None, sigmask: int | None
     deadline = None if timeout is None else m.clock.now + timeout
 
     def step(wake: Wake | None) -> Decision:
+        timerfd.expire_due(m)
         signals = _signal_events(m, t, fd, a[1]) if f.data else 0
         if signals:
             return min(signals, signed32(a[2]))

@@ -15,7 +15,7 @@ from errno import EBADF, EINVAL
 from typing import TYPE_CHECKING
 
 from detbox.decision import ERESTARTNOHAND, Decision, Park, Wake
-from detbox.handlers import signalfd, tty
+from detbox.handlers import signalfd, timerfd, tty
 from detbox.handlers.waiting import fd_of, ready, signed32
 from detbox.machine.files import Kind
 
@@ -184,6 +184,7 @@ def _run(m: Machine, t: Task, call: _Call) -> Decision:
 
 def _look(m: Machine, t: Task, wanted: list[tuple[int, int]]) -> tuple[list[int], list[tuple[int, int]]]:
     """The events of each descriptor now, and (borrowed descriptor, mask) of those without any."""
+    timerfd.expire_due(m)
     files = t.process.files
     events: list[int] = []
     borrowed: list[tuple[int, int]] = []

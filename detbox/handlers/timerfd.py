@@ -118,11 +118,17 @@ def timer_of(m: Machine, t: Task, fd: int, f: OpenFile) -> TimerFd | None:
     return timer
 
 
+def expire_due(m: Machine) -> None:
+    """Let what is due by now expire: descriptors are about to be looked at without a choice of a thread."""
+    if io_state(m).timers:
+        m.timers.expire(m.clock.now)
+
+
 def read_expirations(m: Machine, t: Task, fd: int, timer: TimerFd, segments: Segments) -> Decision:
     """The number of expirations since the last read, as eight bytes."""
     if total(segments) < 8:
         return -EINVAL
-    m.timers.expire(m.clock.now)
+    expire_due(m)
     if timer.expirations:
         os.read(timer.fd, 8)
         count, timer.expirations = timer.expirations, 0
