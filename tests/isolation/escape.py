@@ -309,7 +309,7 @@ def port_access() -> None:
 
 @attempt
 def write_control_groups() -> bool:
-    os.mkdir(f"/sys/fs/cgroup/{HOST['mark']}")  # a directory of the container's own is harmless: the test looks
+    os.mkdir(f"/sys/fs/cgroup/{HOST['mark']}")  # harmless if it is not the host's: the test looks there
     return False
 
 
