@@ -9,11 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from stat import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG
+from stat import S_IFDIR, S_IFMT
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE
 from detbox.handlers import paths
+from detbox.handlers.cover import shown_mode
 from detbox.handlers.stat import of_fd
 from detbox.kernel import _native
 from detbox.machine.inodes import procfs_ino
@@ -136,24 +137,17 @@ def _odd_snapshot(
 ) -> list[Entry]:
     """A directory of procfs or sysfs."""
     path = paths.path_of(m, fd)
-    kept = m.synth_listing(t, path, sorted(names))
-    kind_of = {name: kind for name, (_, kind) in names.items()}
-    if st.st_dev == m.inodes.cover_dev:
-        kind_of = {name: _covered_kind(name, kind) for name, kind in kind_of.items()}
+    # An entry that this kernel does not have could be listed, but neither opened nor examined.
+    kept = [name for name in m.synth_listing(t, path, sorted(names)) if name in names]
+    covered = st.st_dev == m.inodes.cover_dev
     listed = [
         (procfs_ino(path), b".", S_IFDIR >> 12),
         (procfs_ino(paths.dirname(path)), b"..", S_IFDIR >> 12),
     ]
-    for name in sorted(kept):
-        listed.append((procfs_ino(path.rstrip(b"/") + b"/" + name), name, kind_of.get(name, S_IFREG >> 12)))
+    for name in kept:
+        kind = shown_mode(name, names[name][1] << 12) >> 12 if covered else names[name][1]
+        listed.append((procfs_ino(path.rstrip(b"/") + b"/" + name), name, kind))
     return listed
-
-
-def _covered_kind(name: bytes, kind: int) -> int:
-    """The type that an entry of init's directory would have."""
-    if name in (b"attr", b"fd", b"fdinfo", b"map_files", b"net", b"ns", b"task"):
-        return S_IFDIR >> 12
-    return kind if kind != S_IFLNK >> 12 or name in (b"cwd", b"exe", b"root") else S_IFREG >> 12
 
 
 def _read_all(fd: int) -> dict[bytes, tuple[int, int]]:

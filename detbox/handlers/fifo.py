@@ -1,9 +1,9 @@
 """Opening a FIFO: a blocking open waits until the other side is opened too.
 
-A reader can always be opened (without blocking).  It then waits here, its descriptor held by the supervisor,
-so that a writer finds it.  A writer cannot be opened before there is a reader; it waits with nothing but a
-reference to the FIFO, and the first reader opens it, so that this reader cannot take the FIFO for one that its
-writers have left.
+A reader can always be opened (without blocking). It then waits here, its descriptor held by the supervisor,
+so that a writer finds it. A writer cannot be opened before there is a reader; it waits with nothing but a
+reference to the FIFO, and the first reader opens it, so that this reader cannot take the FIFO for one that
+its writers have left.
 """
 
 from __future__ import annotations

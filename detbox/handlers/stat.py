@@ -9,6 +9,7 @@ from stat import S_IFDIR, S_IFMT, S_IFREG
 from typing import TYPE_CHECKING
 
 from detbox.handlers import paths
+from detbox.handlers.cover import shown_mode
 from detbox.machine.inodes import PROC_DEV, VInode, procfs_ino, size_and_blocks
 
 if TYPE_CHECKING:
@@ -166,7 +167,11 @@ def _odd(m: Machine, st: os.stat_result, path: bytes) -> VInode:
     """An entry of procfs or sysfs, made anew at each look: the kernel's numbers for them do not last."""
     inodes = m.inodes
     dev = inodes.devices.get(st.st_dev, PROC_DEV)
-    return VInode((st.st_dev, st.st_ino), dev, procfs_ino(path), S_IFMT(st.st_mode), inodes.epoch_ns)
+    vnode = VInode((st.st_dev, st.st_ino), dev, procfs_ino(path), S_IFMT(st.st_mode), inodes.epoch_ns)
+    if st.st_dev == inodes.cover_dev:
+        vnode.mode = shown_mode(path.rpartition(b"/")[2], st.st_mode)
+        vnode.fmt = S_IFMT(vnode.mode)
+    return vnode
 
 
 def _pack(st: os.stat_result, v: VInode) -> bytes:

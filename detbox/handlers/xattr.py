@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from detbox.handlers import paths
+from detbox.handlers.stat import of_path
 
 if TYPE_CHECKING:
     from detbox.decision import Decision
@@ -84,10 +85,14 @@ def _is_users(name: bytes) -> bool:
 
 def _get(m: Machine, t: Task, a: Args, kind: str) -> int:
     name = _name(t, a[1])
+    if not _is_users(name):
+        if kind == "f":
+            t.process.files.get(a[0])
+        else:
+            of_path(m, t, paths.AT_FDCWD, t.cstr(a[0]), follow=False)
+        return -errno.ENODATA
 
     def call(target: Target, follow: bool) -> bytes:
-        if not _is_users(name):
-            raise OSError(errno.ENODATA, "no such attribute")
         try:
             if isinstance(target, int):
                 return os.getxattr(target, name)
