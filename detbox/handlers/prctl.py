@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, Decision
 from detbox.handlers.futex_core import Args
 
 if TYPE_CHECKING:
+    from detbox.machine.creds import Creds
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Task
 
@@ -27,11 +29,20 @@ ARCH_SET_CPUID, ARCH_GET_CPUID = 0x1012, 0x1011
 
 #: Answers that do not depend on the kernel: option -> result.
 _FIXED = {
-    PR_GET_SECUREBITS: 0, PR_SET_SECUREBITS: 0, PR_SET_TIMERSLACK: 0, PR_GET_TIMERSLACK: DEFAULT_TIMERSLACK_NS,
-    PR_TASK_PERF_DISABLE: 0, PR_TASK_PERF_ENABLE: 0, PR_GET_SECCOMP: 0, PR_CAPBSET_DROP: 0, PR_CAP_AMBIENT: 0,
+    PR_SET_TIMERSLACK: 0, PR_GET_TIMERSLACK: DEFAULT_TIMERSLACK_NS,
+    PR_TASK_PERF_DISABLE: 0, PR_TASK_PERF_ENABLE: 0, PR_GET_SECCOMP: 0,
     PR_GET_SPECULATION_CTRL: -errno.ENODEV, PR_SET_SPECULATION_CTRL: -errno.ENODEV,
     PR_SCHED_CORE: -errno.ENODEV, PR_SET_MM: -errno.EPERM,
 }  # fmt: skip
+
+#: What changes the virtual capabilities, with the arguments 2 and 3.
+_CAPABILITIES: dict[int, Callable[[Creds, int, int], int | None]] = {
+    PR_CAPBSET_READ: lambda creds, cap, _: creds.bounded(cap),
+    PR_CAPBSET_DROP: lambda creds, cap, _: creds.drop_bound(cap),
+    PR_CAP_AMBIENT: lambda creds, operation, cap: creds.change_ambient(operation, cap),
+    PR_GET_SECUREBITS: lambda creds, _, __: creds.get_securebits(),
+    PR_SET_SECUREBITS: lambda creds, bits, _: creds.set_securebits(bits),
+}
 
 
 def prctl(m: Machine, t: Task, a: Args) -> Decision:
@@ -39,8 +50,8 @@ def prctl(m: Machine, t: Task, a: Args) -> Decision:
     option, value = a[0] & 0xFFFFFFFF, a[1]
     if option in _FIXED:
         return _FIXED[option]
-    if option == PR_CAPBSET_READ:
-        return 1 if value < 41 else -errno.EINVAL
+    if option in _CAPABILITIES:
+        return _CAPABILITIES[option](t.process.creds, value, a[2]) or 0
     if option == PR_SET_TSC:
         return 0 if value == PR_TSC_ENABLE else -errno.EINVAL
     if option == PR_GET_TSC:

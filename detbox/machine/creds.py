@@ -24,6 +24,10 @@ CAP_MKNOD, CAP_MAC_OVERRIDE = 27, 32
 CAP_LAST = 40  # CAP_CHECKPOINT_RESTORE, since Linux 5.9
 ALL_CAPS = (1 << CAP_LAST + 1) - 1
 
+# include/uapi/linux/prctl.h, include/uapi/linux/securebits.h
+AMBIENT_IS_SET, AMBIENT_RAISE, AMBIENT_LOWER, AMBIENT_CLEAR_ALL = 1, 2, 3, 4
+SECBIT_KEEP_CAPS, SECBIT_NO_AMBIENT_RAISE, SECUREBITS = 0x10, 0x40, 0xFF
+
 # CAP_FS_SET: what follows the file-system user instead of the effective one (security/commoncap.c).
 FS_CAPS = sum(1 << cap for cap in (
     CAP_CHOWN, CAP_MKNOD, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER, CAP_FSETID,
@@ -53,6 +57,7 @@ class Creds:
     bounding: int = ALL_CAPS
     keep_caps: bool = False
     no_new_privs: bool = False
+    securebits: int = 0
 
     @classmethod
     def of(cls, uid: int, gid: int, groups: tuple[int, ...] = ()) -> Creds:
@@ -184,6 +189,45 @@ class Creds:
         self.effective, self.permitted, self.inheritable = effective, permitted, inheritable
         self.ambient &= permitted & inheritable
 
+    def bounded(self, cap: int) -> int:
+        """PR_CAPBSET_READ: whether the bounding set has it; OSError(EINVAL) beyond the last capability."""
+        return self.bounding >> _known(cap) & 1
+
+    def drop_bound(self, cap: int) -> None:
+        """PR_CAPBSET_DROP."""
+        if not self.capable(CAP_SETPCAP):
+            raise OSError(EPERM, "needs CAP_SETPCAP")
+        self.bounding &= ~(1 << _known(cap))
+
+    def change_ambient(self, operation: int, cap: int) -> int:
+        """PR_CAP_AMBIENT with its operation; the result of the call."""
+        if operation == AMBIENT_CLEAR_ALL and cap == 0:
+            self.ambient = 0
+            return 0
+        bit = 1 << _known(cap)
+        if operation == AMBIENT_IS_SET:
+            return int(bool(self.ambient & bit))
+        if operation == AMBIENT_LOWER:
+            self.ambient &= ~bit
+        elif operation == AMBIENT_RAISE:
+            if not self.permitted & self.inheritable & bit or self.securebits & SECBIT_NO_AMBIENT_RAISE:
+                raise OSError(EPERM, "neither permitted nor inheritable")
+            self.ambient |= bit
+        else:
+            raise OSError(EINVAL, "no such operation")
+        return 0
+
+    def get_securebits(self) -> int:
+        """PR_GET_SECUREBITS."""
+        return self.securebits | (SECBIT_KEEP_CAPS if self.keep_caps else 0)
+
+    def set_securebits(self, bits: int) -> None:
+        """PR_SET_SECUREBITS: kept, with the effect of SECBIT_KEEP_CAPS and SECBIT_NO_CAP_AMBIENT_RAISE only."""
+        if not self.capable(CAP_SETPCAP) or bits & ~SECUREBITS:
+            raise OSError(EPERM, "securebits")
+        self.keep_caps = bool(bits & SECBIT_KEEP_CAPS)
+        self.securebits = bits & ~SECBIT_KEEP_CAPS
+
     # ------------------------------------------------------------------- exec
 
     def on_exec(self, mode: int, uid: int, gid: int) -> bool:
@@ -214,6 +258,12 @@ class Creds:
 def _valid(number: int) -> None:
     if number == KEEP:
         raise OSError(EINVAL, "user or group -1")
+
+
+def _known(cap: int) -> int:
+    if cap > CAP_LAST:
+        raise OSError(EINVAL, "no such capability")
+    return cap
 
 
 def _permit(wanted: int, *own: int) -> None:

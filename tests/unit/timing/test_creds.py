@@ -110,6 +110,25 @@ def test_keep_caps() -> None:
     assert creds.capable(CAP_KILL)
 
 
+def test_capability_sets_of_prctl() -> None:
+    creds = Creds.of(0, 0)
+    assert creds.bounded(40) == 1
+    creds.drop_bound(40)
+    assert creds.bounded(40) == 0 and creds.change_ambient(1, 3) == 0
+    with pytest.raises(OSError, match="no such capability"):
+        creds.bounded(41)
+    with pytest.raises(OSError, match="inheritable"):
+        creds.change_ambient(2, 3)
+    creds.capset(creds.effective, creds.permitted, 1 << 3)
+    assert creds.change_ambient(2, 3) == 0 and creds.change_ambient(1, 3) == 1
+    creds.on_exec(0o755, 0, 0)
+    creds.setuid(5)
+    assert creds.ambient == 0
+    creds = Creds.of(0, 0)
+    creds.set_securebits(0x10)
+    assert creds.keep_caps and creds.get_securebits() == 0x10
+
+
 def test_exec_of_a_set_uid_program() -> None:
     creds = Creds.of(1000, 1000)
     assert creds.on_exec(stat.S_IFREG | 0o4755, 0, 0)
