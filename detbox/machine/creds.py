@@ -222,7 +222,7 @@ class Creds:
         return self.securebits | (SECBIT_KEEP_CAPS if self.keep_caps else 0)
 
     def set_securebits(self, bits: int) -> None:
-        """PR_SET_SECUREBITS: kept, with the effect of SECBIT_KEEP_CAPS and SECBIT_NO_CAP_AMBIENT_RAISE only."""
+        """PR_SET_SECUREBITS: all are kept, two have an effect (keep capabilities, raise no ambient ones)."""
         if not self.capable(CAP_SETPCAP) or bits & ~SECUREBITS:
             raise OSError(EPERM, "securebits")
         self.keep_caps = bool(bits & SECBIT_KEEP_CAPS)
