@@ -8,7 +8,7 @@ tells why the result does not depend on when the thread was interrupted.
 from detbox.spin.pace import Pace
 from detbox.spin.prove import NotSpin, Spin, Verdict, prove, prove_from
 from detbox.spin.stepper import PtraceStepper, Stepper
-from detbox.spin.table import Loop, LoopTable, attempt, visit
+from detbox.spin.table import Loop, LoopTable, attempt, enter, visit
 
 __all__ = [
     "Loop",
@@ -20,6 +20,7 @@ __all__ = [
     "Stepper",
     "Verdict",
     "attempt",
+    "enter",
     "prove",
     "prove_from",
     "visit",

@@ -185,7 +185,7 @@ def _span(found: capstone.CsInsn, operand: x86.X86Op) -> Span | None:
 
 def _registers_of(found: capstone.CsInsn, operand: x86.X86Op) -> str:
     parts = [found.reg_name(part) for part in (operand.mem.base, operand.mem.index) if part]
-    return " ".join(_GENERAL.get(part, (part, 8))[0] for part in parts)
+    return " ".join(_GENERAL.get(part, (part, 8))[0] for part in parts if part not in ("riz", "eiz"))
 
 
 def _stack(name: str, found: capstone.CsInsn) -> Span | None:

@@ -54,12 +54,16 @@ class NotSpin:
 Verdict = Spin | NotSpin
 
 
-def prove(stepper: Stepper, limit: int = 4000, within: Container[int] | None = None) -> Verdict:
-    """Walk until a state repeats, at most ``limit`` instructions.
+def prove(stepper: Stepper, limit: int = 4000) -> Verdict:
+    """Walk until a state repeats, at most ``limit`` instructions."""
+    return prove_walk(Walk(stepper), limit)
+
+
+def prove_walk(walk: Walk, limit: int = 4000, within: Container[int] | None = None) -> Verdict:
+    """As :func:`prove`, with the record of the walk for the caller.
 
     ``within``: give up at once outside of these addresses (a loop known before).
     """
-    walk = Walk(stepper)
     seen: dict[State, int] = {}
     for steps in range(limit):
         state = walk.state()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from collections.abc import Iterable
 from typing import Protocol
 
 from detbox.kernel import _native
@@ -48,8 +49,11 @@ class Stepper(Protocol):
     def vectors(self) -> bytes:
         """The x87, SSE and AVX state."""
 
-    def jump(self, address: int) -> None:
-        """Set the program counter."""
+    def assign(self, values: Iterable[tuple[int, int]]) -> None:
+        """Set registers: (offset in the block, value)."""
+
+    def write(self, address: int, data: bytes) -> None:
+        """Write guest memory; OSError(EFAULT)."""
 
     def patch(self, address: int, byte: int) -> None:
         """Overwrite one byte of code, whatever its page's protection; OSError."""
@@ -103,12 +107,17 @@ class PtraceStepper:
         )
         return area.raw[: vector.length]
 
-    def jump(self, address: int) -> None:
-        """Set the program counter."""
+    def assign(self, values: Iterable[tuple[int, int]]) -> None:
+        """Set registers: (offset in the block, value)."""
         registers = bytearray(_native.get_regs(self.tid))
-        _WORD.pack_into(registers, RIP, address)
+        for offset, value in values:
+            _WORD.pack_into(registers, offset, value)
         _native.set_regs(self.tid, registers)
         self._registers = None
+
+    def write(self, address: int, data: bytes) -> None:
+        """Write guest memory; OSError(EFAULT)."""
+        _native.write_mem(self.tid, address, data)
 
     def patch(self, address: int, byte: int) -> None:
         """Overwrite one byte of code; the kernel breaks the sharing of its page."""

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from detbox.spin.prove import Spin, Verdict, prove
+from detbox.spin.prove import Spin, Verdict, prove_walk
+from detbox.spin.shortcut import Shortcut, shortcut
 from detbox.spin.stepper import RIP, Stepper, register
+from detbox.spin.walk import Walk
 
 _BREAKPOINT = 0xCC
 # A visit that is no spin costs some 0.1 ms; a spin that only the tick finds, some 10 ms.
 # The breakpoint is worth its while until so many more visits than spins have been seen.
 _VISITS_PER_SPIN = 50
 _FREE_VISITS = 200
+# Walks remembered for each loop; the two or three that matter repeat for ever.
+_SHORTCUTS = 32
 
 
 @dataclass(slots=True)
@@ -25,6 +30,7 @@ class Loop:
     armed: bool = False
     visits: int = 0
     spins: int = 1
+    shortcuts: deque[Shortcut[Verdict]] = field(default_factory=lambda: deque(maxlen=_SHORTCUTS))
 
     def worthwhile(self) -> bool:
         """Whether the next visit should be caught."""
@@ -77,15 +83,22 @@ class LoopTable:
         """Whether the address space has a breakpoint in it now."""
         return any(loop.armed for loop in self._loops.get(mm, {}).values())
 
+    def at(self, mm: Hashable, rip: int) -> Loop | None:
+        """The loop whose breakpoint is at the program counter, not yet executed."""
+        loop = self._loops.get(mm, {}).get(rip)
+        return loop if loop is not None and loop.armed else None
+
     def at_breakpoint(self, mm: Hashable, rip: int) -> Loop | None:
         """The loop whose breakpoint has just trapped, given the program counter after it."""
-        loop = self._loops.get(mm, {}).get(rip - 1)
-        return loop if loop is not None and loop.armed else None
+        return self.at(mm, rip - 1)
 
     def inherit(self, parent: Hashable, child: Hashable) -> None:
         """A fork has copied the memory, with whatever is armed in it."""
         if parent in self._loops:
-            self._loops[child] = {at: replace(loop) for at, loop in self._loops[parent].items()}
+            self._loops[child] = {
+                at: replace(loop, shortcuts=loop.shortcuts.copy())
+                for at, loop in self._loops[parent].items()
+            }
 
     def keep(self, living: set[Hashable]) -> None:
         """Forget all address spaces but these (exec and exit end them)."""
@@ -97,15 +110,33 @@ def visit(table: LoopTable, mm: Hashable, stepper: Stepper) -> Verdict | None:
     """A SIGTRAP stop: None if no breakpoint of ours caused it (it is the guest's own).
 
     Otherwise the thread is walked: either it spins and is in its canonical
-    state, or it has gone on and may run.  The breakpoints are armed again.
+    state, or it has gone on and may run.  The breakpoints are in place again.
     """
     loop = table.at_breakpoint(mm, register(stepper.registers(), RIP))
     if loop is None:
         return None
-    table.disarm(mm, stepper)
-    stepper.jump(loop.address)
+    stepper.assign(((RIP, loop.address),))
+    return enter(table, mm, loop, stepper)
+
+
+def enter(table: LoopTable, mm: Hashable, loop: Loop, stepper: Stepper) -> Verdict:
+    """The same for a thread whose program counter is the loop's address."""
     loop.visits += 1
-    verdict = prove(stepper, within=loop.addresses)
+    registers = stepper.registers()
+    for known in loop.shortcuts:
+        if known.applies(registers, stepper.read):
+            for address, data in known.stores:
+                stepper.write(address, data)
+            stepper.assign(known.sets)
+            loop.spins += isinstance(known.outcome, Spin)
+            return known.outcome
+    table.disarm(mm, stepper)
+    walk = Walk(stepper)
+    verdict = prove_walk(walk, within=loop.addresses)
+    if isinstance(verdict, Spin) or verdict.left:
+        found = shortcut(walk, verdict)
+        if found is not None:
+            loop.shortcuts.appendleft(found)
     if isinstance(verdict, Spin):
         table.learn(mm, verdict, stepper)
     table.arm(mm, stepper)

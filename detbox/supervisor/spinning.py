@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from detbox.decision import Decision, Park, Wake
 from detbox.kernel import _native
-from detbox.spin import LoopTable, Pace, PtraceStepper, Spin, Verdict, attempt, prove, visit
-from detbox.spin.stepper import OFFSET, register
+from detbox.spin import LoopTable, Pace, PtraceStepper, Spin, Verdict, attempt, enter, prove, visit
+from detbox.spin.stepper import OFFSET, RIP, register
 from detbox.supervisor.task import State
 
 if TYPE_CHECKING:
@@ -137,7 +137,20 @@ class Spinning:
         """Queue a spinner, to look at its memory again or to take a signal."""
         self.parked.pop(task, None)
         if self.sup.m.scheduler.withdraw(task) is not None:
-            self.sup.m.scheduler.make_ready(task, lambda: self.sup.cont(task, 0))
+            self.sup.m.scheduler.make_ready(task, lambda: self._again(task))
+
+    def _again(self, task: Task) -> None:
+        """Continue a spinner; its next turn is walked here, and not by way of the breakpoint."""
+        stepper = PtraceStepper(task.tid)
+        try:
+            loop = self.loops.at(task.process.mm, register(stepper.registers(), RIP))
+        except OSError:
+            loop = None
+        if loop is None:
+            self.sup.cont(task, 0)
+            return
+        self.visits += 1
+        self._settle(task, stepper, enter(self.loops, task.process.mm, loop, stepper))
 
     # -- address spaces -----------------------------------------------------------
 
