@@ -151,7 +151,12 @@ class FileTable:
         for tid in (self.pid, *(process.tasks if process is not None else ())):
             try:
                 name = b"%d/fd/%d" % (tid, fd)
-                return os.stat(name, dir_fd=self.m.proc_fd), os.readlink(name, dir_fd=self.m.proc_fd)
+                st = os.stat(name, dir_fd=self.m.proc_fd)
+                # A text longer than PATH_MAX cannot be read; that of a plain file or directory is not needed.
+                plain = S_IFMT(st.st_mode) in (S_IFREG, S_IFDIR) and st.st_dev != self.m.inodes.memfd_dev
+                if plain and st.st_dev != self.m.inodes.anon_dev:
+                    return st, b""
+                return st, os.readlink(name, dir_fd=self.m.proc_fd)
             except (FileNotFoundError, ProcessLookupError):
                 continue
         raise OSError(errno.EBADF, "no such descriptor")
