@@ -31,9 +31,11 @@ JSON_VERSION = 1
 
 #: The guest's environment before what is declared.  The host's is never used.
 BASE_ENV: Mapping[bytes, bytes] = {
+    b"GOMP_SPINCOUNT": b"0",  # OpenMP's threads are to wait in the kernel: a spin that counts
     b"HOME": b"/root",
     b"LANG": b"C.UTF-8",
     b"LOGNAME": b"root",
+    b"OMP_WAIT_POLICY": b"passive",  # its turns depends on the machine's speed
     b"PATH": b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     b"PWD": os.fsencode(GUEST_WORKDIR),
     b"SHELL": b"/bin/sh",

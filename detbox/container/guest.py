@@ -19,8 +19,8 @@ from detbox.errors import CommandNotFound, CommandNotInvocable, HostError, Inter
 from detbox.handlers.cover import cover
 from detbox.kernel import _native
 from detbox.kernel.numbers import NAMES, NUMBERS
-from detbox.machine import constants
-from detbox.policy import TABLE
+from detbox.machine import constants, limits
+from detbox.policy import LOOKING, TABLE
 from detbox.spec import RunSpec
 from detbox.supervisor import filter as bpf
 from detbox.supervisor.console import Console
@@ -34,8 +34,6 @@ PR_SET_TSC, PR_TSC_SIGSEGV = 26, 2
 ADDR_NO_RANDOMIZE = 0x0040000
 CLONE_NEWUSER = 0x10000000
 LAUNCH_TIMEOUT_S = 20.0
-#: Soft limits of the first process; the hard ones stay the host's, and the guest is shown virtual ones.
-STACK_LIMIT = 8 << 20
 
 
 def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
@@ -53,7 +51,7 @@ def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
     machine = Machine(spec, console, proc_fd, model.MODELS[spec.cpu_model])
     machine.requests = requests
     handlers = {row.number: row.handler for row in TABLE if row.handler is not None}
-    sup = Supervisor(machine, handlers, life)
+    sup = Supervisor(machine, handlers, LOOKING, life)
     sup.image.cpuid_faulting = _cpuid_faulting()
     machine.inodes.learn_devices()
     uid, gid = user_ids(spec.user)
@@ -210,7 +208,6 @@ def _first_process_body(
         with contextlib.suppress(OSError, ValueError):
             signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    _fix_limits()
     os.umask(0o022)
     _native.unshare(CLONE_NEWUSER)
     os.write(ready, b"r")
@@ -221,20 +218,22 @@ def _first_process_body(
     for number, fd in enumerate(console.guest_fds()):
         os.dup2(fd, number)
     os.closerange(3, 1 << 20 if resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 1 << 20 else 65536)
+    _fix_limits(spec)
     _native.personality(ADDR_NO_RANDOMIZE)
     _native.prctl(PR_SET_TSC, PR_TSC_SIGSEGV)
     environment = [key + b"=" + value for key, value in spec.env.items()]
     _native.filter_and_exec(bpf.build(TABLE), cell, path, list(spec.command), environment)
 
 
-def _fix_limits() -> None:
-    """Limits that change what the kernel does: the stack's decides where mappings are placed."""
-    for what, soft in ((resource.RLIMIT_STACK, STACK_LIMIT), (resource.RLIMIT_CORE, 0)):
-        _, hard = resource.getrlimit(what)
-        resource.setrlimit(what, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
-    for what in (resource.RLIMIT_FSIZE, resource.RLIMIT_DATA, resource.RLIMIT_AS, resource.RLIMIT_CPU):
-        _, hard = resource.getrlimit(what)
-        resource.setrlimit(what, (hard, hard))
+def _fix_limits(spec: RunSpec) -> None:
+    """The limits that the guest is shown, and the memory limit: as the data segment's, which a process meets
+    as ENOMEM at an allocation that depends on nothing but its own doing.
+    """
+    limits.apply_base()
+    if spec.memory_bytes is not None:
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        allowed = spec.memory_bytes if hard == resource.RLIM_INFINITY else min(spec.memory_bytes, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (allowed, allowed))
 
 
 def _take_listener(pid: int, cell: mmap.mmap) -> int:

@@ -70,6 +70,7 @@ class Overlay(Step):
     source: str
     path: str
     scratch: str  # guest path of the directory on a tmpfs that holds the upper layer
+    writable_depth: int = 2
     _fd: int = field(default=-1, repr=False)
 
     def describe(self) -> str:
@@ -87,6 +88,7 @@ class Overlay(Step):
         # The upper directory's own attributes are those of the merged root.
         mode = os.fstat(self._fd).st_mode & 0o7777
         os.chmod(upper, mode)
+        _copy_directories(f"/proc/self/fd/{self._fd}", upper, self.writable_depth)
         options = f"lowerdir=/proc/self/fd/{self._fd},upperdir={upper},workdir={work},userxattr"
         _mount("overlay", self.path, "overlay", MS_NODEV | MS_NOSUID, options)
         os.close(self._fd)
@@ -178,10 +180,11 @@ class File(Step):
     def execute(self) -> None:
         target = staged(self.path)
         os.makedirs(os.path.dirname(target), exist_ok=True)
-        # The place may hold a link of the image that leads elsewhere.
-        if os.path.islink(target):
+        # A new file: the image's may be a link that leads elsewhere, or belong to
+        # a user whose files an ordinary user cannot write.
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(target)
-        fd = os.open(target, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW, self.mode)
+        fd = os.open(target, os.O_CREAT | os.O_WRONLY | os.O_EXCL, self.mode)
         try:
             os.write(fd, self.content)
             os.fchmod(fd, self.mode)
@@ -304,6 +307,26 @@ class Restage(Step):
 
     def execute(self) -> None:
         _native.mount(STAGE + self.path, os.fsencode(STAGE), None, MS_BIND | MS_REC, None)
+
+
+def _copy_directories(source: str, target: str, depth: int) -> None:
+    """Make the directories of the lower layer in the upper one, down to ``depth`` levels.
+
+    An ordinary user's namespace does not map the owner of the host's directories, so that
+    nothing could be created in them; what exists in the upper layer is the user's own.
+    """
+    if depth == 0:
+        return
+    try:
+        entries = list(os.scandir(source))
+    except OSError:
+        return
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            place = f"{target}/{entry.name}"
+            os.mkdir(place)
+            os.chmod(place, entry.stat(follow_symlinks=False).st_mode & 0o7777)
+            _copy_directories(f"{source}/{entry.name}", place, depth - 1)
 
 
 def _mount(source: str, path: str, kind: str | None, flags: int, options: str | None) -> None:

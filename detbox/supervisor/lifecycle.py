@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 from typing import TYPE_CHECKING
 
 from ptrace.binding import ptrace_geteventmsg
 
+from detbox.errors import LimitExceeded
 from detbox.handlers import futex_exit
 from detbox.kernel.numbers import NUMBERS
 from detbox.machine.rng import RandomStream
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 CLONE_VM, CLONE_FS, CLONE_FILES = 0x100, 0x200, 0x400
 CLONE_PARENT, CLONE_THREAD, CLONE_CHILD_CLEARTID = 0x8000, 0x10000, 0x200000
+#: Threads at the same time; a guest that creates processes without end is stopped here.
+MAX_TASKS = 8192
 _CLONE3_ARGS = struct.Struct("<QQQQ")  # flags, pidfd, child_tid, parent_tid
 
 
@@ -35,6 +39,8 @@ def clone_flags(task: Task) -> tuple[int, int]:
 
 def on_clone(sup: Supervisor, parent: Task, vfork: bool) -> None:
     """A thread has created another; the new one is brought to its first stop and queued."""
+    if len(sup.m.tasks) >= MAX_TASKS:
+        raise LimitExceeded(f"the guest has {MAX_TASKS} threads at the same time", "is it creating processes without end?")
     tid = ptrace_geteventmsg(parent.tid)
     flags, child_tid = clone_flags(parent)
     child = _new_thread(parent, tid) if flags & CLONE_THREAD else _new_process(sup, parent, tid, flags)
@@ -140,7 +146,33 @@ def on_exit(sup: Supervisor, tid: int, status: int) -> None:
     if os.WIFSIGNALED(status) or process.exiting:
         _drain(sup, process)
     if not process.tasks:
+        if process.data.pop("leader_gone", None):
+            status = sup.await_exit(process.pid)
         _process_exit(sup, process, status)
+
+
+def leader_gone(sup: Supervisor, leader: Task) -> None:
+    """The first thread has called exit(2) while others live on.
+
+    The kernel reports its exit only after theirs (delay_group_leader); until then it is a zombie.
+    """
+    while _state_letter(sup, leader.tid) not in (b"Z", b"X"):
+        time.sleep(0.0001)
+    process = leader.process
+    sup.hold(leader)
+    sup.m.scheduler.remove(leader)
+    process.tasks.pop(leader.tid, None)
+    sup.m.tasks.pop(leader.tid, None)
+    process.data["leader_gone"] = True
+    futex_exit.after_exit(sup.m, leader)
+
+
+def _state_letter(sup: Supervisor, tid: int) -> bytes:
+    fd = os.open(f"{tid}/stat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=sup.m.proc_fd)
+    try:
+        return os.read(fd, 512).rpartition(b")")[2].split()[0]
+    finally:
+        os.close(fd)
 
 
 def _drain(sup: Supervisor, process: Process) -> None:
@@ -203,4 +235,5 @@ def forget_reaped(sup: Supervisor, process: Process) -> None:
             os.stat(str(child.pid), dir_fd=sup.m.proc_fd)
         except FileNotFoundError:
             process.children.remove(child)
+            process.cpu.reap(child.cpu)
             sup.m.processes.pop(child.pid, None)

@@ -18,6 +18,7 @@ from detbox.errors import Deadlock, InternalError
 from detbox.handlers import futex_exit
 from detbox.kernel import _native
 from detbox.kernel.numbers import NAMES
+from detbox.scheduler.core import QUANTUM
 from detbox.supervisor import lifecycle, signals
 from detbox.supervisor.image import Image
 from detbox.supervisor.machine import Machine
@@ -41,10 +42,16 @@ Handler = Callable[[Machine, Task, tuple[int, ...]], Decision]
 class Supervisor:
     """Runs one guest to its end."""
 
-    def __init__(self, machine: Machine, handlers: dict[int, Handler], control: int) -> None:
-        """``handlers``: by call number.  ``control``: readable or closed when the run is to stop."""
+    def __init__(
+        self, machine: Machine, handlers: dict[int, Handler], looking: frozenset[int], control: int
+    ) -> None:
+        """``handlers``: by call number.  ``looking``: numbers of calls that only look at a clock.
+
+        ``control``: descriptor that is readable or closed when the run is to stop.
+        """
         self.m = machine
         self.control = control
+        self.looking = looking
         self.table: list[Handler | None] = [handlers.get(nr) for nr in range(max(NAMES) + 1)]
         self.calls = [0] * (max(NAMES) + 1)
         self.running = 0  # threads in state RUNNING
@@ -106,9 +113,12 @@ class Supervisor:
         if nr < len(self.calls):
             self.calls[nr] += 1
         task.quantum -= 1
-        if task.quantum <= 0 and m.scheduler.ready:
-            m.scheduler.make_ready(task, lambda: self.decide(task))
-            return
+        if task.quantum <= 0:
+            task.quantum = QUANTUM
+            m.scheduler.collect()
+            if m.scheduler.ready:
+                m.scheduler.make_ready(task, lambda: self.decide(task))
+                return
         self.decide(task)
 
     def decide(self, task: Task) -> None:
@@ -116,7 +126,7 @@ class Supervisor:
         nr = task.nr
         handler = self.table[nr] if 0 <= nr < len(self.table) else None
         m = self.m
-        m.clock.charge(task.cpu)
+        m.clock.charge(task.cpu, looking=nr in self.looking)
         decision: Decision
         if handler is None:
             decision = self.unknown(task, nr)
@@ -214,6 +224,8 @@ class Supervisor:
         task.notif = 0
         task.state = State.RUNNING
         self.running += 1
+        if task.data and task.data.pop("leader_leaves", None):
+            lifecycle.leader_gone(self, task)
 
     def hold(self, task: Task) -> None:
         """A thread that was running is now held by the supervisor."""
@@ -272,6 +284,7 @@ class Supervisor:
             self.cont(task, 0)
             return
         signals.repair(task.tid, signo, info)
+        self.spinning.before_signal(task)
         self.cont(task, signo)
 
     def on_event_stop(self, task: Task, signo: int) -> None:
@@ -282,7 +295,7 @@ class Supervisor:
             self.cont(task, 0)
         elif signo in JOB_STOPS:
             self._job_stop(task, signo)
-        else:
+        elif not self.spinning.on_pause(task):
             self.cont(task, 0)
 
     def _look(self, task: Task, look: Callable[[Task, int], int | None]) -> None:
@@ -356,6 +369,8 @@ class Supervisor:
             task.process.exiting = True
         for thread in list(task.process.tasks.values()) if whole_process else [task]:
             futex_exit.before_exit(self.m, thread)
+        if not whole_process and task.tid == task.process.pid and len(task.process.tasks) > 1:
+            task.data["leader_leaves"] = True
 
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from detbox.decision import Decision, Park
 from detbox.errors import UserError
+from detbox.handlers import limits, timers
 from detbox.kernel.numbers import NAMES
 from detbox.machine.creds import Creds
 from detbox.machine.files import FileTable, FsContext
@@ -54,6 +55,9 @@ def user_ids(user: str) -> tuple[int, int]:
 
 def install_hooks(sup: Supervisor) -> None:
     """Let handler modules hear of forks, execs and exits."""
+    sup.fork_hooks.append(limits.after_fork)
+    sup.exec_hooks.append(timers.after_exec)
+    sup.exit_hooks.append(timers.after_exit)
     if sup.m.spec.verbose >= 2:
         sup.observers.append(_print_call)
 

@@ -13,19 +13,24 @@ from typing import TYPE_CHECKING
 
 from detbox.decision import Decision, Park, Wake
 from detbox.kernel import _native
-from detbox.spin import LoopTable, Pace, PtraceStepper, Spin, Verdict, attempt, enter, prove, visit
+from detbox.kernel.numbers import NUMBERS
+from detbox.spin import LoopTable, Pace, PtraceStepper, Spin, Verdict, attempt, enter, prove, prove_from, visit
 from detbox.spin.stepper import OFFSET, RIP, register
 from detbox.supervisor.task import State
 
 if TYPE_CHECKING:
-    from detbox.supervisor.loop import Supervisor
+    from detbox.supervisor.loop import Handler, Supervisor
     from detbox.supervisor.machine import Machine
-    from detbox.supervisor.task import Process, Task
+    from detbox.supervisor.task import Args, Process, Task
 
 _PTRACE_INTERRUPT = 0x4207
 _EVENT_STOP = 128
 #: Seconds between two ticks (the loop's TICK_MS).
 _TICK = 0.01
+_ARMING = ("setitimer", "alarm", "timer_settime")
+# How often a process is looked at after arming a timer or taking a signal: each time costs some
+# 4 ms at most, too much for one that takes thousands of signals and does not loop without end.
+_PROBES = 200
 # Nobody else could end a spin: it is only looked for to report the deadlock.
 _ALONE_DELAY = 1.0
 
@@ -52,6 +57,8 @@ class Spinning:
         self._watch: _Watch | None = None
         sup.fork_hooks.append(self._on_fork)
         sup.exit_hooks.append(self._on_exit)
+        for name in _ARMING:
+            sup.table[NUMBERS[name]] = self._arming(sup.table[NUMBERS[name]])
 
     # -- finding ----------------------------------------------------------------
 
@@ -106,6 +113,38 @@ class Spinning:
             return False
         self.visits += 1
         self._settle(task, stepper, verdict)
+        return True
+
+    # -- loops that count until a timer's signal comes ------------------------------
+
+    def _arming(self, handler: Handler | None) -> Handler | None:
+        """A call that arms a timer: from its end on, an endless loop is looked for."""
+        if handler is None:
+            return None
+
+        def armed(m: Machine, task: Task, arguments: Args) -> Decision:
+            decision = handler(m, task, arguments)
+            if isinstance(decision, int) and decision >= 0:
+                task.process.data.setdefault("spin_probes", _PROBES)
+                self.before_signal(task)
+            return decision
+
+        return armed
+
+    def before_signal(self, task: Task) -> None:
+        """Have the thread stop at the beginning of the handler (or at the end of its call)."""
+        left = task.process.data.get("spin_probes", 0)
+        if left and not task.data.get("spin_probe"):
+            task.process.data["spin_probes"] = left - 1
+            task.data["spin_probe"] = True
+            _native.ptrace_request(_PTRACE_INTERRUPT, task.tid, 0, 0)
+
+    def on_pause(self, task: Task) -> bool:
+        """The stop that was asked for: a deterministic point.  True if it has been dealt with."""
+        if not task.data.pop("spin_probe", False):
+            return False
+        stepper = PtraceStepper(task.tid)
+        self._settle(task, stepper, attempt(self.loops, task.process.mm, stepper, prove_from))
         return True
 
     # -- parking ----------------------------------------------------------------

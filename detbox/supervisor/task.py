@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from detbox.machine.rng import RandomStream
 
 #: Keys of ``Task.data`` that a new thread or process takes over.
-INHERITED = ("nice", "affinity", "policy", "ioprio", "personality")
+INHERITED = ("nice", "affinity", "policy", "ioprio", "personality", "mempolicy")
 
 Args = tuple[int, int, int, int, int, int]
 
