@@ -84,12 +84,15 @@ def prove_from(stepper: Stepper, steps: int = 200) -> Verdict:
 
     The thread is stopped where the walk ends (or in the canonical state, if it is
     an exact spin), so that what it counted depends on the starting point alone.
+    A signal handler that is being executed is followed to its end and beyond.
     """
-    walk = Walk(stepper)
+    walk = Walk(stepper, through_handlers=True)
     seen: dict[State, int] = {}
     for step in range(steps):
-        first = seen.setdefault(walk.state(), step)
-        if first != step:
+        if not walk.visits:
+            seen.clear()
+        first = seen.setdefault(walk.state(), len(walk.visits))
+        if first != len(walk.visits):
             return _settle(walk, walk.visits[first:])
         reason = walk.advance()
         if reason:

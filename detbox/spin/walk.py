@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from detbox.spin.decode import MAX_LENGTH, Instruction, decode
-from detbox.spin.stepper import RIP, Stepper, register
+from detbox.spin.stepper import OFFSET, RIP, Stepper, register
 
 #: Bytes that differ from what they were when the walk began: (address, value).
 Delta = frozenset[tuple[int, int]]
 #: Registers and memory: two equal states have the same future.
 State = tuple[bytes, Delta]
 
+_RT_SIGRETURN = 15
 # With a register as their first operand these only read memory.
 _LOADS = frozenset("mov movzx movsx movsxd add sub and or xor cmp test".split())
 
@@ -30,8 +31,10 @@ class Visit:
 class Walk:
     """A thread on its way, instruction by instruction."""
 
-    def __init__(self, stepper: Stepper) -> None:
+    def __init__(self, stepper: Stepper, *, through_handlers: bool = False) -> None:
+        """``through_handlers``: walk through the return from a signal handler, and begin the record anew."""
         self.stepper = stepper
+        self._through_handlers = through_handlers
         self.visits: list[Visit] = []
         self.original: dict[int, int] = {}
         self._changed: dict[int, int] = {}
@@ -54,6 +57,8 @@ class Walk:
         if instruction is None:
             return "an instruction that cannot be decoded"
         if instruction.forbidden:
+            if self._through_handlers and instruction.name == "syscall" and _sigreturn(registers):
+                return self._return_from_handler()
             return f"{instruction.text} at {address:#x}"
         following = address + instruction.size
         spans = tuple((span.address(registers, following), span.size) for span in instruction.spans)
@@ -78,6 +83,13 @@ class Walk:
                 return byte
         return self.original[address]
 
+    def _return_from_handler(self) -> str:
+        self.visits.clear()
+        self.original.clear()
+        self._changed.clear()
+        self.delta = frozenset()
+        return "" if self.stepper.step() else "another event"
+
     def _instruction(self, address: int) -> Instruction | None:
         if address not in self._instructions:
             decoded = decode(_code(self.stepper, address))
@@ -95,6 +107,10 @@ class Walk:
                 elif was != now:
                     self._changed[address + offset] = now
         self.delta = frozenset(self._changed.items())
+
+
+def _sigreturn(registers: bytes) -> bool:
+    return register(registers, OFFSET["rax"]) == _RT_SIGRETURN
 
 
 def _code(stepper: Stepper, address: int) -> bytes:

@@ -14,14 +14,25 @@ from typing import TYPE_CHECKING
 from detbox.decision import Decision, Park, Wake
 from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
-from detbox.spin import LoopTable, Pace, PtraceStepper, Spin, Verdict, attempt, enter, prove, prove_from, visit
+from detbox.spin import (
+    LoopTable,
+    Pace,
+    PtraceStepper,
+    Spin,
+    Verdict,
+    attempt,
+    enter,
+    prove,
+    prove_from,
+    visit,
+)
 from detbox.spin.stepper import OFFSET, RIP, register
 from detbox.supervisor.task import State
 
 if TYPE_CHECKING:
     from detbox.supervisor.loop import Handler, Supervisor
     from detbox.supervisor.machine import Machine
-    from detbox.supervisor.task import Args, Process, Task
+    from detbox.supervisor.task import Process, Task
 
 _PTRACE_INTERRUPT = 0x4207
 _EVENT_STOP = 128
@@ -45,13 +56,21 @@ class _Watch:
     pace: Pace = field(default_factory=Pace)
 
 
+@dataclass(slots=True)
+class _Spinner:
+    """A parked thread; ``since``: virtual time up to which its CPU time has been charged."""
+
+    spin: Spin
+    since: int
+
+
 class Spinning:
     """Everything about spinning threads in one run."""
 
     def __init__(self, sup: Supervisor) -> None:
         self.sup = sup
         self.loops = LoopTable()
-        self.parked: dict[Task, Spin] = {}
+        self.parked: dict[Task, _Spinner] = {}
         self.proofs = 0
         self.visits = 0
         self._watch: _Watch | None = None
@@ -122,7 +141,7 @@ class Spinning:
         if handler is None:
             return None
 
-        def armed(m: Machine, task: Task, arguments: Args) -> Decision:
+        def armed(m: Machine, task: Task, arguments: tuple[int, ...]) -> Decision:
             decision = handler(m, task, arguments)
             if isinstance(decision, int) and decision >= 0:
                 task.process.data.setdefault("spin_probes", _PROBES)
@@ -156,9 +175,10 @@ class Spinning:
             # A signal or the thread's end interrupted the walk: that is still to be handled.
             sup.on_stop(task.tid, stepper.status)
         elif isinstance(verdict, Spin):
-            self.parked[task] = verdict
+            self.parked[task] = _Spinner(verdict, sup.m.clock.now)
             why = f"spins at {verdict.address:#x} on memory that nobody changes"
             sup.m.scheduler.park(task, Park(_no_call, why=why, extra={"spin": True}))
+            self._await_cpu_timers(task)
         else:
             sup.cont(task, 0)
 
@@ -166,14 +186,15 @@ class Spinning:
         """Queue every spinner whose memory has changed: called when the scheduler chooses."""
         if not self.parked:
             return
-        for task, spin in list(self.parked.items()):
+        for task, spinner in list(self.parked.items()):
             if task.state is not State.PARKED:
                 del self.parked[task]
-            elif not spin.unchanged(task.read):
+            elif not spinner.spin.unchanged(task.read):
                 self.let_go(task)
 
     def let_go(self, task: Task) -> None:
         """Queue a spinner, to look at its memory again or to take a signal."""
+        self._charge(task)
         self.parked.pop(task, None)
         if self.sup.m.scheduler.withdraw(task) is not None:
             self.sup.m.scheduler.make_ready(task, lambda: self._again(task))
@@ -190,6 +211,22 @@ class Spinning:
             return
         self.visits += 1
         self._settle(task, stepper, enter(self.loops, task.process.mm, loop, stepper))
+
+    def _charge(self, task: Task) -> None:
+        """A spinner uses its processor all the time that it waits."""
+        spinner = self.parked.get(task)
+        now = self.sup.m.clock.now
+        if spinner is not None and now > spinner.since:
+            elapsed, spinner.since = now - spinner.since, now
+            task.cpu.spend(elapsed)
+
+    def _await_cpu_timers(self, task: Task) -> None:
+        """Timers on the spinner's CPU time expire while it spins."""
+        clock = self.sup.m.clock
+        for cpu in (task.cpu, task.cpu.parent):
+            deadline = cpu.timers.next_deadline() if cpu is not None and cpu.timers is not None else None
+            if cpu is not None and deadline is not None:
+                clock.timers.add(clock.now + max(deadline - cpu.ns, 0), lambda: self._charge(task))
 
     # -- address spaces -----------------------------------------------------------
 
