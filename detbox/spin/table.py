@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 
-from detbox.spin.prove import Spin, Verdict, prove_walk
+from detbox.spin.prove import Spin, Verdict, prove_from, prove_walk
 from detbox.spin.shortcut import Shortcut, shortcut
 from detbox.spin.stepper import RIP, Stepper, register
 from detbox.spin.walk import Walk
@@ -16,6 +16,8 @@ _BREAKPOINT = 0xCC
 # The breakpoint is worth its while until so many more visits than spins have been seen.
 _VISITS_PER_SPIN = 50
 _FREE_VISITS = 200
+# A loop that counts is walked for so many turns, but at least so many instructions.
+_COUNTED_TURNS, _COUNTED_STEPS = 4, 24
 # Walks remembered for each loop; the two or three that matter repeat for ever.
 _SHORTCUTS = 32
 
@@ -27,6 +29,7 @@ class Loop:
     address: int
     addresses: frozenset[int]
     original: int  # the byte under the breakpoint
+    counted: int = 0  # for a loop that counts: instructions to walk from its head
     armed: bool = False
     visits: int = 0
     spins: int = 1
@@ -48,19 +51,18 @@ class LoopTable:
     def __init__(self) -> None:
         self._loops: dict[Hashable, dict[int, Loop]] = {}
 
-    def learn(self, mm: Hashable, spin: Spin, stepper: Stepper) -> Loop | None:
-        """Remember an exact spin (while nothing is armed); its loop, or None."""
-        if not spin.exact:
-            return None
+    def learn(self, mm: Hashable, spin: Spin, stepper: Stepper) -> None:
+        """Remember a spin (while nothing is armed)."""
         loops = self._loops.setdefault(mm, {})
-        known = loops.get(spin.address)
+        # A counting spin may be parked anywhere in its loop; the breakpoint has one place.
+        address = spin.address if spin.exact else min(spin.addresses)
+        known = loops.get(address)
         if known is not None:
             known.addresses |= spin.addresses
             known.spins += 1
-            return known
-        loop = Loop(spin.address, spin.addresses, stepper.read(spin.address, 1)[0])
-        loops[spin.address] = loop
-        return loop
+            return
+        turns = 0 if spin.exact else max(_COUNTED_TURNS * spin.period, _COUNTED_STEPS)
+        loops[address] = Loop(address, spin.addresses, stepper.read(address, 1)[0], turns)
 
     def arm(self, mm: Hashable, stepper: Stepper) -> None:
         """Insert the breakpoints that are worth it; forget loops whose code has gone."""
@@ -130,6 +132,9 @@ def enter(table: LoopTable, mm: Hashable, loop: Loop, stepper: Stepper) -> Verdi
             stepper.assign(known.sets)
             loop.spins += isinstance(known.outcome, Spin)
             return known.outcome
+    if loop.counted:
+        # From the head on its first arrival, hence the same number of turns in every run.
+        return attempt(table, mm, stepper, lambda walked: prove_from(walked, loop.counted))
     table.disarm(mm, stepper)
     walk = Walk(stepper)
     verdict = prove_walk(walk, within=loop.addresses)

@@ -42,6 +42,8 @@ _ARMING = ("setitimer", "alarm", "timer_settime")
 # How often a process is looked at after arming a timer or taking a signal: each time costs some
 # 4 ms at most, too much for one that takes thousands of signals and does not loop without end.
 _PROBES = 200
+# From this limit on (some 0.3 s), a loop that counts is looked for as well.
+_COUNTING_LIMIT = 384
 # Nobody else could end a spin: it is only looked for to report the deadlock.
 _ALONE_DELAY = 1.0
 
@@ -117,7 +119,13 @@ class Spinning:
         watch.waited = 0.0
         limit = watch.pace.limit
         stepper = PtraceStepper(task.tid)
-        verdict = attempt(self.loops, task.process.mm, stepper, lambda walked: prove(walked, limit))
+        mm = task.process.mm
+        verdict = attempt(self.loops, mm, stepper, lambda walked: prove(walked, limit))
+        if not isinstance(verdict, Spin) and stepper.stepped and limit >= _COUNTING_LIMIT:
+            verdict = attempt(self.loops, mm, stepper, prove_from)
+            if isinstance(verdict, Spin) and not verdict.exact:
+                where = f"a loop at {min(verdict.addresses):#x} counts while it waits for another thread"
+                self.sup.m.doubt(task, f"{where}: how far it counts the first time depends on the machine")
         if not isinstance(verdict, Spin):
             watch.pace.failed()
         self._settle(task, stepper, verdict)
