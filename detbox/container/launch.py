@@ -14,6 +14,7 @@ import contextlib
 import ctypes.util  # noqa: F401  (python-ptrace wants it; imported while the host's files are in reach)
 import json
 import os
+import resource
 import select
 import signal
 import traceback
@@ -24,6 +25,7 @@ from detbox import errors
 from detbox.container import guest
 from detbox.errors import DetboxError, HostError, Interrupted, TimedOut
 from detbox.kernel import _native
+from detbox.machine import constants
 from detbox.spec import RunSpec
 
 CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
@@ -172,6 +174,8 @@ def _keep(spec: RunSpec, fds: tuple[int, int, int, int]) -> None:
     _native.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    with contextlib.suppress(ValueError, OSError):  # only root may raise the hard limit
+        resource.setrlimit(resource.RLIMIT_NOFILE, (constants.OPEN_FILES_MAX, constants.OPEN_FILES_MAX))
     try:
         _native.unshare(NAMESPACES)
     except OSError as error:

