@@ -8,8 +8,10 @@ and error arrive untouched.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import stat
 import subprocess
 import sys
 import threading
@@ -202,21 +204,27 @@ _State = tuple[int, int, int, int]
 def _snapshot(tops: Iterable[str]) -> dict[str, _State]:
     """The state of every file below ``tops``, which are not themselves included, by absolute path."""
     found: dict[str, _State] = {}
-    pending = [os.path.abspath(top) for top in tops]
-    while pending:
-        try:
-            entries = list(os.scandir(pending.pop()))
-        except OSError:
-            continue  # vanished, or not a directory, or not readable: the run itself will say so
-        for entry in entries:
-            try:
-                info = entry.stat(follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            found[entry.path] = (info.st_ino, info.st_ctime_ns, info.st_size, info.st_mode)
-            if entry.is_dir(follow_symlinks=False):
-                pending.append(entry.path)
+    for top in tops:
+        _look(os.path.abspath(top), os.path.abspath(top), None, found)
     return found
+
+
+def _look(path: str, name: str, at: int | None, found: dict[str, _State]) -> None:
+    """Add what is below one directory; by descriptors, since a guest can make paths longer than a path may be."""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+    except OSError:
+        return  # vanished, or not a directory, or not readable: the run itself will say so
+    try:
+        for entry in os.scandir(fd):
+            with contextlib.suppress(OSError):
+                info = entry.stat(follow_symlinks=False)
+                below = f"{path}/{entry.name}"
+                found[below] = (info.st_ino, info.st_ctime_ns, info.st_size, info.st_mode)
+                if stat.S_ISDIR(info.st_mode):
+                    _look(below, entry.name, fd, found)
+    finally:
+        os.close(fd)
 
 
 def _changes(before: Mapping[str, _State], after: Mapping[str, _State]) -> tuple[str, ...]:

@@ -107,7 +107,7 @@ class Supervisor:
         task = m.tasks.get(tid)
         if task is None:
             raise InternalError(f"call {nr} of the unknown thread {tid}")
-        task.notif, task.nr, task.args, task.ip = notif, nr, args, ip  # type: ignore[assignment]
+        task.notif, task.nr, task.args, task.ip = notif, nr, args, ip
         self.hold(task)
         m.scheduler.stirred = True
         if nr < len(self.calls):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from detbox.decision import Decision, Park
 from detbox.errors import UserError
-from detbox.handlers import limits, timers
+from detbox.handlers import limits, sysvipc, timers
 from detbox.kernel.numbers import NAMES
 from detbox.machine.creds import Creds
 from detbox.machine.files import FileTable, FsContext
@@ -58,6 +58,7 @@ def install_hooks(sup: Supervisor) -> None:
     sup.fork_hooks.append(limits.after_fork)
     sup.exec_hooks.append(timers.after_exec)
     sup.exit_hooks.append(timers.after_exit)
+    sup.exit_hooks.append(sysvipc.after_exit)
     if sup.m.spec.verbose >= 2:
         sup.observers.append(_print_call)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 #: Keys of ``Task.data`` that a new thread or process takes over.
 INHERITED = ("nice", "affinity", "policy", "ioprio", "personality", "mempolicy")
 
-Args = tuple[int, int, int, int, int, int]
+Args = tuple[int, ...]
 
 
 class State(Enum):
