@@ -1,0 +1,1 @@
+"""Costs of detbox compared with native runs: ``python -m benchmarks``."""
