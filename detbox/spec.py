@@ -25,6 +25,7 @@ DEFAULT_EPOCH_NS = 1_767_225_600 * 1_000_000_000  # 2026-01-01T00:00:00Z
 DEFAULT_CPUS = 4
 MAX_CPUS = 256
 CPU_MODELS = ("x86-64-v3", "x86-64-v2")
+CPUID_BACKENDS = ("auto", "patch")
 NETWORKS = ("loopback", "none")
 #: Format of :meth:`RunSpec.to_json`; a supervisor of another version refuses it.
 JSON_VERSION = 1
@@ -79,6 +80,8 @@ class RunSpec:
     seed: int = 0
     cpus: int = DEFAULT_CPUS
     cpu_model: str = CPU_MODELS[0]
+    cpuid_backend: str = CPUID_BACKENDS[0]  # "patch": as on a host without CPUID faulting
+    site_cache: str | None = None  # host directory of what is known about files; only speed depends on it
     user: str = "root"  # NAME, UID or UID:GID
     network: str = NETWORKS[0]
     hostname: str = HOSTNAME
@@ -101,7 +104,7 @@ class RunSpec:
         out["command"] = [_text(word) for word in self.command]
         out["env"] = {_text(key): _text(value) for key, value in self.env.items()}
         out["mounts"] = [[_path_text(m.src), _path_text(m.dst), m.rw] for m in self.mounts]
-        for name in ("workdir", "workdir_alias", "image", "stdin"):
+        for name in ("workdir", "workdir_alias", "image", "stdin", "site_cache"):
             out[name] = None if out[name] is None else _path_text(out[name])
         return json.dumps(out, sort_keys=True)
 
@@ -117,7 +120,7 @@ class RunSpec:
         raw["command"] = tuple(_bytes(word) for word in raw["command"])
         raw["env"] = {_bytes(key): _bytes(value) for key, value in raw["env"].items()}
         raw["mounts"] = tuple(Mount(_path(src), _path(dst), rw) for src, dst, rw in raw["mounts"])
-        for name in ("workdir", "workdir_alias", "image", "stdin"):
+        for name in ("workdir", "workdir_alias", "image", "stdin", "site_cache"):
             raw[name] = None if raw[name] is None else _path(raw[name])
         return cls(**raw)
 
@@ -160,6 +163,8 @@ def make_spec(
         seed=values.number(get("seed"), "--seed", 0, 2**64 - 1, default=0),
         cpus=values.number(get("cpus"), "--cpus", 1, MAX_CPUS, default=DEFAULT_CPUS),
         cpu_model=values.choice(get("cpu_model"), "--cpu-model", CPU_MODELS),
+        cpuid_backend=values.choice(get("cpuid_backend"), "--cpuid-backend", CPUID_BACKENDS),
+        site_cache=_site_cache(host_env),
         user=user,
         network=values.choice(get("network"), "--network", NETWORKS),
         stdin=stdin,
@@ -209,6 +214,14 @@ def _epoch(given: Any, declared: Mapping[bytes, bytes]) -> int:
             )
         return values.moment_ns(source.decode(), "SOURCE_DATE_EPOCH")
     return DEFAULT_EPOCH_NS
+
+
+def _site_cache(host_env: Mapping[bytes, bytes]) -> str | None:
+    from detbox.cpu.sitecache import cache_dir
+
+    if b"HOME" not in host_env and b"XDG_CACHE_HOME" not in host_env:
+        return None
+    return str(cache_dir({os.fsdecode(key): os.fsdecode(value) for key, value in host_env.items()}))
 
 
 def _user(given: Any) -> str:

@@ -66,6 +66,8 @@ def add_parser(verbs: Any) -> None:
     )
     # For detbox.api: one line of JSON goes to this descriptor, and detbox's own messages go nowhere else.
     parser.add_argument("--result-fd", type=int, help=argparse.SUPPRESS)
+    # For tests: treat this host as one without CPUID faulting.
+    parser.add_argument("--cpuid-backend", help=argparse.SUPPRESS)
     parser.add_argument(
         "command", nargs=argparse.REMAINDER, metavar="CMD", help="the command and its arguments"
     )
@@ -96,6 +98,7 @@ def spec_from(arguments: argparse.Namespace) -> RunSpec:
         from detbox.config import merge, read_config
 
         given = merge(read_config(arguments.config), given)
+    given["cpuid_backend"] = arguments.cpuid_backend
     try:
         cwd = os.getcwd()
     except FileNotFoundError:

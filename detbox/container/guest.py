@@ -45,6 +45,7 @@ def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
     os.setsid()
     os.umask(0)
     _pin()
+    host_features = model.host_features()
     proc_fd = build(spec)
     raise_limits()
     console = Console(host)
@@ -52,7 +53,7 @@ def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
     machine.requests = requests
     handlers = {row.number: row.handler for row in TABLE if row.handler is not None}
     sup = Supervisor(machine, handlers, LOOKING, life)
-    sup.image.cpuid_faulting = _cpuid_faulting()
+    sup.image.start(spec.cpuid_backend == "auto" and _cpuid_faulting(), host_features)
     machine.inodes.learn_devices()
     uid, gid = user_ids(spec.user)
     if uid:

@@ -19,10 +19,13 @@ import select
 import signal
 import traceback
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from detbox import errors
 from detbox.container import guest
+from detbox.cpu import service
+from detbox.cpu.sitecache import SiteCache
 from detbox.errors import DetboxError, HostError, Interrupted, TimedOut
 from detbox.kernel import _native
 from detbox.machine import constants
@@ -194,10 +197,26 @@ def _keep(spec: RunSpec, fds: tuple[int, int, int, int]) -> None:
         _child(lambda: guest.supervise(spec, life, result, supervisor_side), result)
     os.close(supervisor_side)
     os.close(result)
-    while os.read(requests, 1):
-        _loopback_up()
-        os.write(requests, b"u")
+    _serve(spec, requests)
     os.waitpid(supervisor, 0)
+
+
+def _serve(spec: RunSpec, requests: int) -> None:
+    """Do what cannot be done from inside the container, until the supervisor ends."""
+    import socket
+
+    cache = SiteCache(Path(spec.site_cache) if spec.site_cache else None)
+    with socket.socket(fileno=requests) as sock:
+        while True:
+            word, fds, _, _ = socket.recv_fds(sock, 1, 1)
+            if not word:
+                return
+            if word == b"l":
+                _loopback_up()
+                sock.sendall(b"u")
+                continue
+            service.answer(sock, word, fds[0], cache)
+            os.close(fds[0])
 
 
 def _socketpair() -> tuple[int, int]:

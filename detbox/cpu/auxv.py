@@ -58,11 +58,13 @@ class Rewrite:
     """The new stack pointer, the (address, bytes) to write, and the vector that /proc/PID/auxv should show.
 
     ``rsp`` may lie below the old one by less than a page; the kernel has mapped the stack further down.
+    ``found``: the kernel's own pairs.
     """
 
     rsp: int
     edits: list[tuple[int, bytes]]
     auxv: bytes
+    found: dict[int, int]
 
 
 def rewrite(stack: bytes, rsp: int, values: AuxValues) -> Rewrite:
@@ -83,7 +85,7 @@ def rewrite(stack: bytes, rsp: int, values: AuxValues) -> Rewrite:
     padding = bytes(random_at - new_rsp - len(block))
     # What is left of a longer old vector would show the host to a reader of uninitialised memory.
     rest = bytes(max(0, new_rsp - rsp))
-    return Rewrite(new_rsp, [(new_rsp - len(rest), rest + block + padding + values.random)], vector)
+    return Rewrite(new_rsp, [(new_rsp - len(rest), rest + block + padding + values.random)], vector, found)
 
 
 def parse_auxv(raw: bytes) -> list[tuple[int, int]]:

@@ -250,14 +250,15 @@ def missing_on_host(model: CpuModel, host_flags: Iterable[str] | None = None) ->
     ``host_flags``: the host's flags; by default those of the host's /proc/cpuinfo.  Raises OSError if that
     cannot be read.
     """
-    have = set(_host_flags() if host_flags is None else host_flags)
+    have = set(host_features() if host_flags is None else host_flags)
     needed = model.features - _SYSTEM_ONLY
     return [name for name in _ORDER if name in needed and name not in have]
 
 
-def _host_flags() -> list[str]:
+def host_features() -> set[str]:
+    """What /proc/cpuinfo lists for the host's first processor.  Raises OSError."""
     with Path("/proc/cpuinfo").open(encoding="ascii", errors="replace") as lines:
-        return next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+        return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
 
 
 def _has(model: CpuModel, cpus: int, name: str) -> bool:

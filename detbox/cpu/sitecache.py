@@ -1,4 +1,4 @@
-"""Remembers on disk which sites an ELF file has: each library is scanned once per user, not per run.
+"""Remembers on disk which sites an ELF file has, and what can be moved around them: each library is scanned once per user, not per run.
 
 The key is the content (XXH3 reads some 10 GB/s from the page cache), not the build id: tools that edit a file
 in place keep its id.  The cache is never needed: whatever is wrong with it, from a damaged entry to a full
@@ -13,13 +13,17 @@ import json
 import mmap
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import xxhash
 
 from detbox.cpu.elf import NotElf
 from detbox.cpu.sites import SCANNER_VERSION, Site, find_sites
+from detbox.cpu.trampoline import PLANNER_VERSION, Displacement, displacements
+
+_Row = TypeVar("_Row", Site, Displacement)
 
 
 def cache_dir(environ: Mapping[str, str]) -> Path:
@@ -31,7 +35,7 @@ def cache_dir(environ: Mapping[str, str]) -> Path:
 
 
 class SiteCache:
-    """Sites of files, from the cache in ``directory`` or by scanning; ``directory`` None: scanning only."""
+    """What is known about files, from the cache in ``directory`` or by scanning; None: scanning only."""
 
     def __init__(self, directory: Path | None) -> None:
         self._directory = directory
@@ -41,44 +45,55 @@ class SiteCache:
 
         Raises OSError if the file cannot be read.
         """
+        return self._look_up(fd, f"v{SCANNER_VERSION}", find_sites, Site)
+
+    def displacements(self, fd: int) -> list[Displacement]:
+        """What can be moved in the file to make room for jumps to trampolines; otherwise as :meth:`sites`."""
+        return self._look_up(fd, f"v{SCANNER_VERSION}.{PLANNER_VERSION}-moves", _plan, Displacement)
+
+    def _look_up(
+        self, fd: int, version: str, find: Callable[[mmap.mmap], list[_Row]], row: type[_Row]
+    ) -> list[_Row]:
         size = os.fstat(fd).st_size
         if size < 64 or os.pread(fd, 4, 0) != b"\x7fELF":
             return []
         with mmap.mmap(fd, size, access=mmap.ACCESS_READ) as data:
-            path = self._path(data)
-            sites = _load(path) if path else None
-            if sites is None:
+            path = self._path(version, data)
+            found = _load(path, row) if path else None
+            if found is None:
                 try:
-                    sites = find_sites(data)
+                    found = find(data)
                 except NotElf:
-                    sites = []
+                    found = []
                 if path:
                     with contextlib.suppress(OSError):
-                        _store(path, sites)
-            return sites
+                        _store(path, found)
+            return found
 
-    def _path(self, data: mmap.mmap) -> Path | None:
+    def _path(self, version: str, data: mmap.mmap) -> Path | None:
         if self._directory is None:
             return None
         digest = xxhash.xxh3_128_hexdigest(data)
-        return self._directory / f"v{SCANNER_VERSION}" / digest[:2] / f"{digest[2:]}-{len(data)}"
+        return self._directory / version / digest[:2] / f"{digest[2:]}-{len(data)}"
 
 
-def _load(path: Path) -> list[Site] | None:
-    """The entry's sites, or None if there is no whole and unchanged entry."""
+def _plan(data: mmap.mmap) -> list[Displacement]:
+    return displacements(data, find_sites(data))
+
+
+def _load(path: Path, row: type[_Row]) -> list[_Row] | None:
+    """The entry's rows, or None if there is no whole and unchanged entry."""
     try:
         checksum, _, body = path.read_bytes().partition(b"\n")
         if checksum.decode() != xxhash.xxh3_64_hexdigest(body):
             return None
-        rows = json.loads(body)
-        return [Site(int(o), int(n), str(kind), int(vaddr), float(c)) for o, n, kind, vaddr, c in rows]
+        return [row.from_row(values) for values in json.loads(body)]
     except (OSError, ValueError, TypeError):
         return None
 
 
-def _store(path: Path, sites: list[Site]) -> None:
-    rows = [[site.offset, site.length, site.kind, site.vaddr, site.confidence] for site in sites]
-    body = json.dumps(rows, separators=(",", ":")).encode()
+def _store(path: Path, found: Sequence[Site | Displacement]) -> None:
+    body = json.dumps([item.to_row() for item in found], separators=(",", ":")).encode()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fd, temporary = tempfile.mkstemp(dir=path.parent)
     try:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import mmap
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -76,6 +76,16 @@ class Site:
     kind: str
     vaddr: int
     confidence: float = 1.0
+
+    def to_row(self) -> list[object]:
+        """As JSON can hold it."""
+        return [self.offset, self.length, self.kind, self.vaddr, self.confidence]
+
+    @classmethod
+    def from_row(cls, row: Sequence[object]) -> Site:
+        """The inverse; ValueError or TypeError for anything else."""
+        offset, length, kind, vaddr, confidence = row
+        return cls(int(str(offset)), int(str(length)), str(kind), int(str(vaddr)), float(str(confidence)))
 
 
 def trap_bytes(length: int) -> bytes:

@@ -1,17 +1,18 @@
-"""Plans how ``cpuid`` is answered inside the guest: a jump to code that looks the answer up in a table.
+"""Plans how ``cpuid``, ``xgetbv`` and ``rdtsc`` are answered inside the guest: by a jump to code of ours.
 
-A trap costs some 25 microseconds and the dynamic loader runs ``cpuid`` more than thirty times per exec.  The
-instruction has two bytes and a jump needs five, so neighbours move into the trampoline as well.  That is done
+A trap costs some 25 microseconds and the dynamic loader runs more than forty such instructions per exec.  They
+have two or three bytes and a jump needs five, so neighbours move into the trampoline as well.  That is done
 only where it cannot be noticed:
 
 - The function is known from unwind data and decodes from start to end.
 - No branch goes to a moved instruction other than the first.  Direct branches are seen by disassembly.  Of
-indirect
-  ones only the compilers' jump tables are understood; a function with another one is left alone.
+  indirect ones only the compilers' jump tables are understood; a function with another one is left alone.
 - A moved neighbour neither branches nor names the program counter.
 
-What cannot be planned stays a trap, so this saves time and decides nothing.  No call is made and no other
-memory than 8 + 8 bytes below the red zone is written.
+What cannot be planned stays a trap.  ``cpuid`` and ``xgetbv`` give what the trap would give, so there this
+saves time and decides nothing.  ``rdtsc`` counts from a value that the supervisor stores: it is for the
+loader's own timing of its start, which nothing but a look at the difference of two of its readings shows.  No
+call is made, and of memory only that counter and 8 + 8 bytes below the red zone are written.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from __future__ import annotations
 import mmap
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,9 @@ from detbox.cpu.sites import Site
 if TYPE_CHECKING:
     from capstone import Cs
 
+#: Changes whenever the same file may give other displacements: part of the cache's key.
+PLANNER_VERSION = 1
+
 _JUMP_SIZE = 5
 _MAX_MOVED_BEFORE = 3  # instructions
 _TABLE_ENTRIES = 1024  # of a jump table: reading too many only adds targets
@@ -37,36 +41,56 @@ _RIP_OPERAND = re.compile(r"\[rip ([+-]) (0x[0-9a-f]+|\d+)\]")
 _ANY = 0
 _EXACT = 0xFFFFFFFF
 
+_XGETBV = b"\x0f\x01\xd0"
+#: What is answered here, and the length of the instruction without prefixes.
+_SIZES = {"cpuid": 2, "xgetbv": 3, "rdtsc": 2}
+_XGETBV_MISS = 3  # offset of the trap in _xgetbv
+
 _SKIP_RED_ZONE = bytes.fromhex("488d6424 80")  # lea rsp, [rsp - 128]
 _BACK_FROM_RED_ZONE = bytes.fromhex("488da424 80000000")  # lea rsp, [rsp + 128]
 
 
 @dataclass(frozen=True, slots=True)
 class Displacement:
-    """The instructions that make room for a jump: virtual address, total length, and the bytes around
-    ``cpuid``."""
+    """The instructions that make room for a jump: virtual address, total length, and the bytes around the
+    instruction of this kind."""
 
     vaddr: int
     length: int
     before: bytes
     after: bytes
+    kind: str = "cpuid"
+
+    def to_row(self) -> list[object]:
+        """As JSON can hold it."""
+        return [self.vaddr, self.length, self.before.hex(), self.after.hex(), self.kind]
+
+    @classmethod
+    def from_row(cls, row: Sequence[object]) -> Displacement:
+        """The inverse; ValueError or TypeError for anything else."""
+        vaddr, length, before, after, kind = row
+        around = bytes.fromhex(str(before)), bytes.fromhex(str(after))
+        return cls(int(str(vaddr)), int(str(length)), *around, str(kind))
 
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
-    """The trampolines' code, what to write over the program's, and where a ``cpuid`` that is not in the table
-    traps.
+    """The trampolines' code, what to write over the program's, and where what they cannot answer traps.
 
     ``patches``: (address, bytes).  ``miss``: address of two bytes that raise SIGILL and stand for ``cpuid``.
+    ``traps``: all such addresses with the bytes of the instructions that they stand for.
+    ``counter``: address of the eight bytes that ``rdtsc`` counts up; they have to be writable.
     """
 
     code: bytes
     patches: list[tuple[int, bytes]]
     miss: int
+    traps: dict[int, bytes]
+    counter: int
 
 
 def displacements(data: bytes | mmap.mmap, sites: Iterable[Site]) -> list[Displacement]:
-    """What can be moved in an ELF file, for as many of its ``cpuid`` sites as possible, in their order."""
+    """What can be moved in an ELF file, for as many of its sites as possible, in their order."""
     import capstone
 
     elf = Elf(data)
@@ -77,12 +101,12 @@ def displacements(data: bytes | mmap.mmap, sites: Iterable[Site]) -> list[Displa
     found: list[Displacement] = []
     for site in every:
         bounds = elf.unwind_range(site.vaddr)
-        if site.kind != "cpuid" or site.length != 2 or bounds is None:
+        if site.length != _SIZES.get(site.kind) or bounds is None:
             continue
         if bounds not in functions:
             functions[bounds] = _Function.read(elf, cs, *bounds)
         function = functions[bounds]
-        moved = function.displacement(site.vaddr, taken - {site.vaddr}) if function else None
+        moved = function.displacement(site, taken - {site.vaddr}) if function else None
         if moved is not None:
             found.append(moved)
             taken.update(range(moved.vaddr, moved.vaddr + moved.length))
@@ -96,17 +120,28 @@ def assemble(moved: Iterable[Displacement], bias: int, address: int, model: CpuM
     """
     code = bytearray(_answer(_table(model, cpus)))
     miss = address + code.index(b"\x0f\x0b")
+    traps = {miss: b"\x0f\xa2"}
+    code += bytes(-len(code) % 8)
+    counter = address + len(code)
+    code += bytes(8)
     patches = []
     for item in moved:
         start = bias + item.vaddr
         entry = address + len(code)
-        code += item.before + _SKIP_RED_ZONE
-        code += _relative(0xE8, address + len(code), address)
-        code += _BACK_FROM_RED_ZONE + item.after
+        code += item.before
+        if item.kind == "cpuid":
+            code += _SKIP_RED_ZONE + _relative(0xE8, address + len(code) + len(_SKIP_RED_ZONE), address)
+            code += _BACK_FROM_RED_ZONE
+        elif item.kind == "xgetbv":
+            traps[address + len(code) + _XGETBV_MISS] = _XGETBV
+            code += _xgetbv(model.xcr0)
+        else:
+            code += _rdtsc(address + len(code), counter)
+        code += item.after
         code += _relative(0xE9, address + len(code), start + item.length)
         # The rest of the patch is never executed: nothing jumps there.
         patches.append((start, _relative(0xE9, start, entry).ljust(item.length, b"\x90")))
-    return Assembled(bytes(code), patches, miss)
+    return Assembled(bytes(code), patches, miss, traps, counter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,17 +202,18 @@ class _Function:
             targets |= _table_targets(elf, table)
         return cls(instructions, targets)
 
-    def displacement(self, vaddr: int, taken: set[int]) -> Displacement | None:
-        """The shortest run of movable instructions around ``vaddr`` that is long enough for a jump."""
-        site = self._index.get(vaddr)
-        if site is None:
+    def displacement(self, site: Site, taken: set[int]) -> Displacement | None:
+        """The shortest run of movable instructions around a site that is long enough for a jump."""
+        index = self._index.get(site.vaddr)
+        if index is None:
             return None
-        for first in range(site, max(-1, site - _MAX_MOVED_BEFORE - 1), -1):
-            run = self._run(first, site, taken)
+        for first in range(index, max(-1, index - _MAX_MOVED_BEFORE - 1), -1):
+            run = self._run(first, index, taken)
             if run is not None:
-                before = b"".join(item.code for item in run if item.address < vaddr)
-                after = b"".join(item.code for item in run if item.address > vaddr)
-                return Displacement(run[0].address, len(before) + 2 + len(after), before, after)
+                before = b"".join(item.code for item in run if item.address < site.vaddr)
+                after = b"".join(item.code for item in run if item.address > site.vaddr)
+                length = len(before) + site.length + len(after)
+                return Displacement(run[0].address, length, before, after, site.kind)
         return None
 
     def _run(self, first: int, site: int, taken: set[int]) -> list[_Instruction] | None:
@@ -246,6 +282,23 @@ def _answer(table: bytes) -> bytes:
         "c3"  # ret
     )
     return body + table
+
+
+def _xgetbv(xcr0: int) -> bytes:
+    """Register 0 is XCR0.  Another one, or a processor without any, raises SIGILL at _XGETBV_MISS."""
+    known = b"\x67\xe3\x03" if xcr0 else b"\x90" * 3  # jecxz answer
+    answer = b"\xb8" + struct.pack("<I", xcr0 & _EXACT) + b"\xba" + struct.pack("<I", xcr0 >> 32)
+    return known + b"\x0f\x0b\x90" + answer  # ud2 and nop: three bytes that stand for xgetbv
+
+
+def _rdtsc(at: int, counter: int) -> bytes:
+    """The next value of the counter, in EDX:EAX; flags stay."""
+    code = b""
+    for opcode, offset in ((b"\x48\x8b\x05", 0), (b"\x48\x89\x05", 0), (b"\x8b\x15", 4)):
+        if opcode == b"\x48\x89\x05":
+            code += b"\x48\x8d\x40\x01"  # lea rax, [rax + 1]
+        code += opcode + struct.pack("<i", counter + offset - (at + len(code) + len(opcode) + 4))
+    return code + b"\x89\xc0"  # mov eax, eax: the upper half is zero
 
 
 def _relative(opcode: int, at: int, target: int) -> bytes:

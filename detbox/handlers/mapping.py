@@ -30,12 +30,14 @@ def mmap(m: Machine, t: Task, a: Args) -> Decision:
     if a[3] & _MAP_ANONYMOUS:
         return CONTINUE
     writes = a[2] & _PROT_WRITE and a[3] & _MAP_SHARED
-    code_mapped = m.code_mapped if a[2] & _PROT_EXEC else None
-    if not writes and code_mapped is None:
-        return CONTINUE
-    entry = t.process.files.get(a[4])
-    vnode = entry.vnode if writes and entry.kind is Kind.REG else None
-    if vnode is None and code_mapped is None:
+    patch = None
+    if a[2] & _PROT_EXEC and not a[3] & _MAP_SHARED and m.code_mapped is not None:
+        patch = m.code_mapped(t, a[4] & 0xFFFFFFFF, a[1], a[5])
+    vnode = None
+    if writes:
+        entry = t.process.files.get(a[4])
+        vnode = entry.vnode if entry.kind is Kind.REG else None
+    if vnode is None and patch is None:
         return CONTINUE
 
     def look(task: Task, result: int) -> int | None:
@@ -45,8 +47,8 @@ def mmap(m: Machine, t: Task, a: Args) -> Decision:
         if vnode is not None:
             _remember(task, addr, a[1], vnode)
             m.inodes.touch(vnode)
-        if code_mapped is not None:
-            code_mapped(task, addr, a[1], a[4], a[5])
+        if patch is not None:
+            patch(task, addr)
         return None
 
     return ContinueThen(look)

@@ -25,7 +25,7 @@ PR_GET_SPECULATION_CTRL, PR_SET_SPECULATION_CTRL, PR_SCHED_CORE = 52, 53, 62
 PR_TSC_ENABLE = 1
 DEFAULT_TIMERSLACK_NS = 50_000
 # arch/x86/include/uapi/asm/prctl.h
-ARCH_SET_CPUID, ARCH_GET_CPUID = 0x1012, 0x1011
+ARCH_SET_CPUID, ARCH_GET_CPUID, ARCH_REQ_XCOMP_PERM = 0x1012, 0x1011, 0x1023
 
 #: Answers that do not depend on the kernel: option -> result.
 _FIXED = {
@@ -78,6 +78,8 @@ def arch_prctl(m: Machine, t: Task, a: Args) -> Decision:
     code = a[0] & 0xFFFFFFFF
     if code == ARCH_SET_CPUID:
         return -errno.ENODEV
+    if code == ARCH_REQ_XCOMP_PERM:
+        return -errno.EINVAL  # as before Linux 5.16; the state of AMX would need a larger signal frame
     if code == ARCH_GET_CPUID:
         return 1
     return CONTINUE

@@ -6,6 +6,7 @@ from errno import ENOSYS, EPERM
 
 from detbox.handlers import (
     clocks,
+    dispositions,
     futex,
     futex2,
     futex_exit,
@@ -23,6 +24,7 @@ from detbox.policy.row import (
     equal,
     let_through,
     refuse,
+    trap,
     values,
     watch,
     watched,
@@ -65,7 +67,7 @@ ROWS: tuple[Row, ...] = (
     ),
     watch("prctl", prctl.prctl, PROCESSES, "options that show or change the machine are virtual"),
     watch("arch_prctl", prctl.arch_prctl, PROCESSES, "the CPU's features and faulting are not the guest's",
-          (let_through(equal(0, 0x1012), equal(1, 0, 64), why="what the supervisor itself arms at each exec"),
+          (let_through(equal(0, 0x1012), equal(2, dispositions.OWN_CALL, 64), why="the supervisor's, at each exec"),
            *values(0, 0x1001, 0x1002, 0x1003, 0x1004))),
     watch("seccomp", processes.seccomp, PROCESSES, "the guest's own filters count as well"),
     watch("set_tid_address", futex_exit.set_tid_address, PROCESSES, "the thread's exit wakes the waiters"),
@@ -80,7 +82,12 @@ ROWS: tuple[Row, ...] = (
       for name in ("modify_ldt", "set_thread_area", "get_thread_area")),
 
     *(allow(name, SIGNALS, "touches the caller's own signal state only")
-      for name in ("rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sigaltstack")),
+      for name in ("rt_sigprocmask", "rt_sigreturn", "sigaltstack")),
+    allow("rt_sigaction", SIGNALS, "touches the caller's own signal state only",
+          (let_through(equal(4, dispositions.OWN_CALL, 64), why="the supervisor's, after a trap"),
+           *(trap(equal(0, signo), why="remembered, because trapped instructions raise it")
+             for signo in dispositions.RECORDED)),
+          dispositions.rt_sigaction),
     *watched(
         SIGNALS, "a signal is delivered at the receiver's next call, to a fixed thread",
         kill=signals.kill, tkill=signals.tkill, tgkill=signals.tgkill,

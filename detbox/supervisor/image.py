@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import signal
 from typing import TYPE_CHECKING
 
 from ptrace.binding import ptrace_getregs, ptrace_setregs
 
 from detbox.cpu import auxv, emulate, model
+from detbox.cpu.service import Finder
+from detbox.cpu.sites import UNTRAPPED
 from detbox.cpu.trap import TrapValues
+from detbox.errors import InternalError
+from detbox.handlers import dispositions
 from detbox.kernel import _native, siginfo
 from detbox.kernel.numbers import NUMBERS
-from detbox.supervisor.memory import peek, poke
+from detbox.machine.clock import BOOT_NS
+from detbox.supervisor import injection, signals
+from detbox.supervisor.memory import peek
+from detbox.supervisor.patching import AREA, Patching
 
 if TYPE_CHECKING:
     from detbox.supervisor.loop import Supervisor
@@ -20,12 +29,19 @@ if TYPE_CHECKING:
     from detbox.supervisor.task import Task
 
 ARCH_SET_CPUID = 0x1012
-SYSCALL_INSTRUCTION = b"\x0f\x05"
 STACK_TOP = 0x7FFFFFFFF000  # TASK_SIZE - one page, without address space randomisation
 MAX_INITIAL_STACK = 8 << 20
 LONGEST_INSTRUCTION = 15
-#: FSGSBASE instructions are usable (arch/x86/include/uapi/asm/hwcap2.h); every processor of the models has them.
-HWCAP2 = 2
+_UD2 = b"\x0f\x0b"
+#: PROT_READ | PROT_WRITE | PROT_EXEC; MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
+_AREA_PROTECTION, _AREA_FLAGS = 7, 0x100022
+_KERNEL_LINE = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) .*\[(?:vdso|vvar\w*)\]")
+#: Who blocks all of these blocks every signal that an instruction can raise.
+_SYNCHRONOUS = sum(
+    signals.bit(signo) for signo in (signal.SIGILL, signal.SIGTRAP, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV)
+)
+#: What the processor calls in /proc/cpuinfo: without it, the instruction raises SIGILL by itself.
+_NEEDS = {"rdrand": "rdrand", "rdseed": "rdseed", "rdpid": "rdpid", "xbegin": "rtm"}
 
 
 class Image:
@@ -34,15 +50,30 @@ class Image:
     def __init__(self, sup: Supervisor) -> None:
         self.sup = sup
         self.cpuid_faulting = False
+        self.patching: Patching | None = None
+        self._vdso: tuple[int, int] | None = None  # of the kernel's own mappings: distance from the vDSO, length
+
+    def start(self, cpuid_faulting: bool, host_features: set[str]) -> None:
+        """Decide how instructions are trapped.  ``host_features``: as /proc/cpuinfo names them."""
+        sup = self.sup
+        self.cpuid_faulting = cpuid_faulting
+        kinds = {kind for kind in UNTRAPPED if _NEEDS.get(kind, "") in {"", *host_features}}
+        if not cpuid_faulting:
+            kinds.add("cpuid")
+        self.patching = Patching(sup.m, Finder(sup.m.requests), kinds)
+        sup.m.code_mapped = self.patching.mapping
+        sup.fork_hooks += [Patching.after_fork, dispositions.after_fork]
+        sup.exec_hooks.append(dispositions.after_exec)
 
     def prepare(self, m: Machine, task: Task) -> None:
-        """At PTRACE_EVENT_EXEC: rewrite the initial stack, arm CPUID faulting (exec resets it)."""
+        """At PTRACE_EVENT_EXEC: rewrite the initial stack, arm CPUID faulting (exec resets it), patch."""
         regs = ptrace_getregs(task.tid)
         stack = task.read(regs.rsp, min(STACK_TOP - regs.rsp, MAX_INITIAL_STACK))
+        st = os.stat(f"{task.tid}/exe", dir_fd=m.proc_fd)
         creds = task.process.creds
-        secure = self._set_user_ids(m, task)
+        secure = self._set_user_ids(m, task, st)
         values = auxv.AuxValues(
-            hwcap=model.hwcap(m.cpu_model, m.spec.cpus), hwcap2=HWCAP2, random=task.rng.at_random(),
+            hwcap=model.hwcap(m.cpu_model, m.spec.cpus), hwcap2=model.HWCAP2, random=task.rng.at_random(),
             uid=creds.ruid, euid=creds.euid, gid=creds.rgid, egid=creds.egid, secure=secure,
         )  # fmt: skip
         rewritten = auxv.rewrite(stack, regs.rsp, values)
@@ -51,44 +82,105 @@ class Image:
         regs.rsp = rewritten.rsp
         ptrace_setregs(task.tid, regs)
         task.process.data["auxv"] = rewritten.auxv
-        if self.cpuid_faulting:
-            self.inject(task, NUMBERS["arch_prctl"], ARCH_SET_CPUID, 0)
+        self._patch(m, task, st, rewritten.found)
 
-    def _set_user_ids(self, m: Machine, task: Task) -> bool:
+    def _patch(self, m: Machine, task: Task, st: os.stat_result, found: dict[int, int]) -> None:
+        """The calls at exec, and the plan for the program's instructions."""
+        interpreter = found.get(auxv.AT_BASE, 0)
+        calls: list[tuple[int, ...]] = []
+        if self.cpuid_faulting:
+            calls.append((NUMBERS["arch_prctl"], ARCH_SET_CPUID, 0, dispositions.OWN_CALL))
+        start, length = self._kernel_mappings(m, task, found.get(auxv.AT_SYSINFO_EHDR, 0))
+        if length:
+            calls.append((NUMBERS["munmap"], start, length))
+        if interpreter:
+            area = (interpreter - AREA, AREA, _AREA_PROTECTION, _AREA_FLAGS, -1, 0)
+            calls.append((NUMBERS["mmap"], *area))
+        results = injection.at_exec(task, calls)
+        if self.cpuid_faulting and results[0]:
+            raise InternalError(f"CPUID faulting cannot be switched on: {os.strerror(-results[0])}")
+        assert self.patching is not None
+        plan = self.patching.plan(task, st, interpreter, found[auxv.AT_ENTRY])
+        has_area = bool(interpreter) and results[-1] == interpreter - AREA
+        task.process.data["own memory"] = (interpreter - AREA, interpreter) if has_area else (0, 0)
+        self.patching.carry_out(task, plan, has_area, m.clock.now - BOOT_NS)
+
+    def _kernel_mappings(self, m: Machine, task: Task, vdso: int) -> tuple[int, int]:
+        """Address and length of the vDSO with its data: their sizes, and so the addresses of what is mapped
+        below them, differ from kernel to kernel; and the clock in them is the host's."""
+        if not vdso:
+            return 0, 0
+        if self._vdso is None:
+            fd = os.open(f"{task.tid}/maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=m.proc_fd)
+            with open(fd, "rb") as maps:
+                matches = [match for line in maps if (match := _KERNEL_LINE.match(line))]
+            start = min(int(match[1], 16) for match in matches)
+            self._vdso = start - vdso, max(int(match[2], 16) for match in matches) - start
+        return vdso + self._vdso[0], self._vdso[1]
+
+    def _set_user_ids(self, m: Machine, task: Task, st: os.stat_result) -> bool:
         """What a set-user-ID program does to the virtual credentials; whether privileges were gained."""
-        st = os.stat(f"{task.tid}/exe", dir_fd=m.proc_fd)
         owner = m.inodes.of(st)
         return task.process.creds.on_exec(st.st_mode, owner.uid, owner.gid)
 
-    def inject(self, task: Task, nr: int, *args: int) -> int:
-        """Have a ptrace-stopped thread make a call of ours; the signed result.
-
-        The two bytes at its program counter are replaced for the time of one step.
-        """
-        regs = ptrace_getregs(task.tid)
-        saved = ptrace_getregs(task.tid)
-        code = peek(task.tid, regs.rip, len(SYSCALL_INSTRUCTION))
-        poke(task.tid, regs.rip, SYSCALL_INSTRUCTION)
-        regs.rax, regs.orig_rax = nr, 0xFFFFFFFFFFFFFFFF
-        for name, value in zip(("rdi", "rsi", "rdx", "r10", "r8", "r9"), args, strict=False):
-            setattr(regs, name, value)
-        ptrace_setregs(task.tid, regs)
-        _native.single_step(task.tid)
-        result = ptrace_getregs(task.tid).rax
-        poke(task.tid, saved.rip, code)
-        ptrace_setregs(task.tid, saved)
-        return int(result - (1 << 64) if result >> 63 else result)
+    # -- traps ------------------------------------------------------------------------
 
     def trapped(self, task: Task, signo: int, info: bytes) -> bool:
         """Emulate the instruction that caused this signal, if it is one of ours."""
-        if signo != signal.SIGSEGV or siginfo.code_of(info) != siginfo.SI_KERNEL:
+        if siginfo.code_of(info) <= 0 or signo == signal.SIGTRAP:
+            return False
+        if signo == signal.SIGSEGV and siginfo.code_of(info) != siginfo.SI_KERNEL:
             return False
         regs = ptrace_getregs(task.tid)
-        try:
-            code = peek(task.tid, regs.rip, LONGEST_INSTRUCTION)
-        except OSError:
-            code = peek(task.tid, regs.rip, 3)
-        if not emulate.emulate(code, regs, TrapValues(self.sup.m, task)):
+        code = self._instruction(task, signo, regs.rip)
+        if code is None or not emulate.emulate(code, regs, TrapValues(self.sup.m, task)):
             return False
         ptrace_setregs(task.tid, regs)
+        self._undo_force(task, signo)
         return True
+
+    def _instruction(self, task: Task, signo: int, address: int) -> bytes | None:
+        """The original bytes of what trapped, None if it was not ours."""
+        code = b""
+        for length in (LONGEST_INSTRUCTION, 3, 2):
+            try:
+                code = peek(task.tid, address, length)
+                break
+            except OSError:
+                continue
+        if signo == signal.SIGSEGV:
+            return code
+        if code.startswith(_UD2):
+            return self.patching.original(task, address) if self.patching else None
+        # An instruction that the host's processor does not have.
+        instruction = emulate.decode(code)
+        return code if instruction is not None and instruction.kind in UNTRAPPED else None
+
+    def _undo_force(self, task: Task, signo: int) -> None:
+        """Put back what the kernel changes when it forces a signal that is blocked or ignored.
+
+        That a signal was blocked is seen by its lost handler, or by the others of its kind being blocked:
+        nobody blocks four of them and leaves the fifth open.
+        """
+        mask = _native.get_sigmask(task.tid)
+        blocked = mask | signals.bit(signo) == mask | _SYNCHRONOUS and mask & _SYNCHRONOUS
+        act = task.process.data.get(dispositions.DISPOSITIONS, {}).get(signo)
+        if act is not None and not dispositions.resets(act):
+            sets = signals.pending(self.sup.m, task)
+            if not (sets.caught | sets.ignored) & signals.bit(signo):
+                blocked = blocked or dispositions.handler(act) != signal.SIG_IGN
+                self._restore(task, signo, act)
+        if blocked:
+            _native.set_sigmask(task.tid, mask | signals.bit(signo))
+
+    def _restore(self, task: Task, signo: int, act: bytes) -> None:
+        """Set a disposition again; the structure is passed on the thread's stack, below its red zone."""
+        place = ptrace_getregs(task.tid).rsp - 128 - len(act)
+        saved = task.read(place, len(act))
+        task.write(place, act)
+        result = injection.call(
+            task, NUMBERS["rt_sigaction"], signo, place, 0, 8, dispositions.OWN_CALL
+        )
+        task.write(place, saved)
+        if result not in (0, -errno.EINVAL):
+            self.sup.m.doubt(task, f"the handler of signal {signo} was lost")

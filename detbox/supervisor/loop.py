@@ -60,12 +60,12 @@ class Supervisor:
         self.early: dict[int, int] = {}  # stops of children that the parent's event has not announced yet
         self.stops = 0
         self.notifications = 0
-        self.image = Image(self)
         self.fork_hooks: list[Callable[[Machine, Process, Process], None]] = []
         self.exec_hooks: list[Callable[[Machine, Task], None]] = []
         self.exit_hooks: list[Callable[[Machine, Process], None]] = []
         self.observers: list[Callable[[Task, Decision], None]] = []
         machine.bind(self)
+        self.image = Image(self)
         self.spinning = Spinning(self)
         machine.scheduler.release_spinners = self.spinning.release
         machine.scheduler.resume = self.resume  # type: ignore[method-assign]

@@ -42,7 +42,8 @@ class Machine:
         self.listener = -1
         self.doubts: dict[str, int] = {}
         self.unknown_calls: dict[str, int] = {}
-        self.code_mapped: Callable[[Task, int, int, int, int], None] | None = None
+        #: (task, fd, length, offset) of a private mapping of code → what to do with its address, if anything.
+        self.code_mapped: Callable[[Task, int, int, int], Callable[[Task, int], None] | None] | None = None
         self.data: dict[str, Any] = {}  # state that handler modules keep per run
         self.stdio = console.kinds
         self.requests = -1  # socket to the keeper

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Iterable
+
+from detbox.cpu.edits import Edit
 
 
 def peek(tid: int, address: int, length: int) -> bytes:
     """Read ``length`` bytes of a stopped thread's memory; OSError if not all is mapped."""
     fd = _open(tid)
     try:
-        data = os.pread(fd, length, address)
+        return _read(fd, address, length)
     finally:
         os.close(fd)
-    if len(data) != length:
-        raise OSError(14, "short read of guest memory")
-    return data
 
 
 def poke(tid: int, address: int, data: bytes) -> None:
@@ -24,6 +25,28 @@ def poke(tid: int, address: int, data: bytes) -> None:
         os.pwrite(fd, data, address)
     finally:
         os.close(fd)
+
+
+def apply(tid: int, edits: Iterable[Edit]) -> bool:
+    """Make all edits; False, perhaps with some of them made, once the memory is not what an edit expects."""
+    fd = _open(tid)
+    try:
+        for edit in edits:
+            if _read(fd, edit.address, len(edit.old)) != edit.old:
+                return False
+            os.pwrite(fd, edit.new, edit.address)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def _read(fd: int, address: int, length: int) -> bytes:
+    data = os.pread(fd, length, address)
+    if len(data) != length:
+        raise OSError(errno.EFAULT, "short read of guest memory")
+    return data
 
 
 def _open(tid: int) -> int:

@@ -1,0 +1,68 @@
+"""Finds sites for the supervisor, which cannot: from inside the container neither the disassembler nor the
+cache is in reach.
+
+The supervisor sends one byte and a descriptor to the keeper, which stays outside, and gets JSON back, with its
+length before it.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+
+from detbox.cpu.sitecache import SiteCache
+from detbox.cpu.sites import Site
+from detbox.cpu.trampoline import Displacement
+
+SITES, DISPLACEMENTS = b"s", b"t"
+_LENGTH = struct.Struct("<I")
+
+
+def answer(sock: socket.socket, word: bytes, fd: int, cache: SiteCache) -> None:
+    """Serve one request in the keeper; a file that cannot be read has nothing in it."""
+    rows: list[list[object]] = []
+    try:
+        if word == SITES:
+            rows = [site.to_row() for site in cache.sites(fd)]
+        else:
+            rows = [moved.to_row() for moved in cache.displacements(fd)]
+    except (OSError, ValueError):
+        pass
+    body = json.dumps(rows).encode()
+    sock.sendall(_LENGTH.pack(len(body)) + body)
+
+
+class Finder:
+    """The supervisor's side; ``requests``: descriptor of its end of the socket pair."""
+
+    def __init__(self, requests: int) -> None:
+        self._requests = requests
+
+    def sites(self, fd: int) -> list[Site]:
+        """The sites of an open file."""
+        return [Site.from_row(row) for row in self._ask(SITES, fd)]
+
+    def displacements(self, fd: int) -> list[Displacement]:
+        """What can be moved in an open file to make room for jumps."""
+        return [Displacement.from_row(row) for row in self._ask(DISPLACEMENTS, fd)]
+
+    def _ask(self, word: bytes, fd: int) -> list[list[object]]:
+        with socket.socket(fileno=self._requests) as sock:
+            try:
+                socket.send_fds(sock, [word], [fd])
+                (length,) = _LENGTH.unpack(_receive(sock, _LENGTH.size))
+                rows: list[list[object]] = json.loads(_receive(sock, length))
+            finally:
+                sock.detach()
+        return rows
+
+
+def _receive(sock: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        part = sock.recv(count - len(data))
+        if not part:
+            raise EOFError("the keeper is gone")
+        data += part
+    return data

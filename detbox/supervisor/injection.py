@@ -1,0 +1,89 @@
+"""Has a ptrace-stopped guest thread run code of the supervisor's: one system call, or a stub at exec."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ptrace.binding import ptrace_getregs, ptrace_setregs
+
+from detbox.cpu import stub
+from detbox.errors import InternalError
+from detbox.kernel import _native
+from detbox.supervisor.memory import peek, poke
+
+if TYPE_CHECKING:
+    from detbox.supervisor.task import Task
+
+_PTRACE_CONT, _PTRACE_SYSCALL = 7, 24
+_SYSCALL = b"\x0f\x05"
+_EVERY_SIGNAL = 0xFFFFFFFFFFFFFFFF
+_NO_CALL = 0xFFFFFFFFFFFFFFFF  # orig_rax: no call is to be restarted
+_PAGE = 4096
+_REGISTERS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
+
+
+def call(task: Task, number: int, *args: int) -> int:
+    """One call of a thread in a signal's delivery stop or in the stop after a call; its signed result.
+
+    No signal reaches the thread meanwhile.  The stops before and after the call are no signals, so that no
+    disposition changes.
+    """
+    tid = task.tid
+    regs, saved = ptrace_getregs(tid), ptrace_getregs(tid)
+    mask = _native.get_sigmask(tid)
+    code = peek(tid, regs.rip, len(_SYSCALL))
+    poke(tid, regs.rip, _SYSCALL)
+    regs.rax, regs.orig_rax = number, _NO_CALL
+    for name, value in zip(_REGISTERS, args, strict=False):
+        setattr(regs, name, value)
+    ptrace_setregs(tid, regs)
+    _native.set_sigmask(tid, _EVERY_SIGNAL)
+    for _ in ("before", "after"):
+        _resume(tid, _PTRACE_SYSCALL)
+    result = ptrace_getregs(tid).rax
+    poke(tid, saved.rip, code)
+    ptrace_setregs(tid, saved)
+    _native.set_sigmask(tid, mask)
+    return _signed(result)
+
+
+def at_exec(task: Task, calls: Sequence[Sequence[int]]) -> list[int]:
+    """Calls of a thread that is in its PTRACE_EVENT_EXEC stop, all in one go; their signed results.
+
+    The code lies for that time at the start of the page of the program's first instruction.
+    """
+    tid = task.tid
+    regs, saved = ptrace_getregs(tid), ptrace_getregs(tid)
+    mask = _native.get_sigmask(tid)
+    place = regs.rip - regs.rip % _PAGE
+    code = stub.code(calls)
+    old = peek(tid, place, len(code))
+    poke(tid, place, code)
+    regs.rip = place
+    ptrace_setregs(tid, regs)
+    # The breakpoint's own signal must be open, or the kernel would open it for good.
+    _native.set_sigmask(tid, _EVERY_SIGNAL & ~(1 << (signal.SIGTRAP - 1)))
+    _resume(tid, _PTRACE_CONT)
+    after = ptrace_getregs(tid)
+    if after.rip != place + len(code):
+        raise InternalError(f"the code at exec stopped at {after.rip:#x}")
+    poke(tid, place, old)
+    saved.rax, saved.orig_rax = 0, _NO_CALL
+    ptrace_setregs(tid, saved)
+    _native.set_sigmask(tid, mask)
+    return [_signed(getattr(after, name)) for name in stub.RESULTS[: len(calls)]]
+
+
+def _resume(tid: int, request: int) -> None:
+    """Let the thread go on to its next stop, which has to be a trap."""
+    _native.ptrace_request(request, tid, 0, 0)
+    _, status = _native.wait_tid(tid, 0)
+    if not os.WIFSTOPPED(status) or os.WSTOPSIG(status) != signal.SIGTRAP:
+        raise InternalError(f"thread {tid} did not come back from the supervisor's code (status {status:#x})")
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
