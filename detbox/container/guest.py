@@ -44,7 +44,6 @@ def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     os.setsid()
     os.umask(0)
-    _pin()
     host_features = model.host_features()
     proc_fd = build(spec)
     raise_limits()
@@ -91,16 +90,6 @@ def _host_streams(spec: RunSpec) -> tuple[int, int, int]:
     else:
         stdin = os.dup(0)
     return stdin, os.dup(1), os.dup(2)
-
-
-def _pin() -> None:
-    """One CPU for the supervisor and the guest.
-
-    They take turns, so that a second CPU would only add the cost of waking it:
-    a ptrace stop costs 13 us on one CPU and 90 us across two.
-    """
-    allowed = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {allowed[os.getppid() % len(allowed)] if len(allowed) > 1 else allowed[0]})
 
 
 def build(spec: RunSpec) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +21,7 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 0x20, 0x1000, 0x4000, 0x40000
 #: Where the new root is assembled; any directory that exists everywhere will do,
 #: since the mount is seen in the container's own namespace only.
-STAGE = "/tmp"  # noqa: S108
+STAGE = "/tmp"
 
 
 def staged(path: str) -> str:
@@ -286,9 +285,11 @@ class Unpack(Step):
         return f"unpack   {self.path} <- {self.source}"
 
     def prepare(self) -> None:
-        self._file = open(self.source, "rb")  # noqa: SIM115
+        self._file = open(self.source, "rb")
 
     def execute(self) -> None:
+        import tarfile
+
         with self._file, tarfile.open(fileobj=self._file) as tar:
             for member in tar:
                 # Device nodes cannot be made in a user namespace; the container has its own.

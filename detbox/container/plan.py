@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tarfile
 
 from detbox.container import operations as ops
 from detbox.container.operations import Step
@@ -18,7 +17,7 @@ from detbox.synth.view import MachineView
 #: part of the machine's software: what a run needs of them is declared.
 _OWN = frozenset(("proc", "sys", "dev", "tmp", "run", "home", "root", "mnt", "media", "lost+found", "boot", "srv"))
 #: Directories that stay in memory, and their modes.
-_FRESH = {"/tmp": 0o1777, "/run": 0o755, "/home": 0o755, "/root": 0o700, "/mnt": 0o755, "/srv": 0o755}  # noqa: S108
+_FRESH = {"/tmp": 0o1777, "/run": 0o755, "/home": 0o755, "/root": 0o700, "/mnt": 0o755, "/srv": 0o755}
 _SCRATCH = "/.detbox"
 #: How many levels of directories of the host can be written to, where it is not two (see Overlay).
 _WRITABLE_DEPTH = {"etc": 8, "var": 8}
@@ -69,13 +68,15 @@ def _host_root() -> list[Step]:
         elif os.path.isdir(path) and os.access(path, os.R_OK | os.X_OK):
             plan.append(ops.Overlay(path, path, f"{_SCRATCH}/{name}", _WRITABLE_DEPTH.get(name, 2)))
     plan += [ops.Directory(path, mode) for path, mode in _FRESH.items()]
-    plan.append(ops.Tmpfs("/tmp", _FRESH["/tmp"]))  # noqa: S108
+    plan.append(ops.Tmpfs("/tmp", _FRESH["/tmp"]))
     return plan
 
 
 def _image_root(spec: RunSpec) -> list[Step]:
     assert spec.image is not None
     if os.path.isfile(spec.image):
+        import tarfile
+
         if not tarfile.is_tarfile(spec.image):
             raise UserError(f"{spec.image} is neither a directory nor a tarball", "give a root file system")
         return [ops.Tmpfs("/", 0o755), ops.Unpack(spec.image, "/"), *_fresh_in_image()]
@@ -89,7 +90,7 @@ def _image_root(spec: RunSpec) -> list[Step]:
 
 
 def _fresh_in_image() -> list[Step]:
-    return [ops.Tmpfs(path, mode) for path, mode in _FRESH.items() if path in ("/tmp", "/run")]  # noqa: S108
+    return [ops.Tmpfs(path, mode) for path, mode in _FRESH.items() if path in ("/tmp", "/run")]
 
 
 def _devices() -> list[Step]:

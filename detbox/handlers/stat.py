@@ -77,11 +77,13 @@ def statx(m: Machine, t: Task, a: Args) -> Decision:
 def _stat(m: Machine, t: Task, dirfd: int, path: bytes, buf: int, follow: bool) -> int:
     """The hot path: one system call on top of the look-up and the write."""
     fs = t.process.fs
+    at: int | None = None
     try:
         if path[:1] == b"/":
             st = os.stat(path, follow_symlinks=follow)
         elif dirfd & _M32 == _AT_FDCWD:
-            st = os.stat(path, dir_fd=fs.cwd_fd(), follow_symlinks=follow)
+            at = fs.cwd_fd()
+            st = os.stat(path, dir_fd=at, follow_symlinks=follow)
         else:
             name = b"%d/fd/%d/%s" % (t.tid, dirfd & _M32, path)
             st = os.stat(name if path else b"", dir_fd=m.proc_fd, follow_symlinks=follow)
@@ -97,6 +99,8 @@ def _stat(m: Machine, t: Task, dirfd: int, path: bytes, buf: int, follow: bool) 
         else:
             found = inodes.table.get((st.st_dev, st.st_ino))
             vnode = inodes.of(st) if found is None else found
+            if path[-3:] == b".py" and not vnode.source and (at is not None or path[:1] == b"/"):
+                inodes.python_source(vnode, path, at, st.st_size)
     t.write(buf, _pack(st, vnode))
     return 0
 
@@ -158,9 +162,12 @@ def _look(
         raise _Covered
     fd = os.open(name, os.O_PATH | (0 if follow else os.O_NOFOLLOW), dir_fd=at)
     try:
-        return st, _odd(m, st, paths.path_of(m, fd))
+        shown = paths.path_of(m, fd)
     finally:
         os.close(fd)
+    if st.st_dev == inodes.proc_dev and m.synth_mode(t, shown) is None:
+        raise OSError(errno.ENOENT, "not a file of this kernel's")
+    return st, _odd(m, st, shown)
 
 
 def _odd(m: Machine, st: os.stat_result, path: bytes) -> VInode:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import uuid
 
 #: uname(2).  The release stays at 6.1: programs that test for newer calls fall back to the ones refused or
 #: emulated here, and glibc's minimum (3.2) is met.
@@ -58,4 +57,6 @@ HIDDEN_MAPPING_PREFIXES = (b"/memfd:detbox", b"[anon:detbox", b"/.detbox/")
 
 def boot_id(seed: bytes) -> str:
     """The boot id (RFC 9562 version 4 text form) of a run with this seed."""
+    import uuid
+
     return str(uuid.UUID(bytes=hashlib.sha256(b"boot id\0" + seed).digest()[:16], version=4))

@@ -12,6 +12,8 @@ import struct
 from collections.abc import Callable, Iterable
 from stat import S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK
 
+from detbox.machine.pycache import recorded_mtime
+
 _TIMES = struct.Struct("<6q")
 _NS = 1_000_000_000
 
@@ -50,7 +52,7 @@ class VInode:
     """One inode as the guest sees it.  Times are nanoseconds since 1970."""
 
     __slots__ = ("key", "dev", "ino", "fmt", "uid", "gid", "atime", "mtime", "ctime", "btime", "times",
-                 "changed", "mode", "name")  # fmt: skip
+                 "changed", "mode", "name", "source")  # fmt: skip
 
     def __init__(self, key: tuple[int, int], dev: int, ino: int, fmt: int, when: int) -> None:
         self.key = key  # the real (device, inode)
@@ -63,6 +65,7 @@ class VInode:
         self.changed = False  # times differ from those of an input: written back at the end
         self.mode = 0  # full mode of a synthetic file, 0 otherwise
         self.name = b""  # path of a synthetic file
+        self.source = False  # a Python source whose compiled file has been looked for
         self.set_times(when, when, when)
 
     def set_times(self, atime: int, mtime: int, ctime: int) -> None:
@@ -199,6 +202,14 @@ class InodeTable:
             entry.key = key
             self.table[key] = entry
         return entry
+
+    def python_source(self, entry: VInode, path: bytes, dir_fd: int | None, size: int) -> None:
+        """Give an unchanged Python source the time that its compiled file records (see pycache)."""
+        entry.source = True
+        if not entry.changed:
+            recorded = recorded_mtime(path, dir_fd, size)
+            if recorded is not None:
+                entry.set_times(entry.atime, recorded * _NS, entry.ctime)
 
     def unlinked(self, entry: VInode) -> None:
         """The last name is gone.  Descriptors may still be open."""

@@ -7,7 +7,6 @@ as a matter of course, which are accepted and have no effect.
 from __future__ import annotations
 
 import errno
-import uuid
 
 from detbox.machine import constants
 from detbox.synth import cpuinfo
@@ -284,6 +283,8 @@ _SINKS = frozenset(("vm/overcommit_memory", "net/core/somaxconn", "vm/max_map_co
 
 def new_uuid(query: Query) -> bytes:
     """A fresh version 4 UUID at each open, from the reader's seeded stream."""
+    import uuid
+
     return f"{uuid.UUID(bytes=query.view.random_bytes(16), version=4)}\n".encode()
 
 
