@@ -283,9 +283,7 @@ _SINKS = frozenset(("vm/overcommit_memory", "net/core/somaxconn", "vm/max_map_co
 
 def new_uuid(query: Query) -> bytes:
     """A fresh version 4 UUID at each open, from the reader's seeded stream."""
-    import uuid
-
-    return f"{uuid.UUID(bytes=query.view.random_bytes(16), version=4)}\n".encode()
+    return f"{constants.uuid_text(query.view.random_bytes(16))}\n".encode()
 
 
 def _of_view(name: str) -> Renderer:
