@@ -88,6 +88,17 @@ def after_exit(m: Machine, process: Process) -> None:
             timer.disarm()
 
 
+def next_signal(process: Process) -> tuple[int, int] | None:
+    """(ns left by its own clock, signal) of the timer that will send a signal first; None without one."""
+    state: ProcessTimers | None = process.data.get(_STATE)
+    if state is None:
+        return None
+    armed = [(timer.remaining(), int(_ITIMER_SIGNALS[which])) for which, timer in state.intervals.items()]
+    armed += [(posix.timer.remaining(), posix.signo)
+              for posix in state.posix.values() if posix.notify != SIGEV_NONE]
+    return min((entry for entry in armed if entry[0]), default=None)
+
+
 # ------------------------------------------------------------------------------ alarm and setitimer
 
 def _interval_timer(m: Machine, process: Process, which: int) -> IntervalTimer:

@@ -15,6 +15,7 @@
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -398,6 +399,80 @@ static PyObject *single_step(PyObject *self, PyObject *args)
 	return Py_BuildValue("iy#", status, (char *)&r, (Py_ssize_t)sizeof r);
 }
 
+/* The bytes at an address, as many as are mapped of up to n. */
+static ssize_t code_at(pid_t tid, unsigned long addr, unsigned char *code, size_t n)
+{
+	size_t in_page = PAGE - addr % PAGE;
+	struct iovec l = {code, n};
+	struct iovec r[2] = {{(void *)addr, n < in_page ? n : in_page}, {(void *)(addr + in_page), n < in_page ? 0 : n - in_page}};
+	return process_vm_readv(tid, &l, 1, r, 2, 0);
+}
+
+/* Index of the opcode behind legacy and REX prefixes. */
+static ssize_t opcode_at(const unsigned char *code, ssize_t n)
+{
+	ssize_t i = 0;
+	while (i < n && code[i] && strchr("\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3", code[i])) i++;
+	if (i < n && (code[i] & 0xf0) == 0x40) i++;
+	return i;
+}
+
+/* Takes the trap flag out of the flags that a stepped pushf has pushed: a later
+ * popf would hand it to the guest. */
+static void mend_pushed_flags(pid_t tid)
+{
+	unsigned long rsp = (unsigned long)ptrace(PTRACE_PEEKUSER, tid, offsetof(struct user_regs_struct, rsp), NULL);
+	uint16_t flags;
+	struct iovec l = {&flags, sizeof flags}, r = {(void *)rsp, sizeof flags};
+	if (process_vm_readv(tid, &l, 1, &r, 1, 0) != sizeof flags) return;
+	flags &= (uint16_t)~0x100;
+	process_vm_writev(tid, &l, 1, &r, 1, 0);
+}
+
+enum { STEPPED_ALL, BEFORE_CALL, OTHER_STOP };
+
+/* step_many(tid, count, known) -> (steps, wait status, why): single-steps a
+ * stopped thread.  `known` has a nonzero byte for each number of a call that may be
+ * stepped over; the thread is left before any other (one that waits for a reply
+ * would never end its step).  why: 0 all steps done; 1 before such a call;
+ * 2 another stop or the thread's end, which the wait status describes. */
+static PyObject *step_many(PyObject *self, PyObject *args)
+{
+	int tid, status = 0, why = STEPPED_ALL;
+	long count, done = 0;
+	Py_buffer known;
+	if (!PyArg_ParseTuple(args, "ily*", &tid, &count, &known)) return NULL;
+	for (; done < count; done++) {
+		unsigned char code[8] = {0};
+		unsigned long rip = (unsigned long)ptrace(PTRACE_PEEKUSER, tid, offsetof(struct user_regs_struct, rip), NULL);
+		ssize_t got = code_at(tid, rip, code, sizeof code - 1);
+		ssize_t at = opcode_at(code, got);
+		int call = code[at] == 0x0f && code[at + 1] == 0x05;
+		/* The vsyscall page makes calls without such an instruction, and cannot be read. */
+		if (rip >> 63) { why = BEFORE_CALL; break; }
+		if (call) {
+			unsigned long nr = (unsigned long)ptrace(PTRACE_PEEKUSER, tid, offsetof(struct user_regs_struct, rax), NULL);
+			if (nr >= (unsigned long)known.len || !((unsigned char *)known.buf)[nr]) { why = BEFORE_CALL; break; }
+		}
+		/* ESRCH: it was killed meanwhile, and its end can be waited for. */
+		if (ptrace(PTRACE_SINGLESTEP, tid, NULL, NULL) && errno != ESRCH) break;
+		pid_t r;
+		while ((r = waitpid(tid, &status, __WALL)) < 0 && errno == EINTR);
+		if (r < 0) break;
+		siginfo_t si;
+		if (!WIFSTOPPED(status) || status >> 8 != SIGTRAP || ptrace(PTRACE_GETSIGINFO, tid, NULL, &si)
+		    || (si.si_code != TRAP_TRACE && !(call && si.si_code == TRAP_BRKPT))) {
+			why = OTHER_STOP;
+			break;
+		}
+		if (at < got && code[at] == 0x9c) mend_pushed_flags(tid);
+	}
+	int err = errno;
+	PyBuffer_Release(&known);
+	if (why == STEPPED_ALL && done < count) return fail_with(err);
+	return Py_BuildValue("lii", done, status, why);
+}
+
 /* wait_tid(tid, options) -> (tid, status), tid 0 if WNOHANG and nothing is there. */
 static PyObject *wait_tid(PyObject *self, PyObject *args)
 {
@@ -574,6 +649,7 @@ static PyMethodDef methods[] = {
 	{"get_regs", get_regs, METH_VARARGS, NULL},
 	{"set_regs", set_regs, METH_VARARGS, NULL},
 	{"single_step", single_step, METH_VARARGS, NULL},
+	{"step_many", step_many, METH_VARARGS, NULL},
 	{"wait_tid", wait_tid, METH_VARARGS, NULL},
 	{"queue_signal", queue_signal, METH_VARARGS, NULL},
 	{"pidfd_getfd", py_pidfd_getfd, METH_VARARGS, NULL},

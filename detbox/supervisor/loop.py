@@ -20,6 +20,7 @@ from detbox.kernel import _native
 from detbox.kernel.numbers import NAMES
 from detbox.scheduler.core import QUANTUM
 from detbox.supervisor import lifecycle, signals
+from detbox.supervisor.counting import Counting
 from detbox.supervisor.image import Image
 from detbox.supervisor.machine import Machine
 from detbox.supervisor.spinning import Spinning
@@ -67,6 +68,7 @@ class Supervisor:
         machine.bind(self)
         self.image = Image(self)
         self.spinning = Spinning(self)
+        self.counting = Counting(self)
         machine.scheduler.release_spinners = self.spinning.release
         machine.scheduler.resume = self.resume  # type: ignore[method-assign]
 
@@ -193,6 +195,8 @@ class Supervisor:
             signals.interrupt(self.m, task)
 
     def _install(self, task: Task, decision: InstallFd) -> None:
+        if self.counting.active:
+            self.counting.before_return(task)
         at = -1 if decision.at is None else decision.at
         number = _native.add_fd(self.m.listener, task.notif, decision.fd, at, decision.cloexec, True)
         os.close(decision.fd)
@@ -209,6 +213,8 @@ class Supervisor:
 
     def finish(self, task: Task, result: int) -> None:
         """Answer a call: the signed result, a negative errno or a negative restart code."""
+        if self.counting.active:
+            self.counting.before_return(task)
         if -MAX_ERRNO <= result < 0:
             _native.reply(self.m.listener, task.notif, 0, result, 0)
         else:
@@ -217,6 +223,8 @@ class Supervisor:
 
     def finish_native(self, task: Task) -> None:
         """Let the kernel execute the call."""
+        if self.counting.active:
+            self.counting.before_return(task)
         _native.reply(self.m.listener, task.notif, 0, 0, NOTIF_CONTINUE)
         self._release(task)
 
@@ -244,6 +252,11 @@ class Supervisor:
     def go(self, task: Task, signo: int) -> None:
         """As :meth:`cont`, as a scheduler's action."""
         self.cont(task, signo)
+
+    def proceed(self, task: Task) -> None:
+        """Let a thread that is stopped at a deterministic point go on, counted if need be."""
+        if not self.counting.on_pause(task):
+            self.cont(task, 0)
 
     def on_stop(self, tid: int, status: int) -> None:
         """A tracee has stopped or is gone."""
@@ -281,10 +294,11 @@ class Supervisor:
             return
         info = _native.get_siginfo(task.tid)
         if signo in (signal.SIGSEGV, signal.SIGILL, signal.SIGTRAP) and self.image.trapped(task, signo, info):
-            self.cont(task, 0)
+            self.proceed(task)
             return
         signals.repair(task.tid, signo, info)
         self.spinning.before_signal(task)
+        self.counting.before_signal(task)
         self.cont(task, signo)
 
     def on_event_stop(self, task: Task, signo: int) -> None:
@@ -292,11 +306,11 @@ class Supervisor:
         look, task.look = task.look, None
         if look is not None:
             self._look(task, look)
-            self.cont(task, 0)
+            self.proceed(task)
         elif signo in JOB_STOPS:
             self._job_stop(task, signo)
         elif not self.spinning.on_pause(task):
-            self.cont(task, 0)
+            self.proceed(task)
 
     def _look(self, task: Task, look: Callable[[Task, int], int | None]) -> None:
         regs = ptrace_getregs(task.tid)
@@ -351,6 +365,8 @@ class Supervisor:
         for task in self.m.tasks.values():
             if task.state is State.RUNNING:
                 self.spinning.on_tick(task)
+                if task.state is State.RUNNING:
+                    self.counting.on_tick(task)
                 return
 
     def deadlock(self) -> None:

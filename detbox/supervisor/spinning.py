@@ -188,7 +188,7 @@ class Spinning:
             sup.m.scheduler.park(task, Park(_no_call, why=why, extra={"spin": True}))
             self._await_cpu_timers(task)
         else:
-            sup.cont(task, 0)
+            sup.proceed(task)
 
     def release(self) -> None:
         """Queue every spinner whose memory has changed: called when the scheduler chooses."""
