@@ -258,7 +258,8 @@ def missing_on_host(model: CpuModel, host_flags: Iterable[str] | None = None) ->
 def host_features() -> set[str]:
     """What /proc/cpuinfo lists for the host's first processor.  Raises OSError."""
     with Path("/proc/cpuinfo").open(encoding="ascii", errors="replace") as lines:
-        return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
+        flags_line = next((line for line in lines if line.startswith("flags")), "")
+    return set(flags_line.partition(":")[2].split())
 
 
 def _has(model: CpuModel, cpus: int, name: str) -> bool:

@@ -1,8 +1,8 @@
 """Finds sites for the supervisor, which cannot: from inside the container neither the disassembler nor the
 cache is in reach.
 
-The supervisor sends one byte and a descriptor to the keeper, which stays outside, and gets JSON back, with its
-length before it.
+The supervisor sends one byte and a descriptor to the keeper, which stays outside, and gets JSON back, with
+its length before it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Remembers on disk which sites an ELF file has, and what can be moved around them: each library is scanned once per user, not per run.
+"""Remembers on disk which sites an ELF file has and what can be moved around them.
+
+Each library is scanned once per user, not per run.
 
 The key is the content (XXH3 reads some 10 GB/s from the page cache), not the build id: tools that edit a file
 in place keep its id.  The cache is never needed: whatever is wrong with it, from a damaged entry to a full

@@ -1,8 +1,8 @@
 """Plans how ``cpuid``, ``xgetbv`` and ``rdtsc`` are answered inside the guest: by a jump to code of ours.
 
-A trap costs some 25 microseconds and the dynamic loader runs more than forty such instructions per exec.  They
-have two or three bytes and a jump needs five, so neighbours move into the trampoline as well.  That is done
-only where it cannot be noticed:
+A trap costs some 25 microseconds, and the dynamic loader runs more than forty such instructions per exec.
+They have two or three bytes and a jump needs five, so neighbours move into the trampoline as well.  That is
+done only where it cannot be noticed:
 
 - The function is known from unwind data and decodes from start to end.
 - No branch goes to a moved instruction other than the first.  Direct branches are seen by disassembly.  Of

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Args, Process, Task
 
-#: Key of Process.data: struct sigaction by signal number, where it is not the default.  Never changed in place.
+#: Key of Process.data: struct sigaction by signal number, where it is not the default.  Never changed in
+#: place.
 DISPOSITIONS = "dispositions"
 SIZE = 32  # of the kernel's struct sigaction: handler, flags, restorer, mask
 SA_RESETHAND = 0x80000000

@@ -67,7 +67,7 @@ ROWS: tuple[Row, ...] = (
     ),
     watch("prctl", prctl.prctl, PROCESSES, "options that show or change the machine are virtual"),
     watch("arch_prctl", prctl.arch_prctl, PROCESSES, "the CPU's features and faulting are not the guest's",
-          (let_through(equal(0, 0x1012), equal(2, dispositions.OWN_CALL, 64), why="the supervisor's, at each exec"),
+          (let_through(equal(0, 0x1012), equal(2, dispositions.OWN_CALL, 64), why="the supervisor's own"),
            *values(0, 0x1001, 0x1002, 0x1003, 0x1004))),
     watch("seccomp", processes.seccomp, PROCESSES, "the guest's own filters count as well"),
     watch("set_tid_address", futex_exit.set_tid_address, PROCESSES, "the thread's exit wakes the waiters"),

@@ -1,4 +1,4 @@
-"""A freshly executed program image: what has to change before its first instruction, and trapped instructions."""
+"""What changes in a program before its first instruction, and what its trapped instructions give."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ _AREA_PROTECTION, _AREA_FLAGS = 7, 0x100022
 _KERNEL_LINE = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) .*\[(?:vdso|vvar\w*)\]")
 #: Who blocks all of these blocks every signal that an instruction can raise.
 _SYNCHRONOUS = sum(
-    signals.bit(signo) for signo in (signal.SIGILL, signal.SIGTRAP, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV)
+    signals.bit(signo)
+    for signo in (signal.SIGILL, signal.SIGTRAP, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV)
 )
 #: What the processor calls in /proc/cpuinfo: without it, the instruction raises SIGILL by itself.
 _NEEDS = {"rdrand": "rdrand", "rdseed": "rdseed", "rdpid": "rdpid", "xbegin": "rtm"}
@@ -51,7 +52,8 @@ class Image:
         self.sup = sup
         self.cpuid_faulting = False
         self.patching: Patching | None = None
-        self._vdso: tuple[int, int] | None = None  # of the kernel's own mappings: distance from the vDSO, length
+        # Of the vDSO and its data together: distance from the vDSO's own address, and length.
+        self._vdso: tuple[int, int] | None = None
 
     def start(self, cpuid_faulting: bool, host_features: set[str]) -> None:
         """Decide how instructions are trapped.  ``host_features``: as /proc/cpuinfo names them."""

@@ -120,6 +120,10 @@ class Machine:
         """Answer an open of a procfs or sysfs file; see :func:`procview.synth_open`."""
         return procview.synth_open(self, task, path, fd, flags)
 
+    def synth_mode(self, task: Task, path: bytes) -> int | None:
+        """st_mode of a procfs path, None where the guest sees nothing."""
+        return procview.synth_mode(self, task, path)
+
     def synth_listing(self, task: Task, path: bytes, names: list[bytes]) -> list[bytes]:
         """The names in a procfs or sysfs directory; see :func:`procview.synth_listing`."""
         return procview.synth_listing(self, task, path, names)

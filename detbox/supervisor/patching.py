@@ -103,7 +103,8 @@ class Patching:
 
     def _code(self, task: Task) -> Iterator[tuple[int, int, int, int]]:
         """Start, end, file offset and a descriptor (the caller's) of each file that is mapped as code."""
-        with open(os.open(f"{task.tid}/maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.m.proc_fd), "rb") as maps:
+        listing = os.open(f"{task.tid}/maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.m.proc_fd)
+        with open(listing, "rb") as maps:
             lines = maps.read().splitlines()
         for match in filter(None, map(_CODE_LINE.fullmatch, lines)):
             path = b"exe" if match[4] == task.process.exe else b"root" + match[4]
@@ -141,7 +142,7 @@ class Patching:
         return overwrite
 
     def _overwrite(self, task: Task, places: dict[int, Site]) -> None:
-        """Overwrite those sites that are in memory what they are in the file (it may be mapped beyond its end)."""
+        """Overwrite those sites that memory shows as the file does (it may be mapped beyond its end)."""
         found: dict[int, bytes] = {}
         every = []
         for at, site in places.items():

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from detbox.machine import constants, inodes
-from detbox.machine.clock import BOOT_NS, CpuTime, user_and_system
+from detbox.machine import constants
+from detbox.machine import inodes as inodes_module
+from detbox.machine.clock import CpuTime, user_and_system
 from detbox.machine.constants import USER_HZ
 from detbox.supervisor import signals
 from detbox.supervisor.task import Process, State, Task
@@ -19,12 +21,15 @@ if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
 
 _TICK_NS = 10**9 // USER_HZ
+#: Shown for a mapped file that has no virtual inode.
+_NO_INODE = 1
 #: The container's mounts: point, type, source, virtual device.
 _MOUNTS = (
-    (b"/", "overlay", b"detbox", inodes.ROOT_DEV), (b"/proc", "proc", b"proc", inodes.PROC_DEV),
-    (b"/sys", "sysfs", b"sysfs", inodes.SYS_DEV), (b"/dev", "tmpfs", b"tmpfs", inodes.DEV_DEV),
-    (b"/dev/pts", "devpts", b"devpts", inodes.PTS_DEV), (b"/dev/shm", "tmpfs", b"tmpfs", inodes.SHM_DEV),
-    (b"/dev/mqueue", "mqueue", b"mqueue", inodes.MQUEUE_DEV), (b"/tmp", "tmpfs", b"tmpfs", inodes.TMP_DEV),
+    (b"/", "overlay", b"detbox", inodes_module.ROOT_DEV), (b"/proc", "proc", b"proc", inodes_module.PROC_DEV),
+    (b"/sys", "sysfs", b"sysfs", inodes_module.SYS_DEV), (b"/dev", "tmpfs", b"tmpfs", inodes_module.DEV_DEV),
+    (b"/dev/pts", "devpts", b"devpts", inodes_module.PTS_DEV), (b"/dev/shm", "tmpfs", b"tmpfs", inodes_module.SHM_DEV),
+    (b"/dev/mqueue", "mqueue", b"mqueue", inodes_module.MQUEUE_DEV), (b"/tmp", "tmpfs", b"tmpfs", inodes_module.TMP_DEV),
+    (b"/sys/fs/cgroup", "cgroup2", b"cgroup2", inodes_module.SYS_DEV),
 )  # fmt: skip
 
 
@@ -38,11 +43,29 @@ def _cpu_ticks(cpu: CpuTime) -> tuple[int, int]:
     return ticks(user), ticks(system)
 
 
+class _Processes(Mapping[int, ProcessView]):
+    """The processes by number; a view is made when it is first asked for, because each costs system calls."""
+
+    def __init__(self, m: Machine, caller: Task | None) -> None:
+        self._m = m
+        self._caller = caller
+        self._made = {1: init_process()}
+
+    def __getitem__(self, pid: int) -> ProcessView:
+        if pid not in self._made:
+            self._made[pid] = _process_view(self._m, self._m.processes[pid], self._caller)
+        return self._made[pid]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter([1, *self._m.processes])
+
+    def __len__(self) -> int:
+        return 1 + len(self._m.processes)
+
+
 def machine_view(m: Machine, caller: Task | None = None) -> MachineView:
     """The virtual machine at this moment; ``caller`` runs, every other thread sleeps."""
-    processes = {1: init_process()}
-    for pid, process in m.processes.items():
-        processes[pid] = _process_view(m, process, caller)
+    processes = _Processes(m, caller)
     rng = caller.rng if caller is not None else None
     return MachineView(
         processes=processes,
@@ -59,15 +82,29 @@ def machine_view(m: Machine, caller: Task | None = None) -> MachineView:
         ],
         last_pid=max(processes),
         random_bytes=rng.bytes if rng is not None else bytes,
-        virtual_inode=lambda major, minor, ino, path: _virtual_inode(m, major, minor, ino),
+        virtual_inode=lambda major, minor, ino, path: _virtual_inode(m, caller, major, minor, ino, path),
         virtual_socket=lambda kind, ino: _virtual_socket(m, kind, ino),
         virtual_uid=lambda uid: 0,
     )
 
 
-def _virtual_inode(m: Machine, major: int, minor: int, ino: int) -> tuple[int, int]:
-    known = m.inodes.table.get((os.makedev(major, minor), ino))
-    return (known.dev, known.ino) if known is not None else (m.inodes.devices.get(os.makedev(major, minor), 1), ino)
+def _virtual_inode(
+    m: Machine, caller: Task | None, major: int, minor: int, ino: int, path: bytes
+) -> tuple[int, int]:
+    """What stat shows for a mapped file.
+
+    An overlay's mappings have the device and inode of the file below it, so that the path has to tell.  A
+    file without a name any more has no number that would not be the host's.
+    """
+    inodes = m.inodes
+    known = inodes.table.get((os.makedev(major, minor), ino))
+    if known is None:
+        top = f"{caller.tid}/root".encode() if caller is not None else b""
+        try:
+            known = inodes.of(os.stat(top + path, dir_fd=m.proc_fd if top else None))
+        except OSError:
+            return inodes.devices.get(os.makedev(major, minor), inodes_module.ROOT_DEV), _NO_INODE
+    return known.dev, known.ino
 
 
 def _virtual_socket(m: Machine, kind: bytes, ino: int) -> int | None:
@@ -87,7 +124,7 @@ def _process_view(m: Machine, process: Process, caller: Task | None) -> ProcessV
     threads = [
         ThreadView(
             tid, task.data.get("comm", process.comm), _state_letter(task, caller), task.lineage,
-            *_cpu_ticks(task.cpu), ticks(process.start_ns - BOOT_NS),
+            *_cpu_ticks(task.cpu), ticks(process.start_ns),
             task.data.get("nice", 0),
         )
         for tid, task in sorted(process.tasks.items())
@@ -96,16 +133,21 @@ def _process_view(m: Machine, process: Process, caller: Task | None) -> ProcessV
     state = "Z" if process.status is not None else _state_letter(leader, caller) if leader else "S"
     pgrp, sid = _groups(process.pid)
     sets = _signals(m, process)
+    children = user_and_system(process.cpu.children_ns)
     return ProcessView(
         process.pid, process.ppid, pgrp, sid, process.comm, process.exe, process.argv, (), b"/", state,
-        uids=(creds.ruid, creds.euid, creds.suid, creds.fsuid), gids=(creds.rgid, creds.egid, creds.sgid, creds.fsgid),
+        uids=(creds.ruid, creds.euid, creds.suid, creds.fsuid),
+        gids=(creds.rgid, creds.egid, creds.sgid, creds.fsgid),
         groups=creds.groups, cap_inheritable=creds.inheritable, cap_permitted=creds.permitted,
         cap_effective=creds.effective, cap_bounding=creds.bounding, cap_ambient=creds.ambient,
         no_new_privs=int(creds.no_new_privs), start_ticks=ticks(process.start_ns),
         utime=_cpu_ticks(process.cpu)[0], stime=_cpu_ticks(process.cpu)[1],
+        cutime=ticks(children[0]), cstime=ticks(children[1]),
+        nice=leader.data.get("nice", 0) if leader else 0,
         umask=process.fs.umask, threads=threads,
         sig_pending=sets.private, sig_shared_pending=sets.shared, sig_blocked=sets.blocked,
         sig_ignored=sets.ignored, sig_caught=sets.caught,
+        auxv=process.data.get("auxv", b""), own_memory=process.data.get("own memory", (0, 0)),
     )  # fmt: skip
 
 
@@ -139,12 +181,17 @@ def synth_open(m: Machine, task: Task, path: bytes, fd: int, flags: int) -> int:
     answer = proc.render(path, machine_view(m, task), lambda name: _real_bytes(m, name), write=write,
                          caller=task.process.pid)  # fmt: skip
     if isinstance(answer, Synthetic):
-        return _memory_file(m, answer.data, write)
+        return _memory_file(m, path, answer.data, write)
     if isinstance(answer, Refused):
         if answer.unknown:
             m.doubt(task, f"{os.fsdecode(path)} is not known and was hidden")
         raise OSError(answer.errno, os.strerror(answer.errno))
     return fd
+
+
+def synth_mode(m: Machine, task: Task, path: bytes) -> int | None:
+    """st_mode of a procfs path, None where the guest sees nothing."""
+    return proc.mode(path, machine_view(m, task))
 
 
 def synth_listing(m: Machine, task: Task, path: bytes, names: list[bytes]) -> list[bytes]:
@@ -163,8 +210,8 @@ def _real_bytes(m: Machine, path: bytes) -> bytes:
         os.close(fd)
 
 
-def _memory_file(m: Machine, content: bytes, write: bool) -> int:
-    fd = os.memfd_create("detbox:proc", os.MFD_CLOEXEC)
+def _memory_file(m: Machine, path: bytes, content: bytes, write: bool) -> int:
+    fd = os.memfd_create(proc.memfd_name(path), os.MFD_CLOEXEC)
     view = memoryview(content)
     while view:
         view = view[os.write(fd, view):]

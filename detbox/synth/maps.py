@@ -78,7 +78,12 @@ def mappings(query: Query) -> Iterator[Mapping]:
         ino, dev = int(match[7]), 0
         if ino:
             dev, ino = query.view.virtual_inode(int(match[5], 16), int(match[6], 16), ino, name)
-        yield Mapping(int(match[1], 16), int(match[2], 16), match[3], int(match[4], 16), dev, ino, name)
+        start, end = int(match[1], 16), int(match[2], 16)
+        if start < process.own_memory[1] <= end:
+            # The kernel joins it with a mapping of the guest's that it touches and that has the same rights.
+            end = process.own_memory[0]
+        if start < end:
+            yield Mapping(start, end, match[3], int(match[4], 16), dev, ino, name)
 
 
 def maps(query: Query) -> bytes:

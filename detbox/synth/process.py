@@ -218,12 +218,5 @@ def fdinfo(query: Query) -> bytes:
 
 
 def auxv(query: Query) -> bytes:
-    """The kernel's saved copy of the auxiliary vector without the entries that show the host's processor.
-
-    AT_HWCAP (16), AT_HWCAP2 (26), AT_SYSINFO_EHDR (33) and AT_RSEQ_* (27, 28), AT_MINSIGSTKSZ (51) vary with
-    processor and kernel version.
-    """
-    raw = query.reader(b"/proc/%d/auxv" % query.process.pid)
-    entries = [raw[at : at + 16] for at in range(0, len(raw) - 15, 16)]
-    return b"".join(entry for entry in entries if int.from_bytes(entry[:8], "little") not in (16, 26, 27,
-    28, 33, 51))
+    """What is on the program's stack; the kernel's saved copy shows the host's processor and kernel."""
+    return query.process.auxv

@@ -5,16 +5,11 @@ from __future__ import annotations
 import errno
 
 from detbox.synth import maps, mounts, process
-from detbox.synth.table import Access, Query, Row, fixed, real, refused, synth
+from detbox.synth.table import Access, Row, fixed, real, refused, synth
 
 _ADDRESSES = "the kernel's text with virtual device and inode numbers"
 _HOST = "depends on the host's memory or scheduling"
 _IDENTITY = "         0          0 4294967295\n"
-
-
-def auxv(query: Query) -> bytes:
-    """Hidden processes have none."""
-    return b"" if query.process.hidden else process.auxv(query)
 
 
 ROWS: tuple[Row, ...] = (
@@ -42,7 +37,7 @@ ROWS: tuple[Row, ...] = (
     synth("attr/sockcreate", "no security module", fixed(""), Access.SINK, 0o100666),
     synth("autogroup", "numbered by the host", fixed("/autogroup-1 nice 0\n"), Access.SINK, 0o100644,
     "process"),
-    synth("auxv", "without the entries that show the host's processor", auxv, mode=0o100400),
+    synth("auxv", "the one on the program's stack", process.auxv, mode=0o100400),
     synth("cgroup", "the root of a cgroup namespace", fixed("0::/\n")),
     synth("children", "from the machine's processes", process.children, only="thread"),
     synth("cpu_resctrl_groups", "no cache allocation", fixed("res:\nmon:\n")),

@@ -48,6 +48,8 @@ class ProcessView:
 
     ``hidden``: the process is shown (``ps`` wants a parent for everybody) but its real files, which would be
     the supervisor's, are never read.  ``tty``: device number of the controlling terminal, or 0.
+    ``auxv``: the auxiliary vector that the program was started with.  ``own_memory``: the range of addresses
+    (start, end) that detbox uses itself and that maps does not show.
     """
 
     pid: int
@@ -87,6 +89,8 @@ class ProcessView:
     sig_caught: int = 0
     threads: Sequence[ThreadView] = ()
     hidden: bool = False
+    auxv: bytes = b""
+    own_memory: tuple[int, int] = (0, 0)
 
     def thread(self, tid: int) -> ThreadView | None:
         """The thread of that number; the first thread exists even if ``threads`` does not name it."""

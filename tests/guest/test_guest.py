@@ -68,6 +68,7 @@ GUESTS = (
     Guest("thread_cancel.c"),
     Guest("thread_race.py"),
     Guest("timers.c"),
+    Guest("trapped_instructions.c"),
     Guest("unix_sockets.c"),
     Guest("wait_options.c"),
     Guest("watch_files.c"),

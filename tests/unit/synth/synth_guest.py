@@ -45,9 +45,9 @@ ffff88802: 00000003 00000000 00000000 0001 03    77
 ffff88803: 00000003 00000000 00000000 0001 03  9004
 """
 HEADINGS = dict.fromkeys(b"msg sem tcp6 udp udp6 udplite udplite6 raw raw6".split(), b"x\n")
-AUXV = struct.pack("<8Q", 16, 0xBFEBFBFF, 6, 4096, 33, 0x7FFFF7FC1000, 0, 0)
+AUXV = struct.pack("<4Q", 6, 4096, 0, 0)
 FILES = HEADINGS | {b"shm": SHM, b"unix": UNIX, b"tcp": TCP}
-FILES |= {b"maps": MAPS, b"stat": STAT, b"auxv": AUXV}
+FILES |= {b"maps": MAPS, b"stat": STAT, b"auxv": b"the kernel's own"}
 
 
 def reader(path: bytes) -> bytes:
@@ -63,6 +63,7 @@ def machine() -> MachineView:
     program = ProcessView(
         17, 2, 17, 2, b"sleep", b"/usr/bin/sleep", (b"sleep", b"3600"), utime=150, stime=50, start_ticks=200,
         threads=(ThreadView(17, b"sleep"), ThreadView(18, b"worker", utime=7, start_ticks=210)),
+        auxv=AUXV,
     )  # fmt: skip
     shell = ProcessView(2, 1, 2, 2, b"sh", b"/bin/sh", (b"sh", b"-c", b"ps"), state="R", start_ticks=100)
     mounts = (

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from detbox.synth import net, proc, root, sysctl, tasks
 from detbox.synth.table import Answer, Reader, RealFile, Refused, Synthetic
 from detbox.synth.view import MachineView, ProcessView, ThreadView
-from tests.unit.synth.synth_guest import machine, reader
+from tests.unit.synth.synth_guest import AUXV, machine, reader
 
 
 def read(path: str, view: MachineView | None = None, read_real: Reader = reader) -> bytes:
@@ -161,9 +161,28 @@ def test_maps_hide_host_numbers_and_kernel_pages() -> None:
     assert int(read("/proc/17/statm").split()[1]) * 4 == rss
 
 
-def test_auxv_hides_the_processor() -> None:
-    kinds = [int.from_bytes(read("/proc/17/auxv")[at : at + 8], "little") for at in (0, 16)]
-    assert kinds == [6, 0]
+def test_auxv_is_the_program_s_and_not_the_kernel_s() -> None:
+    assert read("/proc/17/auxv") == AUXV
+    assert read("/proc/2/auxv") == b""
+
+
+@pytest.mark.parametrize(
+    ("area", "shown"),
+    [
+        (b"7ffff0000000-7ffff0004000 rwxp", b""),
+        # The kernel has joined a mapping of the guest's with the one above it.
+        (b"7fffefffe000-7ffff0004000 rwxp", b"7fffefffe000-7ffff0000000 rwxp"),
+        (b"7fffefffe000-7ffff0000000 rwxp", b"7fffefffe000-7ffff0000000 rwxp"),
+        (b"7ffff0004000-7ffff0005000 rwxp", b"7ffff0004000-7ffff0005000 rwxp"),
+    ],
+)
+def test_detbox_s_own_memory_is_not_in_maps(area: bytes, shown: bytes) -> None:
+    view = machine()
+    program = dataclasses.replace(view.processes[17], own_memory=(0x7FFFF0000000, 0x7FFFF0004000))
+    view = dataclasses.replace(view, processes={17: program})
+    answer = proc.render(b"/proc/17/maps", view, lambda path: area + b" 00000000 00:00 0 \n")
+    assert isinstance(answer, Synthetic)
+    assert answer.data[: len(shown) or 1] == shown and answer.data.count(b"\n") == bool(shown)
 
 
 def test_sockets_are_sorted_and_only_the_guests() -> None:

@@ -1,0 +1,37 @@
+"""Code for a stopped thread makes its calls in order and stops at its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+from ptrace.binding import ptrace_cont, ptrace_getregs, ptrace_setregs
+
+from detbox.cpu import stub
+
+from .tracer import Traced
+
+SYS_GETPID, SYS_MMAP, SYS_CLOSE = 39, 9, 3
+
+
+def test_calls_and_results() -> None:
+    program = Traced(["/bin/true"], {})
+    code = stub.code([(SYS_GETPID,), (SYS_CLOSE, 99), (SYS_MMAP, 0x7FFF0000, 4096, 7, 0x100022, -1, 0)])
+    regs = ptrace_getregs(program.pid)
+    program.write(regs.rip, code)
+    ptrace_setregs(program.pid, regs)
+    ptrace_cont(program.pid)
+    _, status = os.waitpid(program.pid, 0)
+    assert os.WIFSTOPPED(status) and os.WSTOPSIG(status) == signal.SIGTRAP
+    after = ptrace_getregs(program.pid)
+    assert after.rip == regs.rip + len(code)
+    results = [getattr(after, name) for name in stub.RESULTS[:3]]
+    assert results == [program.pid, (1 << 64) - 9, 0x7FFF0000]
+    os.kill(program.pid, signal.SIGKILL)
+    os.waitpid(program.pid, 0)
+
+
+def test_too_many_calls() -> None:
+    with pytest.raises(ValueError, match="registers"):
+        stub.code([(SYS_GETPID,)] * 5)
