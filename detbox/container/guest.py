@@ -65,6 +65,8 @@ def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
     machine.listener = _take_listener(launcher, cell)
     _native.sync_wake_up(machine.listener)
     first_process(sup, launcher)
+    if sup.image.cpuid_faulting:
+        _native.arm_cpuid_faulting()
     ready = time.perf_counter()
     status = sup.run()
     console.drain()
