@@ -25,12 +25,16 @@ _TICK_NS = 10**9 // USER_HZ
 _NO_INODE = 1
 #: The container's mounts: point, type, source, virtual device.
 _MOUNTS = (
-    (b"/", "overlay", b"detbox", inodes_module.ROOT_DEV), (b"/proc", "proc", b"proc", inodes_module.PROC_DEV),
-    (b"/sys", "sysfs", b"sysfs", inodes_module.SYS_DEV), (b"/dev", "tmpfs", b"tmpfs", inodes_module.DEV_DEV),
-    (b"/dev/pts", "devpts", b"devpts", inodes_module.PTS_DEV), (b"/dev/shm", "tmpfs", b"tmpfs", inodes_module.SHM_DEV),
-    (b"/dev/mqueue", "mqueue", b"mqueue", inodes_module.MQUEUE_DEV), (b"/tmp", "tmpfs", b"tmpfs", inodes_module.TMP_DEV),
+    (b"/", "overlay", b"detbox", inodes_module.ROOT_DEV),
+    (b"/proc", "proc", b"proc", inodes_module.PROC_DEV),
+    (b"/sys", "sysfs", b"sysfs", inodes_module.SYS_DEV),
     (b"/sys/fs/cgroup", "cgroup2", b"cgroup2", inodes_module.SYS_DEV),
-)  # fmt: skip
+    (b"/dev", "tmpfs", b"tmpfs", inodes_module.DEV_DEV),
+    (b"/dev/pts", "devpts", b"devpts", inodes_module.PTS_DEV),
+    (b"/dev/shm", "tmpfs", b"tmpfs", inodes_module.SHM_DEV),
+    (b"/dev/mqueue", "mqueue", b"mqueue", inodes_module.MQUEUE_DEV),
+    (b"/tmp", "tmpfs", b"tmpfs", inodes_module.TMP_DEV),
+)
 
 
 def ticks(ns: int) -> int:
