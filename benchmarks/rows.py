@@ -154,7 +154,7 @@ def compiler(bench: Bench) -> Iterator[Result]:
 
 
 def interpreter(bench: Bench) -> Iterator[Result]:
-    """Starting an interpreter with many modules: it is so short that the price of the start has its own row."""
+    """Starting an interpreter with many modules; the start of detbox itself has its own row."""
     idle = bench.pair(["true"]).medians()
     pair = bench.pair(["/usr/bin/python3", "-c", "import json, sqlite3, asyncio"])
     what = "`python3 -c 'import json, sqlite3, asyncio'`"
