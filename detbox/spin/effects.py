@@ -52,7 +52,8 @@ def inputs(visit: Visit) -> set[Hashable]:
     name, operands = visit.instruction.name, visit.instruction.operands
     places = named(visit)
     if name in _MOVES and operands:
-        places -= _places(visit, 0, whole=True)
+        # What is overwritten may be a source as well: lea rdi, [rdi + rdi * 2].
+        places -= _places(visit, 0, whole=True) - _sources(visit)
     if name.startswith(("set", "cmov")) or name in ("adc", "sbb"):
         places.add(FLAGS)
     if name in ("cmpxchg", "cdqe", "cwde"):
@@ -60,6 +61,15 @@ def inputs(visit: Visit) -> set[Hashable]:
     if name in ("xor", "sub") and operands[0] == operands[1] and operands[0][0] == "reg":
         return set()
     return places
+
+
+def _sources(visit: Visit) -> set[Hashable]:
+    """The registers of all operands but the first."""
+    names: set[Hashable] = set()
+    for kind, what, _ in visit.instruction.operands[1:]:
+        if kind in ("reg", "address"):
+            names.update(str(what).split())
+    return names
 
 
 def outputs(visit: Visit) -> list[tuple[Hashable, bool]]:
