@@ -7,7 +7,9 @@ done only where it cannot be noticed:
 - The function is known from unwind data and decodes from start to end.
 - No branch goes to a moved instruction other than the first.  Direct branches are seen by disassembly.  Of
   indirect ones only the compilers' jump tables are understood; a function with another one is left alone.
-- A moved neighbour neither branches nor names the program counter.
+- A moved neighbour does not branch; where it names memory relative to the program counter, the distance is
+  put right.
+- All ``rdtsc`` of a file are moved or none, so that they agree with each other.
 
 What cannot be planned stays a trap.  ``cpuid`` and ``xgetbv`` give what the trap would give, so there this
 saves time and decides nothing.  ``rdtsc`` counts from a value that the supervisor stores: it is for the
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from capstone import Cs
 
 #: Changes whenever the same file may give other displacements: part of the cache's key.
-PLANNER_VERSION = 1
+PLANNER_VERSION = 2
 
 _JUMP_SIZE = 5
 _MAX_MOVED_BEFORE = 3  # instructions
@@ -53,24 +55,33 @@ _BACK_FROM_RED_ZONE = bytes.fromhex("488da424 80000000")  # lea rsp, [rsp + 128]
 @dataclass(frozen=True, slots=True)
 class Displacement:
     """The instructions that make room for a jump: virtual address, total length, and the bytes around the
-    instruction of this kind."""
+    instruction of this kind.
+
+    ``fixups``: distances from the program counter in the moved bytes, as the offset of the distance, that of
+    the end of its instruction (both from ``vaddr``), and the virtual address that is meant.
+    """
 
     vaddr: int
     length: int
     before: bytes
     after: bytes
     kind: str = "cpuid"
+    fixups: tuple[tuple[int, int, int], ...] = ()
 
     def to_row(self) -> list[object]:
         """As JSON can hold it."""
-        return [self.vaddr, self.length, self.before.hex(), self.after.hex(), self.kind]
+        fixups = [list(fixup) for fixup in self.fixups]
+        return [self.vaddr, self.length, self.before.hex(), self.after.hex(), self.kind, fixups]
 
     @classmethod
     def from_row(cls, row: Sequence[object]) -> Displacement:
         """The inverse; ValueError or TypeError for anything else."""
-        vaddr, length, before, after, kind = row
+        vaddr, length, before, after, kind, fixups = row
+        if not isinstance(fixups, list):
+            raise TypeError("no list of fixups")
         around = bytes.fromhex(str(before)), bytes.fromhex(str(after))
-        return cls(int(str(vaddr)), int(str(length)), *around, str(kind))
+        targets = tuple((int(at), int(end), int(target)) for at, end, target in fixups)
+        return cls(int(str(vaddr)), int(str(length)), *around, str(kind), targets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +121,9 @@ def displacements(data: bytes | mmap.mmap, sites: Iterable[Site]) -> list[Displa
         if moved is not None:
             found.append(moved)
             taken.update(range(moved.vaddr, moved.vaddr + moved.length))
+    clocks = sum(moved.kind == "rdtsc" for moved in found)
+    if clocks < sum(site.kind == "rdtsc" for site in every):
+        found = [moved for moved in found if moved.kind != "rdtsc"]
     return found
 
 
@@ -129,6 +143,7 @@ def assemble(moved: Iterable[Displacement], bias: int, address: int, model: CpuM
         start = bias + item.vaddr
         entry = address + len(code)
         code += item.before
+        moved_by = {False: entry}
         if item.kind == "cpuid":
             code += _SKIP_RED_ZONE + _relative(0xE8, address + len(code) + len(_SKIP_RED_ZONE), address)
             code += _BACK_FROM_RED_ZONE
@@ -137,7 +152,11 @@ def assemble(moved: Iterable[Displacement], bias: int, address: int, model: CpuM
             code += _xgetbv(model.xcr0)
         else:
             code += _rdtsc(address + len(code), counter)
+        moved_by[True] = address + len(code) - (item.length - len(item.after))
         code += item.after
+        for at, end, target in item.fixups:
+            shift = moved_by[at >= len(item.before)]
+            struct.pack_into("<i", code, shift - address + at, _near(bias + target - shift - end))
         code += _relative(0xE9, address + len(code), start + item.length)
         # The rest of the patch is never executed: nothing jumps there.
         patches.append((start, _relative(0xE9, start, entry).ljust(item.length, b"\x90")))
@@ -161,7 +180,19 @@ class _Instruction:
         branches = name[0] == "j" or name.startswith(
             ("call", "ret", "loop", "int", "sys", "ud", "hlt", "xbegin")
         )
-        return not branches and "rip" not in self.operands
+        return not branches and ("rip" not in self.operands or self.fixup is not None)
+
+    @property
+    def fixup(self) -> tuple[int, int] | None:
+        """Offset of a distance from the program counter, and the address that is meant."""
+        match = _RIP_OPERAND.search(self.operands)
+        if match is None:
+            return None
+        distance = int(match[2], 0) * (1 if match[1] == "+" else -1)
+        encoded = struct.pack("<i", distance)
+        if self.code.count(encoded) != 1:
+            return None
+        return self.code.index(encoded), self.address + len(self.code) + distance
 
 
 class _Function:
@@ -213,7 +244,13 @@ class _Function:
                 before = b"".join(item.code for item in run if item.address < site.vaddr)
                 after = b"".join(item.code for item in run if item.address > site.vaddr)
                 length = len(before) + site.length + len(after)
-                return Displacement(run[0].address, length, before, after, site.kind)
+                start = run[0].address
+                fixups = [
+                    (item.address - start + item.fixup[0], item.address - start + len(item.code), item.fixup[1])
+                    for item in run
+                    if item.fixup is not None
+                ]
+                return Displacement(start, length, before, after, site.kind, tuple(fixups))
         return None
 
     def _run(self, first: int, site: int, taken: set[int]) -> list[_Instruction] | None:
@@ -302,7 +339,10 @@ def _rdtsc(at: int, counter: int) -> bytes:
 
 
 def _relative(opcode: int, at: int, target: int) -> bytes:
-    distance = target - (at + _JUMP_SIZE)
+    return bytes((opcode,)) + struct.pack("<i", _near(target - (at + _JUMP_SIZE)))
+
+
+def _near(distance: int) -> int:
     if not -(1 << 31) <= distance < 1 << 31:
         raise ValueError("the trampolines are too far from the code")
-    return bytes((opcode,)) + struct.pack("<i", distance)
+    return distance

@@ -105,7 +105,7 @@ def test_xgetbv_and_rdtsc(kind: str, code: bytes, expected: list[int]) -> None:
 
 def test_rows_survive_json() -> None:
     here = trampoline.Displacement
-    for moved in (here(1, 5, b"", b"\x90\xff\x00"), here(2, 6, b"1", b"23", "rdtsc")):
+    for moved in (here(1, 5, b"", b"\x90\xff\x00"), here(2, 6, b"1", b"23", "rdtsc", ((2, 6, 99), (7, 9, 1)))):
         assert trampoline.Displacement.from_row(json.loads(json.dumps(moved.to_row()))) == moved
 
 
@@ -153,5 +153,5 @@ def test_the_loader_runs_on_trampolines() -> None:
     for address, patch in plan.patches:
         program.write(address, patch)
     output, counts = program.run(Values(), originals.get)
-    assert sum(counts.values()) <= 2
+    assert sum(counts.values()) == 0
     assert diagnostics(output) == diagnostics(patched([LOADER, "--list-diagnostics"], {}, Values()))
