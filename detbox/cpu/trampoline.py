@@ -245,11 +245,12 @@ class _Function:
                 after = b"".join(item.code for item in run if item.address > site.vaddr)
                 length = len(before) + site.length + len(after)
                 start = run[0].address
-                fixups = [
-                    (item.address - start + item.fixup[0], item.address - start + len(item.code), item.fixup[1])
-                    for item in run
-                    if item.fixup is not None
-                ]
+                fixups = []
+                for item in run:
+                    if item.fixup is not None:
+                        at, target = item.fixup
+                        offset = item.address - start
+                        fixups.append((offset + at, offset + len(item.code), target))
                 return Displacement(start, length, before, after, site.kind, tuple(fixups))
         return None
 

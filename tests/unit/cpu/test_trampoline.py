@@ -105,7 +105,8 @@ def test_xgetbv_and_rdtsc(kind: str, code: bytes, expected: list[int]) -> None:
 
 def test_rows_survive_json() -> None:
     here = trampoline.Displacement
-    for moved in (here(1, 5, b"", b"\x90\xff\x00"), here(2, 6, b"1", b"23", "rdtsc", ((2, 6, 99), (7, 9, 1)))):
+    every = (here(1, 5, b"", b"\x90\xff\x00"), here(2, 6, b"1", b"23", "rdtsc", ((2, 6, 99), (7, 9, 1))))
+    for moved in every:
         assert trampoline.Displacement.from_row(json.loads(json.dumps(moved.to_row()))) == moved
 
 
