@@ -42,7 +42,8 @@ ENFORCED = frozenset((
 def apply_base() -> None:
     """Give the calling process the real soft limits that :data:`BASE` promises, as far as the host's hard
     limits go; the guest's first process calls this before its exec."""
-    for which in sorted(ENFORCED):
+    # A core file would be written by the kernel, and where to is the host's setting: nobody gets one.
+    for which in sorted(ENFORCED | {resource.RLIMIT_CORE}):
         hard = resource.getrlimit(which)[1]
         soft = resource.RLIM_INFINITY if BASE[which][0] == INFINITY else BASE[which][0]
         # RLIM_INFINITY is -1 in Python.

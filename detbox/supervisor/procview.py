@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from detbox.handlers.limits import limits_of
 from detbox.machine import constants
 from detbox.machine import inodes as inodes_module
 from detbox.machine.clock import CpuTime, user_and_system
@@ -152,6 +153,7 @@ def _process_view(m: Machine, process: Process, caller: Task | None) -> ProcessV
         sig_pending=sets.private, sig_shared_pending=sets.shared, sig_blocked=sets.blocked,
         sig_ignored=sets.ignored, sig_caught=sets.caught,
         auxv=process.data.get("auxv", b""), own_memory=process.data.get("own memory", (0, 0)),
+        limits=limits_of(process),
     )  # fmt: skip
 
 

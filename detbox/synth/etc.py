@@ -10,6 +10,7 @@ from detbox.synth.sysfs import Symlink
 #: An alphabetical list of what is put in place of the image's file; ``None`` removes it.
 FILES: dict[str, bytes | Symlink | None] = {
     "/etc/adjtime": None,  # the hardware clock's drift
+    "/etc/gshadow": None,  # only root on the host could read it
     "/etc/hostname": f"{constants.HOSTNAME}\n".encode(),
     "/etc/hosts": (
         f"127.0.0.1\tlocalhost {constants.HOSTNAME}\n"
@@ -23,6 +24,7 @@ FILES: dict[str, bytes | Symlink | None] = {
         b"protocols: files\nservices: files\nethers: files\nrpc: files\nnetgroup: files\n"
     ),
     "/etc/resolv.conf": b"# no name servers\n",
+    "/etc/shadow": None,
     "/etc/timezone": b"Etc/UTC\n",
     "/run/utmp": b"",
     "/var/lib/dbus/machine-id": f"{constants.MACHINE_ID}\n".encode(),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from detbox.machine.constants import PAGE_SIZE, USER_HZ
+from detbox.machine.limits import text
 from detbox.synth.maps import sizes
 from detbox.synth.table import Query
 
@@ -215,6 +216,11 @@ def fdinfo(query: Query) -> bytes:
         else:
             lines.append(line)
     return b"".join(line + b"\n" for line in lines)
+
+
+def limits(query: Query) -> bytes:
+    """The virtual limits; the kernel's own are wider."""
+    return text(query.process.limits).encode()
 
 
 def auxv(query: Query) -> bytes:

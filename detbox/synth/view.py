@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from detbox.cpu.model import DEFAULT_MODEL, MODELS, CpuModel
 from detbox.machine import constants
+from detbox.machine.limits import BASE
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class ProcessView:
     ``hidden``: the process is shown (``ps`` wants a parent for everybody) but its real files, which would be
     the supervisor's, are never read.  ``tty``: device number of the controlling terminal, or 0.
     ``auxv``: the auxiliary vector that the program was started with.  ``own_memory``: the range of addresses
-    (start, end) that detbox uses itself and that maps does not show.
+    (start, end) that detbox uses itself and that maps does not show.  ``limits``: (soft, hard) by number.
     """
 
     pid: int
@@ -91,6 +92,7 @@ class ProcessView:
     hidden: bool = False
     auxv: bytes = b""
     own_memory: tuple[int, int] = (0, 0)
+    limits: tuple[tuple[int, int], ...] = BASE
 
     def thread(self, tid: int) -> ThreadView | None:
         """The thread of that number; the first thread exists even if ``threads`` does not name it."""
