@@ -107,9 +107,10 @@ class Patching:
         with open(listing, "rb") as maps:
             lines = maps.read().splitlines()
         for match in filter(None, map(_CODE_LINE.fullmatch, lines)):
-            path = b"exe" if match[4] == task.process.exe else b"root" + match[4]
+            # The listing names files from the supervisor's root, wherever the process has its own.
+            path = b"%d/exe" % task.tid if match[4] == task.process.exe else match[4]
             try:
-                fd = os.open(b"%d/%s" % (task.tid, path), os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.m.proc_fd)
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.m.proc_fd)
             except OSError:
                 self.m.doubt(task, f"the code of {os.fsdecode(match[4])} could not be searched")
                 continue

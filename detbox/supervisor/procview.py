@@ -87,15 +87,13 @@ def machine_view(m: Machine, caller: Task | None = None) -> MachineView:
         ],
         last_pid=max(processes),
         random_bytes=rng.bytes if rng is not None else bytes,
-        virtual_inode=lambda major, minor, ino, path: _virtual_inode(m, caller, major, minor, ino, path),
+        virtual_inode=lambda major, minor, ino, path: _virtual_inode(m, major, minor, ino, path),
         virtual_socket=lambda kind, ino: _virtual_socket(m, kind, ino),
         virtual_uid=lambda uid: 0,
     )
 
 
-def _virtual_inode(
-    m: Machine, caller: Task | None, major: int, minor: int, ino: int, path: bytes
-) -> tuple[int, int]:
+def _virtual_inode(m: Machine, major: int, minor: int, ino: int, path: bytes) -> tuple[int, int]:
     """What stat shows for a mapped file.
 
     An overlay's mappings have the device and inode of the file below it, so that the path has to tell.  A
@@ -104,9 +102,8 @@ def _virtual_inode(
     inodes = m.inodes
     known = inodes.table.get((os.makedev(major, minor), ino))
     if known is None:
-        top = f"{caller.tid}/root".encode() if caller is not None else b""
         try:
-            known = inodes.of(os.stat(top + path, dir_fd=m.proc_fd if top else None))
+            known = inodes.of(os.stat(path))
         except OSError:
             return inodes.devices.get(os.makedev(major, minor), inodes_module.ROOT_DEV), _NO_INODE
     return known.dev, known.ino
