@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Task
 
+_MAPS = frozenset((b"uid_map", b"gid_map", b"projid_map", b"setgroups"))
+
 
 class Covered(Exception):
     """The path led through /proc/self to the supervisor's place: it has to be walked."""
@@ -35,6 +37,10 @@ def opened(m: Machine, t: Task, flags: int, fd: int, st: os.stat_result, walked:
     if not S_ISREG(st.st_mode):
         return InstallFd(fd, cloexec, None, None)
     path = paths.path_of(m, fd)
+    if flags & os.O_ACCMODE != os.O_RDONLY and path.rpartition(b"/")[2] in _MAPS:
+        # The kernel asks for the rights of who opened the file (map_write in kernel/user_namespace.c).
+        t.process.files.forget_all()
+        return CONTINUE
     new = m.synth_open(t, path, fd, flags)
     if new == fd:
         return InstallFd(fd, cloexec, None, OpenFile(Kind.PROC, st, m.inodes.of(st)))

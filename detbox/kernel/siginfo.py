@@ -10,6 +10,7 @@ SEGV_MAPERR = 1
 
 _HEAD = struct.Struct("<iiii")  # signo, errno, code, padding
 _CHILD = struct.Struct("<iIi4xqq")  # pid, uid, status, utime, stime
+_USER = struct.Struct("<iIQ")  # pid, uid, value
 _TIMER = struct.Struct("<iiQ")  # timer id, overrun, value
 
 
@@ -32,3 +33,19 @@ def without_times(info: bytes) -> bytes:
 def timer(signo: int, code: int, timerid: int, overrun: int, value: int) -> bytes:
     """The siginfo of a timer's expiration."""
     return _HEAD.pack(signo, 0, code, 0) + _TIMER.pack(timerid, overrun, value).ljust(SIZE - _HEAD.size, b"\0")
+
+
+def user(signo: int, code: int, pid: int, uid: int, value: int) -> bytes:
+    """The siginfo of a signal that a process sent."""
+    return _HEAD.pack(signo, 0, code, 0) + _USER.pack(pid, uid, value).ljust(SIZE - _HEAD.size, b"\0")
+
+
+def sender_of(info: bytes) -> tuple[int, int]:
+    """``si_pid`` and ``si_uid``."""
+    pid, uid, _ = _USER.unpack_from(info, _HEAD.size)
+    return pid, uid
+
+
+def value_of(info: bytes) -> int:
+    """``si_value`` of a signal that a process sent."""
+    return int(_USER.unpack_from(info, _HEAD.size)[2])

@@ -31,6 +31,8 @@ _IGNORED_BY_DEFAULT = bit(signal.SIGCHLD) | bit(signal.SIGCONT) | bit(signal.SIG
 #: Marks the expiration of an alarm or interval timer, which the kernel reports as SI_KERNEL.
 #: The supervisor may not queue that code for another process, so it is put in at the delivery.
 ITIMER = -0x7DB0
+#: Likewise marks a signal that the kernel sends to the writer itself (SIGPIPE), reported as SI_USER.
+_OWN = 0x7DB05E1F
 
 
 class Pending(NamedTuple):
@@ -118,11 +120,14 @@ def interrupt(m: Machine, task: Task) -> None:
 def send(
     m: Machine, target: Process | Task, signo: int, *, code: int, value: int, timerid: int, overrun: int
 ) -> None:
-    """Queue a timer's signal, as the kernel would."""
+    """Queue a signal of the kernel's own (a timer's, a broken pipe's)."""
     process, tid = (target.process, target.tid) if isinstance(target, Task) else (target, 0)
     if code == siginfo.SI_KERNEL:
         code, timerid = siginfo.SI_TIMER, ITIMER
-    info = siginfo.timer(signo, code, timerid, overrun, value)
+    if code == siginfo.SI_USER:
+        info = siginfo.user(signo, siginfo.SI_QUEUE, process.pid, process.creds.ruid, _OWN)
+    else:
+        info = siginfo.timer(signo, code, timerid, overrun, value)
     try:
         _native.queue_signal(process.pid, tid, signo, info)
     except ProcessLookupError:
@@ -137,6 +142,8 @@ def repaired(signo: int, info: bytes) -> bytes | None:
         return siginfo.without_times(info)
     if code == siginfo.SI_TIMER and int.from_bytes(info[16:20], "little", signed=True) == ITIMER:
         return siginfo.timer(signo, siginfo.SI_KERNEL, 0, 0, 0)
+    if code == siginfo.SI_QUEUE and siginfo.value_of(info) == _OWN:
+        return siginfo.user(signo, siginfo.SI_USER, *siginfo.sender_of(info), 0)
     return None
 
 
