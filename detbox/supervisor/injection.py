@@ -78,11 +78,22 @@ def at_exec(task: Task, calls: Sequence[Sequence[int]]) -> list[int]:
 
 
 def _resume(tid: int, request: int) -> None:
-    """Let the thread go on to its next stop, which has to be a trap."""
-    _native.ptrace_request(request, tid, 0, 0)
-    _, status = _native.wait_tid(tid, 0)
-    if not os.WIFSTOPPED(status) or os.WSTOPSIG(status) != signal.SIGTRAP:
-        raise InternalError(f"thread {tid} did not come back from the supervisor's code (status {status:#x})")
+    """Let the thread go on to its next stop, which has to be a trap.  A stop signal comes later."""
+    stopped = False
+    while True:
+        _native.ptrace_request(request, tid, 0, 0)
+        _, status = _native.wait_tid(tid, 0)
+        if not os.WIFSTOPPED(status):
+            raise InternalError(f"thread {tid} did not come back from the supervisor's code ({status:#x})")
+        signo = os.WSTOPSIG(status)
+        if signo == signal.SIGTRAP:
+            break
+        # The only signal that cannot be held back.
+        if signo != signal.SIGSTOP:
+            raise InternalError(f"thread {tid} got signal {signo} in the supervisor's code")
+        stopped = True
+    if stopped:
+        os.kill(tid, signal.SIGSTOP)
 
 
 def _signed(value: int) -> int:
