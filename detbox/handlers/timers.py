@@ -88,15 +88,21 @@ def after_exit(m: Machine, process: Process) -> None:
             timer.disarm()
 
 
-def next_signal(process: Process) -> tuple[int, int] | None:
-    """(ns left by its own clock, signal) of the timer that will send a signal first; None without one."""
+def next_signal(process: Process) -> tuple[int, int, Task | Process] | None:
+    """(ns left by its clock, signal, receiver) of the timer that sends one first; None without one."""
     state: ProcessTimers | None = process.data.get(_STATE)
     if state is None:
         return None
-    armed = [(timer.remaining(), int(_ITIMER_SIGNALS[which])) for which, timer in state.intervals.items()]
-    armed += [(posix.timer.remaining(), posix.signo)
-              for posix in state.posix.values() if posix.notify != SIGEV_NONE]
-    return min((entry for entry in armed if entry[0]), default=None)
+    first: tuple[int, int, Task | Process] | None = None
+    for which, timer in state.intervals.items():
+        left = timer.remaining()
+        if left and (first is None or left < first[0]):
+            first = left, int(_ITIMER_SIGNALS[which]), process
+    for posix in state.posix.values():
+        left = posix.timer.remaining()
+        if left and posix.notify != SIGEV_NONE and (first is None or left < first[0]):
+            first = left, posix.signo, posix.target
+    return first
 
 
 # ------------------------------------------------------------------------------ alarm and setitimer

@@ -25,7 +25,7 @@ from detbox.supervisor import signals
 if TYPE_CHECKING:
     from detbox.supervisor.loop import Handler, Supervisor
     from detbox.supervisor.machine import Machine
-    from detbox.supervisor.task import Task
+    from detbox.supervisor.task import Process, Task
 
 #: What a counted instruction stands for: what counting one really takes, so that a counted wait
 #: is about as long in real time as it is in virtual time.
@@ -169,14 +169,19 @@ class Counting:
         """The stretch stands for the time to the next expiration: it passes, and others may run first."""
         sup, process = self.sup, task.process
         due = timers.next_signal(process)
-        if due is not None and self._deadly(task, due[1]):
+        if due is not None and self._deadly(task, *due[1:]):
             # Where the process dies makes no difference to anybody: `on_tick` sees to it.
             process.data[_BUDGET] = 0
         elif due is not None:
             process.data[_EXPIRED] += 1
             self._pass_time(task, due[0])
-        self._begin(task)
-        sup.m.scheduler.make_ready(task, lambda: sup.proceed(task))
+        sup.m.scheduler.make_ready(task, lambda: self._again(task))
+
+    def _again(self, task: Task) -> None:
+        """Go on after an expiration; while others have to react to it, they are given turns."""
+        if not self._begin(task) and self.sup.m.scheduler.ready and task.process.data[_BUDGET] > 0:
+            task.data[_LEFT] = SHORTEST
+        self.sup.proceed(task)
 
     def _pass_time(self, task: Task, ns: int) -> None:
         """Let ``ns`` pass, or less if something expires before; the thread used its processor meanwhile."""
@@ -188,8 +193,10 @@ class Counting:
         task.cpu.spend(ns)
         clock.expire()
 
-    def _deadly(self, task: Task, signo: int) -> bool:
+    def _deadly(self, task: Task, signo: int, receiver: Task | Process) -> bool:
         """Whether the signal would end the process (or do nothing): it is neither caught nor blocked."""
+        if receiver is not task and receiver is not task.process:
+            return False
         sets = signals.pending(self.sup.m, task)
         return not (sets.caught | sets.blocked) & signals.bit(signo)
 
@@ -212,7 +219,7 @@ class Counting:
         if due is None or waited < GRACE + due[0] / 1e9:
             return
         self._waited = None
-        if self._deadly(task, due[1]):
+        if self._deadly(task, *due[1:]):
             sup.m.doubt(task, "its own timer's signal ended it in a long computation; real time decided when")
             self._pass_time(task, due[0])
             return
