@@ -136,6 +136,16 @@ def test_under_detbox(guest: Guest, tmp_path: Path) -> None:
     demand_success(run)
 
 
+@pytest.mark.parametrize("file", ["processor.c", "trapped_instructions.c"])
+def test_faulting_and_patched_instructions_agree(file: str) -> None:
+    """What a processor without CPUID faulting gives is what one with it gives."""
+    inputs = compiled(HERE / file, [HERE / "guest.h"])
+    runs = [run_on(hosts()[0], ["./program"], inputs, options=[f"--cpuid-backend={backend}"])
+            for backend in ("auto", "patch")]  # fmt: skip
+    demand_identical(*runs)
+    demand_success(runs[1])
+
+
 @pytest.mark.slow
 @pytest.mark.limit(1800)
 def test_ten_thousand_processes() -> None:
