@@ -64,6 +64,7 @@ class Scheduler:
     def make_ready(self, task: Task, action: Callable[[], None]) -> None:
         """Queue a held task; ``action`` continues it when it is chosen."""
         task.state = State.READY
+        task.exposed = True
         task.action = action
         self.ready.append(task)
 

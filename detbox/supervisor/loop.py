@@ -175,7 +175,7 @@ class Supervisor:
                 self.m.scheduler.park(task, decision)
                 if decision.extra.get("sigwait") or task.data.pop("signal_check", None):
                     self.m.notice_signals(task.process)
-                else:
+                elif task.exposed or "sigmask" in decision.extra:
                     self._check_signals(task)
         elif isinstance(decision, InstallFd):
             self._install(task, decision)
@@ -231,6 +231,7 @@ class Supervisor:
     def _release(self, task: Task) -> None:
         task.notif = 0
         task.state = State.RUNNING
+        task.exposed = False
         self.running += 1
         if task.data and task.data.pop("leader_leaves", None):
             lifecycle.leader_gone(self, task)

@@ -95,6 +95,10 @@ class Machine:
         """Answer a held call."""
         self._sup.finish(task, result)
 
+    def redo(self, task: Task) -> None:
+        """Ask the handler of a held call again."""
+        self._sup.decide(task)
+
     def finish_native(self, task: Task) -> None:
         """Let the kernel execute a held call."""
         self._sup.finish_native(task)

@@ -28,6 +28,8 @@ def bit(signo: int) -> int:
 
 # Signals whose default action is to do nothing (signal(7)).
 _IGNORED_BY_DEFAULT = bit(signal.SIGCHLD) | bit(signal.SIGCONT) | bit(signal.SIGURG) | bit(signal.SIGWINCH)
+# The range of restart codes (include/linux/errno.h).
+RESTART_FIRST, RESTART_LAST = 512, 516
 #: Marks the expiration of an alarm or interval timer, which the kernel reports as SI_KERNEL.
 #: The supervisor may not queue that code for another process, so it is put in at the delivery.
 ITIMER = -0x7DB0
@@ -81,6 +83,11 @@ def _is_zombie(m: Machine, task: Task) -> bool:
 def notice(m: Machine, process: Process) -> None:
     """Interrupt the parked threads of a process that have to take a signal now."""
     shared_taken = 0
+    for task in process.tasks.values():
+        task.exposed = True
+    if not any(task.park is not None for task in process.tasks.values()):
+        m.wake(("pending signal", process.pid))  # readers of signal descriptors
+        return
     for tid in sorted(process.tasks, key=lambda tid: (tid != process.pid, tid)):
         task = process.tasks[tid]
         if task.state is State.DEAD:
@@ -95,7 +102,7 @@ def notice(m: Machine, process: Process) -> None:
         shared = sets.shared & open_signals & ~shared_taken
         shared_taken |= shared
         awaited = task.park.extra.get("sigwait", 0) if task.park is not None else 0
-        if awaited & (sets.private | sets.shared) or ((mine or shared) and task.state is State.PARKED):
+        if (mine or shared or awaited & (sets.private | sets.shared)) and task.state is State.PARKED:
             interrupt(m, task)
     m.wake(("pending signal", process.pid))  # readers of signal descriptors
 
@@ -114,7 +121,23 @@ def interrupt(m: Machine, task: Task) -> None:
         m.scheduler.make_ready(task, lambda: m.finish_native(task))
         return
     code = park.interrupted
-    m.scheduler.make_ready(task, lambda: m.finish(task, code() if callable(code) else -code))
+    m.scheduler.make_ready(task, lambda: _end_wait(m, task, code() if callable(code) else -code))
+
+
+def _end_wait(m: Machine, task: Task, result: int) -> None:
+    """Answer an interrupted call, unless its signal has meanwhile gone to another thread of the process.
+
+    A restart code is for the kernel's eyes only: without a signal to deliver, the guest would see it.
+    """
+    if -RESTART_LAST <= result <= -RESTART_FIRST:
+        try:
+            sets = pending(m, task)
+        except (OSError, ValueError):
+            sets = None
+        if sets is not None and not (sets.private | sets.shared) & ~sets.blocked:
+            m.redo(task)
+            return
+    m.finish(task, result)
 
 
 def send(

@@ -82,7 +82,7 @@ class Task:
 
     __slots__ = (
         "tid", "process", "lineage", "state", "action", "park", "notif", "nr", "args", "ip", "seq", "quantum",
-        "look", "restart", "data", "spin",
+        "look", "restart", "data", "spin", "exposed",
         "cpu",
     )  # fmt: skip
 
@@ -104,6 +104,9 @@ class Task:
         self.restart: Any = None  # (call, arguments, absolute deadline) of an interrupted sleep
         self.data: dict[str, Any] = {}
         self.spin: Any = None
+        # Others have run, or a signal was sent to the process, since the thread made its call: a
+        # signal may be pending that has to interrupt it when it parks.
+        self.exposed = True
 
     def inherit(self, parent: Task) -> None:
         """Take over what clone copies from the creating thread."""
