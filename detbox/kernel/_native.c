@@ -482,12 +482,14 @@ static PyObject *step_many(PyObject *self, PyObject *args)
 	if (!PyArg_ParseTuple(args, "ily*", &tid, &count, &known)) return NULL;
 	for (; done < count; done++) {
 		unsigned char code[8] = {0};
+		errno = 0;
 		unsigned long rip = (unsigned long)ptrace(PTRACE_PEEKUSER, tid, offsetof(struct user_regs_struct, rip), NULL);
+		int gone = errno == ESRCH;
 		ssize_t got = code_at(tid, rip, code, sizeof code - 1);
 		ssize_t at = opcode_at(code, got);
 		int call = code[at] == 0x0f && code[at + 1] == 0x05;
 		/* The vsyscall page makes calls without such an instruction, and cannot be read. */
-		if (rip >> 63) { why = BEFORE_CALL; break; }
+		if (rip >> 63 && !gone) { why = BEFORE_CALL; break; }
 		if (call) {
 			unsigned long nr = (unsigned long)ptrace(PTRACE_PEEKUSER, tid, offsetof(struct user_regs_struct, rax), NULL);
 			if (nr >= (unsigned long)known.len || !((unsigned char *)known.buf)[nr]) { why = BEFORE_CALL; break; }
