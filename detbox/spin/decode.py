@@ -75,7 +75,8 @@ class Instruction:
     ``forbidden``: why a loop with it is no provable spin, or "".
     ``vector``: it touches state outside of the general registers.
     ``operands``: ("reg", name of the full register, bytes), ("mem", index in ``spans``, size),
-    ("address", names of its registers, size) for what is only computed, or ("imm", 0, 0).
+    ("address", names of its registers, size) for what is only computed, or ("imm", value, size).
+    ``computed``: the address that ``lea`` puts into its register, if it can be followed.
     """
 
     size: int
@@ -86,6 +87,7 @@ class Instruction:
     vector: bool
     operands: tuple[tuple[str, str | int, int], ...]
     repeated: bool
+    computed: Span | None = None
 
 
 _disassembler = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
@@ -124,6 +126,7 @@ def _describe(found: capstone.CsInsn) -> Instruction:
     spans: list[Span] = []
     operands: list[tuple[str, str | int, int]] = []
     forbidden = name if name in _FORBIDDEN or name.startswith(_SCATTERED) else ""
+    computed: Span | None = None
     vector = name not in _PLAIN and any(
         found.group_name(group).startswith(_VECTOR_GROUPS) for group in found.groups
     )
@@ -131,6 +134,7 @@ def _describe(found: capstone.CsInsn) -> Instruction:
         if operand.type == x86.X86_OP_MEM:
             if name.startswith(_NO_ACCESS):
                 operands.append(("address", _registers_of(found, operand), operand.size))
+                computed = _span(found, operand) if name == "lea" and not operand.mem.segment else None
                 continue
             span = _span(found, operand)
             if span is None:
@@ -144,7 +148,7 @@ def _describe(found: capstone.CsInsn) -> Instruction:
             vector = vector or register_name.startswith(_VECTOR_PREFIXES)
             operands.append(("reg", full, width))
         else:
-            operands.append(("imm", 0, 0))
+            operands.append(("imm", operand.imm if operand.type == x86.X86_OP_IMM else 0, operand.size))
     # With a register operand, bt and its kin reach beyond the operand that is named.
     if name in ("bt", "bts", "btr", "btc") and spans and operands[-1][0] == "reg":
         forbidden = name
@@ -158,7 +162,7 @@ def _describe(found: capstone.CsInsn) -> Instruction:
     repeated = found.prefix[0] in (0xF2, 0xF3) and name[:4] in _STRINGS and not vector
     return Instruction(
         found.size, name, f"{found.mnemonic} {found.op_str}".strip(), forbidden, tuple(spans), vector,
-        tuple(operands), repeated,
+        tuple(operands), repeated, computed,
     )  # fmt: skip
 
 

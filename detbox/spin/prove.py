@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from detbox.spin.induction import repeats
+from detbox.spin.leaper import Leaper
 from detbox.spin.stepper import Stepper
 from detbox.spin.walk import State, Visit, Walk
+
+#: Where loops begin, and the addresses of their instructions.
+Bodies = tuple[tuple[int, frozenset[int]], ...]
+# After a leap the walk goes on for so many instructions at least: it has got far by then.
+_AFTER_LEAP = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +24,7 @@ class Spin:
     ``addresses``: of the loop's instructions.  ``watched``: the memory that the
     loop uses, and what it holds.  ``exact``: every turn is identical; otherwise
     something counts (see :func:`prove_from`).  ``steps``: what the proof cost.
+    ``bounded``: loops with an end that the walk went through without making all turns.
     """
 
     address: int
@@ -26,6 +33,7 @@ class Spin:
     watched: tuple[tuple[int, bytes], ...]
     exact: bool
     steps: int
+    bounded: Bodies = ()
 
     def unchanged(self, read: Callable[[int, int], bytes]) -> bool:
         """Whether the parked thread would still spin: it costs no step.
@@ -44,11 +52,13 @@ class NotSpin:
     """No proof; the thread has been walked some way and goes on from there.
 
     ``left``: it went out of the loop that it was expected to be in.
+    ``bounded``: as in :class:`Spin`.
     """
 
     reason: str
     steps: int
     left: bool = False
+    bounded: Bodies = ()
 
 
 Verdict = Spin | NotSpin
@@ -64,16 +74,22 @@ def prove_walk(walk: Walk, limit: int = 4000, within: Container[int] | None = No
 
     ``within``: give up at once outside of these addresses (a loop known before).
     """
+    leaper = Leaper(walk)
+    verdict = _walked(walk, leaper, limit, within)
+    return replace(verdict, bounded=tuple(leaper.bodies.items())) if leaper.bodies else verdict
+
+
+def _walked(walk: Walk, leaper: Leaper, limit: int, within: Container[int] | None) -> Verdict:
     seen: dict[State, int] = {}
-    for steps in range(limit):
-        state = walk.state()
-        first = seen.setdefault(state, steps)
-        if first != steps:
-            return _settle(walk, walk.visits[first:])
-        if within is not None and walk.address() not in within:
+    while (steps := len(walk.visits)) < (max(limit, _AFTER_LEAP) if leaper.bodies else limit):
+        first = seen.setdefault(walk.state(), steps)
+        address = walk.address()
+        # Which states of a shortened loop are seen depends on where the walk began.
+        if first != steps and not leaper.inside(address):
+            return _settle(walk, first, leaper)
+        if within is not None and address not in within:
             return NotSpin("the loop has been left", steps, left=True)
-        reason = walk.advance()
-        if reason:
+        if reason := leaper.advance():
             return NotSpin(reason, steps)
     return NotSpin(f"no state repeated in {limit} instructions", limit)
 
@@ -93,7 +109,7 @@ def prove_from(stepper: Stepper, steps: int = 200) -> Verdict:
             seen.clear()
         first = seen.setdefault(walk.state(), len(walk.visits))
         if first != len(walk.visits):
-            return _settle(walk, walk.visits[first:])
+            return _settle(walk, first, Leaper(walk, leaping=False))
         reason = walk.advance()
         if reason:
             return NotSpin(reason, step)
@@ -118,29 +134,54 @@ def _turns(visits: list[Visit]) -> list[tuple[int, int]]:
     return list(lengths.values())[:8]
 
 
-def _settle(walk: Walk, turn: list[Visit]) -> Verdict:
-    """A general state has repeated: check the vector registers, go to the canonical state."""
-    steps = len(walk.visits)
+def _settle(walk: Walk, first: int, leaper: Leaper) -> Verdict:
+    """The state of visit ``first`` is back: check the vector registers, go to the canonical state."""
+    turn, steps, state = walk.visits[first:], len(walk.visits), walk.state()
+    # Where turns are left out, those states are compared that any walk sees.
+    candidates = leaper.last_turns(first) or turn
     if any(visit.instruction.vector for visit in turn):
-        state, vectors = walk.state(), walk.stepper.vectors()
-        for _ in turn:
-            if reason := walk.advance():
-                return NotSpin(reason, len(walk.visits))
-        if walk.state() != state or walk.stepper.vectors() != vectors:
-            return NotSpin("vector registers change", steps)
-    goal = _canonical(walk, turn)
-    for _ in turn:
-        if walk.state() == goal:
-            break
-        if reason := walk.advance():
-            return NotSpin(reason, len(walk.visits))
+        vectors = walk.stepper.vectors()
+        reason = leaper.advance() or _go_to(state, leaper, 2 * len(turn))
+        if reason or walk.stepper.vectors() != vectors:
+            return NotSpin(reason or "vector registers change", steps)
+    if reason := _go_to(_canonical(walk, turn, candidates), leaper, 2 * len(turn)):
+        return NotSpin(reason, len(walk.visits))
     return _found(walk, turn, walk.address(), exact=True)
 
 
-def _canonical(walk: Walk, turn: list[Visit]) -> State:
-    """The least state of the turn: the same one wherever the walk began."""
-    least = min((visit.address, visit.registers) for visit in turn)
-    tied = [visit for visit in turn if (visit.address, visit.registers) == least]
+def _go_to(goal: State, leaper: Leaper, limit: int) -> str:
+    """Walk to a state of the cycle; the reason why that did not work, or ""."""
+    walk = leaper.walk
+    for _ in range(limit + _AFTER_LEAP):
+        if walk.state() == goal:
+            return ""
+        if reason := leaper.advance():
+            return reason
+    return "the cycle has been left"
+
+
+def _canonical(walk: Walk, turn: list[Visit], candidates: list[Visit]) -> State:
+    """The least state: the same one wherever the walk began.
+
+    A thread that is parked while it holds a lock would take it again before anybody
+    else gets it, whenever it is continued: states with locks at zero come first.
+    """
+    locks = {
+        address
+        for visit in turn
+        if visit.instruction.name == "xchg" or visit.instruction.text.startswith("lock")
+        for start, length in visit.spans
+        for address in range(start, start + length)
+    }
+    changed = {address for visit in turn for address, _ in visit.delta}
+    locks &= changed
+
+    def rank(visit: Visit) -> tuple[int, int, bytes]:
+        held = sum(walk.value(address, visit.delta) != 0 for address in locks)
+        return held, visit.address, visit.registers
+
+    least = min(map(rank, candidates))
+    tied = [visit for visit in candidates if rank(visit) == least]
     # Equal but for memory: compare what the turn itself changes, by its absolute values.
     varying = sorted({address for a in tied for b in tied for address, _ in a.delta ^ b.delta})
     best = min(tied, key=lambda visit: [walk.value(address, visit.delta) for address in varying])

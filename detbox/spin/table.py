@@ -32,7 +32,7 @@ class Loop:
     counted: int = 0  # for a loop that counts: instructions to walk from its head
     armed: bool = False
     visits: int = 0
-    spins: int = 1
+    spins: int = 1  # visits that were worth the breakpoint
     shortcuts: deque[Shortcut[Verdict]] = field(default_factory=lambda: deque(maxlen=_SHORTCUTS))
 
     def worthwhile(self) -> bool:
@@ -63,6 +63,20 @@ class LoopTable:
             return
         turns = 0 if spin.exact else max(_COUNTED_TURNS * spin.period, _COUNTED_STEPS)
         loops[address] = Loop(address, spin.addresses, stepper.read(address, 1)[0], turns)
+
+    def learn_bounded(self, mm: Hashable, verdict: Verdict, stepper: Stepper) -> None:
+        """Remember loops of which turns were left out (while nothing is armed)."""
+        if not verdict.bounded:
+            return
+        loops = self._loops.setdefault(mm, {})
+        around = verdict.addresses if isinstance(verdict, Spin) else frozenset()
+        for address, body in verdict.bounded:
+            known = loops.get(address)
+            if known is None:
+                loops[address] = Loop(address, body | around, stepper.read(address, 1)[0])
+            else:
+                known.addresses |= body | around
+                known.spins += 1
 
     def arm(self, mm: Hashable, stepper: Stepper) -> None:
         """Insert the breakpoints that are worth it; forget loops whose code has gone."""
@@ -130,7 +144,7 @@ def enter(table: LoopTable, mm: Hashable, loop: Loop, stepper: Stepper) -> Verdi
             for address, data in known.stores:
                 stepper.write(address, data)
             stepper.assign(known.sets)
-            loop.spins += isinstance(known.outcome, Spin)
+            loop.spins += isinstance(known.outcome, Spin) or bool(known.outcome.bounded)
             return known.outcome
     if loop.counted:
         # From the head on its first arrival, hence the same number of turns in every run.
@@ -144,6 +158,7 @@ def enter(table: LoopTable, mm: Hashable, loop: Loop, stepper: Stepper) -> Verdi
             loop.shortcuts.appendleft(found)
     if isinstance(verdict, Spin):
         table.learn(mm, verdict, stepper)
+    table.learn_bounded(mm, verdict, stepper)
     table.arm(mm, stepper)
     return verdict
 
@@ -156,6 +171,7 @@ def attempt(
     verdict = prover(stepper)
     if isinstance(verdict, Spin):
         table.learn(mm, verdict, stepper)
+    table.learn_bounded(mm, verdict, stepper)
     table.arm(mm, stepper)
     return verdict
 

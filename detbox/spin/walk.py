@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from detbox.spin.decode import MAX_LENGTH, Instruction, decode
@@ -82,6 +83,22 @@ class Walk:
             if changed == address:
                 return byte
         return self.original[address]
+
+    def bytes_at(self, address: int, length: int, visit: Visit) -> bytes:
+        """Memory as it was before a visit's instruction; OSError."""
+        now = self.stepper.read(address, length)
+        then = dict(visit.delta)
+        return bytes(
+            then.get(place, self.original.get(place, byte)) for place, byte in enumerate(now, start=address)
+        )
+
+    def place(self, registers: Iterable[tuple[int, int]], memory: Iterable[tuple[int, bytes]]) -> None:
+        """Put the thread into a state that it would have reached by itself; OSError."""
+        for address, data in memory:
+            was = self.stepper.read(address, len(data))
+            self.stepper.write(address, data)
+            self._note(((address, len(data)),), [was], [data])
+        self.stepper.assign(registers)
 
     def _return_from_handler(self) -> str:
         self.visits.clear()

@@ -1,4 +1,5 @@
-/* Waits without system calls: flags with and without pause, ticket locks, contended spin locks, barriers in memory. */
+/* Waits without system calls: flags with and without pause, ticket locks, contended spin locks, barriers in memory,
+ * bounded polls. */
 #include "guest.h"
 
 #define THREADS 3
@@ -98,6 +99,44 @@ static void together(void *(*body)(void *), long expected)
     CHECK(counter == expected);
 }
 
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static _Atomic int pending, finished;
+
+/* Polls a bounded number of times, then looks whether it is to leave, under a lock, and so on for ever. */
+static void *poller(void *unused)
+{
+    for (;;) {
+        for (int turn = 0; turn < 1000000 && !pending; turn++)
+            ;
+        if (pending) {
+            counter++;
+            pending = 0;
+        }
+        pthread_mutex_lock(&mutex);
+        int leave = finished;
+        pthread_mutex_unlock(&mutex);
+        if (leave)
+            return unused;
+    }
+}
+
+static void polls(void)
+{
+    counter = 0;
+    pthread_t thread = start(poller, NULL);
+    for (int round = 0; round < 1000; round++) {
+        pending = 1;
+        while (pending)
+            ;
+    }
+    usleep(1000);
+    pthread_mutex_lock(&mutex);
+    finished = 1;
+    pthread_mutex_unlock(&mutex);
+    join(thread);
+    CHECK(counter == 1000);
+}
+
 static void between_processes(void)
 {
     volatile int *shared = shared_page(4096);
@@ -121,5 +160,6 @@ int main(void)
     together(with_spin_lock, THREADS * 2000);
     barrier();
     between_processes();
+    polls();
     return done();
 }

@@ -15,7 +15,7 @@ volatile int hits;
 volatile long counter;
 volatile double reading = 1.0;
 static char source[1 << 20], target[1 << 20];
-static long numbers[1 << 16];
+static volatile long numbers[1 << 16];
 volatile long sink;
 
 #define LOOP __attribute__((noinline)) static void
@@ -90,6 +90,39 @@ LOOP generator(void)
 	for (;;) { x ^= x << 13; x ^= x >> 7; x ^= x << 17; if (x == 1) return; }
 }
 LOOP clock_reading(void) { for (;;) if (__builtin_ia32_rdtsc() == 1) return; }
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+/* Many polls, then a look under a lock, for ever: io-threads of a server wait like that. */
+LOOP poll_and_lock(void)
+{
+	for (;;) {
+		for (int j = 0; j < 1000000; j++)
+			if (flag) break;
+		if (flag) return;
+		pthread_mutex_lock(&mutex);
+		pthread_mutex_unlock(&mutex);
+	}
+}
+LOOP poll_down(void) { do for (unsigned long j = 1ul << 40; --j && !flag;) __builtin_ia32_pause(); while (!flag); }
+LOOP poll_by_sevens(void) { do for (int j = -50; j <= 1 << 30 && !flag; j += 7); while (!flag); }
+LOOP poll_in_memory(void)
+{
+	do for (counter = 0; counter < 1L << 40 && !flag;) counter++;
+	while (!flag);
+}
+/* Loops that end, and tell how far they have come. */
+LOOP bounded(void)
+{
+	long steps = 0, threes = 5;
+	for (unsigned j = 0; j != 3000000000u && !flag; j++) steps++, threes += 3;
+	printf("%ld %ld\n", steps, threes);
+}
+LOOP bounded_memory(void)
+{
+	volatile long j;
+	volatile int half = 0;
+	for (j = 1l << 40; j > 77 && !flag; j -= 5) half = (int)(j >> 3);
+	printf("%ld %d\n", j, half);
+}
 LOOP floating_sum(void) { double x = 0; while (x < 1e18) x += 0.5; sink = (long)x; }
 
 static const struct { const char *name; void (*run)(void); } loops[] = {
@@ -99,12 +132,15 @@ static const struct { const char *name; void (*run)(void); } loops[] = {
 	{"counting_memory", counting_memory}, {"copying", copying}, {"string_copy", string_copy},
 	{"summing", summing}, {"counting_down", counting_down}, {"length", length},
 	{"generator", generator}, {"clock_reading", clock_reading}, {"floating_sum", floating_sum},
+	{"poll_and_lock", poll_and_lock}, {"poll_down", poll_down}, {"poll_by_sevens", poll_by_sevens},
+	{"poll_in_memory", poll_in_memory}, {"bounded", bounded}, {"bounded_memory", bounded_memory},
 };
 
 int main(int argc, char **argv)
 {
 	/* The test needs to know where the variables are. */
-	printf("%p %p %p %p\n", (void *)&flag, (void *)&barrier_buffer, (void *)&hits, (void *)&reading);
+	printf("%p %p %p %p %p\n", (void *)&flag, (void *)&barrier_buffer, (void *)&hits, (void *)&reading,
+	       (void *)&mutex);
 	fflush(stdout);
 	for (size_t i = 0; argc > 1 && i < sizeof loops / sizeof *loops; i++)
 		if (!strcmp(loops[i].name, argv[1])) {

@@ -20,9 +20,8 @@ _INTERRUPT, _CONT = 0x4207, 7
 
 SPINS = "wait_flag wait_pause barrier job cmpxchg exchange ticket backoff floating pthread_spin".split()
 COUNTING = ["counting", "counting_memory"]
-COMPUTING = (
-    "copying string_copy summing counting_down length generator clock_reading floating_sum".split()
-)
+POLLING = ["poll_and_lock", "poll_down", "poll_by_sevens", "poll_in_memory"]
+COMPUTING = "copying string_copy summing counting_down length generator clock_reading floating_sum".split()
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +32,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for level in LEVELS:
         built[level] = folder / f"loops{level}"
         subprocess.run(
-            ["gcc", level, "-pthread", "-no-pie", "-o", built[level], SOURCE], check=True
+            ["gcc", level, "-pthread", "-no-pie", "-Wl,-z,now", "-o", built[level], SOURCE], check=True
         )
     return built
 
@@ -85,9 +84,7 @@ def guest(program: Path, loop: str) -> Iterator[Guest]:
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("loop", SPINS)
-def test_a_spin_is_proved_and_parked_at_one_state(
-    programs: dict[str, Path], level: str, loop: str
-) -> None:
+def test_a_spin_is_proved_and_parked_at_one_state(programs: dict[str, Path], level: str, loop: str) -> None:
     with guest(programs[level], loop) as child:
         parked = set()
         for attempt_number in range(4):
@@ -112,10 +109,47 @@ def test_work_is_no_spin(programs: dict[str, Path], level: str, loop: str) -> No
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("loop", COUNTING)
-def test_counting_spins_need_the_induction(
-    programs: dict[str, Path], level: str, loop: str
+@pytest.mark.parametrize("loop", POLLING)
+def test_loops_around_bounded_polls_are_spins(programs: dict[str, Path], level: str, loop: str) -> None:
+    with guest(programs[level], loop) as child:
+        parked = set()
+        for attempt_number in range(4):
+            child.stop(0.004 + 0.0017 * attempt_number)
+            verdict = prove(child.stepper, 1000)
+            assert isinstance(verdict, Spin), verdict
+            assert verdict.bounded
+            assert verdict.unchanged(child.stepper.read)
+            assert child.stepper.read(child.variables[4], 4) == bytes(4), "parked with the lock"
+            parked.add((verdict.address, verdict.watched, child.stepper.registers()))
+            child.go()
+        assert len(parked) == 1
+        child.stop(0.001)
+        child.poke(0, b"\1\0\0\0")
+        child.go()
+        assert child.process.wait(5) == 0
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(
+    ("loop", "told"),
+    [("bounded", b"3000000000 9000000005\nleft\n"), ("bounded_memory", b"76 10\nleft\n")],
+)
+def test_turns_of_a_bounded_loop_are_left_out(
+    programs: dict[str, Path], level: str, loop: str, told: bytes
 ) -> None:
+    with guest(programs[level], loop) as child:
+        child.stop(0.01)
+        verdict = prove(child.stepper, 300)
+        assert isinstance(verdict, NotSpin)
+        assert verdict.bounded
+        child.go()
+        assert child.process.stdout is not None
+        assert child.process.stdout.read() == told
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("loop", COUNTING)
+def test_counting_spins_need_the_induction(programs: dict[str, Path], level: str, loop: str) -> None:
     with guest(programs[level], loop) as child:
         child.stop(0.01)
         assert isinstance(prove(child.stepper, 300), NotSpin)
