@@ -102,6 +102,7 @@ def build(spec: RunSpec) -> int:
     # Sources are opened in the new namespace: the kernel mounts nothing from another one.
     for step in steps:
         step.prepare()
+    os.umask(0o022)
     for step in steps:
         try:
             step.execute()
@@ -114,6 +115,7 @@ def build(spec: RunSpec) -> int:
     with contextlib.suppress(OSError):
         _native.raw_syscall(NUMBERS["setdomainname"], constants.DOMAINNAME.encode(), len(constants.DOMAINNAME))
     os.chdir(spec.guest_workdir)
+    os.umask(0)  # the guest's own is applied by the handlers
     return proc_fd
 
 

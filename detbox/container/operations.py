@@ -288,13 +288,35 @@ class Unpack(Step):
         self._file = open(self.source, "rb")
 
     def execute(self) -> None:
+        # All that unpacking may need: once inside, no module is in reach.
+        import bz2  # noqa: F401
+        import gzip  # noqa: F401
+        import lzma  # noqa: F401
         import tarfile
 
-        with self._file, tarfile.open(fileobj=self._file) as tar:
-            for member in tar:
-                # Device nodes cannot be made in a user namespace; the container has its own.
-                if not member.isdev() or member.isfifo():
-                    tar.extract(member, staged(self.path), numeric_owner=True, set_attrs=True, filter="tar")
+        class RootFiles(tarfile.TarFile):
+            """Everything belongs to the virtual root; the host may not be able to give it to others."""
+
+            def chown(self, *_: Any, **__: Any) -> None:
+                return
+
+        # Inside of the new root: whatever names and links a hostile archive holds, they cannot lead out.
+        outside = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.chroot(staged(self.path))
+            os.chdir("/")
+            with self._file, RootFiles.open(fileobj=self._file) as tar:
+                for member in tar:
+                    # Device nodes cannot be made in a user namespace; the container has its own.
+                    if not member.isdev() or member.isfifo():
+                        member.name = member.name.lstrip("/")
+                        tar.extract(member, "/")
+        except (tarfile.TarError, OSError) as error:
+            raise UserError(f"cannot unpack {self.source}: {error}", "is it a complete root file system?") from error
+        finally:
+            os.fchdir(outside)
+            os.chroot(".")
+            os.close(outside)
 
 
 @dataclass
