@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from detbox.supervisor.task import Task
@@ -107,4 +107,4 @@ class Park:
 
 
 #: ``int``: the signed result of the call (negative errno for an error).
-Decision = Union[int, _Continue, ContinueThen, InstallFd, Park]
+Decision = int | _Continue | ContinueThen | InstallFd | Park

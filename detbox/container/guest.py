@@ -107,7 +107,8 @@ def build(spec: RunSpec) -> int:
         try:
             step.execute()
         except OSError as error:
-            raise HostError(f"cannot set up the container ({step.describe()}): {error}", "run: detbox doctor") from error
+            what = f"cannot set up the container ({step.describe()}): {error}"
+            raise HostError(what, "run: detbox doctor") from error
     proc_fd = own_proc()
     cover(os.fsencode(operations.staged("/proc/1")))
     operations.enter(operations.STAGE)

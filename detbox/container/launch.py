@@ -168,7 +168,8 @@ def _map_ids(pid: int) -> None:
             with open(f"/proc/{pid}/{name}", "w", encoding="ascii") as file:
                 file.write(text)
         except OSError as error:
-            raise HostError(f"cannot map user ids in a user namespace: {error.strerror}", "run: detbox doctor") from error
+            what = f"cannot map user ids in a user namespace: {error.strerror}"
+            raise HostError(what, "run: detbox doctor") from error
 
 
 def _keep(spec: RunSpec, fds: tuple[int, int, int, int]) -> None:

@@ -40,7 +40,8 @@ def clone_flags(task: Task) -> tuple[int, int]:
 def on_clone(sup: Supervisor, parent: Task, vfork: bool) -> None:
     """A thread has created another; the new one is brought to its first stop and queued."""
     if len(sup.m.tasks) >= MAX_TASKS:
-        raise LimitExceeded(f"the guest has {MAX_TASKS} threads at the same time", "is it creating processes without end?")
+        what = f"the guest has {MAX_TASKS} threads at the same time"
+        raise LimitExceeded(what, "is it creating processes without end?")
     tid = ptrace_geteventmsg(parent.tid)
     flags, child_tid = clone_flags(parent)
     child = _new_thread(parent, tid) if flags & CLONE_THREAD else _new_process(sup, parent, tid, flags)
