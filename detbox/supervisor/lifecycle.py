@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 CLONE_VM, CLONE_FS, CLONE_FILES = 0x100, 0x200, 0x400
 CLONE_PARENT, CLONE_THREAD, CLONE_CHILD_CLEARTID = 0x8000, 0x10000, 0x200000
 #: Threads at the same time; a guest that creates processes without end is stopped here.
-MAX_TASKS = 8192
+MAX_TASKS = 4096
 _CLONE3_ARGS = struct.Struct("<QQQQ")  # flags, pidfd, child_tid, parent_tid
 
 
