@@ -43,6 +43,9 @@ LIFETIME_BUDGET = 300_000
 GRACE = 30.0
 
 _ARMING = ("setitimer", "alarm", "timer_settime")
+#: With an interrupt pending these would be restarted again and again (kernel/fork.c, copy_process()): their
+#: thread is asked to stop when the new one has been announced.
+_CREATING = frozenset(NUMBERS[name] for name in ("fork", "vfork", "clone", "clone3"))
 _PTRACE_INTERRUPT = 0x4207
 # Steps between two looks at the control descriptor: 0.1 s.
 _PORTION = 5_000
@@ -92,7 +95,8 @@ class Counting:
     def before_return(self, task: Task) -> None:
         """A call is about to be answered: the thread stops at its end if it is to be counted."""
         task.data.pop(_LEFT, None)
-        self.before_signal(task)
+        if task.nr not in _CREATING:
+            self.before_signal(task)
 
     def before_signal(self, task: Task) -> None:
         """A stopped thread is about to go on, maybe into a signal handler: it is to stop there."""
@@ -117,7 +121,7 @@ class Counting:
     def on_pause(self, task: Task) -> bool:
         """A thread is stopped in its own code; True if it is counted, and has been dealt with."""
         left = task.data.pop(_LEFT, 0)
-        if not left:
+        if not left or signals.restarts(task):
             return False
         loops, mm = self.sup.spinning.loops, task.process.mm
         stepper = PtraceStepper(task.tid) if loops.armed(mm) else None

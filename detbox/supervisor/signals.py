@@ -15,6 +15,7 @@ import signal
 from typing import TYPE_CHECKING, NamedTuple
 
 from detbox.kernel import _native, siginfo
+from detbox.spin.stepper import OFFSET, register
 from detbox.supervisor.task import Process, State, Task
 
 if TYPE_CHECKING:
@@ -138,6 +139,16 @@ def _end_wait(m: Machine, task: Task, result: int) -> None:
             m.redo(task)
             return
     m.finish(task, result)
+
+
+def restarts(task: Task) -> bool:
+    """Whether a thread that is stopped at the end of a call is about to make the same call again.
+
+    The kernel takes it back to the instruction only when the thread goes on: a step would be the call itself.
+    """
+    regs = _native.get_regs(task.tid)
+    result = register(regs, OFFSET["rax"]) - (1 << 64)
+    return register(regs, OFFSET["orig_rax"]) >> 63 == 0 and -RESTART_LAST <= result <= -RESTART_FIRST
 
 
 def send(
