@@ -12,7 +12,7 @@ _LONGEST_LIMIT = 4000
 
 @dataclass(slots=True)
 class Pace:
-    """The schedule of one thread's attempts; begin anew when it makes a call.
+    """The schedule of one thread's attempts; it eases when the thread has made calls in between.
 
     A step costs some 15 µs, so the attempts together take about 3 % of a long
     computation.  Only *when* a spin is found depends on real time, never what
@@ -27,7 +27,15 @@ class Pace:
         self.delay = min(self.delay * 2.5, _LONGEST_DELAY)
         self.limit = min(self.limit * 2, _LONGEST_LIMIT)
 
+    def eased(self) -> None:
+        """The thread has made calls since the last attempt: what it does now may be a spin.
+
+        Only halved, since a compiler that writes something every 50 ms never spins.
+        """
+        self.delay = max(self.delay / 2, _FIRST_DELAY)
+        self.limit = max(self.limit // 2, _FIRST_LIMIT)
+
     def restart(self) -> None:
-        """The thread has made a call, or was found to spin."""
+        """The thread was found to spin."""
         self.delay = _FIRST_DELAY
         self.limit = _FIRST_LIMIT

@@ -227,11 +227,12 @@ class Supervisor:
             self.counting.before_return(task)
         _native.reply(self.m.listener, task.notif, 0, 0, NOTIF_CONTINUE)
         self._release(task)
+        task.native = True
 
     def _release(self, task: Task) -> None:
         task.notif = 0
         task.state = State.RUNNING
-        task.exposed = False
+        task.exposed = task.native = False
         self.running += 1
         if task.data and task.data.pop("leader_leaves", None):
             lifecycle.leader_gone(self, task)
@@ -248,6 +249,7 @@ class Supervisor:
         """Let a ptrace-stopped thread go on, delivering ``signo`` (0: nothing)."""
         _native.ptrace_request(PTRACE_CONT, task.tid, 0, signo)
         task.state = State.RUNNING
+        task.native = False
         self.running += 1
 
     def go(self, task: Task, signo: int) -> None:

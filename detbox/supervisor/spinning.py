@@ -46,6 +46,14 @@ _PROBES = 200
 _COUNTING_LIMIT = 384
 # Nobody else could end a spin: it is only looked for to report the deadlock.
 _ALONE_DELAY = 1.0
+# Calls that a request to stop would cut short or make the kernel begin anew: while the kernel may be at one of
+# them, the thread is left alone for so many seconds.
+_CUT_SHORT = frozenset(
+    NUMBERS[name]
+    for name in ("clone", "clone3", "fork", "vfork", "sendfile", "splice", "tee", "vmsplice", "copy_file_range",
+                 "write", "writev", "pwrite64", "read", "readv", "pread64", "sendto", "sendmsg", "recvfrom", "recvmsg")
+)  # fmt: skip
+_CALL_DELAY = 5.0
 
 
 @dataclass(slots=True)
@@ -89,8 +97,13 @@ class Spinning:
         activity = sup.notifications + sup.stops
         watch = self._watch
         if watch is None or watch.task is not task or watch.activity != activity:
-            watch = self._watch = _Watch(task, activity)
+            if task.pace is None:
+                task.pace = Pace()
+            task.pace.eased()
+            watch = self._watch = _Watch(task, activity, pace=task.pace)
         watch.waited += _TICK
+        if task.native and task.nr in _CUT_SHORT and watch.waited < _CALL_DELAY:
+            return
         scheduler = sup.m.scheduler
         others = scheduler.ready or self.parked or sup.m.timers.next_deadline() is not None
         if watch.waited < (watch.pace.delay if others else max(watch.pace.delay, _ALONE_DELAY)):
@@ -126,7 +139,9 @@ class Spinning:
             if isinstance(verdict, Spin) and not verdict.exact:
                 where = f"a loop at {min(verdict.addresses):#x} counts while it waits for another thread"
                 self.sup.m.doubt(task, f"{where}: how far it counts the first time depends on the machine")
-        if not isinstance(verdict, Spin):
+        if isinstance(verdict, Spin):
+            watch.pace.restart()
+        else:
             watch.pace.failed()
         self._settle(task, stepper, verdict)
 

@@ -82,7 +82,7 @@ class Task:
 
     __slots__ = (
         "tid", "process", "lineage", "state", "action", "park", "notif", "nr", "args", "ip", "seq", "quantum",
-        "look", "restart", "data", "spin", "exposed",
+        "look", "restart", "data", "pace", "exposed", "native",
         "cpu",
     )  # fmt: skip
 
@@ -103,7 +103,8 @@ class Task:
         self.look: Callable[[Task, int], int | None] | None = None
         self.restart: Any = None  # (call, arguments, absolute deadline) of an interrupted sleep
         self.data: dict[str, Any] = {}
-        self.spin: Any = None
+        self.pace: Any = None  # when to look for a spin next (supervisor/spinning.py)
+        self.native = False  # its last call was left to the kernel, which may still be at it
         # Others have run, or a signal was sent to the process, since the thread made its call: a
         # signal may be pending that has to interrupt it when it parks.
         self.exposed = True
