@@ -13,13 +13,14 @@ import struct
 import time
 from typing import Any
 
-from detbox.container import operations, plan
+from detbox.container import modules, operations, plan
 from detbox.cpu import model
 from detbox.errors import CommandNotFound, CommandNotInvocable, HostError, InternalError
 from detbox.handlers.cover import cover
 from detbox.kernel import _native
 from detbox.kernel.numbers import NAMES, NUMBERS
 from detbox.machine import constants, limits
+from detbox.machine.layers import Layers
 from detbox.policy import LOOKING, TABLE
 from detbox.spec import RunSpec
 from detbox.supervisor import filter as bpf
@@ -27,7 +28,7 @@ from detbox.supervisor.console import Console
 from detbox.supervisor.image import ARCH_SET_CPUID
 from detbox.supervisor.loop import TRACE_OPTIONS, Supervisor
 from detbox.supervisor.machine import Machine
-from detbox.supervisor.setup import first_process, install_hooks, user_ids
+from detbox.supervisor.setup import Observation, first_process, install_hooks, user_ids
 
 MAIN_PID = 2
 PR_SET_TSC, PR_TSC_SIGSEGV = 26, 2
@@ -45,12 +46,14 @@ def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
     os.setsid()
     os.umask(0)
     host_features = model.host_features()
-    proc_fd = build(spec)
+    observation = Observation(spec)
+    proc_fd, layers = build(spec)
     raise_limits()
     console = Console(host)
     machine = Machine(spec, console, proc_fd, model.MODELS[spec.cpu_model])
     machine.requests = requests
-    handlers = {row.number: row.handler for row in TABLE if row.handler is not None}
+    machine.layers = layers
+    handlers = observation.handlers({row.number: row.handler for row in TABLE if row.handler is not None})
     sup = Supervisor(machine, handlers, LOOKING, life)
     sup.image.start(spec.cpuid_backend == "auto" and _cpuid_faulting(), host_features)
     machine.inodes.learn_devices()
@@ -59,6 +62,7 @@ def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
         for top in plan.kept(spec):
             machine.inodes.own_tree(os.fsencode(top), uid, gid)
     install_hooks(sup)
+    observation.connect(sup)
     path = find_command(spec)
     cell = mmap.mmap(-1, 4096)
     launcher = _start_first_process(spec, console, path, cell)
@@ -68,8 +72,11 @@ def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
     if sup.image.cpuid_faulting:
         _native.arm_cpuid_faulting()
     ready = time.perf_counter()
-    status = sup.run()
-    console.drain()
+    try:
+        status = sup.run()
+        console.drain()
+    finally:
+        observation.end()
     failed = struct.unpack_from("i", cell, 4)[0]
     if failed:
         raise CommandNotInvocable(f"cannot execute {os.fsdecode(path)}: {os.strerror(failed)}")
@@ -79,6 +86,7 @@ def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
         "stats": statistics(sup, started, ready),
         "doubts": list(machine.doubts),
         "unknown_calls": machine.unknown_calls,
+        "interleaving": observation.interleaving.summary(),
     }
     os.write(result, json.dumps(report).encode())
 
@@ -94,9 +102,11 @@ def _host_streams(spec: RunSpec) -> tuple[int, int, int]:
     return stdin, os.dup(1), os.dup(2)
 
 
-def build(spec: RunSpec) -> int:
+def build(spec: RunSpec) -> tuple[int, Layers]:
     """Assemble the container's file system and enter it; a descriptor of a procfs mount of our own."""
-    steps = plan.steps(spec)
+    steps = plan.steps(spec) + modules.steps()
+    where_modules_go = modules.places()
+    limited = operations.limited()
     _native.unshare(0x20000)  # CLONE_NEWNS: the keeper keeps the host's view
     _native.mount(None, b"/", None, operations.MS_REC | operations.MS_PRIVATE, None)
     # Sources are opened in the new namespace: the kernel mounts nothing from another one.
@@ -112,12 +122,25 @@ def build(spec: RunSpec) -> int:
     proc_fd = own_proc()
     cover(os.fsencode(operations.staged("/proc/1")))
     operations.enter(operations.STAGE)
+    modules.follow(where_modules_go)
     socket.sethostname(spec.hostname)
     with contextlib.suppress(OSError):
         _native.raw_syscall(NUMBERS["setdomainname"], constants.DOMAINNAME.encode(), len(constants.DOMAINNAME))
     os.chdir(spec.guest_workdir)
     os.umask(0)  # the guest's own is applied by the handlers
-    return proc_fd
+    return proc_fd, _layers(spec, steps, limited)
+
+
+def _layers(spec: RunSpec, steps: list[operations.Step], limited: bool) -> Layers:
+    overlays = [step for step in steps if isinstance(step, operations.Overlay)]
+    tops = [b"/" if spec.image else os.fsencode(step.path) for step in overlays]
+    return Layers(
+        mounts=frozenset(_native.statx(-1, top, 0)[12] for top in tops),
+        host=spec.image is None,
+        limited=limited,
+        uppers={os.fsencode(step.path): os.fsencode(f"{step.scratch}/upper") for step in overlays},
+        emptied=frozenset(os.fsencode(path) for step in overlays for path in step.emptied),
+    )
 
 
 def own_proc() -> int:

@@ -24,6 +24,15 @@ MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 0x20, 0x1000, 0x4000, 0x40000
 STAGE = "/tmp"
 
 
+_ALL_LEVELS = 1 << 20
+
+
+def limited() -> bool:
+    """Whether the user namespace maps one user only: an ordinary user made it."""
+    with open("/proc/self/uid_map", encoding="ascii") as lines:
+        return int(lines.read().split()[2]) == 1
+
+
 def staged(path: str) -> str:
     """Where a guest path is while the container is being assembled."""
     return STAGE + path if path != "/" else STAGE
@@ -64,12 +73,19 @@ class Tmpfs(Step):
 
 @dataclass
 class Overlay(Step):
-    """A host directory, read-only, under a layer in memory that takes all changes."""
+    """A host directory, read-only, under a layer in memory that takes all changes.
+
+    An ordinary user's namespace does not map the owner of the host's directories, so that nothing could be
+    created in them.  What exists in the upper layer is the user's own, so all directories are made there.
+    For root this serves another end: a directory that an ordinary user may not list or search is shown empty
+    to both, and ``depth`` levels are looked through for such directories.
+    """
 
     source: str
     path: str
     scratch: str  # guest path of the directory on a tmpfs that holds the upper layer
-    writable_depth: int = 2
+    depth: int = 2  # 0: what its owner alone may see is shown to the guest
+    emptied: list[str] = field(default_factory=list, repr=False)  # guest paths of directories shown empty
     _fd: int = field(default=-1, repr=False)
 
     def describe(self) -> str:
@@ -87,10 +103,23 @@ class Overlay(Step):
         # The upper directory's own attributes are those of the merged root.
         mode = os.fstat(self._fd).st_mode & 0o7777
         os.chmod(upper, mode)
-        _copy_directories(f"/proc/self/fd/{self._fd}", upper, self.writable_depth)
-        options = f"lowerdir=/proc/self/fd/{self._fd},upperdir={upper},workdir={work},userxattr"
+        self._make_directories(upper)
+        # What the host's kernel was configured to do by default must not show.
+        options = f"lowerdir=/proc/self/fd/{self._fd},upperdir={upper},workdir={work},userxattr,index=off,xino=off"
         _mount("overlay", self.path, "overlay", MS_NODEV | MS_NOSUID, options)
         os.close(self._fd)
+
+    def _make_directories(self, upper: str) -> None:
+        depth = _ALL_LEVELS if limited() else self.depth
+        if not depth:
+            return
+        top = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for path in _native.make_directories(self._fd, top, depth, 0o5 if self.depth else 0):
+                if path.count(b"/") <= self.depth:
+                    self.emptied.append(self.path + os.fsdecode(path))
+        finally:
+            os.close(top)
 
 
 @dataclass
@@ -330,26 +359,6 @@ class Restage(Step):
 
     def execute(self) -> None:
         _native.mount(STAGE + self.path, os.fsencode(STAGE), None, MS_BIND | MS_REC, None)
-
-
-def _copy_directories(source: str, target: str, depth: int) -> None:
-    """Make the directories of the lower layer in the upper one, down to ``depth`` levels.
-
-    An ordinary user's namespace does not map the owner of the host's directories, so that
-    nothing could be created in them; what exists in the upper layer is the user's own.
-    """
-    if depth == 0:
-        return
-    try:
-        entries = list(os.scandir(source))
-    except OSError:
-        return
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            place = f"{target}/{entry.name}"
-            os.mkdir(place)
-            os.chmod(place, entry.stat(follow_symlinks=False).st_mode & 0o7777)
-            _copy_directories(f"{source}/{entry.name}", place, depth - 1)
 
 
 def _mount(source: str, path: str, kind: str | None, flags: int, options: str | None) -> None:

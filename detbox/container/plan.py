@@ -19,8 +19,8 @@ _OWN = frozenset(("proc", "sys", "dev", "tmp", "run", "home", "root", "mnt", "me
 #: Directories that stay in memory, and their modes.
 _FRESH = {"/tmp": 0o1777, "/run": 0o755, "/home": 0o755, "/root": 0o700, "/mnt": 0o755, "/srv": 0o755}
 _SCRATCH = "/.detbox"
-#: How many levels of directories of the host can be written to, where it is not two (see Overlay).
-_WRITABLE_DEPTH = {"etc": 8, "var": 8}
+#: How many levels of directories are looked through for private ones, where it is not two (see Overlay).
+_PRIVATE_DEPTH = {"etc": 8, "var": 8}
 
 
 def steps(spec: RunSpec) -> list[Step]:
@@ -66,7 +66,7 @@ def _host_root() -> list[Step]:
         if os.path.islink(path):
             plan.append(ops.Symlink(path, os.readlink(path)))
         elif os.path.isdir(path) and os.access(path, os.R_OK | os.X_OK):
-            plan.append(ops.Overlay(path, path, f"{_SCRATCH}/{name}", _WRITABLE_DEPTH.get(name, 2)))
+            plan.append(ops.Overlay(path, path, f"{_SCRATCH}/{name}", _PRIVATE_DEPTH.get(name, 2)))
     plan += [ops.Directory(path, mode) for path, mode in _FRESH.items()]
     plan.append(ops.Tmpfs("/tmp", _FRESH["/tmp"]))
     return plan
@@ -83,7 +83,7 @@ def _image_root(spec: RunSpec) -> list[Step]:
     return [
         ops.Tmpfs("/", 0o755),
         ops.Directory("/scratch", 0o700),
-        ops.Overlay(spec.image, "/root-of-image", "/scratch/image"),
+        ops.Overlay(spec.image, "/root-of-image", "/scratch/image", 0),
         ops.Restage("/root-of-image"),
         *_fresh_in_image(),
     ]

@@ -7,7 +7,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from detbox.handlers import paths
+from detbox.handlers import claim, paths
 from detbox.handlers.stat import of_fd, of_path
 from detbox.machine import constants
 from detbox.machine.inodes import link_name
@@ -49,6 +49,11 @@ def _access(m: Machine, t: Task, dirfd: int, path: bytes, mode: int, flags: int)
         st, vnode = of_path(m, t, dirfd, path, follow=not flags & paths.AT_SYMLINK_NOFOLLOW)
     if mode & paths.WRITE and _read_only(m, t, dirfd, path):
         return -errno.EROFS
+    if mode & 6 and path and not st.st_mode & 4:
+        follow = not flags & paths.AT_SYMLINK_NOFOLLOW
+        paths.resolve(
+            m, t, dirfd, path, lambda at, name: claim.check(m, at, name, st, vnode, follow=follow), follow=follow
+        )
     return 0 if paths.may(t, st, vnode, mode, real=not flags & _AT_EACCESS) else -errno.EACCES
 
 

@@ -9,7 +9,7 @@ from stat import S_ISDIR, S_ISREG
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE
-from detbox.handlers import paths
+from detbox.handlers import claim, paths
 from detbox.kernel import _native
 from detbox.machine import constants
 from detbox.machine.files import Kind
@@ -40,7 +40,10 @@ def truncate(m: Machine, t: Task, a: Args) -> Decision:
         paths.check_search(m, t, at, name)
         if not paths.may(t, before, m.inodes.of(before), paths.WRITE):
             raise OSError(errno.EACCES, "no right to write")
-        fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=at)
+        claim.check(m, at, name, before, m.inodes.of(before))
+        fd = claim.owned(
+            m, at, name, True, lambda at, name: os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=at)
+        )
         try:
             os.ftruncate(fd, a[1])
             vnode = m.inodes.same(before, os.fstat(fd))

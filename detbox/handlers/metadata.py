@@ -9,7 +9,7 @@ from collections.abc import Callable
 from stat import S_IMODE, S_ISGID, S_ISLNK, S_ISREG, S_ISUID
 from typing import TYPE_CHECKING
 
-from detbox.handlers import paths
+from detbox.handlers import claim, paths
 from detbox.machine.inodes import VInode
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ def change(m: Machine, t: Task, dirfd: int, path: bytes, flags: int, apply: Chan
         if before.st_dev in m.inodes.odd_devs:
             raise OSError(errno.EPERM, "procfs and sysfs cannot be changed")
         vnode = m.inodes.of(before)
-        apply(at, name, follow, before, vnode)
+        claim.check(m, at, name, before, vnode, follow=follow)
+        claim.owned(m, at, name, follow, lambda at, name: apply(at, name, follow, before, vnode))
         m.inodes.same(before, os.stat(name, dir_fd=at, follow_symlinks=follow))
 
     if path:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from stat import S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFMT, S_IFREG, S_IFSOCK, S_ISDIR
 from typing import TYPE_CHECKING
 
-from detbox.handlers import opening, paths
+from detbox.handlers import claim, opening, paths
 from detbox.kernel import _native
 
 if TYPE_CHECKING:
@@ -192,13 +192,11 @@ def _rename_at(
         for at, name, there in ((at1, old, True), (at2, new, target is not None)):
             paths.check_search(m, t, at, name)
             paths.check_dir(m, t, at, name, remove=there)
-    if flags:
-        fds = [_NATIVE_CWD if at is None else at for at in (at1, at2)]
-        error = _native.raw_syscall(_SYS_RENAMEAT2, fds[0], old + b"\0", fds[1], new + b"\0", flags)
-        if error < 0:
-            return error
-    else:
-        os.rename(old, new, src_dir_fd=at1, dst_dir_fd=at2)
+    claim.check(m, at1, old, source, m.inodes.of(source), follow=False)
+    if flags & _EXCHANGE and target is not None:
+        claim.check(m, at2, new, target, m.inodes.of(target), follow=False)
+        claim.take(m, at2, new, False)
+    claim.owned(m, at1, old, False, lambda at, name: _rename_for_real(at, name, at2, new, flags))
     if target is not None and (target.st_dev, target.st_ino) == (source.st_dev, source.st_ino):
         return 0  # two names of one file: rename does nothing
     inodes = m.inodes
@@ -211,6 +209,16 @@ def _rename_at(
     _touch_parent(m, at1, old)
     _touch_parent(m, at2, new)
     return 0
+
+
+def _rename_for_real(at1: int | None, old: bytes, at2: int | None, new: bytes, flags: int) -> None:
+    if not flags:
+        os.rename(old, new, src_dir_fd=at1, dst_dir_fd=at2)
+        return
+    fds = [_NATIVE_CWD if at is None else at for at in (at1, at2)]
+    error = _native.raw_syscall(_SYS_RENAMEAT2, fds[0], old + b"\0", fds[1], new + b"\0", flags)
+    if error < 0:
+        raise OSError(-error, "renameat2")
 
 
 def link(m: Machine, t: Task, a: Args) -> Decision:
@@ -246,11 +254,18 @@ def _link_at(
     if t.process.creds.fsuid:
         paths.check_search(m, t, at1, old)
         opening.check_create(m, t, at2, new)
-    fds = [_NATIVE_CWD if at is None else at for at in (at1, at2)]
+    vnode = m.inodes.of(source)
+    claim.check(m, at1, old, source, vnode, follow=follow)
+    claim.before_link(m, at1, old, follow, source, vnode)
     at_flags = paths.AT_SYMLINK_FOLLOW if follow else 0
-    error = _native.raw_syscall(_SYS_LINKAT, fds[0], old + b"\0", fds[1], new + b"\0", at_flags)
-    if error < 0:
-        return error
+
+    def make(at: int | None, name: bytes) -> None:
+        fds = [_NATIVE_CWD if at is None else at for at in (at, at2)]
+        error = _native.raw_syscall(_SYS_LINKAT, fds[0], name + b"\0", fds[1], new + b"\0", at_flags)
+        if error < 0:
+            raise OSError(-error, "linkat")
+
+    claim.owned(m, at1, old, follow, make)
     inodes = m.inodes
     after = os.stat(new, dir_fd=at2, follow_symlinks=False)
     vnode = inodes.same(source, after)

@@ -9,7 +9,7 @@ from stat import S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFMT, S_IFREG, S_ISGID
 from typing import TYPE_CHECKING
 
 from detbox.decision import ContinueThen, InstallFd
-from detbox.handlers import fifo, paths, procfs
+from detbox.handlers import claim, fifo, paths, procfs
 from detbox.machine.files import Kind, OpenFile, device_kind, is_tty
 from detbox.machine.inodes import VInode
 
@@ -85,7 +85,7 @@ def open_at(m: Machine, t: Task, dirfd: int, path: bytes, flags: int, mode: int)
             return -errno.ENOENT
         return _checked(m, t, dirfd, path, flags & 0x7FFFFFFF)
     st = os.fstat(fd)
-    if st.st_mode & 0o170000 != S_IFREG or st.st_dev in m.inodes.odd_devs:
+    if st.st_mode & 0o170004 != S_IFREG | 4 or st.st_dev in m.inodes.odd_devs:
         return _opened(m, t, dirfd, path, flags, fd, st)
     if not flags & os.O_NONBLOCK:
         fcntl.fcntl(fd, fcntl.F_SETFL, flags & os.O_APPEND)
@@ -138,8 +138,13 @@ def _open_existing(
             _check(m, t, at, name, before, flags)
         if S_IFMT(before.st_mode) == S_IFBLK:
             raise OSError(errno.EACCES, "block device")
+        if not before.st_mode & 4:
+            claim.check(m, at, name, before, m.inodes.of(before), follow=not flags & os.O_NOFOLLOW)
     try:
-        fd = os.open(name, flags & _KEPT | _OURS, dir_fd=at)
+        fd = claim.owned(
+            m, at, name, not flags & os.O_NOFOLLOW,
+            lambda at, name: os.open(name, flags & _KEPT | _OURS, dir_fd=at),
+        )  # fmt: skip
     except OSError as e:
         if e.errno == errno.ENXIO:
             return _no_peer(m, t, at, name, flags)
@@ -235,6 +240,8 @@ def _classify(m: Machine, t: Task, flags: int, fd: int, st: os.stat_result, walk
         return -errno.EACCES
     else:
         kind = Kind.DIR if fmt == S_IFDIR else Kind.REG
+        if not st.st_mode & 4 and claim.private(m, fd, st, vnode):
+            return -errno.EACCES
         if st.st_dev == inodes.memfd_dev:
             kind = Kind.PROC if vnode.mode else Kind.MEMFD
         if flags & os.O_TRUNC and fmt == S_IFREG:

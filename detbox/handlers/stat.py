@@ -8,7 +8,7 @@ import struct
 from stat import S_IFDIR, S_IFMT, S_IFREG
 from typing import TYPE_CHECKING
 
-from detbox.handlers import paths
+from detbox.handlers import claim, paths
 from detbox.handlers.cover import shown_mode
 from detbox.machine.inodes import PROC_DEV, VInode, procfs_ino, size_and_blocks
 
@@ -128,6 +128,10 @@ def of_fd(m: Machine, t: Task, fd: int) -> tuple[os.stat_result, VInode]:
     if st.st_dev in inodes.odd_devs:
         place = b"%d/cwd" % t.tid if fd & _M32 == _AT_FDCWD else b"%d/fd/%d" % (t.tid, fd & _M32)
         return st, _odd(m, st, os.readlink(place, dir_fd=m.proc_fd))
+    if m.layers.limited:
+        copy = claim.copy_of(m, st)
+        if copy is not None:
+            st = os.stat(copy, follow_symlinks=False)
     return st, inodes.of(st)
 
 

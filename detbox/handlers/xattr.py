@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from detbox.handlers import paths
+from detbox.handlers import claim, paths
 from detbox.handlers.stat import of_path
 
 if TYPE_CHECKING:
@@ -30,6 +30,9 @@ def _on_path(m: Machine, t: Task, path: bytes, follow: bool, write: bool, call: 
     def inside(at: int | None, name: bytes) -> T:
         before = os.stat(name, dir_fd=at, follow_symlinks=follow)
         _check(m, t, before, write)
+        claim.check(m, at, name, before, m.inodes.of(before), follow=follow)
+        if write:
+            claim.take(m, at, name, follow)
         if at is not None:
             if at == m.proc_fd and not follow:
                 return call(name)
@@ -50,7 +53,8 @@ def _on_fd(m: Machine, t: Task, fd: int, write: bool, call: Callable[[Target], T
     try:
         before = os.fstat(borrowed)
         _check(m, t, before, write)
-        result = call(borrowed)
+        copy = claim.take(m, m.proc_fd, b"self/fd/%d" % borrowed, True) if write else None
+        result = call(borrowed if copy is None else copy)
         if write:
             m.inodes.touch_status(m.inodes.same(before, os.fstat(borrowed)))
         return result

@@ -694,7 +694,7 @@ static PyObject *py_personality(PyObject *self, PyObject *args)
 }
 
 /* One level of make_directories; both descriptors are closed.  `path`: NUL-terminated, at `length` characters. */
-static int copy_level(int source, int target, int depth, dev_t dev, char *path, size_t length, PyObject *refused)
+static int copy_level(int source, int target, int depth, int asked, dev_t dev, char *path, size_t length, PyObject *refused)
 {
 	DIR *dir = fdopendir(source);
 	if (!dir) { close(source); close(target); return 0; }
@@ -709,17 +709,19 @@ static int copy_level(int source, int target, int depth, dev_t dev, char *path, 
 		path[length] = '/';
 		memcpy(path + length + 1, e->d_name, n + 1);
 		int to = openat(target, e->d_name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-		if ((st.st_mode & 05) != 05) {
+		int from = -1;
+		if ((st.st_mode & asked) == asked)
+			from = openat(source, e->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+		if (from < 0) {
 			fsetxattr(to, "user.overlay.opaque", "y", 1, 0);
 			PyObject *name = PyBytes_FromString(path);
 			bad = !name || PyList_Append(refused, name);
 			Py_XDECREF(name);
 		} else if (depth > 1 && st.st_dev == dev) {
-			int from = openat(source, e->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-			if (from >= 0) {
-				bad = copy_level(from, to, depth - 1, dev, path, length + n + 1, refused);
-				continue;
-			}
+			bad = copy_level(from, to, depth - 1, asked, dev, path, length + n + 1, refused);
+			continue;
+		} else {
+			close(from);
 		}
 		close(to);
 	}
@@ -728,24 +730,24 @@ static int copy_level(int source, int target, int depth, dev_t dev, char *path, 
 	return bad;
 }
 
-/* make_directories(source, target, depth) -> paths of those that not everybody may list and search
+/* make_directories(source, target, depth, asked) -> paths of those that lack the bits `asked` of the mode
  *
  * Makes the directories below one descriptor also below the other, for an overlay's upper layer.
- * Other file systems that are mounted below the source are left out, as an overlay leaves them out;
- * what cannot be read or made is left out too.  A directory in the result has been made opaque. */
+ * Other file systems that are mounted below the source are left out, as an overlay leaves them out.
+ * A directory that cannot be read counts as one that lacks them.  Those in the result are made opaque. */
 static PyObject *make_directories(PyObject *self, PyObject *args)
 {
-	int fds[2], depth;
+	int fds[2], depth, asked;
 	char path[PATH_MAX] = "";
 	struct stat st;
-	if (!PyArg_ParseTuple(args, "iii", &fds[0], &fds[1], &depth)) return NULL;
+	if (!PyArg_ParseTuple(args, "iiii", &fds[0], &fds[1], &depth, &asked)) return NULL;
 	if (fstat(fds[0], &st)) return fail();
 	int from = openat(fds[0], ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (from < 0) return fail();
 	int to = openat(fds[1], ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (to < 0) { close(from); return fail(); }
 	PyObject *refused = PyList_New(0);
-	if (refused && copy_level(from, to, depth, st.st_dev, path, 0, refused)) Py_CLEAR(refused);
+	if (refused && copy_level(from, to, depth, asked, st.st_dev, path, 0, refused)) Py_CLEAR(refused);
 	return refused;
 }
 

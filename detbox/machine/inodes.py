@@ -192,13 +192,20 @@ class InodeTable:
         self._remember(entry)
         return entry
 
-    def same(self, before: os.stat_result, after: os.stat_result) -> VInode:
+    def same(self, before: os.stat_result, after: os.stat_result, *, lasting: bool = False) -> VInode:
         """``after`` is the inode that was ``before`` (an overlay gives a file a new identity when it is
-        first changed)."""
-        entry = self.of(before)
+        first changed).
+
+        ``lasting``: open descriptors will go on showing the old identity.
+        """
         key = (after.st_dev, after.st_ino)
-        if key != entry.key:
-            self.table.pop(entry.key, None)
+        known = self.table.get(key)
+        if known is not None and (before.st_dev, before.st_ino) not in self.table:
+            return known  # already told
+        entry = self.of(before)
+        if key != entry.key and self.table.get(key) is not entry:
+            if not lasting:
+                self.table.pop(entry.key, None)
             entry.key = key
             self.table[key] = entry
         return entry

@@ -11,6 +11,7 @@ from detbox.kernel import _native
 from detbox.machine.clock import Clock
 from detbox.machine.futexes import FutexTable
 from detbox.machine.inodes import InodeTable
+from detbox.machine.layers import Layers
 from detbox.scheduler.core import Scheduler
 from detbox.supervisor import lifecycle, procview, signals
 from detbox.supervisor.console import Console
@@ -36,6 +37,7 @@ class Machine:
         self.timers = self.clock.timers
         self.scheduler = Scheduler(self.clock, self.timers, EpollReadiness())
         self.inodes = InodeTable(spec.epoch_ns, self.clock.stamp)
+        self.layers = Layers()
         self.futexes = FutexTable()
         self.tasks: dict[int, Task] = {}
         self.processes: dict[int, Process] = {}

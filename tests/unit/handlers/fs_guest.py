@@ -10,6 +10,7 @@ from typing import Any
 from detbox.decision import CONTINUE, InstallFd
 from detbox.machine.files import FileTable, FsContext
 from detbox.machine.inodes import InodeTable
+from detbox.machine.layers import Layers
 
 EPOCH_NS = 1_577_836_800 * 10**9
 AT_FDCWD = -100 & 0xFFFFFFFFFFFFFFFF
@@ -57,6 +58,7 @@ class Guest:
             synth_listing=lambda t, path, names: names,
         )  # fmt: skip
         m.inodes = InodeTable(EPOCH_NS, self.stamp)
+        m.layers = Layers()
         m.inodes.learn_devices()
         process: Any = SimpleNamespace(pid=os.getpid(), tasks={}, data={})
         process.creds = SimpleNamespace(

@@ -1,0 +1,23 @@
+"""What the supervisor knows about the overlays that the guest's file system is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The overlays of one container.
+
+    ``mounts``: their mount ids.  ``host``: they show the host's own system, so that what an ordinary user may
+    not see there is nobody's.  ``limited``: an ordinary user made the container, so that the kernel refuses
+    to change files of others.  ``uppers``: where each overlay of the host's system keeps
+    what has changed, by the overlay's path.  ``emptied``: paths of the directories that are shown empty.
+    """
+
+    mounts: frozenset[int] = frozenset()
+    host: bool = False
+    limited: bool = False
+    uppers: Mapping[bytes, bytes] = field(default_factory=dict)
+    emptied: frozenset[bytes] = frozenset()
