@@ -93,6 +93,9 @@ class RunSpec:
     stats: bool = False
     verbose: int = 0
     dry_run: bool = False
+    record: str | None = None  # host path of the trace that is written
+    record_results: bool = False  # the trace tells results of calls that the kernel executes
+    leak: str = ""  # for tests of `verify`: a call that is let through to the kernel as it is
 
     def to_json(self) -> str:
         """The spec as one line of JSON.  Bytes that are not UTF-8 survive (as lone surrogates)."""
@@ -104,7 +107,7 @@ class RunSpec:
         out["command"] = [_text(word) for word in self.command]
         out["env"] = {_text(key): _text(value) for key, value in self.env.items()}
         out["mounts"] = [[_path_text(m.src), _path_text(m.dst), m.rw] for m in self.mounts]
-        for name in ("workdir", "workdir_alias", "image", "stdin", "site_cache"):
+        for name in ("workdir", "workdir_alias", "image", "stdin", "site_cache", "record"):
             out[name] = None if out[name] is None else _path_text(out[name])
         return json.dumps(out, sort_keys=True)
 
@@ -120,7 +123,7 @@ class RunSpec:
         raw["command"] = tuple(_bytes(word) for word in raw["command"])
         raw["env"] = {_bytes(key): _bytes(value) for key, value in raw["env"].items()}
         raw["mounts"] = tuple(Mount(_path(src), _path(dst), rw) for src, dst, rw in raw["mounts"])
-        for name in ("workdir", "workdir_alias", "image", "stdin", "site_cache"):
+        for name in ("workdir", "workdir_alias", "image", "stdin", "site_cache", "record"):
             raw[name] = None if raw[name] is None else _path(raw[name])
         return cls(**raw)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import detbox
-from detbox.cli import doctor_cmd, run_cmd, syscalls_cmd
+from detbox.cli import doctor_cmd, run_cmd, syscalls_cmd, trace_cmd, verify_cmd
 from detbox.cli.messages import say, say_error
 from detbox.errors import DetboxError, InternalError, Interrupted, UserError
 
@@ -22,6 +22,7 @@ _EXAMPLES = """\
 examples:
   detbox run -- date                 the same date every time
   detbox run -- make -j4             a build of the current directory
+  detbox verify --native -- make     proves it, and says what would have differed
   detbox doctor                      what this machine offers
 
 `detbox VERB --help` says more about a verb.
@@ -56,7 +57,7 @@ def _parser() -> _Parser:
     )
     parser.add_argument("--version", action="version", version=f"detbox {detbox.__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True)
-    for module in (run_cmd, doctor_cmd, syscalls_cmd):
+    for module in (run_cmd, verify_cmd, trace_cmd, doctor_cmd, syscalls_cmd):
         module.add_parser(verbs)
     return parser
 

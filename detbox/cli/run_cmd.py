@@ -51,6 +51,14 @@ def add_parser(verbs: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    add_run_options(parser)
+    # For detbox.api: one line of JSON goes to this descriptor, and detbox's own messages go nowhere else.
+    parser.add_argument("--result-fd", type=int, help=argparse.SUPPRESS)
+    parser.set_defaults(body=run)
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """The options of a run and its command, for every verb that takes them."""
     for option in OPTIONS:
         flags = ([f"-{option.short}"] if option.short else []) + [f"--{option.name}"]
         if option.kind is Kind.SWITCH:
@@ -64,14 +72,11 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--config", metavar="FILE", help="read options from a TOML file; the command line wins"
     )
-    # For detbox.api: one line of JSON goes to this descriptor, and detbox's own messages go nowhere else.
-    parser.add_argument("--result-fd", type=int, help=argparse.SUPPRESS)
     # For tests: treat this host as one without CPUID faulting.
     parser.add_argument("--cpuid-backend", help=argparse.SUPPRESS)
     parser.add_argument(
         "command", nargs=argparse.REMAINDER, metavar="CMD", help="the command and its arguments"
     )
-    parser.set_defaults(body=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

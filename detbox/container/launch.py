@@ -48,6 +48,7 @@ class Outcome:
     stats: dict[str, Any] = field(default_factory=dict)
     doubts: list[str] = field(default_factory=list)
     unknown_calls: dict[str, int] = field(default_factory=dict)
+    interleaving: dict[str, Any] = field(default_factory=dict)  # of stdout and stderr, see Interleaving.summary
 
 
 def run(spec: RunSpec) -> Outcome:

@@ -10,20 +10,26 @@ import resource
 import signal
 import termios
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from detbox.report.contain import contain
 
 _CLONE_NEWUTS = 0x04000000
 _ADDR_NO_RANDOMIZE = 0x0040000
 _LIBC = ctypes.CDLL(None, use_errno=True)  # loaded before any fork: a forked child should not run the loader
 
 
-def enter(settings: Mapping[str, Any], terminal: bool) -> None:
+def enter(settings: Mapping[str, Any], terminal: bool, within: Path | None = None) -> None:
     """Apply a host's settings to the calling process.  Raises OSError if one cannot be applied.
 
     ``terminal``: standard input is a terminal that becomes the controlling one (the process leads its
     session).
+    ``within``: the only directory, besides a /tmp of its own, that the process may write to from now on.
     The user comes last, since the other steps may need rights.
     """
+    if within is not None:
+        contain(within)
     os.umask(settings["umask"])
     if terminal:
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)

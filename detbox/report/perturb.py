@@ -26,6 +26,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from detbox.report.copies import Copies
 from detbox.report.enter import enter
 from detbox.report.tree import Entry, snapshot
 
@@ -43,11 +44,15 @@ class Perturbation:
 
     def applicable(self) -> bool:
         """Whether this process has what the row needs."""
-        if self.needs == "root":
-            return os.geteuid() == 0
-        if self.needs == "tmpfs":
-            return os.access(_MEMORY_DIR, os.W_OK)
-        return True
+        return not self.obstacle()
+
+    def obstacle(self) -> str:
+        """Why the row cannot be applied here; "" if it can."""
+        if self.needs == "root" and os.geteuid() != 0:
+            return "only root can change it"
+        if self.needs == "tmpfs" and not os.access(_MEMORY_DIR, os.W_OK):
+            return f"{_MEMORY_DIR} cannot be written"
+        return ""
 
 
 _MEMORY_DIR = "/dev/shm"
@@ -90,7 +95,7 @@ class Observed:
     """Everything a user can see after a run.
 
     ``status``: exit status, or minus the signal that ended it.  ``tree``: entries by relative path.
-    ``seconds``: real time taken; it is not compared.
+    ``seconds``: real time taken; it is not compared.  ``work``: where the output tree is, if it was left.
     """
 
     status: int
@@ -98,16 +103,21 @@ class Observed:
     stderr: bytes
     tree: Mapping[str, Entry]
     seconds: float = field(compare=False, default=0.0)
+    work: Path | None = field(compare=False, default=None)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing that differs: ``what`` ("status", "stdout", "tree"), where, and both values."""
+    """One thing that differs: ``what`` ("status", "stdout", "tree"), where, and both values.
+
+    ``path``: of the entry, for what "tree".
+    """
 
     what: str
     where: str
     left: str
     right: str
+    path: str = ""
 
     def __str__(self) -> str:
         return f"{self.what} {self.where}: {self.left} | {self.right}"
@@ -156,26 +166,31 @@ class Host:
         env: Mapping[str, str] | None = None,
         timeout: float | None = None,
         keep: Path | None = None,
+        leave: ExitStack | None = None,
+        contained: bool = False,
     ) -> Observed:
         """Run ``argv`` in a fresh copy of ``inputs_dir`` on this host.
 
         ``env``: variables that the caller needs besides the host's (a PYTHONPATH, say).
         ``timeout``: real seconds; then the whole process group is killed and TimeoutExpired raised.
         ``keep``: a directory that receives a copy of the output tree.
+        ``leave``: leave the output tree where it is until this stack is closed.
+        ``contained``: the command can write to its copy and to a /tmp of its own, and to nothing else.
         """
         with ExitStack() as stack:
-            base = self._base(stack)
+            base = self._base(leave or stack)
             work = base / self.settings["path"]
             work.mkdir(parents=True)
             self._copy_inputs(inputs_dir, work)
-            before = snapshot(work, _owner(self.settings["user"]))
+            before = snapshot(work, owner_of(self.settings["user"]))
             self._disturb(stack)
-            status, out, err, seconds = self._execute(argv, work, stdin, env or {}, timeout, stack)
-            after = snapshot(work, _owner(self.settings["user"]))
+            within = base if contained else None
+            status, out, err, seconds = self._execute(argv, work, stdin, env or {}, timeout, stack, within)
+            after = snapshot(work, owner_of(self.settings["user"]))
             if keep is not None:
                 shutil.copytree(work, keep, symlinks=True, dirs_exist_ok=True)
             tree = {p: entry.untouched() if before.get(p) == entry else entry for p, entry in after.items()}
-            return Observed(status, out, err, tree, seconds)
+            return Observed(status, out, err, tree, seconds, work if leave is not None else None)
 
     def _base(self, stack: ExitStack) -> Path:
         parent = _MEMORY_DIR if self.settings["file system"] == "memory" else None
@@ -186,32 +201,18 @@ class Host:
 
     def _copy_inputs(self, inputs_dir: Path | None, work: Path) -> None:
         """A fresh copy with the same content and modes, in this host's order, among its other files."""
-        sources = sorted(inputs_dir.rglob("*")) if inputs_dir is not None else []
-        directories = [s for s in sources if s.is_dir() and not s.is_symlink()]
-        others = [s for s in sources if s not in set(directories)]
-        for source in directories:
-            assert inputs_dir is not None
-            (work / source.relative_to(inputs_dir)).mkdir()
-        random.Random(self.settings["creation order"]).shuffle(others)
-        for source in others:
-            assert inputs_dir is not None
+        copies = Copies(inputs_dir, work)
+        random.Random(self.settings["creation order"]).shuffle(copies.others)
+        for name in copies.others:
             for _ in range(self.settings["inodes"]):
                 os.close(tempfile.mkstemp(dir=work.parent)[0])
-            shutil.copy2(source, work / source.relative_to(inputs_dir), follow_symlinks=False)
-        for path in sorted(work.rglob("*"), reverse=True):
-            status = path.lstat()
-            if inputs_dir is not None and not path.is_symlink():
-                path.chmod((inputs_dir / path.relative_to(work)).stat().st_mode & 0o7777)
-            moved = status.st_mtime_ns + self.settings["mtimes"] * 10**9
-            os.utime(path, ns=(moved, moved), follow_symlinks=False)
-        work.chmod(0o755)
-        owner = _owner(self.settings["user"])
+            copies.make(name)
+        owner = owner_of(self.settings["user"])
+        copies.settle(owner, self.settings["mtimes"] * 10**9)
         top = work
         while not top.name.startswith("perturb-"):
             os.chown(top, *owner)
             top = top.parent
-        for path in work.rglob("*"):
-            os.chown(path, *owner, follow_symlinks=False)
 
     def _disturb(self, stack: ExitStack) -> None:
         """Load, taken memory, burnt process numbers and elapsed time; the stack undoes what lasts."""
@@ -249,11 +250,12 @@ class Host:
         env: Mapping[str, str],
         timeout: float | None,
         stack: ExitStack,
+        within: Path | None,
     ) -> tuple[int, bytes, bytes, float]:
         extra = [os.open(os.devnull, os.O_RDONLY) for _ in range(self.settings["descriptors"])]
         terminal = self.settings["terminal"]
         source, given = (_terminal(stdin, stack), None) if terminal else (subprocess.PIPE, stdin)
-        prepare: Callable[[], None] = partial(enter, self.settings, terminal)
+        prepare: Callable[[], None] = partial(enter, self.settings, terminal, within)
         started = time.monotonic()
         child = subprocess.Popen(
             list(argv), cwd=work, env=self.environment(env), stdin=source, stdout=subprocess.PIPE,
@@ -286,10 +288,10 @@ def compare(a: Observed, b: Observed) -> list[Difference]:
     for path in sorted(a.tree.keys() | b.tree.keys()):
         x, y = a.tree.get(path), b.tree.get(path)
         if x is None or y is None:
-            found.append(Difference("tree", path, _present(x), _present(y)))
+            found.append(Difference("tree", path, _present(x), _present(y), path))
         elif x != y:
             for name, p, q in x.differing(y):
-                found.append(Difference("tree", f"{path} {name}", str(p), str(q)))
+                found.append(Difference("tree", f"{path} {name}", str(p), str(q), path))
     return found
 
 
@@ -308,7 +310,8 @@ def _first_line(what: str, left: bytes, right: bytes) -> Difference:
 
 
 @lru_cache
-def _owner(user: str | None) -> tuple[int, int]:
+def owner_of(user: str | None) -> tuple[int, int]:
+    """uid and gid of the value of the row "user"."""
     import pwd
 
     if user is None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from detbox.decision import Decision, Park
-from detbox.errors import UserError
+from detbox.decision import CONTINUE, Decision, Park
+from detbox.errors import HostError, UserError
 from detbox.handlers import limits, sysvipc, timers
-from detbox.kernel.numbers import NAMES
+from detbox.kernel.numbers import NAMES, NUMBERS
 from detbox.machine.creds import Creds
 from detbox.machine.files import FileTable, FsContext
 from detbox.machine.rng import RandomStream
+from detbox.recorder.interleaving import Interleaving
 from detbox.supervisor.task import Process, State, Task
 
 if TYPE_CHECKING:
+    from detbox.recorder.log import Recorder
+    from detbox.spec import RunSpec
     from detbox.supervisor.loop import Supervisor
 
 
@@ -71,3 +74,58 @@ def _print_call(task: Task, decision: Decision) -> None:
     arguments = ", ".join(f"{value:#x}" if value > 9 else str(value) for value in task.args)
     line = f"detbox: {task.process.pid}/{task.tid} {NAMES.get(task.nr, task.nr)}({arguments}) = {shown}\n"
     os.write(2, line.encode())
+
+
+class Observation:
+    """What is noted about a run besides its outputs.
+
+    It is made while the host's files are still in reach: the trace is opened then.  Raises HostError.
+    """
+
+    def __init__(self, spec: RunSpec) -> None:
+        self.leak = NUMBERS[spec.leak] if spec.leak else -1
+        self.interleaving = Interleaving()
+        self.recorder: Recorder | None = None
+        if spec.record is not None:
+            self.recorder = self._recorder(spec, spec.record)
+
+    @staticmethod
+    def _recorder(spec: RunSpec, path: str) -> Recorder:
+        from detbox.recorder.log import Recorder
+
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise HostError(f"the trace {path} cannot be written: {error.strerror}") from None
+        command = [os.fsdecode(word) for word in spec.command]
+        described = {"command": command, "epoch_ns": spec.epoch_ns, "seed": spec.seed, "cpus": spec.cpus}
+        return Recorder(fd, described, spec.record_results)
+
+    def handlers(self, table: dict[int, Any]) -> dict[int, Any]:
+        """The handlers of the policy, with what observing them needs."""
+        if self.leak >= 0:
+            table[self.leak] = lambda m, t, a: CONTINUE
+        if self.recorder is not None and self.recorder.results:
+            return {number: self.recorder.wrapped(number, handler) for number, handler in table.items()}
+        return table
+
+    def connect(self, sup: Supervisor) -> None:
+        """Let the recorder hear of everything."""
+        recorder = self.recorder
+        if recorder is not None:
+            recorder.bind(sup.m)
+            sup.observers.append(recorder.on_call)
+            sup.fork_hooks.append(recorder.on_fork)
+            sup.exec_hooks.append(recorder.on_exec)
+            sup.exit_hooks.append(recorder.on_exit)
+        sup.m.console.observer = self._on_output
+
+    def _on_output(self, stream: int, data: bytes) -> None:
+        self.interleaving.on_output(stream, data)
+        if self.recorder is not None:
+            self.recorder.on_output(stream, data)
+
+    def end(self) -> None:
+        """The run is over."""
+        if self.recorder is not None:
+            self.recorder.close()

@@ -49,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "container": {"cpu", "guest", "handlers", "policy", "spec", "supervisor", "synth", *_VALUES},
     "report": {"api", "recorder", "spec", *_VALUES},
-    "cli": {"", "api", "config", "container", "doctor", "options", "policy", "report", "spec", "values"},
+    "cli": {"", "api", "config", "container", "doctor", "options", "policy", "recorder", "report", "spec", "values"},
 }
 
 # What a thread and a process are is a value type like those of detbox.machine, wherever it is kept.

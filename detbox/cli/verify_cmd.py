@@ -1,0 +1,194 @@
+"""`detbox verify`: runs a command several times on perturbed hosts and says whether anything differs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detbox.cli import run_cmd
+from detbox.errors import DetboxError, InternalError, UserError
+from detbox.kernel.numbers import NUMBERS
+from detbox.spec import RunSpec
+
+if TYPE_CHECKING:
+    from detbox.report.verdict import Verdict
+    from detbox.report.verify import Comparison, Progress, Verification
+
+_DESCRIPTION = """\
+Runs CMD several times under detbox, each time on a fresh copy of the work directory
+(yours is never touched) and on a host that differs in everything that can be changed:
+time, name, user, environment, umask, locale, path, order of files, load and more.
+Then compares status, output and the whole output tree; nothing is normalised.  If
+something differs, both runs are recorded and the first divergent event is named.
+"""
+
+_EXAMPLES = """\
+examples:
+  detbox verify -- make -j4                   are two builds identical?
+  detbox verify --native -- make -j4          and what differs without detbox?
+  detbox verify -n 5 --no-perturb load -- ./simulate
+  detbox verify --native --perturb umask --perturb path -- ./configure
+
+exit status: 0 identical, 1 different, and as `detbox run` for failures of detbox
+"""
+
+MAX_RUNS = 100
+_REFRESH_S = 0.2
+
+
+def add_parser(verbs: Any) -> None:
+    """Adds the verb to argparse's subparsers."""
+    parser = verbs.add_parser(
+        "verify",
+        help="prove that runs are identical, or show where they part",
+        usage="detbox verify [-n N] [--native] [options] [run options] -- CMD [ARG...]",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("-n", "--runs", metavar="N", default="2", help="number of runs (default: 2)")
+    parser.add_argument(
+        "--native", action="store_true", help="also compare runs without detbox, in a plain container"
+    )
+    parser.add_argument(
+        "--perturb", metavar="NAME", action="append", default=[], help="change only this (may be repeated)"
+    )
+    parser.add_argument(
+        "--no-perturb", metavar="NAME", action="append", default=[], help="do not change this (may be repeated)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    # One run of a verification, in a process of its own: FILE holds the frozen run description.
+    parser.add_argument("--one", metavar="FILE", help=argparse.SUPPRESS)
+    # For tests: let this call through to the kernel.
+    parser.add_argument("--leak", default="", help=argparse.SUPPRESS)
+    run_cmd.add_run_options(parser)
+    parser.set_defaults(body=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The verb's body: returns the exit status."""
+    if arguments.one is not None:
+        return _one(Path(arguments.one))
+    from detbox.report.verify import Verification, choose
+    from detbox.values import number
+
+    spec = run_cmd.spec_from(arguments)
+    if arguments.leak and arguments.leak not in NUMBERS:
+        raise UserError(f"--leak {arguments.leak}: no such system call")
+    spec = spec.with_changes(leak=arguments.leak)
+    runs = number(arguments.runs, "-n", 2, MAX_RUNS, default=2)
+    if arguments.native and (spec.image or spec.mounts):
+        raise UserError("--native has no image and no mounts", "leave out --image, --ro and --rw")
+    stdin = _stdin(spec)
+    rows, user = choose(arguments.perturb, arguments.no_perturb, stdin)
+    with Verification(spec, stdin, runs, rows, user) as verification:
+        with _progress() as progress:
+            verdict = _verify(verification, rows, arguments.native, progress)
+        if arguments.json:
+            text = json.dumps(verdict.as_json(), indent=2)
+        else:
+            text = "\n".join(verdict.lines())
+        sys.stdout.write(text.encode("utf-8", "backslashreplace").decode() + "\n")
+        sys.stdout.flush()
+    return 0 if verdict.identical else 1
+
+
+def _verify(verification: Verification, rows: Any, native: bool, progress: Progress) -> Verdict:
+    from detbox.report.verdict import Verdict
+    from detbox.report.verify import first_comparison
+
+    plain = first_comparison(verification.natively(progress)) if native else None
+    boxed = first_comparison(verification.under_detbox(progress))
+    causes, divergence, note = [], None, ""
+    if plain is not None and plain.differences:
+        from detbox.report.causes import guess
+
+        calls = boxed.runs[0].answer.get("stats", {}).get("calls", {})
+        pair = [plain.runs[0], plain.runs[plain.other]]
+        causes = guess(pair[0].observed, pair[1].observed, [item.host for item in pair], calls)
+    if boxed.differences:
+        divergence, note = _divergence(verification, boxed, progress)
+    return Verdict(verification.spec, rows, boxed, plain, causes, divergence, note)
+
+
+def _divergence(verification: Verification, boxed: Comparison, progress: Progress) -> tuple[Any, str]:
+    """Record the two runs that differ, on the same hosts, and find where they part."""
+    from detbox.recorder.compare import first_divergence
+    from detbox.recorder.read import Trace
+
+    verification.hosts = [boxed.runs[0].host, boxed.runs[boxed.other].host]
+    for results in (True, False):
+        paths = [str(verification.scratch / f"trace-{results}-{place}") for place in range(2)]
+        try:
+            verification.under_detbox(
+                lambda phase: progress("recording, " + phase), record=paths.__getitem__, record_results=results
+            )
+            found = first_divergence(Trace(Path(paths[0])), Trace(Path(paths[1])))
+        except DetboxError as error:
+            return None, f"the runs could not be recorded: {error.message}"
+        if found is not None:
+            return found, ""
+    return None, (
+        "no event differs between the recorded runs: the difference comes from an instruction, a mapping or the "
+        "host's timing, or does not come each time"
+    )
+
+
+def _stdin(spec: RunSpec) -> bytes:
+    """All of the command's standard input; a terminal counts as an empty one."""
+    if spec.stdin is not None:
+        return Path(spec.stdin).read_bytes()
+    if spec.stdin_closed or os.isatty(0):
+        return b""
+    return sys.stdin.buffer.read()
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A line with the phase and the elapsed time, if standard error is a terminal."""
+    if not os.isatty(2):
+        yield lambda phase: None
+        return
+    started, phases = time.monotonic(), ["starting"]
+
+    def show(*_: object) -> None:
+        os.write(2, f"\r\033[K{phases[-1]}, {time.monotonic() - started:.0f} s".encode())
+
+    before = signal.signal(signal.SIGALRM, show)
+    signal.setitimer(signal.ITIMER_REAL, _REFRESH_S, _REFRESH_S)
+    try:
+        yield phases.append
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        os.write(2, b"\r\033[K")
+
+
+def _one(order: Path) -> int:
+    """One run: the frozen description from ``order``, with the current directory as work directory."""
+    from detbox.container.launch import run as launch
+
+    given = json.loads(order.read_text())
+    spec = RunSpec.from_json(given["spec"]).with_changes(workdir=os.getcwd())
+    answer: dict[str, Any] = {}
+    try:
+        outcome = launch(spec)
+        status = run_cmd.status_of(spec, outcome)
+        answer = {name: getattr(outcome, name) for name in ("stats", "doubts", "unknown_calls", "interleaving")}
+    except DetboxError as error:
+        status = error.status
+        answer = {"error": type(error).__name__, "message": error.message, "remedy": error.remedy}
+    except Exception as error:  # the edge of the program: whatever arrives here is our bug
+        status = InternalError.status
+        answer = {"error": "InternalError", "message": f"{type(error).__name__}: {error}", "remedy": ""}
+    Path(given["answer"]).write_text(json.dumps(answer))
+    return status

@@ -1,0 +1,104 @@
+"""Finds where two traces part.
+
+A run is one sequence of events, so the first record in which two runs differ is where they part, however the
+later ones shift.  What is compared is the record's bytes; only the two that differ are decoded.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+from detbox.kernel.numbers import NAMES
+from detbox.recorder import show
+from detbox.recorder.format import Event, Kind, decode
+from detbox.recorder.read import Threads, Trace
+
+#: How many events before the divergence are shown.
+CONTEXT = 6
+
+#: What a difference at one of these calls comes from.
+CAUSES: dict[str, tuple[str, ...]] = {
+    "clock": ("clock_gettime", "gettimeofday", "time", "times", "getrusage", "clock_getres", "getitimer"),
+    "random": ("getrandom",),
+    "order of directory entries": ("getdents64", "getdents"),
+    "process number": ("getpid", "gettid", "getppid", "getpgid", "getsid", "clone", "fork", "vfork", "clone3"),
+    "address": ("mmap", "brk", "mremap"),
+    "host's name or kernel": ("uname",),
+    "number of processors": ("sched_getaffinity", "getcpu"),
+    "memory and load": ("sysinfo", "prlimit64"),
+    "file system": ("statfs", "fstatfs"),
+    "file metadata": ("stat", "lstat", "fstat", "newfstatat", "statx"),
+    "umask": ("umask",),
+    "content of a file or pipe": ("read", "pread64", "recvfrom", "readlink", "readlinkat"),
+    "data that the program computed": ("write", "pwrite64", "writev", "sendto"),
+}
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The first event that differs.  ``left`` or ``right`` is None where that run has ended.
+
+    ``before``: the events before it, as lines; ``stack``: lineage and command of the process and of those above.
+    """
+
+    index: int
+    left: Event | None
+    right: Event | None
+    texts: tuple[str, str]
+    thread: str
+    stack: Sequence[tuple[str, str]]
+    before: Sequence[str]
+
+    @property
+    def call(self) -> str:
+        """Name of the call at which the runs part; "" if it is none."""
+        event = self.left or self.right
+        return NAMES.get(event.nr, str(event.nr)) if event is not None and event.nr >= 0 else ""
+
+    @property
+    def cause(self) -> str:
+        """The class of cause, where the call tells it."""
+        return next((cause for cause, names in CAUSES.items() if self.call in names), "")
+
+    def lines(self) -> list[str]:
+        """The report for people."""
+        found = [f"first divergent event (number {self.index}), thread {self.thread}:"]
+        found += [f"  run 1: {self.texts[0]}", f"  run 2: {self.texts[1]}"]
+        if self.cause:
+            found.append(f"  cause: {self.cause}")
+        found.append("  processes, outermost first:")
+        found += [f"    {lineage}: {command}" for lineage, command in self.stack]
+        found.append("  events before it:")
+        found += [f"    {text}" for text in self.before]
+        return found
+
+
+def first_divergence(left: Trace, right: Trace) -> Divergence | None:
+    """Where two traces part; None if they are the same."""
+    threads, recent = Threads(), deque[bytes](maxlen=CONTEXT)
+    pairs = zip_longest(left.records(), right.records())
+    for index, (one, other) in enumerate(pairs):
+        if one == other:
+            recent.append(one)
+            if one[0] in (Kind.TASK, Kind.EXEC):
+                threads.learn(decode(one))
+            continue
+        return _divergence(index, one, other, threads, recent)
+    return None
+
+
+def _divergence(
+    index: int, one: bytes | None, other: bytes | None, threads: Threads, recent: deque[bytes]
+) -> Divergence:
+    left, right = (decode(raw) if raw is not None else None for raw in (one, other))
+    known = left or right
+    assert known is not None
+    before = [show.line(decode(raw), threads) for raw in recent]
+    if known.kind is Kind.TASK:
+        threads.learn(known)
+    texts = ["the run has ended" if event is None else show.line(event, threads).strip() for event in (left, right)]
+    who = threads.of(known)
+    return Divergence(index, left, right, (texts[0], texts[1]), who.lineage, threads.ancestors(who), before)

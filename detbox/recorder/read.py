@@ -1,0 +1,168 @@
+"""Reads traces: records one by one, and the threads and processes they speak of."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detbox.errors import UserError
+from detbox.recorder.format import (
+    CALL,
+    END,
+    EXEC,
+    EXIT,
+    FORK,
+    HAS_PATH,
+    HEAD,
+    MAGIC,
+    OUTPUT,
+    PATH_LENGTH,
+    RESULT,
+    TASK,
+    VERSION,
+    Event,
+    Kind,
+    decode,
+)  # fmt: skip
+
+_CHUNK = 1 << 16
+_FIXED = {Kind.FORK: FORK, Kind.EXIT: EXIT, Kind.OUTPUT: OUTPUT, Kind.RESULT: RESULT, Kind.END: END}
+_HEADS = {**_FIXED, Kind.TASK: TASK, Kind.EXEC: EXEC, Kind.CALL: CALL}
+_VERDICT_AT = 7  # of the verdict's byte in a CALL
+
+
+class Trace:
+    """An open trace.  Raises UserError for what is no trace, or one of another version.
+
+    ``complete`` is known when ``records`` has come to its end: whether the run closed the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.complete = False
+        try:
+            self._file = path.open("rb")
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}") from None
+        magic = self._file.read(len(MAGIC))
+        head = self._file.read(HEAD.size)
+        if magic != MAGIC or len(head) < HEAD.size:
+            raise UserError(f"{path} is not a trace", "detbox trace -o FILE -- CMD makes one")
+        version, length = HEAD.unpack(head)
+        if version != VERSION:
+            raise UserError(
+                f"{path} is a trace of version {version}, and this detbox reads version {VERSION}",
+                "record it again: the same run gives the same events",
+            )
+        text = self._file.read(length)
+        if len(text) < length:
+            raise UserError(f"{path} is cut off within its first line", "record it again")
+        self.description: dict[str, Any] = json.loads(text)
+
+    def records(self) -> Iterator[bytes]:
+        """Raw records in order.  One that is cut off is left out.  Raises UserError for damaged data."""
+        unpack, rest = zlib.decompressobj(), b""
+        while not self.complete:
+            packed = self._file.read(_CHUNK)
+            try:
+                rest += unpack.decompress(packed) if packed else unpack.flush()
+            except zlib.error as error:
+                raise UserError(f"{self.path} is damaged: {error}", "record it again") from None
+            at = 0
+            while (end := _end(rest, at, self.path)) is not None:
+                if rest[at] == Kind.END:
+                    self.complete = True
+                    break
+                yield rest[at:end]
+                at = end
+            rest = rest[at:]
+            if not packed:
+                break
+        self._file.close()
+
+
+def _end(data: bytes, at: int, path: Path) -> int | None:
+    """Where the record at ``at`` ends; None if it is not all there."""
+    if at >= len(data):
+        return None
+    try:
+        head = _HEADS[Kind(data[at])]
+    except ValueError:
+        raise UserError(f"{path} is damaged: no record begins with {data[at]}", "record it again") from None
+    end = at + head.size
+    if end > len(data):
+        return None
+    if head is TASK:
+        end += TASK.unpack_from(data, at)[4]
+    elif head is EXEC:
+        end += sum(EXEC.unpack_from(data, at)[3:])
+    elif head is CALL and data[at + _VERDICT_AT] & HAS_PATH:
+        if end + PATH_LENGTH.size > len(data):
+            return None
+        end += PATH_LENGTH.size + PATH_LENGTH.unpack_from(data, end)[0]
+    return end if end <= len(data) else None
+
+
+@dataclass
+class Thread:
+    """A thread as known at some point of a trace."""
+
+    lineage: str
+    pid: int
+    argv: tuple[bytes, ...] = ()
+
+    @property
+    def process(self) -> str:
+        """The lineage of its process."""
+        return self.lineage.partition("/")[0]
+
+    @property
+    def command(self) -> str:
+        """What it executes, as one line."""
+        return " ".join(os.fsdecode(word) for word in self.argv)
+
+
+class Threads:
+    """Who is who, from the records until now."""
+
+    def __init__(self) -> None:
+        self.by_number: dict[int, Thread] = {}
+        self._argv: dict[str, tuple[bytes, ...]] = {}
+
+    def learn(self, event: Event) -> None:
+        """Take note of a record about threads."""
+        if event.kind is Kind.TASK:
+            thread = self.by_number[event.thread] = Thread(event.lineage, event.pid)
+            inherited = self._argv.get(thread.process) or self._argv.get(thread.process.rpartition(".")[0], ())
+            self._argv.setdefault(thread.process, inherited)
+            thread.argv = inherited
+        elif event.kind is Kind.EXEC:
+            thread = self.by_number[event.thread]
+            self._argv[thread.process] = event.argv
+            for other in self.by_number.values():
+                if other.process == thread.process:
+                    other.argv = event.argv
+
+    def of(self, event: Event) -> Thread:
+        """The thread of a record."""
+        return self.by_number.get(event.thread) or Thread("?", 0)
+
+    def ancestors(self, thread: Thread) -> list[tuple[str, str]]:
+        """Lineage and command of the process and of those above it, the first process first."""
+        parts = thread.process.split(".")
+        names = [".".join(parts[: length + 1]) for length in range(len(parts))]
+        return [(name, " ".join(map(os.fsdecode, self._argv.get(name, ())))) for name in names]
+
+
+def events(trace: Trace) -> Iterator[tuple[Event, Threads]]:
+    """Decoded records, each with what is known of threads after it."""
+    threads = Threads()
+    for raw in trace.records():
+        event = decode(raw)
+        threads.learn(event)
+        yield event, threads

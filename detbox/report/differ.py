@@ -1,0 +1,82 @@
+"""Shows how two contents differ: with diffoscope where it is installed, else as lines or as bytes in hexadecimal."""
+
+from __future__ import annotations
+
+import difflib
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from detbox.report.perturb import Difference, Observed
+
+#: Lines of a diff that are shown, and bytes of a content that are looked at line by line.
+MAX_LINES, MAX_BYTES = 40, 1 << 20
+_ROW = 16  # bytes in a line of hexadecimal
+_DIFFOSCOPE_S = 120
+
+
+def explain(difference: Difference, left: Observed, right: Observed) -> list[str]:
+    """Lines that show one difference; empty if the difference says it all."""
+    if difference.what in ("stdout", "stderr"):
+        return content(getattr(left, difference.what), getattr(right, difference.what))
+    if difference.what != "tree" or left.work is None or right.work is None:
+        return []
+    one, other = left.work / difference.path, right.work / difference.path
+    if not all(path.is_file() and not path.is_symlink() for path in (one, other)):
+        return []
+    return _diffoscope(one, other) or content(one.read_bytes(), other.read_bytes())
+
+
+def content(left: bytes, right: bytes) -> list[str]:
+    """A unified diff of two texts, or the first differing bytes of what is no text."""
+    if left == right:
+        return []
+    one, other = _text(left), _text(right)
+    if one is None or other is None or max(len(left), len(right)) > MAX_BYTES:
+        return list(_hexadecimal(left, right))
+    found = list(difflib.unified_diff(one.splitlines(), other.splitlines(), "run 1", "run 2", lineterm="", n=2))
+    if not found:
+        return list(_hexadecimal(left, right))  # only line ends differ
+    return found[:MAX_LINES] + ([f"… {len(found) - MAX_LINES} more lines"] if len(found) > MAX_LINES else [])
+
+
+def _text(data: bytes) -> str | None:
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return None
+    return None if "\0" in text else text
+
+
+def _hexadecimal(left: bytes, right: bytes) -> Iterator[str]:
+    """The neighbourhood of the first differing byte in both."""
+    at = next((i for i, (x, y) in enumerate(zip(left, right, strict=False)) if x != y), min(len(left), len(right)))
+    yield f"first difference at byte {at} ({at:#x}); lengths {len(left)} and {len(right)}"
+    start = max(0, at // _ROW - 1) * _ROW
+    for place in range(start, start + 4 * _ROW, _ROW):
+        rows = left[place : place + _ROW], right[place : place + _ROW]
+        if rows[0] == rows[1]:
+            if rows[0]:
+                yield _row(" ", place, rows[0])
+        else:
+            yield _row("-", place, rows[0])
+            yield _row("+", place, rows[1])
+
+
+def _row(sign: str, place: int, data: bytes) -> str:
+    shown = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in data)
+    return f"{sign}{place:08x}  {data.hex(' '):<{3 * _ROW - 1}}  {shown}"
+
+
+def _diffoscope(one: Path, other: Path) -> list[str]:
+    """What diffoscope says; nothing if it is not installed or fails."""
+    program = shutil.which("diffoscope")
+    if program is None:
+        return []
+    command = [program, "--no-progress", "--max-text-report-size", "20000", "--", str(one), str(other)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_DIFFOSCOPE_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return done.stdout.splitlines()[:MAX_LINES] if done.returncode == 1 else []
