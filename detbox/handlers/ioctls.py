@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from detbox.supervisor.task import Args, Task
 
 _TIOCSTI, _TIOCCONS, _FIONREAD, _TIOCGPTPEER, _FIOASYNC = 0x5412, 0x541D, 0x541B, 0x5441, 0x5452
-_FIOQSIZE, _FIGETBSZ = 0x5460, 2
+_FIOQSIZE, _FIGETBSZ, _TIOCSPTLCK = 0x5460, 2, 0x40045431
 _BLOCK_SIZE = 4096
 
 #: Terminals, and what works on every descriptor (FIONBIO, …): 0x54xx in asm-generic/ioctls.h.
@@ -83,7 +83,9 @@ def _random(t: Task, request: int, address: int) -> int:
 
 
 def _terminal(m: Machine, t: Task, request: int, argument: int, f: OpenFile) -> Decision:
-    if request == _TIOCGPTPEER:
+    if request == _TIOCSPTLCK:
+        m.data["terminals"] = True  # from now on, terminals send signals
+    elif request == _TIOCGPTPEER:
         t.process.files.forget_all()
     elif request == _FIOASYNC and argument and t.u32(argument):
         m.doubt(t, "signals for input and output (FIOASYNC) come when the host sends them")

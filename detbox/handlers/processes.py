@@ -170,9 +170,9 @@ def _of_kind(child: Process, options: int) -> bool:
 
 
 def _reportable(child: Process, options: int) -> bool:
-    if options & WEXITED and child.status is not None:
-        return True
-    if options & WUNTRACED and child.job_stop and not child.data.get("stop_reported"):
+    if child.status is not None:
+        return bool(options & WEXITED)
+    if options & WUNTRACED and child.data.get("stopped") and not child.data.get("stop_reported"):
         return True
     return bool(options & WCONTINUED and child.data.get("continued"))
 
@@ -186,7 +186,7 @@ def _let_through(m: Machine, t: Task, options: int, rusage: int, changed: list[P
         # waitid answers 0; the child is the first in the order of creation, as in the kernel's list.
         child = next((c for c in changed if c.pid == result), changed[0] if changed and result == 0 else None)
         if child is not None and not options & WNOWAIT:
-            if child.status is None and child.job_stop:
+            if child.status is None and child.data.get("stopped"):
                 child.data["stop_reported"] = True
             child.data.pop("continued", None)
         if rusage and child is not None:

@@ -52,10 +52,11 @@ def read_terminal(m: Machine, t: Task, fd: int, segments: Segments) -> Decision:
     own = t.process.files.borrow(t, fd)
     try:
         note(m, t, fd, own)
+        if _in_background(m, t, own):
+            return CONTINUE
         raw = _raw_mode(own)
-        if raw is None or _in_background(m, t, own):
-            if raw is not None or nonblocking(own) or ready(own, POLLIN):
-                return CONTINUE
+        if raw is None and (nonblocking(own) or ready(own, POLLIN)):
+            return CONTINUE
         blocks = not nonblocking(own)
     finally:
         os.close(own)
@@ -131,7 +132,10 @@ def _other_side(m: Machine, own: int) -> int:
 
 
 def _in_background(m: Machine, t: Task, fd: int) -> bool:
-    """Whether job control has to stop the reader: the kernel has to see its own call then."""
+    """Whether the reader or writer is no foreground job of its controlling terminal.
+
+    The kernel executes its call then: it sends SIGTTIN or SIGTTOU, or fails it with EIO, and returns at once.
+    """
     fields = proc_text(m, f"{t.process.pid}/stat").rpartition(")")[2].split()
     if not fields:
         return False
@@ -204,10 +208,10 @@ def _has(own: int, amount: int) -> bool:
 
 
 def write_terminal(m: Machine, t: Task, fd: int, segments: Segments) -> Decision:
-    """Output is moved by the supervisor unless the kernel has to look at the writer's process group."""
+    """Output is moved by the supervisor unless the kernel has to stop the writer's job."""
     own = t.process.files.borrow(t, fd)
     try:
-        if not is_master(own) and _stops_background(own):
+        if not is_master(own) and _stops_background(own) and _in_background(m, t, own):
             return CONTINUE
         note(m, t, fd, own)
         if nonblocking(own):

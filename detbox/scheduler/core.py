@@ -56,6 +56,8 @@ class Scheduler:
         self.parked: dict[Task, None] = {}
         self.watched = 0  # parked tasks with descriptors
         self.release_spinners: Callable[[], None] | None = None
+        #: Looks for what nobody has announced, before time passes; True if a task is ready now.
+        self.sweep: Callable[[], bool] | None = None
         self.stirred = True  # some thread has run since RECHECK was last woken
         self.switches = 0
         self._seq = 0
@@ -153,6 +155,8 @@ class Scheduler:
                 task.quantum = QUANTUM
                 self.switches += 1
                 return task
+            if self.sweep is not None and self.sweep():
+                continue
             deadline = self.timers.next_deadline()
             if deadline is None:
                 return None

@@ -151,6 +151,8 @@ def on_exit(sup: Supervisor, tid: int, status: int) -> None:
         if process.data.pop("leader_gone", None):
             status = sup.await_exit(process.pid)
         _process_exit(sup, process, status)
+    elif process.job_stop:
+        sup.jobs.look_at(process)
 
 
 def leader_gone(sup: Supervisor, leader: Task) -> None:
@@ -177,10 +179,15 @@ def _state_letter(sup: Supervisor, tid: int) -> bytes:
         os.close(fd)
 
 
+def leader_last(process: Process) -> list[int]:
+    """The order in which dying threads can be waited for: the kernel reports the first one's end after the others'."""
+    return sorted(process.tasks, key=lambda tid: (tid == process.pid, tid))
+
+
 def _drain(sup: Supervisor, process: Process) -> None:
     """Wait until every other thread of a dying process is gone, the leader last."""
     process.exiting = True
-    for tid in sorted(process.tasks, key=lambda tid: (tid == process.pid, tid)):
+    for tid in leader_last(process):
         if tid not in process.tasks:
             continue
         final = sup.await_exit(tid)

@@ -22,16 +22,16 @@ from detbox.scheduler.core import QUANTUM
 from detbox.supervisor import lifecycle, signals
 from detbox.supervisor.counting import Counting
 from detbox.supervisor.image import Image
+from detbox.supervisor.jobs import STOP_SIGNALS, Jobs
 from detbox.supervisor.machine import Machine
 from detbox.supervisor.spinning import Spinning
 from detbox.supervisor.task import Process, State, Task
 
-PTRACE_CONT, PTRACE_INTERRUPT, PTRACE_LISTEN = 7, 0x4207, 0x4208
+PTRACE_CONT, PTRACE_INTERRUPT = 7, 0x4207
 EVENT_FORK, EVENT_VFORK, EVENT_CLONE, EVENT_EXEC, EVENT_VFORK_DONE, EVENT_STOP = 1, 2, 3, 4, 5, 128
 #: TRACEFORK, TRACEVFORK, TRACECLONE, TRACEEXEC, TRACEVFORKDONE, EXITKILL (include/uapi/linux/ptrace.h)
 TRACE_OPTIONS = 0x2 | 0x4 | 0x8 | 0x10 | 0x20 | 0x100000
 NOTIF_CONTINUE = 1
-JOB_STOPS = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 #: Real milliseconds without an event before the loop asks what the running thread is doing.
 TICK_MS = 10
 MAX_ERRNO = 4095
@@ -69,6 +69,8 @@ class Supervisor:
         self.image = Image(self)
         self.spinning = Spinning(self)
         self.counting = Counting(self)
+        self.jobs = Jobs(self)
+        machine.scheduler.sweep = self.jobs.sweep
         machine.scheduler.release_spinners = self.spinning.release
         machine.scheduler.resume = self.resume  # type: ignore[method-assign]
 
@@ -175,7 +177,7 @@ class Supervisor:
                 self.m.scheduler.park(task, decision)
                 if decision.extra.get("sigwait") or task.data.pop("signal_check", None):
                     self.m.notice_signals(task.process)
-                elif task.exposed or "sigmask" in decision.extra:
+                elif task.exposed or task.process.job_stop or "sigmask" in decision.extra:
                     self._check_signals(task)
         elif isinstance(decision, InstallFd):
             self._install(task, decision)
@@ -191,7 +193,7 @@ class Supervisor:
         sets = signals.pending(self.m, task)
         mask = task.park.extra.get("sigmask") if task.park is not None else None
         blocked = sets.blocked if mask is None else mask
-        if (sets.private | sets.shared) & sets.effective() & ~blocked:
+        if task.process.job_stop or (sets.private | sets.shared) & sets.effective() & ~blocked:
             signals.interrupt(self.m, task)
 
     def _install(self, task: Task, decision: InstallFd) -> None:
@@ -309,9 +311,12 @@ class Supervisor:
         look, task.look = task.look, None
         if look is not None:
             self._look(task, look)
+        if signo in STOP_SIGNALS:
+            self.jobs.on_stop(task, signo)
+        elif task.state is State.STOPPED:
+            self.jobs.on_trap(task)
+        elif look is not None:
             self.proceed(task)
-        elif signo in JOB_STOPS:
-            self._job_stop(task, signo)
         elif not self.spinning.on_pause(task):
             self.proceed(task)
 
@@ -322,19 +327,6 @@ class Supervisor:
         if replaced is not None:
             regs.rax = replaced & 0xFFFFFFFFFFFFFFFF
             ptrace_setregs(task.tid, regs)
-
-    def _job_stop(self, task: Task, signo: int) -> None:
-        task.state = State.STOPPED
-        _native.ptrace_request(PTRACE_LISTEN, task.tid, 0, 0)
-        if not task.process.job_stop:
-            task.process.job_stop = signo
-            self.notify_parent(task.process)
-
-    def notify_parent(self, process: Process) -> None:
-        """A process stopped or continued: its parent may be waiting for that."""
-        if process.parent is not None:
-            self.m.wake(("child", process.parent.pid))
-            self.m.notice_signals(process.parent)
 
     # -- waiting for one particular thread ----------------------------------------
 
@@ -397,25 +389,13 @@ class Supervisor:
         """A signal has been sent: stops and deaths that the kernel carries out at once are awaited here."""
         for process in processes:
             if signo == signal.SIGKILL and process is not sender.process and self._dying(process):
-                for tid in list(process.tasks):
-                    if tid in process.tasks:
-                        lifecycle.on_exit(self, tid, self.await_exit(tid))
-                        break
+                tid = lifecycle.leader_last(process)[0]
+                lifecycle.on_exit(self, tid, self.await_exit(tid))
             elif signo == signal.SIGCONT and process.job_stop:
-                self._continue_job(process)
+                self.jobs.on_continue(process)
             else:
                 signals.notice(self.m, process)
 
     def _dying(self, process: Process) -> bool:
         """Whether SIGKILL has reached the process (it may have been refused for some of a group)."""
         return any(signals.killed(self.m, task) for task in process.tasks.values())
-
-    def _continue_job(self, process: Process) -> None:
-        process.job_stop = 0
-        process.data["continued"] = True
-        process.data.pop("stop_reported", None)
-        for task in list(process.tasks.values()):
-            if task.state is State.STOPPED and self.await_stop(task.tid) is not None:
-                self.hold(task)
-                self.m.scheduler.make_ready(task, lambda task=task: self.cont(task, 0))  # type: ignore[misc]
-        self.notify_parent(process)

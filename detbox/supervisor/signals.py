@@ -135,7 +135,8 @@ def _end_wait(m: Machine, task: Task, result: int) -> None:
             sets = pending(m, task)
         except (OSError, ValueError):
             sets = None
-        if sets is not None and not (sets.private | sets.shared) & ~sets.blocked:
+        stopping = task.process.job_stop
+        if sets is not None and not stopping and not (sets.private | sets.shared) & ~sets.blocked:
             m.redo(task)
             return
     m.finish(task, result)

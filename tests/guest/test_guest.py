@@ -63,6 +63,7 @@ GUESTS = (
     Guest("signal_restart.c"),
     Guest("spawn_kinds.c"),
     Guest("spin_waits.c", limit_s=120),
+    Guest("stopped_jobs.c"),
     Guest("sysv_ipc.c"),
     Guest("terminal.c"),
     Guest("thread_cancel.c"),
