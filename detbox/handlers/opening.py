@@ -19,13 +19,15 @@ if TYPE_CHECKING:
     from detbox.supervisor.task import Args, Task
 
 _M32 = 0xFFFFFFFF
-_O_TMPFILE = 0o20000000  # without O_DIRECTORY, which O_TMPFILE includes
+O_TMPFILE = 0o20000000  # without O_DIRECTORY, which O_TMPFILE includes
 # Not O_DIRECT and O_NOATIME, which depend on the host's file systems, and which nothing can observe; not
 # O_ASYNC, which open ignores.
 _KEPT = (
     os.O_ACCMODE | os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_APPEND | os.O_NONBLOCK | os.O_DSYNC | os.O_SYNC
-    | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_PATH | _O_TMPFILE
+    | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_PATH | O_TMPFILE
 )  # fmt: skip
+#: What openat2 accepts: also O_LARGEFILE, which is no flag of its own here.
+KNOWN_FLAGS = _KEPT | os.O_NOCTTY | os.O_CLOEXEC | os.O_DIRECT | os.O_NOATIME | os.O_ASYNC | 0o100000
 # Nothing that the supervisor opens may block it or become its controlling terminal.
 _OURS = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 # F_SETFL changes these; the others that it is given, it ignores.
@@ -48,27 +50,9 @@ def creat(m: Machine, t: Task, a: Args) -> Decision:
     return open_at(m, t, paths.AT_FDCWD, t.cstr(a[0]), os.O_CREAT | os.O_WRONLY | os.O_TRUNC, a[1])
 
 
-def openat2(m: Machine, t: Task, a: Args) -> Decision:
-    """long openat2(int dirfd, const char *path, const struct open_how *how, size_t size)
-
-    Resolution limits need the kernel's own walk, so they are refused as on a kernel before 5.6.
-    """
-    if a[3] < 24:
-        return -errno.EINVAL
-    how = t.read(a[2], 24)
-    flags, mode, limits = (int.from_bytes(how[i : i + 8], "little") for i in (0, 8, 16))
-    if limits:
-        return -errno.ENOSYS
-    if flags & ~(_KEPT | _OURS | os.O_DIRECT | os.O_NOATIME | os.O_ASYNC | 0o100000) or mode & ~0o7777:
-        return -errno.EINVAL
-    if mode and not flags & (os.O_CREAT | _O_TMPFILE):
-        return -errno.EINVAL
-    return open_at(m, t, a[0], t.cstr(a[1]), flags, mode)
-
-
 def open_at(m: Machine, t: Task, dirfd: int, path: bytes, flags: int, mode: int) -> Decision:
     """Open ``path`` for the guest with the guest's flags and mode; OSError."""
-    if flags & (os.O_CREAT | _O_TMPFILE | os.O_PATH):
+    if flags & (os.O_CREAT | O_TMPFILE | os.O_PATH):
         return _not_plain(m, t, dirfd, path, flags & 0x7FFFFFFF, mode)
     fs = t.process.fs
     if fs.special or t.process.creds.fsuid or flags & (os.O_ACCMODE | os.O_TRUNC):
@@ -103,24 +87,26 @@ def _not_plain(m: Machine, t: Task, dirfd: int, path: bytes, flags: int, mode: i
     if not flags & os.O_PATH:
         if flags & os.O_CREAT:
             return _open_or_create(m, t, dirfd, path, flags, mode)
-        return _nameless(m, t, dirfd, path, flags, mode)
+        return paths.resolve(
+            m, t, dirfd, path, lambda at, name: nameless(m, t, at, name, flags, mode), follow=True
+        )
     if t.process.creds.fsuid:
         paths.resolve(
             m, t, dirfd, path, lambda at, name: paths.check_search(m, t, at, name),
             follow=not flags & os.O_NOFOLLOW,
         )  # fmt: skip
-    return _by_guest(t)
+    return by_guest(t)
 
 
 def _checked(m: Machine, t: Task, dirfd: int, path: bytes, flags: int) -> Decision:
     """An existing file, with every check that the fast way leaves out."""
     follow = not flags & os.O_NOFOLLOW
     return paths.resolve(
-        m, t, dirfd, path, lambda at, name: _open_existing(m, t, dirfd, path, flags, at, name), follow=follow
+        m, t, dirfd, path, lambda at, name: open_existing(m, t, dirfd, path, flags, at, name), follow=follow
     )
 
 
-def _open_existing(
+def open_existing(
     m: Machine,
     t: Task,
     dirfd: int,
@@ -131,6 +117,10 @@ def _open_existing(
     *,
     walked: bool = False,
 ) -> Decision:
+    """Open what exists at ``name`` below ``at``; the guest has asked for ``path`` at ``dirfd``.
+
+    ``walked``: the place was found by :func:`paths.walk`.
+    """
     before = None
     if t.process.creds.fsuid or flags & (os.O_ACCMODE | os.O_TRUNC):
         before = os.stat(name, dir_fd=at, follow_symlinks=not flags & os.O_NOFOLLOW)
@@ -176,11 +166,11 @@ def _no_peer(m: Machine, t: Task, at: int | None, name: bytes, flags: int) -> De
         target = os.open(name, os.O_PATH, dir_fd=at)
         return fifo.open_writer(m, t, target, m.inodes.of(st), flags)
     if fmt == S_IFCHR and is_tty(st.st_rdev):
-        return _by_guest(t)
+        return by_guest(t)
     return -errno.ENXIO
 
 
-def _by_guest(t: Task) -> Decision:
+def by_guest(t: Task) -> Decision:
     """The guest opens it itself.
 
     Terminals: opening one can make it the opener's controlling terminal.  O_PATH: seccomp hands over no such
@@ -213,7 +203,7 @@ def _opened(
         if walked:
             return -errno.EACCES
         with paths.walk(m, t, dirfd, path, follow=not flags & os.O_NOFOLLOW) as place:
-            return _open_existing(m, t, dirfd, path, flags, place.dir_fd, place.name, walked=True)
+            return open_existing(m, t, dirfd, path, flags, place.dir_fd, place.name, walked=True)
     except BaseException:
         os.close(fd)
         raise
@@ -232,7 +222,7 @@ def _classify(m: Machine, t: Task, flags: int, fd: int, st: os.stat_result, walk
     vnode = inodes.of(st)
     if fmt == S_IFCHR:
         if is_tty(st.st_rdev):
-            return _by_guest(t)
+            return by_guest(t)
         kind = device_kind(st.st_rdev)
     elif fmt == S_IFIFO:
         return fifo.opened(m, t, fd, vnode, flags)
@@ -313,16 +303,12 @@ def new_entry(m: Machine, t: Task, at: int | None, name: bytes, st: os.stat_resu
     return vnode
 
 
-def _nameless(m: Machine, t: Task, dirfd: int, path: bytes, flags: int, mode: int) -> Decision:
-    """O_TMPFILE."""
-
-    def call(at: int | None, name: bytes) -> Decision:
-        if t.process.creds.fsuid:
-            paths.check_dir(m, t, at, name + b"/x")
-        fd = os.open(name, flags & _KEPT | _OURS, mode & 0o7777 & ~t.process.fs.umask, dir_fd=at)
-        clear_nonblock(fd, flags)
-        st = os.fstat(fd)
-        vnode = m.inodes.created(st, t.process.creds.fsuid, t.process.creds.fsgid)
-        return InstallFd(fd, bool(flags & os.O_CLOEXEC), None, OpenFile(Kind.REG, st, vnode))
-
-    return paths.resolve(m, t, dirfd, path, call, follow=True)
+def nameless(m: Machine, t: Task, at: int | None, name: bytes, flags: int, mode: int) -> Decision:
+    """O_TMPFILE in the directory ``name``."""
+    if t.process.creds.fsuid:
+        paths.check_dir(m, t, at, name + b"/x")
+    fd = os.open(name, flags & _KEPT | _OURS, mode & 0o7777 & ~t.process.fs.umask, dir_fd=at)
+    clear_nonblock(fd, flags)
+    st = os.fstat(fd)
+    vnode = m.inodes.created(st, t.process.creds.fsuid, t.process.creds.fsgid)
+    return InstallFd(fd, bool(flags & os.O_CLOEXEC), None, OpenFile(Kind.REG, st, vnode))

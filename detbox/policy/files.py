@@ -12,6 +12,7 @@ from detbox.handlers import (
     metadata,
     mounts,
     namespace_ops,
+    openat2,
     opening,
     stat,
     statfs,
@@ -51,7 +52,7 @@ ROWS: tuple[Row, ...] = (
     *emulated(
         PATHS, "synthetic files of /proc, /sys and /dev are recognised by what is opened; "
         "creation is stamped in virtual time",
-        open=opening.open_, openat=opening.openat, openat2=opening.openat2, creat=opening.creat,
+        open=opening.open_, openat=opening.openat, openat2=openat2.openat2, creat=opening.creat,
     ),
     *emulated(
         META, _VIRTUAL_STAT,

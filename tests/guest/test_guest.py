@@ -49,6 +49,7 @@ GUESTS = (
     Guest("many_processes.c"),
     Guest("many_threads.c"),
     Guest("mmap_shared.c"),
+    Guest("open_limits.c"),
     Guest("pipes.c", quick=True),
     Guest("polling.c"),
     Guest("posix_ipc.c"),
