@@ -1,0 +1,161 @@
+"""Traces: what is written is read, differences are found, bad files are refused."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from detbox.decision import CONTINUE, Park
+from detbox.errors import HostError, UserError
+from detbox.kernel.numbers import NUMBERS
+from detbox.recorder import show
+from detbox.recorder.compare import first_divergence
+from detbox.recorder.format import HEAD, MAGIC, VERSION, Kind, Verdict
+from detbox.recorder.log import Recorder
+from detbox.recorder.read import Trace, events
+
+
+@dataclass
+class FakeTask:
+    """A thread whose memory is one text, the same at each address."""
+
+    lineage: str
+    nr: int = -1
+    args: tuple[int, ...] = (0,) * 6
+    tid: int = 2
+    process: Any = field(default_factory=lambda: SimpleNamespace(pid=2, exe=b"/bin/x", lineage="1"))
+    memory: bytes = b"/some/path"
+
+    def cstr(self, addr: int) -> bytes:
+        if not addr:
+            raise OSError(14, "EFAULT")
+        return self.memory
+
+    def read(self, addr: int, length: int) -> bytes:
+        return self.memory[:length]
+
+
+class Machine:
+    """A clock, and a /proc with one command line."""
+
+    def __init__(self, proc: Path) -> None:
+        self.clock = SimpleNamespace(now=1_000_000_000)
+        (proc / "2").mkdir(exist_ok=True)
+        (proc / "2" / "cmdline").write_bytes(b"x\0an argument\0")
+        self.proc_fd = os.open(proc, os.O_PATH)
+
+
+def record(path: Path, calls: list[tuple[str, tuple[int, ...], Any]], *, close: bool = True) -> Path:
+    recorder = Recorder(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), {"command": ["x"]}, results=True)
+    machine: Any = Machine(path.parent)
+    recorder.bind(machine)
+    task: Any = FakeTask("1")
+    recorder.on_exec(machine, task)
+    for name, args, decision in calls:
+        task.nr, task.args = NUMBERS[name], args + (0xABCD,) * (6 - len(args))
+        machine.clock.now += 10
+        recorder.on_call(task, decision)
+    recorder.on_output(1, b"text")
+    if close:
+        recorder.close()
+    return path
+
+
+CALLS: list[tuple[str, tuple[int, ...], Any]] = [
+    ("openat", (0xFFFFFF9C, 0x1000, 0, 0), -2),
+    ("getpid", (), 2),
+    ("read", (0, 0x1000, 10), Park(lambda wake: 0)),
+    ("read", (0, 0x1000, 10), CONTINUE),
+    ("write", (1, 0x1000, 4), 4),
+]
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    trace = Trace(record(tmp_path / "t", CALLS))
+    found = [event for event, _ in events(trace)]
+    assert trace.complete
+    assert trace.description == {"command": ["x"]}
+    assert [event.kind for event in found] == [Kind.TASK, Kind.EXEC, *[Kind.CALL] * 5, Kind.OUTPUT]
+    assert found[1].argv == (b"x", b"an argument")
+    calls = found[2:7]
+    assert calls[0].path == b"/some/path" and calls[0].result == -2
+    assert [event.verdict for event in calls] == [
+        Verdict.REPLY, Verdict.REPLY, Verdict.PARK, Verdict.CONTINUE, Verdict.REPLY,
+    ]  # fmt: skip
+    assert calls[4].digest == zlib.crc32(b"/som")
+    assert found[-1].digest == zlib.crc32(b"text")
+
+
+def test_registers_that_are_no_arguments_are_left_out(tmp_path: Path) -> None:
+    found = [event for event, _ in events(Trace(record(tmp_path / "t", [("getpid", (), 2)])))]
+    assert found[2].args == (0,) * 6
+
+
+def test_lines_look_like_straces(tmp_path: Path) -> None:
+    lines = [show.line(*pair) for pair in events(Trace(record(tmp_path / "t", CALLS)))]
+    assert "openat(dirfd=AT_FDCWD, pathname='/some/path', flags=0, mode=0) = -1 ENOENT" in lines[2]
+    assert "executes x an argument" in lines[1]
+
+
+def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
+    assert record(tmp_path / "a", CALLS).read_bytes() == record(tmp_path / "b", CALLS).read_bytes()
+
+
+def test_the_first_divergence_is_found_when_later_events_shift(tmp_path: Path) -> None:
+    longer = [*CALLS[:1], ("getrandom", (0x1000, 8, 0), 8), *CALLS[1:]]
+    found = first_divergence(Trace(record(tmp_path / "a", CALLS)), Trace(record(tmp_path / "b", longer)))
+    assert found is not None
+    assert found.index == 3
+    assert "getpid" in found.texts[0] and "getrandom" in found.texts[1]
+    assert found.stack == [("1", "x an argument")]
+    assert len(found.before) == 3
+
+
+def test_one_run_may_end_earlier(tmp_path: Path) -> None:
+    short = record(tmp_path / "a", CALLS[:2], close=False)
+    found = first_divergence(Trace(short), Trace(record(tmp_path / "b", CALLS)))
+    assert found is not None and found.left is None
+    assert "ended" in found.lines()[1]
+
+
+def test_equal_traces(tmp_path: Path) -> None:
+    path = record(tmp_path / "a", CALLS)
+    assert first_divergence(Trace(path), Trace(path)) is None
+
+
+def test_a_cut_trace_gives_what_it_has(tmp_path: Path) -> None:
+    path = record(tmp_path / "a", CALLS * 2000)
+    whole = len(list(Trace(path).records()))
+    path.write_bytes(path.read_bytes()[:-200])
+    trace = Trace(path)
+    assert 0 < len(list(trace.records())) < whole
+    assert not trace.complete
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "not a trace"),
+        (b"\x7fELF" * 100, "not a trace"),
+        (MAGIC + HEAD.pack(VERSION + 1, 2) + b"{}", "version"),
+        (MAGIC + HEAD.pack(VERSION, 100) + b"{}", "cut off"),
+        (MAGIC + HEAD.pack(VERSION, 2) + b"{}" + b"garbage" * 10, "damaged"),
+        (MAGIC + HEAD.pack(VERSION, 2) + b"{}" + zlib.compress(b"\xee" * 10), "damaged"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "bad"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        list(Trace(path).records())
+
+
+def test_a_full_disk_is_the_hosts_failure() -> None:
+    with pytest.raises(HostError, match="No space left"):
+        Recorder(os.open("/dev/full", os.O_WRONLY), {}, results=False)
