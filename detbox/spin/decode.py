@@ -8,12 +8,14 @@ memory operand counts as both read and written here; the prover compares bytes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
-
-import capstone
-from capstone import x86
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING
 
 from detbox.spin.stepper import OFFSET, register
+
+if TYPE_CHECKING:
+    import capstone
+    from capstone import x86
 
 #: The longest x86 instruction.
 MAX_LENGTH = 15
@@ -90,8 +92,18 @@ class Instruction:
     computed: Span | None = None
 
 
-_disassembler = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
-_disassembler.detail = True
+# capstone's kinds of operands (cs_op_type).
+_REGISTER, _IMMEDIATE, _MEMORY = 1, 2, 3
+
+
+@cache
+def _disassembler() -> capstone.Cs:
+    # Imported here because few runs need it, and it takes longer than all the rest of detbox's start.
+    import capstone
+
+    made = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+    made.detail = True
+    return made
 
 
 def _widths() -> dict[str, tuple[str, int]]:
@@ -116,7 +128,7 @@ _GENERAL = _widths()
 @lru_cache(maxsize=4096)
 def decode(code: bytes) -> Instruction | None:
     """The instruction at the start of ``code``, or None if it is none."""
-    for found in _disassembler.disasm(code, 0, 1):
+    for found in _disassembler().disasm(code, 0, 1):
         return _describe(found)
     return None
 
@@ -131,7 +143,7 @@ def _describe(found: capstone.CsInsn) -> Instruction:
         found.group_name(group).startswith(_VECTOR_GROUPS) for group in found.groups
     )
     for operand in found.operands:
-        if operand.type == x86.X86_OP_MEM:
+        if operand.type == _MEMORY:
             if name.startswith(_NO_ACCESS):
                 operands.append(("address", _registers_of(found, operand), operand.size))
                 computed = _span(found, operand) if name == "lea" and not operand.mem.segment else None
@@ -142,13 +154,13 @@ def _describe(found: capstone.CsInsn) -> Instruction:
                 continue
             operands.append(("mem", len(spans), operand.size))
             spans.append(span)
-        elif operand.type == x86.X86_OP_REG:
+        elif operand.type == _REGISTER:
             register_name = found.reg_name(operand.reg)
             full, width = _GENERAL.get(register_name, (register_name, operand.size))
             vector = vector or register_name.startswith(_VECTOR_PREFIXES)
             operands.append(("reg", full, width))
         else:
-            operands.append(("imm", operand.imm if operand.type == x86.X86_OP_IMM else 0, operand.size))
+            operands.append(("imm", operand.imm if operand.type == _IMMEDIATE else 0, operand.size))
     # With a register operand, bt and its kin reach beyond the operand that is named.
     if name in ("bt", "bts", "btr", "btc") and spans and operands[-1][0] == "reg":
         forbidden = name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Hashable, Iterable
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from detbox.errors import NotDeterministic
@@ -13,7 +14,7 @@ from detbox.machine.futexes import FutexTable
 from detbox.machine.inodes import InodeTable
 from detbox.machine.layers import Layers
 from detbox.scheduler.core import Scheduler
-from detbox.supervisor import lifecycle, procview, signals
+from detbox.supervisor import lifecycle, signals
 from detbox.supervisor.console import Console
 from detbox.supervisor.readiness import EpollReadiness
 from detbox.supervisor.task import Process, Task
@@ -122,17 +123,24 @@ class Machine:
         sets = signals.pending(self, task)
         return sets.private | sets.shared
 
+    @staticmethod
+    def _procview() -> ModuleType:
+        # Imported when it is first needed: many runs never look at /proc.
+        from detbox.supervisor import procview
+
+        return procview
+
     def synth_open(self, task: Task, path: bytes, fd: int, flags: int) -> int:
         """Answer an open of a procfs or sysfs file; see :func:`procview.synth_open`."""
-        return procview.synth_open(self, task, path, fd, flags)
+        return self._procview().synth_open(self, task, path, fd, flags)
 
     def synth_mode(self, task: Task, path: bytes) -> int | None:
         """st_mode of a procfs path, None where the guest sees nothing."""
-        return procview.synth_mode(self, task, path)
+        return self._procview().synth_mode(self, task, path)
 
     def synth_listing(self, task: Task, path: bytes, names: list[bytes]) -> list[bytes]:
         """The names in a procfs or sysfs directory; see :func:`procview.synth_listing`."""
-        return procview.synth_listing(self, task, path, names)
+        return self._procview().synth_listing(self, task, path, names)
 
     @staticmethod
     def repaired_siginfo(signo: int, info: bytes) -> bytes:
