@@ -119,11 +119,14 @@ def _copy(m: Machine, fd: int, st: os.stat_result, temporary: bytes, path: bytes
     if S_ISLNK(st.st_mode):
         os.symlink(os.readlink(b"", dir_fd=fd), temporary)
     elif S_ISREG(st.st_mode):
-        source = os.open(b"self/fd/%d" % fd, os.O_RDONLY | os.O_CLOEXEC, dir_fd=m.proc_fd)
-        try:
-            _copy_content(source, st, temporary)
-        finally:
-            os.close(source)
+        if st.st_size == 0:
+            os.mknod(temporary, st.st_mode)
+        else:
+            source = os.open(b"self/fd/%d" % fd, os.O_RDONLY | os.O_CLOEXEC, dir_fd=m.proc_fd)
+            try:
+                _copy_content(source, st, temporary)
+            finally:
+                os.close(source)
     else:
         return False
     os.rename(temporary, path)
@@ -155,8 +158,8 @@ def private(m: Machine, fd: int, st: os.stat_result, vnode: VInode) -> bool:
     layers = m.layers
     if st.st_mode & _OTHERS_READ or not layers.host or vnode.btime != m.inodes.epoch_ns:
         return False
-    if not (S_ISREG(st.st_mode) or S_ISDIR(st.st_mode)) or not _in_overlay(m, fd):
-        return False
+    if not (S_ISREG(st.st_mode) and st.st_size or S_ISDIR(st.st_mode)) or not _in_overlay(m, fd):
+        return False  # nothing is hidden in an empty file, such as the lock of dpkg's data base
     path = paths.path_of(m, fd)
     if S_ISDIR(st.st_mode):
         return path not in layers.emptied
