@@ -23,7 +23,6 @@ SYSCTLS: dict[str, str] = {
     "ipv4/tcp_syncookies": "0",
     "ipv4/tcp_tw_reuse": "0",
     "ipv4/ip_local_port_range": "61000 65535",  # automatic ports are the supervisor's: 32768 to 60999
-    "ipv4/ping_group_range": "1 0",
     "ipv4/ip_unprivileged_port_start": "1024",
     "core/somaxconn": "4096",
     "unix/max_dgram_qlen": "512",

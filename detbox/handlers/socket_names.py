@@ -27,6 +27,8 @@ _INET = (host.AF_INET, host.AF_INET6)
 #: Every listen queue is so long (net.core.somaxconn's default): no connection waits for the host's clock to
 #: be tried again, and no thread sleeps in the kernel because of a full queue.
 BACKLOG = 4096
+#: What net.core.wmem_default and rmem_default allow in an unconfigured kernel; the kernel doubles it.
+_BUFFER = 106496
 
 
 def socket(m: Machine, t: Task, a: Args) -> Decision:
@@ -41,12 +43,14 @@ def socket(m: Machine, t: Task, a: Args) -> Decision:
         if family == host.AF_NETLINK:
             m.need_loopback()
         t.process.files.forget_all()
-        return CONTINUE
+        return _made_by_guest(m, 1)
     m.need_loopback()
     sock = host.socket(family, kind & ~host.SOCK_CLOEXEC, protocol)
     if kind & _TYPE_BITS == host.SOCK_STREAM:
         # Nagle's algorithm holds data back until a timer or the peer's acknowledgement comes.
         sock.setsockopt(host.IPPROTO_TCP, host.TCP_NODELAY, 1)
+    else:
+        _set_buffers(sock)
     return InstallFd(sock.detach(), bool(kind & host.SOCK_CLOEXEC))
 
 
@@ -72,7 +76,36 @@ def _refusal(family: int, kind: int, protocol: int) -> int:
 def socketpair(m: Machine, t: Task, a: Args) -> Decision:
     """``socketpair(family, type, protocol, fds)``: the guest makes it, because its credentials are kept."""
     t.process.files.forget_all()
-    return CONTINUE
+    return _made_by_guest(m, 2, a[3])
+
+
+def _made_by_guest(m: Machine, count: int, address: int = 0) -> Decision:
+    """Let the kernel make one socket, or two whose numbers it writes to ``address``.
+
+    How much they hold follows from the host's net.core settings; only if those are unusual the buffers have
+    to be set afterwards, because that costs a stop.
+    """
+    state = io_state(m)
+    if state.usual_buffers is None:
+        with host.socket(host.AF_UNIX) as sample:
+            state.usual_buffers = sample.getsockopt(host.SOL_SOCKET, host.SO_SNDBUF) == 2 * _BUFFER
+    if state.usual_buffers:
+        return CONTINUE
+
+    def look(task: Task, result: int) -> None:
+        if result < 0:
+            return
+        for index in range(count):
+            number = result if count == 1 else task.u32(address + 4 * index)
+            with host.socket(fileno=task.process.files.borrow(task, number)) as sock:
+                _set_buffers(sock)
+
+    return ContinueThen(look)
+
+
+def _set_buffers(sock: host.socket) -> None:
+    for option in (host.SO_SNDBUF, host.SO_RCVBUF):
+        sock.setsockopt(host.SOL_SOCKET, option, _BUFFER)
 
 
 def bind(m: Machine, t: Task, a: Args) -> Decision:

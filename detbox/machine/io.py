@@ -36,6 +36,7 @@ class IoState:
     lock_waits: dict[int, frozenset[int]] = field(default_factory=dict)
     listeners: dict[bytes, int] = field(default_factory=dict)
     stdin_is_watched: bool = False
+    usual_buffers: bool | None = None
     terminals: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
 
     def port(self) -> int:

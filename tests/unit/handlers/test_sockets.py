@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from detbox.decision import CONTINUE, InstallFd, Park
+from detbox.decision import CONTINUE, ContinueThen, InstallFd, Park
 from detbox.handlers import sockets
+from detbox.machine.io import io_state
 from tests.unit.handlers.io_fakes import BASE, Machine, Task, resume
 
 
@@ -172,3 +173,15 @@ def test_unix_names_and_peers(world: Any) -> None:
     t.write(BASE, struct.pack("<i", 12))
     assert sockets.getsockopt(m, t, args(client.fileno(), 1, host.SO_PEERCRED, BASE + 8, BASE)) == 0
     assert struct.unpack("<iII", t.read(BASE + 8, 12)) == (os.getpid(), 1000, 1001)
+
+
+def test_unusual_default_buffers_are_mended(world: Any) -> None:
+    m, t = world
+    io_state(m).usual_buffers = False
+    step = sockets.socketpair(m, t, args(host.AF_UNIX, host.SOCK_STREAM, 0, BASE))
+    assert isinstance(step, ContinueThen)
+    one, other = host.socketpair()
+    one.setsockopt(host.SOL_SOCKET, host.SO_SNDBUF, 4096)
+    t.write(BASE, struct.pack("<2i", one.fileno(), other.fileno()))
+    step.look(t, 0)
+    assert one.getsockopt(host.SOL_SOCKET, host.SO_SNDBUF) == 212992
