@@ -576,6 +576,8 @@ static PyObject *borrow_fd(PyObject *self, PyObject *const *a, Py_ssize_t n)
 	long tgid = PyLong_AsLong(a[0]), fd = PyLong_AsLong(a[1]);
 	if (PyErr_Occurred()) return NULL;
 	int pidfd = (int)syscall(SYS_pidfd_open, (pid_t)tgid, 0);
+	/* PIDFD_THREAD (Linux 6.9): any thread will do once the first one has left. */
+	if (pidfd < 0 && errno != ESRCH) pidfd = (int)syscall(SYS_pidfd_open, (pid_t)tgid, O_EXCL);
 	if (pidfd < 0) return fail();
 	int r = (int)syscall(SYS_pidfd_getfd, pidfd, (int)fd, 0);
 	int err = errno;

@@ -53,6 +53,9 @@ _ANONYMOUS = {
 RANDOM_DEVICES = (os.makedev(1, 8), os.makedev(1, 9))
 # Consoles, /dev/tty and /dev/ptmx, pseudo-terminals (Documentation/admin-guide/devices.txt).
 _TTY_MAJORS = frozenset((3, 4, 5, *range(128, 144)))
+# Looking at a thread that has left: it has no number, or (until its process ends) no descriptors, and its
+# procfs entries belong to the host's root.
+_GONE = (FileNotFoundError, ProcessLookupError, PermissionError)
 
 
 def is_tty(rdev: int) -> bool:
@@ -157,7 +160,7 @@ class FileTable:
                 if plain and st.st_dev != self.m.inodes.anon_dev:
                     return st, b""
                 return st, os.readlink(name, dir_fd=self.m.proc_fd)
-            except (FileNotFoundError, ProcessLookupError):
+            except _GONE:
                 continue
         raise OSError(errno.EBADF, "no such descriptor")
 
@@ -166,7 +169,8 @@ class FileTable:
         fd &= 0xFFFFFFFF
         if fd > 0x7FFFFFFF:
             raise OSError(errno.EBADF, "no such descriptor")
-        return _native.borrow_fd(t.process.pid, fd)
+        process = t.process
+        return _native.borrow_fd(t.tid if process.data.get("leader_gone") else process.pid, fd)
 
     def set(self, fd: int, entry: OpenFile | None) -> None:
         """``fd`` refers to ``entry`` from now on (None: to something to be looked up)."""
@@ -217,7 +221,7 @@ class FsContext:
         for tid in (self.pid, *(process.tasks if process is not None else ())):
             try:
                 return os.open(b"%d/%s" % (tid, link), os.O_PATH, dir_fd=self.m.proc_fd)
-            except (FileNotFoundError, ProcessLookupError):
+            except _GONE:
                 continue
         raise OSError(errno.ESRCH, "the process is gone")
 

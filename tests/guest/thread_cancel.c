@@ -58,7 +58,10 @@ static void *asynchronous(void *unused)
 
 static void *outlive(void *unused)
 {
+    char byte;
     sleep_ms(20);
+    CHECK(write(ends[1], "x", 1) == 1 && read(ends[0], &byte, 1) == 1);
+    CHECK(access(".", F_OK) == 0 && open("/dev/null", O_RDWR) >= 0);
     note("the first thread has left\n");
     exit(5);
     return unused;
