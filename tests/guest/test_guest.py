@@ -65,6 +65,7 @@ GUESTS = (
     Guest("spawn_kinds.c"),
     Guest("spin_waits.c", limit_s=120),
     Guest("stopped_jobs.c"),
+    Guest("system_files.sh", native=False, limit_s=100),
     Guest("sysv_ipc.c"),
     Guest("terminal.c"),
     Guest("thread_cancel.c"),
