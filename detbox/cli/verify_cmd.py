@@ -175,20 +175,22 @@ def _progress() -> Iterator[Progress]:
 
 def _one(order: Path) -> int:
     """One run: the frozen description from ``order``, with the current directory as work directory."""
-    from detbox.container.launch import run as launch
-
     given = json.loads(order.read_text())
     spec = RunSpec.from_json(given["spec"]).with_changes(workdir=os.getcwd())
     answer: dict[str, Any] = {}
     try:
+        from detbox.container.launch import run as launch
+
         outcome = launch(spec)
         status = run_cmd.status_of(spec, outcome)
         answer = {name: getattr(outcome, name) for name in ("stats", "doubts", "unknown_calls", "interleaving")}
     except DetboxError as error:
         status = error.status
         answer = {"error": type(error).__name__, "message": error.message, "remedy": error.remedy}
-    except Exception as error:  # the edge of the program: whatever arrives here is our bug
+    except Exception:  # the edge of the program: whatever arrives here is our bug
+        import traceback
+
         status = InternalError.status
-        answer = {"error": "InternalError", "message": f"{type(error).__name__}: {error}", "remedy": ""}
+        answer = {"error": "InternalError", "message": traceback.format_exc(), "remedy": ""}
     Path(given["answer"]).write_text(json.dumps(answer))
     return status

@@ -31,9 +31,9 @@ _VISIBLE = {
 _DATE = re.compile(rb"\d{4}-\d\d-\d\d|\d\d:\d\d:\d\d|\b(?:19|20)\d\d\b")
 _SECONDS = re.compile(rb"\b1[5-9]\d{8}(?:\d{3}){0,3}\b")  # since 1970, also in ms, µs, ns
 _ADDRESS = re.compile(rb"0x[0-9a-f]{6,16}\b|\b(?:7f|55|56)[0-9a-f]{10}\b")
-_NUMBER = re.compile(rb"\b\d{2,7}\b")
+_NUMBER = re.compile(rb"(?<![\w.])[1-9]\d{1,6}\b")  # not a part of a fraction
 _CLOCK_CALLS = {"clock_gettime", "gettimeofday", "time", "times"}
-_PID_CALLS = {"getpid", "gettid", "getppid", "fork", "clone", "clone3", "vfork"}
+_NEAR = 10_000  # process numbers of two runs, one soon after the other, are no farther apart
 
 
 def guess(left: Observed, right: Observed, hosts: Sequence[Host], calls: Iterable[str]) -> list[Cause]:
@@ -90,8 +90,16 @@ def _of_line(x: bytes, y: bytes, hosts: Sequence[Host], called: set[str]) -> tup
     dated = _DATE.search(x) and _DATE.search(y) or _SECONDS.search(x) and _SECONDS.search(y)
     if dated and (_CLOCK_CALLS & called or not called):
         return "clock", shown
-    if _NUMBER.search(x) and _NUMBER.search(y) and _NUMBER.sub(b"", x) == _NUMBER.sub(b"", y) and _PID_CALLS & called:
+    if _near_numbers(x, y):
         return "process number", shown
     if "getrandom" in called:
         return "random", shown
     return ("clock" if _CLOCK_CALLS & called else "unknown"), shown
+
+
+def _near_numbers(x: bytes, y: bytes) -> bool:
+    """Whether two lines differ in nothing but numbers that are close to each other."""
+    if _NUMBER.sub(b"", x) != _NUMBER.sub(b"", y):
+        return False
+    pairs = zip(_NUMBER.findall(x), _NUMBER.findall(y), strict=False)
+    return all(abs(int(one) - int(other)) < _NEAR for one, other in pairs)
