@@ -701,13 +701,17 @@ static int copy_level(int source, int target, int depth, int asked, dev_t dev, c
 	DIR *dir = fdopendir(source);
 	if (!dir) { close(source); close(target); return 0; }
 	int bad = 0;
+	struct stat own;
+	int inherits = fstat(target, &own) || own.st_mode & S_ISGID; /* the group's bit goes to new directories */
 	for (struct dirent *e; !bad && (e = readdir(dir));) {
 		size_t n = strlen(e->d_name);
 		struct stat st;
 		if ((e->d_type != DT_DIR && e->d_type != DT_UNKNOWN) || !strcmp(e->d_name, ".") || !strcmp(e->d_name, "..")) continue;
 		if (length + n + 2 > PATH_MAX || fstatat(source, e->d_name, &st, AT_SYMLINK_NOFOLLOW) || !S_ISDIR(st.st_mode)) continue;
-		if (mkdirat(target, e->d_name, 0700)) continue;
-		fchmodat(target, e->d_name, st.st_mode & 07777, 0);
+		if (mkdirat(target, e->d_name, st.st_mode & 01777)) continue;
+		if (inherits || st.st_mode & 06000) fchmodat(target, e->d_name, st.st_mode & 07777, 0);
+		/* Two links are its own name and its ".": no subdirectories.  File systems that do not count say 1. */
+		if ((st.st_mode & asked) == asked && st.st_nlink == 2 && !faccessat(source, e->d_name, R_OK | X_OK, AT_EACCESS)) continue;
 		path[length] = '/';
 		memcpy(path + length + 1, e->d_name, n + 1);
 		int to = openat(target, e->d_name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -736,7 +740,7 @@ static int copy_level(int source, int target, int depth, int asked, dev_t dev, c
  *
  * Makes the directories below one descriptor also below the other, for an overlay's upper layer.
  * Other file systems that are mounted below the source are left out, as an overlay leaves them out.
- * A directory that cannot be read counts as one that lacks them.  Those in the result are made opaque. */
+ * The umask must be 0.  A directory that cannot be read counts as one that lacks them.  Those in the result are made opaque. */
 static PyObject *make_directories(PyObject *self, PyObject *args)
 {
 	int fds[2], depth, asked;
