@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable
-from errno import EAGAIN, EBADF, EINVAL, EPIPE, ESPIPE
+from errno import EAGAIN, EBADF, EINVAL, EISDIR, EPIPE, ESPIPE
 from fcntl import F_GETFL, fcntl
 from typing import TYPE_CHECKING
 
@@ -247,8 +247,35 @@ def vmsplice(m: Machine, t: Task, a: Args) -> Decision:
 
 
 def copy_file_range(m: Machine, t: Task, a: Args) -> Decision:
-    """``copy_file_range(in, off_in, out, off_out, len, flags)``: regular files only."""
-    target = t.process.files.get(fd_of(a[2]))
-    if target.kind is Kind.REG and a[4]:
-        m.inodes.touch(target.vnode)
-    return CONTINUE
+    """``copy_file_range(in, off_in, out, off_out, len, flags)``: regular files only.
+
+    The supervisor copies: the kernel refuses to do it between two file systems, and which of the guest's
+    files share one is the host's affair.
+    """
+    files = t.process.files
+    source, target = files.get(fd_of(a[0])), files.get(fd_of(a[2]))
+    if a[5] or source.kind not in _PLAIN or target.kind not in _PLAIN:
+        return -EISDIR if Kind.DIR in (source.kind, target.kind) else -EINVAL
+    own = files.borrow(t, fd_of(a[0]))
+    try:
+        out = files.borrow(t, fd_of(a[2]))
+        try:
+            return _copy(_Mover(m, t, (fd_of(a[0]), fd_of(a[2])), (a[1], a[3]), a[4]), own, out)
+        finally:
+            os.close(out)
+    finally:
+        os.close(own)
+
+
+def _copy(mover: _Mover, own: int, out: int) -> Decision:
+    """The checks of generic_copy_file_checks (mm/filemap.c), then the copy."""
+    flags = fcntl(out, F_GETFL)
+    if fcntl(own, F_GETFL) & os.O_ACCMODE == os.O_WRONLY or flags & os.O_ACCMODE == os.O_RDONLY or flags & os.O_APPEND:
+        return -EBADF
+    begins = [
+        position if position >= 0 else os.lseek(fd, 0, os.SEEK_CUR)
+        for position, fd in zip(mover.positions, (own, out), strict=True)
+    ]
+    if os.path.sameopenfile(own, out) and abs(begins[0] - begins[1]) < mover.count:
+        return -EINVAL
+    return mover.run()

@@ -102,7 +102,11 @@ def test_splice_and_sendfile(world: Any, tmp_path: Path) -> None:
     assert splice.sendfile(m, t, args(write_end, fd, BASE, 3)) == 3
     assert m.output == [(1, b"nte")] and t.u64(BASE) == 5
     assert splice.splice(m, t, args(read_end, BASE, fd, 0, 5)) == -ESPIPE
-    assert splice.copy_file_range(m, t, args(fd, 0, fd, 0, 5)) is CONTINUE
+    assert splice.copy_file_range(m, t, args(fd, 0, fd, 0, 5)) == -EINVAL  # they overlap
+    copy = os.open(tmp_path / "copy", os.O_CREAT | os.O_RDWR)
+    t.write(BASE, struct.pack("<q", 3))
+    assert splice.copy_file_range(m, t, args(fd, BASE, copy, 0, 100)) == 4
+    assert os.pread(copy, 100, 0) == b"tent" and t.u64(BASE) == 7
 
 
 def test_sendfile_to_a_full_pipe(world: Any, tmp_path: Path) -> None:
