@@ -222,7 +222,8 @@ def _epoch(given: Any, declared: Mapping[bytes, bytes]) -> int:
 def _site_cache(host_env: Mapping[bytes, bytes]) -> str | None:
     from detbox.cpu.sitecache import cache_dir
 
-    if b"HOME" not in host_env and b"XDG_CACHE_HOME" not in host_env:
+    # A home that does not exist is a way to say that there is none.
+    if b"XDG_CACHE_HOME" not in host_env and not os.path.isdir(host_env.get(b"HOME", b"")):
         return None
     return str(cache_dir({os.fsdecode(key): os.fsdecode(value) for key, value in host_env.items()}))
 
