@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from detbox.decision import CONTINUE, ContinueThen, Decision, Park
 from detbox.errors import HostError
-from detbox.kernel.numbers import NUMBERS
+from detbox.kernel.numbers import NAMES
 from detbox.recorder import calls
 from detbox.recorder.format import (
     CALL,
@@ -33,6 +33,7 @@ from detbox.recorder.format import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
+    from detbox.machine.clock import Clock
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Process, Task
 
@@ -40,6 +41,12 @@ _FLUSH = 1 << 18  # bytes of records that are compressed at a time
 _LEVEL = 1  # of zlib: ten times faster than the default, files half as large again
 _PATH_MAX, _DATA_MAX, _VECTORS_MAX = 4096, 1 << 20, 64
 _NONE = (0, 0, 0, 0, 0, 0)
+_UNKNOWN = (6, -1, False)
+# Plain numbers: an enumeration's members cost a look-up each.
+_CALL = int(Kind.CALL)
+_REPLY, _CONTINUE, _WATCH, _PARK, _INSTALL = (
+    int(v) for v in (Verdict.REPLY, Verdict.CONTINUE, Verdict.WATCH, Verdict.PARK, Verdict.INSTALL)
+)
 
 
 class Recorder:
@@ -56,48 +63,52 @@ class Recorder:
         self._buffer = bytearray()
         self._started = False
         self._compress = zlib.compressobj(_LEVEL)
-        self._paths = calls.path_arguments()
-        self._counts = calls.counts()
-        self._machine: Machine
+        paths, counts = calls.path_arguments(), calls.counts()
+        takes = {*calls.GIVEN, *calls.VECTORS}
+        #: By call number: how many arguments, which of them is a path (-1: none), whether it hands data over.
+        self._about = [(counts.get(nr, 6), paths.get(nr, -1), nr in takes) for nr in range(max(NAMES) + 1)]
+        self._clock: Clock
         text = json.dumps(description, sort_keys=True).encode()
         self._write(MAGIC + HEAD.pack(VERSION, len(text)) + text)
 
     def bind(self, machine: Machine) -> None:
         """Connect the run's machine, whose clock gives each record's time."""
-        self._machine = machine
+        self._clock = machine.clock
 
     # -- what happens ------------------------------------------------------------
 
     def on_call(self, task: Task, decision: Decision) -> None:
         """A call has been decided."""
         nr, result, digest = task.nr, 0, 0
+        count, position, takes = self._about[nr] if 0 <= nr < len(self._about) else _UNKNOWN
         if type(decision) is int:
-            verdict, result = Verdict.REPLY, decision
+            verdict, result = _REPLY, decision
         elif decision is CONTINUE:
-            verdict = Verdict.CONTINUE
+            verdict = _CONTINUE
         elif type(decision) is Park:
-            verdict = Verdict.PARK
+            verdict = _PARK
         elif type(decision) is ContinueThen:
-            verdict = Verdict.WATCH
+            verdict = _WATCH
         else:
-            verdict = Verdict.INSTALL
-        if nr in calls.GIVEN or nr in calls.VECTORS:
+            verdict = _INSTALL
+        if takes:
             digest = self._given(task, nr)
-        elif self.results and verdict is Verdict.REPLY and nr in calls.LEFT:
+        elif self.results and verdict == _REPLY and nr in calls.LEFT:
             digest = _left(task, nr, result)
         args = task.args
-        count = self._counts.get(nr, 6)
         if count < 6:  # the other registers hold whatever the program left there
             args = args[:count] + _NONE[count:]
         if not self._started:  # the first execve comes from the supervisor's own memory
             args = _NONE
         thread = self._threads.get(task.lineage) or self._appear(task)
-        path = self._path(task, nr)
-        now = self._machine.clock.now
-        code = verdict | HAS_PATH if path else verdict
-        self._buffer += CALL.pack(Kind.CALL, thread, nr & 0xFFFF, code, now, *args, result, digest)
+        now = self._clock.now
+        path = b"" if position < 0 else self._path(task, position)
         if path:
+            code = verdict | HAS_PATH
+            self._buffer += CALL.pack(_CALL, thread, nr & 0xFFFF, code, now, *args, result, digest)
             self._buffer += PATH_LENGTH.pack(len(path)) + path
+        else:
+            self._buffer += CALL.pack(_CALL, thread, nr & 0xFFFF, verdict, now, *args, result, digest)
         self._count()
 
     def on_result(self, task: Task, result: int) -> None:
@@ -177,10 +188,8 @@ class Recorder:
         self._add(TASK.pack(Kind.TASK, number, pid, tid, len(name)) + name)
         return number
 
-    def _path(self, task: Task, nr: int) -> bytes:
-        position = self._paths.get(nr)
-        if position is None or nr == NUMBERS["getcwd"]:
-            return b""
+    @staticmethod
+    def _path(task: Task, position: int) -> bytes:
         try:
             return task.cstr(task.args[position])[:_PATH_MAX]
         except OSError:  # the call itself fails as well
