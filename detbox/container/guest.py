@@ -133,9 +133,10 @@ def build(spec: RunSpec) -> tuple[int, Layers]:
 
 def _layers(spec: RunSpec, steps: list[operations.Step], limited: bool) -> Layers:
     overlays = [step for step in steps if isinstance(step, operations.Overlay)]
-    tops = [b"/" if spec.image else os.fsencode(step.path) for step in overlays]
+    # An image's overlay has become the root by way of another mount.
+    mounts = [_native.statx(-1, b"/", 0)[12]] if spec.image else [step.mount_id for step in overlays]
     return Layers(
-        mounts=frozenset(_native.statx(-1, top, 0)[12] for top in tops),
+        mounts=frozenset(mounts),
         host=spec.image is None,
         limited=limited,
         uppers={os.fsencode(step.path): os.fsencode(f"{step.scratch}/upper") for step in overlays},

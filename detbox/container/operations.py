@@ -19,6 +19,7 @@ from detbox.synth import sysfs
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 0x20, 0x1000, 0x4000, 0x40000
+_MNT_ID = 12  # of what _native.statx returns
 #: Where the new root is assembled; any directory that exists everywhere will do,
 #: since the mount is seen in the container's own namespace only.
 STAGE = "/tmp"
@@ -86,6 +87,7 @@ class Overlay(Step):
     scratch: str  # guest path of the directory on a tmpfs that holds the upper layer
     depth: int = 2  # 0: what its owner alone may see is shown to the guest
     emptied: list[str] = field(default_factory=list, repr=False)  # guest paths of directories shown empty
+    mount_id: int = field(default=-1, repr=False)  # known once it is mounted; something may cover the path later
     _fd: int = field(default=-1, repr=False)
 
     def describe(self) -> str:
@@ -107,6 +109,7 @@ class Overlay(Step):
         # What the host's kernel was configured to do by default must not show.
         options = f"lowerdir=/proc/self/fd/{self._fd},upperdir={upper},workdir={work},userxattr,index=off,xino=off"
         _mount("overlay", self.path, "overlay", MS_NODEV | MS_NOSUID, options)
+        self.mount_id = _native.statx(-1, os.fsencode(target), 0)[_MNT_ID]
         os.close(self._fd)
 
     def _make_directories(self, upper: str) -> None:

@@ -19,6 +19,7 @@ _OWN = frozenset(("proc", "sys", "dev", "tmp", "run", "home", "root", "mnt", "me
 #: Directories that stay in memory, and their modes.
 _FRESH = {"/tmp": 0o1777, "/run": 0o755, "/home": 0o755, "/root": 0o700, "/mnt": 0o755, "/srv": 0o755}
 _SCRATCH = "/.detbox"
+_FOR_ALL = 0o005  # a directory that everybody may list and search: what only root could see is nobody's
 #: How many levels of directories are looked through for private ones, where it is not two (see Overlay).
 _PRIVATE_DEPTH = {"etc": 8, "var": 8}
 
@@ -26,7 +27,7 @@ _PRIVATE_DEPTH = {"etc": 8, "var": 8}
 def steps(spec: RunSpec) -> list[Step]:
     """All steps, in order.  Raises UserError."""
     plan: list[Step] = []
-    plan += _image_root(spec) if spec.image else _host_root()
+    plan += _image_root(spec) if spec.image else _host_root(spec)
     plan += [ops.Special("proc", "/proc"), *_devices(), *_sys(spec)]
     plan += _fixed_files(spec)
     plan.append(ops.Directory(spec.guest_workdir))
@@ -57,15 +58,15 @@ def _covered(spec: RunSpec) -> bool:
     return any(alias == m.dst or alias.startswith(m.dst.rstrip("/") + "/") for m in spec.mounts)
 
 
-def _host_root() -> list[Step]:
+def _host_root(spec: RunSpec) -> list[Step]:
     plan: list[Step] = [ops.Tmpfs("/", 0o755), ops.Directory(_SCRATCH, 0o700)]
     for name in sorted(os.listdir("/")):
         path = "/" + name
-        if name in _OWN or name == _SCRATCH[1:]:
+        if name in _OWN or path in (_SCRATCH, spec.guest_workdir):
             continue
         if os.path.islink(path):
             plan.append(ops.Symlink(path, os.readlink(path)))
-        elif os.path.isdir(path) and os.access(path, os.R_OK | os.X_OK):
+        elif os.path.isdir(path) and os.stat(path).st_mode & _FOR_ALL == _FOR_ALL:
             plan.append(ops.Overlay(path, path, f"{_SCRATCH}/{name}", _PRIVATE_DEPTH.get(name, 2)))
     plan += [ops.Directory(path, mode) for path, mode in _FRESH.items()]
     plan.append(ops.Tmpfs("/tmp", _FRESH["/tmp"]))
