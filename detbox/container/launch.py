@@ -51,6 +51,10 @@ class Outcome:
     interleaving: dict[str, Any] = field(default_factory=dict)  # of stdout and stderr, see Interleaving.summary
 
 
+#: Real seconds that a run gets for its end: thousands of processes may have to be killed.
+END_S = 10.0
+
+
 def run(spec: RunSpec) -> Outcome:
     """Run the command to its end.  Raises DetboxError."""
     life_read, life_write = os.pipe2(os.O_CLOEXEC)
@@ -110,12 +114,18 @@ def _await_result(spec: RunSpec, result: int, life: int) -> bytes:
 
 
 def _end(keeper: int) -> None:
-    """Make sure that nothing of the run is left."""
-    with contextlib.suppress(ProcessLookupError):
-        pid, _ = os.waitpid(keeper, os.WNOHANG)
-        if pid == 0:
+    """Make sure that nothing of the run is left.
+
+    The supervisor has been told to end, and the keeper waits until the kernel has killed the supervisor's
+    whole PID namespace.  After ``END_S`` seconds the keeper is killed, which takes the rest along.
+    """
+    gone = os.pidfd_open(keeper)
+    try:
+        if not select.select([gone], [], [], END_S)[0]:
             os.kill(keeper, signal.SIGKILL)
-            os.waitpid(keeper, 0)
+    finally:
+        os.close(gone)
+    os.waitpid(keeper, 0)
 
 
 def _outcome(text: bytes) -> Outcome:
