@@ -169,7 +169,7 @@ def _run_for_program(arguments: argparse.Namespace) -> int:
     """The same run for ``detbox.api``: what a person would read goes to the result descriptor as JSON."""
     import json
 
-    _end_with_caller()
+    end_with_caller()
     os.set_inheritable(arguments.result_fd, False)
     answer: dict[str, Any] = {"version": 1}
     try:
@@ -195,7 +195,7 @@ def _run_for_program(arguments: argparse.Namespace) -> int:
     return status
 
 
-def _end_with_caller() -> None:
+def end_with_caller() -> None:
     """A caller that is killed leaves no run behind: SIGTERM comes when the thread that waits for us ends."""
     from detbox.kernel import _native
 

@@ -6,7 +6,6 @@ import argparse
 import os
 import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from detbox.cli import run_cmd
@@ -72,6 +71,8 @@ def run(parser_class: type[argparse.ArgumentParser], arguments: argparse.Namespa
 
 
 def _show(parser_class: type[argparse.ArgumentParser], words: list[str]) -> int:
+    from pathlib import Path
+
     from detbox.kernel.numbers import NUMBERS
     from detbox.recorder.read import Trace, events
     from detbox.recorder.show import line
@@ -106,6 +107,8 @@ def _below(lineage: str, top: str) -> bool:
 
 
 def _diff(parser_class: type[argparse.ArgumentParser], words: list[str]) -> int:
+    from pathlib import Path
+
     from detbox.recorder.compare import first_divergence
     from detbox.recorder.read import Trace
 

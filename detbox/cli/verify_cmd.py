@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detbox.cli import run_cmd
 from detbox.errors import DetboxError, InternalError, UserError
-from detbox.kernel.numbers import NUMBERS
 from detbox.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -41,7 +35,6 @@ exit status: 0 identical, 1 different, and as `detbox run` for failures of detbo
 """
 
 MAX_RUNS = 100
-_REFRESH_S = 0.2
 
 
 def add_parser(verbs: Any) -> None:
@@ -77,7 +70,11 @@ def add_parser(verbs: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """The verb's body: returns the exit status."""
     if arguments.one is not None:
-        return _one(Path(arguments.one))
+        return _one(arguments.one)
+    import json
+
+    from detbox.cli.progress import phases
+    from detbox.kernel.numbers import NUMBERS
     from detbox.report.verify import Verification, choose
     from detbox.values import number
 
@@ -88,10 +85,12 @@ def run(arguments: argparse.Namespace) -> int:
     runs = number(arguments.runs, "-n", 2, MAX_RUNS, default=2)
     if arguments.native and (spec.image or spec.mounts):
         raise UserError("--native has no image and no mounts", "leave out --image, --ro and --rw")
+    for signo in (signal.SIGTERM, signal.SIGHUP):  # the runs and their copies are to vanish then as well
+        signal.signal(signo, signal.default_int_handler)
     stdin = _stdin(spec)
     rows, user = choose(arguments.perturb, arguments.no_perturb, stdin)
     with Verification(spec, stdin, runs, rows, user) as verification:
-        with _progress() as progress:
+        with phases() as progress:
             verdict = _verify(verification, rows, arguments.native, progress)
         if arguments.json:
             text = json.dumps(verdict.as_json(), indent=2)
@@ -122,6 +121,8 @@ def _verify(verification: Verification, rows: Any, native: bool, progress: Progr
 
 def _divergence(verification: Verification, boxed: Comparison, progress: Progress) -> tuple[Any, str]:
     """Record the two runs that differ, on the same hosts, and find where they part."""
+    from pathlib import Path
+
     from detbox.recorder.compare import first_divergence
     from detbox.recorder.read import Trace
 
@@ -146,36 +147,20 @@ def _divergence(verification: Verification, boxed: Comparison, progress: Progres
 def _stdin(spec: RunSpec) -> bytes:
     """All of the command's standard input; a terminal counts as an empty one."""
     if spec.stdin is not None:
-        return Path(spec.stdin).read_bytes()
+        with open(spec.stdin, "rb") as file:
+            return file.read()
     if spec.stdin_closed or os.isatty(0):
         return b""
     return sys.stdin.buffer.read()
 
 
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """A line with the phase and the elapsed time, if standard error is a terminal."""
-    if not os.isatty(2):
-        yield lambda phase: None
-        return
-    started, phases = time.monotonic(), ["starting"]
-
-    def show(*_: object) -> None:
-        os.write(2, f"\r\033[K{phases[-1]}, {time.monotonic() - started:.0f} s".encode())
-
-    before = signal.signal(signal.SIGALRM, show)
-    signal.setitimer(signal.ITIMER_REAL, _REFRESH_S, _REFRESH_S)
-    try:
-        yield phases.append
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-        os.write(2, b"\r\033[K")
-
-
-def _one(order: Path) -> int:
+def _one(order: str) -> int:
     """One run: the frozen description from ``order``, with the current directory as work directory."""
-    given = json.loads(order.read_text())
+    import json
+
+    run_cmd.end_with_caller()
+    with open(order, encoding="utf-8") as file:
+        given = json.load(file)
     spec = RunSpec.from_json(given["spec"]).with_changes(workdir=os.getcwd())
     answer: dict[str, Any] = {}
     try:
@@ -192,5 +177,6 @@ def _one(order: Path) -> int:
 
         status = InternalError.status
         answer = {"error": "InternalError", "message": traceback.format_exc(), "remedy": ""}
-    Path(given["answer"]).write_text(json.dumps(answer))
+    with open(given["answer"], "w", encoding="utf-8") as file:
+        json.dump(answer, file)
     return status

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from detbox.kernel.numbers import NAMES
 from detbox.recorder import show
-from detbox.recorder.format import Event, Kind, decode
+from detbox.recorder.format import Event, Kind, Verdict, decode
 from detbox.recorder.read import Threads, Trace
 
 #: How many events before the divergence are shown.
@@ -94,6 +94,7 @@ def _divergence(
     index: int, one: bytes | None, other: bytes | None, threads: Threads, recent: deque[bytes]
 ) -> Divergence:
     left, right = (decode(raw) if raw is not None else None for raw in (one, other))
+    left, right = (_with_call(event, recent) for event in (left, right))
     known = left or right
     assert known is not None
     before = [show.line(decode(raw), threads) for raw in recent]
@@ -102,3 +103,13 @@ def _divergence(
     texts = ["the run has ended" if event is None else show.line(event, threads).strip() for event in (left, right)]
     who = threads.of(known)
     return Divergence(index, left, right, (texts[0], texts[1]), who.lineage, threads.ancestors(who), before)
+
+
+def _with_call(event: Event | None, recent: deque[bytes]) -> Event | None:
+    """The end of a call that the kernel executed, joined with its beginning."""
+    if event is None or event.kind is not Kind.RESULT:
+        return event
+    for before in map(decode, reversed(recent)):
+        if before.kind is Kind.CALL and before.thread == event.thread:
+            return replace(before, verdict=Verdict.REPLY, result=event.result, digest=event.digest)
+    return event

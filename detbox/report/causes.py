@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from detbox.report.differ import file_content
 from detbox.report.perturb import Host, Observed
 
 
@@ -59,7 +60,8 @@ def _pairs(left: Observed, right: Observed) -> Iterable[tuple[list[bytes], list[
     contents = [(left.stdout, right.stdout), (left.stderr, right.stderr)]
     for path in sorted(left.tree.keys() & right.tree.keys()):
         if left.tree[path].sha256 != right.tree[path].sha256 and left.work and right.work:
-            contents.append(((left.work / path).read_bytes(), (right.work / path).read_bytes()))
+            one, other = file_content(left.work / path), file_content(right.work / path)
+            contents.append((one or b"", other or b""))
     for one, other in contents:
         if one != other:
             yield one.split(b"\n"), other.split(b"\n")

@@ -23,9 +23,18 @@ def explain(difference: Difference, left: Observed, right: Observed) -> list[str
     if difference.what != "tree" or left.work is None or right.work is None:
         return []
     one, other = left.work / difference.path, right.work / difference.path
-    if not all(path.is_file() and not path.is_symlink() for path in (one, other)):
+    ours, theirs = file_content(one), file_content(other)
+    if ours is None or theirs is None or ours == theirs:
         return []
-    return _diffoscope(one, other) or content(one.read_bytes(), other.read_bytes())
+    return _diffoscope(one, other) or content(ours, theirs)
+
+
+def file_content(path: Path) -> bytes | None:
+    """What is in a regular file; None for anything else, and for what is closed to the user."""
+    try:
+        return path.read_bytes() if path.is_file() and not path.is_symlink() else None
+    except OSError:
+        return None
 
 
 def content(left: bytes, right: bytes) -> list[str]:

@@ -294,8 +294,18 @@ def compare(a: Observed, b: Observed) -> list[Difference]:
             found.append(Difference("tree", path, _present(x), _present(y), path))
         elif x != y:
             for name, p, q in x.differing(y):
-                found.append(Difference("tree", f"{path} {name}", str(p), str(q), path))
+                found.append(Difference("tree", f"{path} {name}", _shown(name, p), _shown(name, q), path))
     return found
+
+
+def _shown(name: str, value: object) -> str:
+    """A field of an entry for people."""
+    if name == "mode":
+        return f"{value:04o}"
+    if name == "mtime_ns" and isinstance(value, int):
+        seconds, rest = divmod(value, 10**9)
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds)) + f".{rest:09}"
+    return "untouched" if name == "mtime_ns" else str(value)
 
 
 def _present(entry: Entry | None) -> str:
@@ -334,6 +344,10 @@ def _terminal(stdin: bytes, stack: ExitStack) -> int:
 
 def _remove_tree(base: Path) -> None:
     """Remove a tree whose directories may have lost their permissions."""
-    for directory, _, _ in os.walk(base):
-        os.chmod(directory, 0o700)
+    os.chmod(base, 0o700)
+    for directory, below, _ in os.walk(base):
+        for name in below:  # before the walk goes down to them
+            path = os.path.join(directory, name)
+            if not os.path.islink(path):
+                os.chmod(path, 0o700)
     shutil.rmtree(base)

@@ -12,6 +12,7 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from pathlib import Path
 
 _KINDS = {
@@ -62,7 +63,7 @@ def snapshot(root: Path, me: tuple[int, int]) -> dict[str, Entry]:
     """
     found: dict[str, Entry] = {}
     same: dict[tuple[int, int], list[str]] = {}
-    for path in (str(root), *_walk(root)):
+    for path in chain((str(root),), _walk(root)):
         name = os.path.relpath(path, root)
         status = os.lstat(path)
         found[name] = _entry(path, status, me)
@@ -75,9 +76,19 @@ def snapshot(root: Path, me: tuple[int, int]) -> dict[str, Entry]:
 
 
 def _walk(root: Path) -> Iterator[str]:
-    for directory, subdirectories, files in os.walk(root):
-        for name in sorted(subdirectories + files):
-            yield os.path.join(directory, name)
+    """All paths below ``root``.  A directory that is closed to its owner is opened while it is looked at."""
+    opened: list[tuple[str, int]] = []
+    try:
+        for directory, subdirectories, files in os.walk(root):
+            for name in sorted(subdirectories + files):
+                yield os.path.join(directory, name)
+            for path in (os.path.join(directory, name) for name in subdirectories):
+                if not os.path.islink(path) and not os.access(path, os.R_OK | os.X_OK):
+                    opened.append((path, stat.S_IMODE(os.lstat(path).st_mode)))
+                    os.chmod(path, 0o700)
+    finally:
+        for path, mode in reversed(opened):
+            os.chmod(path, mode)
 
 
 def _entry(path: str, status: os.stat_result, me: tuple[int, int]) -> Entry:
@@ -109,5 +120,12 @@ def _attributes(path: str) -> tuple[tuple[str, bytes], ...]:
 
 
 def _digest(path: str) -> str:
-    with open(path, "rb") as stream:
+    try:
+        stream = open(path, "rb")
+    except PermissionError:  # closed to its owner: opened for a moment
+        mode = stat.S_IMODE(os.lstat(path).st_mode)
+        os.chmod(path, 0o600)
+        stream = open(path, "rb")
+        os.chmod(path, mode)
+    with stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

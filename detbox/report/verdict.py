@@ -45,9 +45,9 @@ class Verdict:
         found = [f"{len(self.boxed.runs)} runs of: {command}"]
         applied = [row.name for row in self.rows if row.applied]
         found.append("perturbed: " + (", ".join(applied) or "nothing"))
-        left_out = [f"{row.name} ({row.why})" for row in self.rows if not row.applied]
-        if left_out:
-            found.append("not perturbed: " + ", ".join(left_out))
+        for why in dict.fromkeys(row.why for row in self.rows if not row.applied):
+            names = ", ".join(row.name for row in self.rows if row.why == why)
+            found.append(f"not perturbed ({why}): {names}")
         if self.native is not None:
             found += ["", f"natively: {_count(self.native)}", *_details(self.native)]
             found += [f"  cause: {cause}" for cause in self.causes]

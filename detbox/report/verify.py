@@ -155,6 +155,8 @@ class Verification:
                     env=env, timeout=self.spec.timeout_s, leave=self._stack, contained=True,
                 )  # fmt: skip
             except (FileNotFoundError, PermissionError) as error:
+                if error.filename != os.fsdecode(self.spec.command[0]):
+                    raise
                 raise errors.CommandNotFound(f"natively: {error}") from None
             except subprocess.TimeoutExpired as late:
                 raise errors.TimedOut(f"natively the command took longer than {late.timeout:g} seconds") from None

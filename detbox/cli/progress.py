@@ -1,0 +1,32 @@
+"""Says on a terminal which phase a long piece of work is in."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_REFRESH_S = 0.2
+
+
+@contextmanager
+def phases() -> Iterator[Callable[[str], None]]:
+    """A line with the phase and the elapsed time, if standard error is a terminal."""
+    if not os.isatty(2):
+        yield lambda phase: None
+        return
+    started, said = time.monotonic(), ["starting"]
+
+    def show(*_: object) -> None:
+        os.write(2, f"\r\033[K{said[-1]}, {time.monotonic() - started:.0f} s".encode())
+
+    before = signal.signal(signal.SIGALRM, show)
+    signal.setitimer(signal.ITIMER_REAL, _REFRESH_S, _REFRESH_S)
+    try:
+        yield said.append
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        os.write(2, b"\r\033[K")
