@@ -8,7 +8,7 @@ C_SOURCES = $(wildcard detbox/kernel/*.c detbox/guest/*.c detbox/guest/*.h)
 help:
 	@echo 'make demo    programs that differ on each run, and a build, made identical'
 	@echo 'make test    the whole test suite'
-	@echo 'make quick   the tests that need no container'
+	@echo 'make quick   the unit tests and a few guest programs'
 	@echo 'make bench   costs compared with native runs'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make docs    renew the generated parts of docs/'
@@ -24,6 +24,7 @@ test: .venv/installed
 
 quick: .venv/installed
 	$(PYTHON) -m pytest tests/unit
+	$(PYTHON) -m pytest -m quick tests/guest
 
 bench: .venv/installed
 	$(PYTHON) -m benchmarks
