@@ -41,9 +41,13 @@ def guess(left: Observed, right: Observed, hosts: Sequence[Host], calls: Iterabl
     """Causes of the differences between two native runs on ``hosts``; ``calls``: what the command calls."""
     called = set(calls)
     found: dict[str, str] = {}
-    for one, other in _pairs(left, right):
-        for name, evidence in _of_pair(one, other, hosts, called):
-            found.setdefault(name, evidence)
+    for label, one, other in _pairs(left, right):
+        binary = b"\0" in one
+        for name, evidence in _of_pair(one.split(b"\n"), other.split(b"\n"), hosts, called):
+            if not binary:
+                found.setdefault(name, f"{evidence} in {label}")
+            elif name in _VISIBLE.values():  # other guesses at bytes that are no text would be idle
+                found.setdefault(name, f"in {label}")
     for path in sorted(left.tree.keys() & right.tree.keys()):
         fields = {name for name, _, _ in left.tree[path].differing(right.tree[path])}
         if "mtime_ns" in fields:
@@ -55,16 +59,14 @@ def guess(left: Observed, right: Observed, hosts: Sequence[Host], calls: Iterabl
     return [Cause(name, evidence) for name, evidence in found.items()]
 
 
-def _pairs(left: Observed, right: Observed) -> Iterable[tuple[list[bytes], list[bytes]]]:
-    """Lines of contents that differ."""
-    contents = [(left.stdout, right.stdout), (left.stderr, right.stderr)]
+def _pairs(left: Observed, right: Observed) -> Iterable[tuple[str, bytes, bytes]]:
+    """Contents that differ, and what they are of."""
+    contents = [("stdout", left.stdout, right.stdout), ("stderr", left.stderr, right.stderr)]
     for path in sorted(left.tree.keys() & right.tree.keys()):
         if left.tree[path].sha256 != right.tree[path].sha256 and left.work and right.work:
             one, other = file_content(left.work / path), file_content(right.work / path)
-            contents.append((one or b"", other or b""))
-    for one, other in contents:
-        if one != other:
-            yield one.split(b"\n"), other.split(b"\n")
+            contents.append((path, one or b"", other or b""))
+    yield from (item for item in contents if item[1] != item[2])
 
 
 def _of_pair(
