@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_FIRST_DELAY = 0.01
+_FIRST_DELAY = 0.02
 _LONGEST_DELAY = 2.0
 _FIRST_LIMIT = 48
 _LONGEST_LIMIT = 4000

@@ -112,7 +112,9 @@ class Supervisor:
         if task is None:
             raise InternalError(f"call {nr} of the unknown thread {tid}")
         task.notif, task.nr, task.args, task.ip = notif, nr, args, ip
-        self.hold(task)
+        if task.state is State.RUNNING:
+            self.running -= 1
+            task.state = State.HELD
         m.scheduler.stirred = True
         if nr < len(self.calls):
             self.calls[nr] += 1
@@ -139,6 +141,15 @@ class Supervisor:
                 decision = handler(m, task, task.args)
             except OSError as error:
                 decision = self._failed(error)
+        if type(decision) is int and not (self.observers or self.counting.active or task.data):
+            # The commonest end, as finish() would do it: three calls less, of 5 us in all.
+            error_code = decision if -MAX_ERRNO <= decision < 0 else 0
+            _native.reply(m.listener, task.notif, 0 if error_code else decision, error_code, 0)
+            task.notif = 0
+            task.state = State.RUNNING
+            task.exposed = task.native = False
+            self.running += 1
+            return
         self.perform(task, decision)
 
     def _failed(self, error: OSError) -> int:
