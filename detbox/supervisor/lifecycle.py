@@ -52,7 +52,7 @@ def on_clone(sup: Supervisor, parent: Task, vfork: bool) -> None:
     sup.await_first_stop(tid)
     if vfork:
         child.process.vfork_parent = parent
-    sup.m.scheduler.make_ready(child, lambda: sup.go(child, 0))
+    sup.m.scheduler.make_ready(child, lambda: sup.cont(child, 0))
     sup.counting.before_signal(parent)
     sup.cont(parent, 0)
     if vfork:
@@ -131,7 +131,7 @@ def release_vfork_parent(sup: Supervisor, process: Process) -> None:
     status = sup.await_stop(parent.tid)
     if status is None:
         return
-    sup.m.scheduler.make_ready(parent, lambda: sup.go(parent, 0))
+    sup.m.scheduler.make_ready(parent, lambda: sup.cont(parent, 0))
 
 
 def on_exit(sup: Supervisor, tid: int, status: int) -> None:

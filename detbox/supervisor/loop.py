@@ -265,10 +265,6 @@ class Supervisor:
         task.native = False
         self.running += 1
 
-    def go(self, task: Task, signo: int) -> None:
-        """As :meth:`cont`, as a scheduler's action."""
-        self.cont(task, signo)
-
     def proceed(self, task: Task) -> None:
         """Let a thread that is stopped at a deterministic point go on, counted if need be."""
         if not self.counting.on_pause(task):
