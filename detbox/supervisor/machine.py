@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Machine:
-    """Everything that handlers may use; see docs/contract.md."""
+    """Everything that handlers may use; see docs/adding-a-system-call.md."""
 
     def __init__(self, spec: RunSpec, console: Console, proc_fd: int, cpu_model: CpuModel) -> None:
         """``proc_fd``: O_PATH descriptor of the guest's /proc."""
