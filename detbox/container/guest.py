@@ -11,10 +11,12 @@ import signal
 import socket
 import struct
 import time
+from pathlib import Path
 from typing import Any
 
 from detbox.container import modules, operations, plan
 from detbox.cpu import model
+from detbox.cpu.siteindex import SiteIndex
 from detbox.errors import CommandNotFound, CommandNotInvocable, HostError, InternalError
 from detbox.handlers.cover import cover
 from detbox.kernel import _native
@@ -47,6 +49,7 @@ def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
     os.umask(0)
     host_features = model.host_features()
     observation = Observation(spec)
+    index = SiteIndex(Path(spec.site_cache) if spec.site_cache else None)
     proc_fd, layers = build(spec)
     raise_limits()
     console = Console(host)
@@ -55,7 +58,7 @@ def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
     machine.layers = layers
     handlers = observation.handlers({row.number: row.handler for row in TABLE if row.handler is not None})
     sup = Supervisor(machine, handlers, LOOKING, life)
-    sup.image.start(spec.cpuid_backend == "auto" and _cpuid_faulting(), host_features)
+    sup.image.start(spec.cpuid_backend == "auto" and _cpuid_faulting(), host_features, index)
     machine.inodes.learn_devices()
     uid, gid = user_ids(spec.user)
     if uid:

@@ -26,6 +26,7 @@ from detbox import errors
 from detbox.container import guest
 from detbox.cpu import service
 from detbox.cpu.sitecache import SiteCache
+from detbox.cpu.siteindex import SiteIndex
 from detbox.errors import DetboxError, HostError, Interrupted, TimedOut
 from detbox.kernel import _native
 from detbox.machine import constants
@@ -217,7 +218,8 @@ def _serve(spec: RunSpec, requests: int) -> None:
     """Do what cannot be done from inside the container, until the supervisor ends."""
     import socket
 
-    cache = SiteCache(Path(spec.site_cache) if spec.site_cache else None)
+    directory = Path(spec.site_cache) if spec.site_cache else None
+    cache, index = SiteCache(directory), SiteIndex(directory)
     with socket.socket(fileno=requests) as sock:
         while True:
             word, fds, _, _ = socket.recv_fds(sock, 1, 1)
@@ -227,7 +229,7 @@ def _serve(spec: RunSpec, requests: int) -> None:
                 _loopback_up()
                 sock.sendall(b"u")
                 continue
-            service.answer(sock, word, fds[0], cache)
+            service.answer(sock, word, fds[0], cache, index)
             os.close(fds[0])
 
 

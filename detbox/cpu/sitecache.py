@@ -11,16 +11,15 @@ none that is half written.
 from __future__ import annotations
 
 import contextlib
-import json
 import mmap
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import xxhash
 
+from detbox.cpu import entries
 from detbox.cpu.elf import NotElf
 from detbox.cpu.sites import SCANNER_VERSION, Site, find_sites
 from detbox.cpu.trampoline import PLANNER_VERSION, Displacement, displacements
@@ -86,22 +85,15 @@ def _plan(data: mmap.mmap) -> list[Displacement]:
 def _load(path: Path, row: type[_Row]) -> list[_Row] | None:
     """The entry's rows, or None if there is no whole and unchanged entry."""
     try:
-        checksum, _, body = path.read_bytes().partition(b"\n")
-        if checksum.decode() != xxhash.xxh3_64_hexdigest(body):
-            return None
-        return [row.from_row(values) for values in json.loads(body)]
-    except (OSError, ValueError, TypeError):
+        return entries.decoded(path.read_bytes(), row)
+    except OSError:
         return None
 
 
 def _store(path: Path, found: Sequence[Site | Displacement]) -> None:
-    body = json.dumps([item.to_row() for item in found], separators=(",", ":")).encode()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd, temporary = tempfile.mkstemp(dir=path.parent)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with open(fd, "wb") as file:
-            file.write(xxhash.xxh3_64_hexdigest(body).encode() + b"\n" + body)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        entries.store(path.name, entries.encoded(found), directory)
+    finally:
+        os.close(directory)

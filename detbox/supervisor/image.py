@@ -24,6 +24,7 @@ from detbox.supervisor.memory import peek
 from detbox.supervisor.patching import AREA, Patching
 
 if TYPE_CHECKING:
+    from detbox.cpu.siteindex import SiteIndex
     from detbox.supervisor.loop import Supervisor
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Task
@@ -55,14 +56,14 @@ class Image:
         # Of the vDSO and its data together: distance from the vDSO's own address, and length.
         self._vdso: tuple[int, int] | None = None
 
-    def start(self, cpuid_faulting: bool, host_features: set[str]) -> None:
+    def start(self, cpuid_faulting: bool, host_features: set[str], index: SiteIndex) -> None:
         """Decide how instructions are trapped.  ``host_features``: as /proc/cpuinfo names them."""
         sup = self.sup
         self.cpuid_faulting = cpuid_faulting
         kinds = {kind for kind in UNTRAPPED if _NEEDS.get(kind, "") in {"", *host_features}}
         if not cpuid_faulting:
             kinds.add("cpuid")
-        self.patching = Patching(sup.m, Finder(sup.m.requests), kinds)
+        self.patching = Patching(sup.m, Finder(sup.m.requests, index), kinds)
         sup.m.code_mapped = self.patching.mapping
         sup.fork_hooks += [Patching.after_fork, dispositions.after_fork]
         sup.exec_hooks.append(dispositions.after_exec)

@@ -12,6 +12,7 @@ import pytest
 
 from detbox.cpu import service
 from detbox.cpu.sitecache import SiteCache
+from detbox.cpu.siteindex import SiteIndex
 from detbox.cpu.sites import find_sites
 from detbox.cpu.trampoline import displacements
 
@@ -23,17 +24,17 @@ def finder(tmp_path: Path) -> Iterator[service.Finder]:
     keeper, supervisor = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
 
     def serve() -> None:
-        cache = SiteCache(tmp_path)
+        cache, index = SiteCache(tmp_path), SiteIndex(tmp_path)
         while True:
             word, fds, _, _ = socket.recv_fds(keeper, 1, 1)
             if not word:
                 return
-            service.answer(keeper, word, fds[0], cache)
+            service.answer(keeper, word, fds[0], cache, index)
             os.close(fds[0])
 
     thread = threading.Thread(target=serve)
     thread.start()
-    yield service.Finder(supervisor.fileno())
+    yield service.Finder(supervisor.fileno(), SiteIndex(tmp_path))
     supervisor.close()
     thread.join()
     keeper.close()
