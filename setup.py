@@ -7,6 +7,7 @@ setup(
         Extension(
             "detbox.kernel._native",
             sources=["detbox/kernel/_native.c"],
+            depends=["detbox/guest/clock.c"],
             extra_compile_args=["-O2", "-Wall", "-Wextra", "-Wno-unused-parameter"],
         )
     ]

@@ -287,6 +287,7 @@ def statistics(sup: Supervisor, started: float, ready: float) -> dict[str, Any]:
         "notifications": sup.notifications,
         "stops": sup.stops,
         "switches": sup.m.scheduler.switches,
+        "looks_in_guest": sup.guest_clock.looks,
         "setup_s": round(ready - started, 6),
         "wall_s": round(time.perf_counter() - started, 6),
         "supervisor_cpu_s": round(usage.ru_utime + usage.ru_stime, 6),

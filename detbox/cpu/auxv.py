@@ -24,11 +24,11 @@ AT_SECURE, AT_RANDOM, AT_HWCAP2, AT_EXECFN, AT_SYSINFO_EHDR, AT_MINSIGSTKSZ = 23
 MINSIGSTKSZ = 3632
 
 #: The order in which pairs are written; of these, the values come from the kernel unless AuxValues has them.
-#: Not listed, and so removed: AT_SYSINFO_EHDR (with a vDSO the clock would be read without a system call),
+#: AT_SYSINFO_EHDR is never the kernel's own vDSO, which shows the host's clock.  Not listed, and so removed:
 #: AT_RSEQ_* (rseq is refused) and whatever newer kernels add.
 _ORDER = (
-    AT_MINSIGSTKSZ, AT_HWCAP, AT_PAGESZ, AT_CLKTCK, AT_PHDR, AT_PHENT, AT_PHNUM, AT_BASE, AT_FLAGS, AT_ENTRY,
-    AT_UID, AT_EUID, AT_GID, AT_EGID, AT_SECURE, AT_RANDOM, AT_HWCAP2, AT_EXECFN, AT_PLATFORM,
+    AT_SYSINFO_EHDR, AT_MINSIGSTKSZ, AT_HWCAP, AT_PAGESZ, AT_CLKTCK, AT_PHDR, AT_PHENT, AT_PHNUM, AT_BASE, AT_FLAGS,
+    AT_ENTRY, AT_UID, AT_EUID, AT_GID, AT_EGID, AT_SECURE, AT_RANDOM, AT_HWCAP2, AT_EXECFN, AT_PLATFORM,
 )  # fmt: skip
 _RANDOM_SIZE = 16
 _CLOCK_TICKS = 100  # USER_HZ of x86
@@ -47,6 +47,7 @@ class AuxValues:
     gid: int
     egid: int
     secure: bool = False
+    vdso: int = 0  # address of the one that the guest is given; 0: none
 
     def __post_init__(self) -> None:
         if len(self.random) != _RANDOM_SIZE:
@@ -73,7 +74,7 @@ def rewrite(stack: bytes, rsp: int, values: AuxValues) -> Rewrite:
     ``stack``: its bytes from ``rsp`` to the end of the stack's mapping.  Raises ValueError if these are no
     initial stack.
     """
-    pointers_end, found = _parse(stack)
+    pointers_end, found = parse(stack)
     missing = {AT_RANDOM, AT_ENTRY, AT_PHDR} - found.keys()
     if missing:
         raise ValueError(f"auxiliary vector without {sorted(missing)}")
@@ -98,8 +99,11 @@ def parse_auxv(raw: bytes) -> list[tuple[int, int]]:
     return pairs
 
 
-def _parse(stack: bytes) -> tuple[int, dict[int, int]]:
-    """Where the pointers end (an offset), and the auxiliary vector after them."""
+def parse(stack: bytes) -> tuple[int, dict[int, int]]:
+    """Of an initial stack: where the pointers end (an offset), and the auxiliary vector after them.
+
+    Raises ValueError if it is none.
+    """
     words = memoryview(stack[: len(stack) - len(stack) % 8]).cast("Q").tolist()
     try:
         end_of_arguments = 1 + words[0]
@@ -113,6 +117,7 @@ def _parse(stack: bytes) -> tuple[int, dict[int, int]]:
 
 def _vector(found: dict[int, int], values: AuxValues) -> bytes:
     fixed = {
+        AT_SYSINFO_EHDR: values.vdso,
         AT_MINSIGSTKSZ: MINSIGSTKSZ,
         AT_HWCAP: values.hwcap,
         AT_HWCAP2: values.hwcap2,
@@ -125,6 +130,8 @@ def _vector(found: dict[int, int], values: AuxValues) -> bytes:
         AT_SECURE: int(values.secure),
     }
     merged = found | fixed
-    # A pair that this kernel does not give becomes AT_IGNORE, so that the number of pairs stays the same.
+    if not values.vdso:
+        del merged[AT_SYSINFO_EHDR]
+    # A pair that there is not becomes AT_IGNORE, so that the number of pairs stays the same.
     pairs = [(kind, merged[kind]) if kind in merged else (AT_IGNORE, 0) for kind in _ORDER]
     return b"".join(struct.pack("<QQ", kind, value) for kind, value in [*pairs, (AT_NULL, 0)])

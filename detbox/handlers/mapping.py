@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Args, Task
 
+#: A bit of mmap's descriptor, of which the kernel looks at the lower half alone: the supervisor's own mappings.
+OWN_MAPPING = 1 << 62
 _PROT_WRITE, _PROT_EXEC = 2, 4
 _MAP_SHARED = 1  # also a bit of MAP_SHARED_VALIDATE
 _MAP_ANONYMOUS = 0x20

@@ -38,6 +38,8 @@
 #include <ucontext.h>
 #include <unistd.h>
 
+#include "../guest/clock.c"
+
 #ifndef SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
 #define SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV (1UL << 5)
 #endif
@@ -211,6 +213,32 @@ static PyObject *wait_event(PyObject *self, PyObject *const *a, Py_ssize_t n)
 	}
 }
 
+/* await_call(listener, tid, timeout_ms) -> what comes next of one thread: a notification, as wait_event()
+ * has it, or the wait status of a stop.  None if the time is over. */
+static PyObject *await_call(PyObject *self, PyObject *const *a, Py_ssize_t n)
+{
+	if (n != 3) { PyErr_SetString(PyExc_TypeError, "await_call(listener, tid, timeout_ms)"); return NULL; }
+	int listener = (int)PyLong_AsLong(a[0]), tid = (int)PyLong_AsLong(a[1]), status;
+	long ms = PyLong_AsLong(a[2]);
+	if (PyErr_Occurred()) return NULL;
+	sigset_t open_mask;
+	sigprocmask(SIG_BLOCK, NULL, &open_mask);
+	sigdelset(&open_mask, SIGCHLD);
+	struct timespec ts = {ms / 1000, ms % 1000 * 1000000};
+	for (;;) {
+		struct pollfd p = {listener, POLLIN, 0};
+		int r = ppoll(&p, 1, &ts, &open_mask);
+		if (r < 0 && errno != EINTR) return fail();
+		if (r == 0) Py_RETURN_NONE;
+		if (r > 0 && p.revents & POLLIN) return receive(listener);
+		/* This SIGCHLD may have been another thread's. */
+		more_stops = 1;
+		pid_t got = waitpid(tid, &status, WNOHANG | __WALL);
+		if (got < 0) return fail();
+		if (got > 0) return PyLong_FromLong(status);
+	}
+}
+
 /* reply(listener, id, value, error, flags) -> 0 or -errno (the thread may be dead). */
 static PyObject *reply(PyObject *self, PyObject *const *a, Py_ssize_t n)
 {
@@ -326,6 +354,16 @@ static PyObject *arm_cpuid_faulting(PyObject *self, PyObject *args)
 	sa.sa_flags = SA_SIGINFO | SA_NODEFER;
 	if (sigaction(SIGSEGV, &sa, NULL) || syscall(SYS_arch_prctl, ARCH_SET_CPUID, 0)) return fail();
 	Py_RETURN_NONE;
+}
+
+/* guest_code() -> (the machine code of guest/clock.c, {name: offset of its function}). */
+static PyObject *guest_code(PyObject *self, PyObject *args)
+{
+	const char *start = __start_detbox_guest;
+	return Py_BuildValue("y#{s:n,s:n,s:n}", start, (Py_ssize_t)(__stop_detbox_guest - start),
+			     "__vdso_clock_gettime", (Py_ssize_t)((const char *)detbox_guest_gettime - start),
+			     "__vdso_gettimeofday", (Py_ssize_t)((const char *)detbox_guest_timeofday - start),
+			     "__vdso_time", (Py_ssize_t)((const char *)detbox_guest_time - start));
 }
 
 /* ---- ptrace ------------------------------------------------------------- */
@@ -763,6 +801,7 @@ static PyMethodDef methods[] = {
 	FAST("write_mem", write_mem),
 	FAST("read_cstr", read_cstr),
 	FAST("wait_event", wait_event),
+	FAST("await_call", await_call),
 	FAST("reply", reply),
 	FAST("add_fd", add_fd),
 	FAST("ptrace_request", ptrace_request),
@@ -771,6 +810,7 @@ static PyMethodDef methods[] = {
 	{"prepare_events", prepare_events, METH_NOARGS, NULL},
 	{"notif_alive", notif_alive, METH_VARARGS, NULL},
 	{"arm_cpuid_faulting", arm_cpuid_faulting, METH_NOARGS, NULL},
+	{"guest_code", guest_code, METH_NOARGS, NULL},
 	{"sync_wake_up", sync_wake_up, METH_VARARGS, NULL},
 	{"filter_and_exec", filter_and_exec, METH_VARARGS, NULL},
 	{"seize", seize, METH_VARARGS, NULL},

@@ -122,6 +122,7 @@ ROWS: tuple[Row, ...] = (
     watch("mmap", mapping.mmap, PATHS, "code is searched for instructions that leak the CPU; "
           "files that change through a shared mapping get virtual times",
           args=(let_through(any_bits(3, MAP_ANONYMOUS), why="memory without a file"),
+                let_through(any_bits(4, mapping.OWN_MAPPING, 64), why="the supervisor's own"),
                 let_through(no_bits(2, PROT_EXEC), no_bits(3, MAP_SHARED_BIT), why="private data"))),
     refuse("name_to_handle_at", EOPNOTSUPP, PATHS, "a handle holds the host's inode number"),
     refuse("open_by_handle_at", EPERM, PATHS, "a handle would reach outside of the container"),

@@ -92,6 +92,10 @@ class Counting:
 
         return armed
 
+    def counts(self, process: Process) -> bool:
+        """Whether stretches of this process may be counted: its looks at clocks end them, and have to be seen."""
+        return self.active and process.data.get(_BUDGET, 0) > 0
+
     def before_return(self, task: Task) -> None:
         """A call is about to be answered: the thread stops at its end if it is to be counted."""
         task.data.pop(_LEFT, None)

@@ -10,25 +10,28 @@ from typing import TYPE_CHECKING
 
 from ptrace.binding import ptrace_getregs, ptrace_setregs
 
-from detbox.cpu import auxv, emulate, model
+from detbox.cpu import auxv, emulate, model, stub
 from detbox.cpu.service import Finder
 from detbox.cpu.sites import UNTRAPPED
 from detbox.cpu.trap import TrapValues
 from detbox.errors import InternalError
+from detbox.guest import vdso
 from detbox.handlers import dispositions
 from detbox.kernel import _native, siginfo
 from detbox.kernel.numbers import NUMBERS
 from detbox.machine.clock import BOOT_NS
-from detbox.supervisor import injection, signals
+from detbox.supervisor import guestclock, injection, signals
 from detbox.supervisor.memory import peek
-from detbox.supervisor.patching import AREA, Patching
+from detbox.supervisor.patching import AREA, ExecPlan, Patching
 
 if TYPE_CHECKING:
     from detbox.cpu.siteindex import SiteIndex
     from detbox.supervisor.loop import Supervisor
     from detbox.supervisor.machine import Machine
-    from detbox.supervisor.task import Task
+    from detbox.supervisor.task import Process, Task
 
+#: Key of Process.data: start and end of the room for trampolines.
+OWN_MEMORY = "own memory"
 ARCH_SET_CPUID = 0x1012
 STACK_TOP = 0x7FFFFFFFF000  # TASK_SIZE - one page, without address space randomisation
 MAX_INITIAL_STACK = 8 << 20
@@ -65,7 +68,7 @@ class Image:
             kinds.add("cpuid")
         self.patching = Patching(sup.m, Finder(sup.m.requests, index), kinds)
         sup.m.code_mapped = self.patching.mapping
-        sup.fork_hooks += [Patching.after_fork, dispositions.after_fork]
+        sup.fork_hooks += [Patching.after_fork, _after_fork, dispositions.after_fork]
         sup.exec_hooks.append(dispositions.after_exec)
 
     def prepare(self, m: Machine, task: Task) -> None:
@@ -75,9 +78,12 @@ class Image:
         st = os.stat(f"{task.tid}/exe", dir_fd=m.proc_fd)
         creds = task.process.creds
         secure = self._set_user_ids(m, task, st)
+        _, found = auxv.parse(stack)
+        plan, has_area, shown = self._own_memory(m, task, st, found)
         values = auxv.AuxValues(
             hwcap=model.hwcap(m.cpu_model, m.spec.cpus), hwcap2=model.HWCAP2, random=task.rng.at_random(),
             uid=creds.ruid, euid=creds.euid, gid=creds.rgid, egid=creds.egid, secure=secure,
+            vdso=shown,
         )  # fmt: skip
         rewritten = auxv.rewrite(stack, regs.rsp, values)
         for address, data in rewritten.edits:
@@ -85,28 +91,42 @@ class Image:
         regs.rsp = rewritten.rsp
         ptrace_setregs(task.tid, regs)
         task.process.data["auxv"] = rewritten.auxv
-        self._patch(m, task, st, rewritten.found)
+        assert self.patching is not None
+        self.patching.carry_out(task, plan, has_area, m.clock.now - BOOT_NS)
 
-    def _patch(self, m: Machine, task: Task, st: os.stat_result, found: dict[int, int]) -> None:
-        """The calls at exec, and the plan for the program's instructions."""
+    def _own_memory(
+        self, m: Machine, task: Task, st: os.stat_result, found: dict[int, int]
+    ) -> tuple[ExecPlan, bool, int]:
+        """The calls at exec: the kernel's own pages go, ours come.
+
+        The plan for the program's instructions, whether there is room for trampolines, and the address of the
+        guest's vDSO (0: none).
+        """
+        assert self.patching is not None
         interpreter = found.get(auxv.AT_BASE, 0)
-        calls: list[tuple[int, ...]] = []
+        plan = self.patching.plan(task, st, interpreter, found[auxv.AT_ENTRY])
+        calls: list[stub.Call] = []
         if self.cpuid_faulting:
             calls.append((NUMBERS["arch_prctl"], ARCH_SET_CPUID, 0, dispositions.OWN_CALL))
         start, length = self._kernel_mappings(m, task, found.get(auxv.AT_SYSINFO_EHDR, 0))
         if length:
             calls.append((NUMBERS["munmap"], start, length))
+        end = interpreter or start + length
         if interpreter:
-            area = (interpreter - AREA, AREA, _AREA_PROTECTION, _AREA_FLAGS, -1, 0)
-            calls.append((NUMBERS["mmap"], *area))
-        results = injection.at_exec(task, calls)
+            end -= AREA
+            calls.append((NUMBERS["mmap"], end, AREA, _AREA_PROTECTION, _AREA_FLAGS, -1, 0))
+        area = len(calls) - 1
+        clock = self.sup.guest_clock
+        place = end - guestclock.SIZE
+        if end and clock.enabled:
+            calls += clock.calls(place, len(calls))
+        results = injection.at_exec(task, calls, m.listener, clock.fd)
         if self.cpuid_faulting and results[0]:
             raise InternalError(f"CPUID faulting cannot be switched on: {os.strerror(-results[0])}")
-        assert self.patching is not None
-        plan = self.patching.plan(task, st, interpreter, found[auxv.AT_ENTRY])
-        has_area = bool(interpreter) and results[-1] == interpreter - AREA
-        task.process.data["own memory"] = (interpreter - AREA, interpreter) if has_area else (0, 0)
-        self.patching.carry_out(task, plan, has_area, m.clock.now - BOOT_NS)
+        has_area = bool(interpreter) and results[area] == end
+        has_clock = results[-3:-1] == [place, place + vdso.PAGE]
+        task.process.data[OWN_MEMORY] = (end, interpreter) if has_area else (0, 0)
+        return plan, has_area, place + vdso.PAGE if has_clock else 0
 
     def _kernel_mappings(self, m: Machine, task: Task, vdso: int) -> tuple[int, int]:
         """Address and length of the vDSO with its data: their sizes, and so the addresses of what is mapped
@@ -187,3 +207,8 @@ class Image:
         task.write(place, saved)
         if result not in (0, -errno.EINVAL):
             self.sup.m.doubt(task, f"the handler of signal {signo} was lost")
+
+
+def _after_fork(m: Machine, parent: Process, child: Process) -> None:
+    """The child has the parent's memory."""
+    child.data[OWN_MEMORY] = parent.data.get(OWN_MEMORY, (0, 0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ptrace.binding import ptrace_getregs, ptrace_setregs
@@ -22,6 +22,7 @@ _SYSCALL = b"\x0f\x05"
 _EVERY_SIGNAL = 0xFFFFFFFFFFFFFFFF
 _NO_CALL = 0xFFFFFFFFFFFFFFFF  # orig_rax: no call is to be restarted
 _PAGE = 4096
+_PATIENCE_MS = 20_000
 _REGISTERS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
 
 
@@ -50,10 +51,11 @@ def call(task: Task, number: int, *args: int) -> int:
     return _signed(result)
 
 
-def at_exec(task: Task, calls: Sequence[Sequence[int]]) -> list[int]:
+def at_exec(task: Task, calls: Sequence[stub.Call], listener: int, fd: int) -> list[int]:
     """Calls of a thread that is in its PTRACE_EVENT_EXEC stop, all in one go; their signed results.
 
-    The code lies for that time at the start of the page of the program's first instruction.
+    The code lies for that time at the start of the page of the program's first instruction.  A call that the
+    filter traps is answered with a descriptor of what ``fd`` is open on.
     """
     tid = task.tid
     regs, saved = ptrace_getregs(tid), ptrace_getregs(tid)
@@ -66,7 +68,7 @@ def at_exec(task: Task, calls: Sequence[Sequence[int]]) -> list[int]:
     ptrace_setregs(tid, regs)
     # The breakpoint's own signal must be open, or the kernel would open it for good.
     _native.set_sigmask(tid, _EVERY_SIGNAL & ~(1 << (signal.SIGTRAP - 1)))
-    _resume(tid, _PTRACE_CONT)
+    _resume(tid, _PTRACE_CONT, lambda: _next(tid, listener, fd))
     after = ptrace_getregs(tid)
     if after.rip != place + len(code):
         raise InternalError(f"the code at exec stopped at {after.rip:#x}")
@@ -77,12 +79,27 @@ def at_exec(task: Task, calls: Sequence[Sequence[int]]) -> list[int]:
     return [_signed(getattr(after, name)) for name in stub.RESULTS[: len(calls)]]
 
 
-def _resume(tid: int, request: int) -> None:
+def _next(tid: int, listener: int, fd: int) -> int:
+    """The wait status of the thread's next stop; calls are answered meanwhile."""
+    while True:
+        event = _native.await_call(listener, tid, _PATIENCE_MS)
+        if event is None:
+            raise InternalError(f"thread {tid} is lost in the supervisor's code")
+        if isinstance(event, int):
+            return event
+        if event[1] != tid:
+            raise InternalError(f"thread {event[1]} runs while {tid} executes a program")
+        number = _native.add_fd(listener, event[0], fd, -1, True, True)
+        if number < 0:
+            _native.reply(listener, event[0], 0, number, 0)
+
+
+def _resume(tid: int, request: int, next_stop: Callable[[], int] | None = None) -> None:
     """Let the thread go on to its next stop, which has to be a trap.  A stop signal comes later."""
     stopped = False
     while True:
         _native.ptrace_request(request, tid, 0, 0)
-        _, status = _native.wait_tid(tid, 0)
+        status = next_stop() if next_stop else _native.wait_tid(tid, 0)[1]
         if not os.WIFSTOPPED(status):
             raise InternalError(f"thread {tid} did not come back from the supervisor's code ({status:#x})")
         signo = os.WSTOPSIG(status)

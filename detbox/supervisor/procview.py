@@ -13,6 +13,7 @@ from detbox.machine import inodes as inodes_module
 from detbox.machine.clock import CpuTime, user_and_system
 from detbox.machine.constants import USER_HZ
 from detbox.supervisor import signals
+from detbox.supervisor.image import OWN_MEMORY
 from detbox.supervisor.task import Process, State, Task
 from detbox.synth import proc
 from detbox.synth.proc import Refused, Synthetic
@@ -149,7 +150,7 @@ def _process_view(m: Machine, process: Process, caller: Task | None) -> ProcessV
         umask=process.fs.umask, threads=threads,
         sig_pending=sets.private, sig_shared_pending=sets.shared, sig_blocked=sets.blocked,
         sig_ignored=sets.ignored, sig_caught=sets.caught,
-        auxv=process.data.get("auxv", b""), own_memory=process.data.get("own memory", (0, 0)),
+        auxv=process.data.get("auxv", b""), own_memory=process.data.get(OWN_MEMORY, (0, 0)),
         limits=limits_of(process),
     )  # fmt: skip
 

@@ -223,6 +223,7 @@ class Spinning:
             # A signal or the thread's end interrupted the walk: that is still to be handled.
             sup.on_stop(task.tid, stepper.status)
         elif isinstance(verdict, Spin):
+            sup.guest_clock.settle()
             self.parked[task] = _Spinner(verdict, sup.m.clock.now)
             why = f"spins at {verdict.address:#x} on memory that nobody changes"
             sup.m.scheduler.park(task, Park(_no_call, why=why, extra={"spin": True}))
@@ -249,6 +250,8 @@ class Spinning:
 
     def _again(self, task: Task) -> None:
         """Continue a spinner; its next turn is walked here, and not by way of the breakpoint."""
+        # Its steps may be looks at the clock.
+        self.sup.grant(task)
         stepper = PtraceStepper(task.tid)
         try:
             loop = self.loops.at(task.process.mm, register(stepper.registers(), RIP))

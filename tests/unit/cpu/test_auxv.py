@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,13 @@ def test_every_kernel_gives_the_same_stack(extra: list[tuple[int, int]]) -> None
     assert address + len(data) == RANDOM_AT + 16
     kinds = {kind for kind, _ in auxv.parse_auxv(got.auxv)}
     assert not kinds & {auxv.AT_SYSINFO_EHDR, 27, 28, 77}
+
+
+def test_the_vdso_is_the_guest_s_own() -> None:
+    rsp, stack = kernel_stack(BASE + HOST)
+    without, given = auxv.rewrite(stack, rsp, VALUES), auxv.rewrite(stack, rsp, replace(VALUES, vdso=0x5000))
+    assert without.rsp == given.rsp
+    assert (auxv.AT_SYSINFO_EHDR, 0x5000) in auxv.parse_auxv(given.auxv)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from detbox.cpu import stub
 
 from .tracer import Traced
 
-SYS_GETPID, SYS_MMAP, SYS_CLOSE = 39, 9, 3
+SYS_GETPID, SYS_MMAP, SYS_CLOSE, SYS_DUP, SYS_FCNTL = 39, 9, 3, 32, 72
 
 
 def test_calls_and_results() -> None:
@@ -32,6 +32,23 @@ def test_calls_and_results() -> None:
     os.waitpid(program.pid, 0)
 
 
+def test_a_result_is_an_argument() -> None:
+    program = Traced(["/bin/true"], {})
+    fd = stub.Result(0, 1 << 62)
+    code = stub.code([(SYS_DUP, 1), *[(SYS_GETPID,)] * 4, (SYS_FCNTL, fd, 1), (SYS_CLOSE, stub.Result(0))])
+    regs = ptrace_getregs(program.pid)
+    program.write(regs.rip, code)
+    ptrace_setregs(program.pid, regs)
+    ptrace_cont(program.pid)
+    os.waitpid(program.pid, 0)
+    after = ptrace_getregs(program.pid)
+    assert after.rip == regs.rip + len(code)
+    results = [getattr(after, name) for name in stub.RESULTS]
+    assert results == [results[0], *[program.pid] * 4, 0, 0] and 2 < results[0] < 1000
+    os.kill(program.pid, signal.SIGKILL)
+    os.waitpid(program.pid, 0)
+
+
 def test_too_many_calls() -> None:
     with pytest.raises(ValueError, match="registers"):
-        stub.code([(SYS_GETPID,)] * 5)
+        stub.code([(SYS_GETPID,)] * 8)

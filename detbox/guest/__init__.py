@@ -1,0 +1,1 @@
+"""What is mapped into every guest program: code of ours that it calls instead of the kernel."""

@@ -1,0 +1,94 @@
+/* Clocks that the guest reads without a system call.
+ *
+ * This code is copied out of the extension module into a page of each guest process (vdso.py),
+ * directly above the page that it shares with the supervisor.  Therefore:
+ * - it refers to nothing outside of itself: no constants in memory, no library, no other section;
+ * - it runs on whatever stack the guest has (Go calls it from small ones), and uses little of it;
+ * - it may be interrupted between any two instructions, by a signal's handler that looks at a clock
+ *   itself or by the supervisor, which writes the page anew from what it finds there: so a look
+ *   changes one word, by one instruction, and everything else is only read.
+ *
+ * The rules are those of machine/clock.py: a look costs `cost`, and one that would pass `limit` is
+ * left to the supervisor, as are all clocks that are not simply the monotonic time plus a constant.
+ */
+#include <stdint.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <time.h>
+
+#define GUEST __attribute__((section("detbox_guest"), used, noinline, optimize("no-tree-vectorize"), \
+			     optimize("no-stack-protector"), optimize("no-jump-tables")))
+#define GUEST_INLINE static inline __attribute__((always_inline))
+#define GUEST_PAGE 4096UL
+#define SECOND 1000000000UL
+
+/* In nanoseconds.  The supervisor writes all of it whenever it lets a thread go on. */
+struct guest_clock {
+	int64_t now;   /* monotonic time */
+	int64_t limit; /* the latest time that a look may show */
+	int64_t cost;  /* of a look */
+	int64_t wall;  /* what the time of day is ahead of the monotonic time */
+};
+
+/* Clocks by number, as bits: those that show the time of day, and those that count from boot. */
+#define WALL_CLOCKS (1U << CLOCK_REALTIME | 1U << CLOCK_REALTIME_COARSE | 1U << CLOCK_TAI)
+#define BOOT_CLOCKS (1U << CLOCK_MONOTONIC | 1U << CLOCK_MONOTONIC_RAW | 1U << CLOCK_MONOTONIC_COARSE | 1U << CLOCK_BOOTTIME)
+
+GUEST_INLINE long guest_call(long number, long a, void *b)
+{
+	long result = number;
+	__asm__ volatile("syscall" : "+a"(result) : "D"(a), "S"(b) : "rcx", "r11", "memory");
+	return result;
+}
+
+/* The monotonic time after one look, or -1 if the supervisor has to be asked. */
+GUEST_INLINE int64_t guest_look(volatile struct guest_clock **page)
+{
+	uintptr_t here;
+	__asm__("lea 0(%%rip), %0" : "=r"(here));
+	volatile struct guest_clock *p = (volatile struct guest_clock *)((here & ~(GUEST_PAGE - 1)) - GUEST_PAGE);
+	*page = p;
+	int64_t cost = p->cost, now = cost;
+	if (p->now + cost > p->limit) return -1;
+	__asm__ volatile("xaddq %0, %1" : "+r"(now), "+m"(p->now));
+	return now + cost;
+}
+
+GUEST int detbox_guest_gettime(int clock, struct timespec *time)
+{
+	volatile struct guest_clock *page;
+	unsigned bit = (unsigned)clock < 32 ? 1U << clock : 0;
+	int64_t now = bit & (WALL_CLOCKS | BOOT_CLOCKS) ? guest_look(&page) : -1;
+	if (now < 0) return (int)guest_call(SYS_clock_gettime, clock, time);
+	if (bit & WALL_CLOCKS) now += page->wall;
+	time->tv_sec = (int64_t)((uint64_t)now / SECOND);
+	time->tv_nsec = (int64_t)((uint64_t)now % SECOND);
+	return 0;
+}
+
+GUEST int detbox_guest_timeofday(struct timeval *time, struct timezone *zone)
+{
+	volatile struct guest_clock *page;
+	int64_t now = guest_look(&page);
+	if (now < 0) return (int)guest_call(SYS_gettimeofday, (long)time, zone);
+	now += page->wall;
+	if (time) {
+		time->tv_sec = (int64_t)((uint64_t)now / SECOND);
+		time->tv_usec = (int64_t)((uint64_t)now % SECOND / 1000);
+	}
+	if (zone) zone->tz_minuteswest = zone->tz_dsttime = 0;
+	return 0;
+}
+
+GUEST time_t detbox_guest_time(time_t *time)
+{
+	volatile struct guest_clock *page;
+	int64_t now = guest_look(&page);
+	if (now < 0) return guest_call(SYS_time, (long)time, 0);
+	time_t seconds = (time_t)((uint64_t)(now + page->wall) / SECOND);
+	if (time) *time = seconds;
+	return seconds;
+}
+
+/* The bounds of the section (the linker makes these names). */
+extern const char __start_detbox_guest[], __stop_detbox_guest[];

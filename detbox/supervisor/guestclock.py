@@ -1,0 +1,98 @@
+"""The page that all guest processes share with the supervisor, and in which they look at the clock by themselves.
+
+A look is what `machine.clock` says that it is, wherever it is made: it costs the same, and the supervisor accounts
+for it when it next hears of the thread.  One thread runs at a time, so the page is that thread's: before it
+goes on, the page gets the time, and the latest time that the thread may see without asking.  That is where the
+next timer expires, or where the thread will have looked so often in a row that its looks get dearer.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from typing import TYPE_CHECKING
+
+from detbox.cpu.stub import Call, Result
+from detbox.guest import vdso
+from detbox.guest.vdso import COST, LIMIT, NOW, PAGE, WALL
+from detbox.handlers.mapping import OWN_MAPPING
+from detbox.kernel import _native
+from detbox.kernel.numbers import NUMBERS
+from detbox.machine.clock import CALL_NS, LOOK_NS, PATIENCE
+
+if TYPE_CHECKING:
+    from detbox.machine.clock import Clock, CpuTime
+
+#: What a look costs, as when the supervisor answers it.
+_LOOK_COST = CALL_NS + LOOK_NS
+#: Before every time: no look is allowed.
+_NEVER = -1
+#: The shared page, and the code above it.
+SIZE = 2 * PAGE
+_READ_WRITE, _READ_EXECUTE = 3, 5
+# MAP_SHARED or MAP_PRIVATE, each with MAP_FIXED_NOREPLACE (Linux 4.17).
+_SHARED, _PRIVATE = 0x100001, 0x100002
+
+
+class GuestClock:
+    """The shared page of one run."""
+
+    def __init__(self, clock: Clock, enabled: bool) -> None:
+        """``enabled``: whether programs are given the page."""
+        self._clock = clock
+        self.enabled = enabled
+        self.looks = 0  # made in the guest so far
+        # The name keeps the mapping out of /proc/PID/maps (machine.constants).
+        self.fd = os.memfd_create("detbox-clock")
+        os.pwrite(self.fd, vdso.image(*_native.guest_code()), PAGE)
+        self._page = memoryview(mmap.mmap(self.fd, PAGE)).cast("q")
+        self._page[COST], self._page[WALL] = _LOOK_COST, clock.realtime(0)
+        self._page[NOW] = self._given = clock.now
+        self._page[LIMIT] = _NEVER
+        self._cpu: CpuTime | None = None  # of the thread that the page was prepared for
+
+    def settle(self) -> None:
+        """Account for the looks that the running thread has made.  Without effect if there were none."""
+        gone = self._page[NOW] - self._given
+        if gone and self._cpu is not None:
+            looks = gone // _LOOK_COST
+            self.looks += looks
+            self._given += gone
+            self._clock.now += gone
+            self._cpu.looks += looks
+            self._cpu.spend(gone)
+
+    def grant(self, cpu: CpuTime, allowed: bool) -> None:
+        """Prepare the page for a thread that is about to go on."""
+        page, clock = self._page, self._clock
+        if page[NOW] != self._given:
+            self.settle()
+        now = clock.now
+        if allowed:
+            limit = now + (PATIENCE - cpu.looks) * _LOOK_COST
+            if clock.timers.first <= limit:
+                limit = clock.timers.first - 1
+            time: CpuTime | None = cpu
+            while time is not None:
+                if time.timers is not None:
+                    limit = min(limit, now + time.timers.first - time.ns - 1)
+                time = time.parent
+        else:
+            limit = _NEVER
+        self._cpu = cpu
+        page[NOW] = self._given = now
+        page[LIMIT] = limit
+
+    def calls(self, place: int, first: int) -> list[Call]:
+        """What a program has to call so that the page is mapped at ``place``, and the code above it.
+
+        ``first``: index of the first of these calls.  It is the one that `injection` answers with the
+        page's descriptor.
+        """
+        fd = Result(first, OWN_MAPPING)
+        return [
+            (NUMBERS["openat"],),
+            (NUMBERS["mmap"], place, PAGE, _READ_WRITE, _SHARED, fd, 0),
+            (NUMBERS["mmap"], place + PAGE, PAGE, _READ_EXECUTE, _PRIVATE, fd, PAGE),
+            (NUMBERS["close"], Result(first)),
+        ]

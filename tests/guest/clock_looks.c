@@ -1,0 +1,125 @@
+/* A look at the clock is the same whether the guest makes it by itself or by a system call, and both are one clock. */
+#include "guest.h"
+
+enum { LOOKS = 200 };
+
+static int64_t by_call(void)
+{
+    struct timespec t;
+    CHECK(syscall(SYS_clock_gettime, CLOCK_MONOTONIC, &t) == 0);
+    return t.tv_sec * SECOND + t.tv_nsec;
+}
+
+static int64_t by_itself(void) { return clock_ns(CLOCK_MONOTONIC); }
+
+/* A call that does something: what follows are no looks in a row any more. */
+static void begin_anew(void)
+{
+    char here[PATH_MAX];
+    CHECK(syscall(SYS_getcwd, here, sizeof here) > 0);
+}
+
+static void same_costs(void)
+{
+    int64_t own[LOOKS], asked[LOOKS];
+    begin_anew();
+    for (int i = 0; i < LOOKS; i++) own[i] = by_itself();
+    begin_anew();
+    for (int i = 0; i < LOOKS; i++) asked[i] = by_call();
+    for (int i = 1; i < LOOKS; i++) {
+        CHECK(own[i] > own[i - 1]);
+        CHECK(own[i] - own[i - 1] == asked[i] - asked[i - 1]);
+    }
+    begin_anew();
+    int64_t cpu = clock_ns(CLOCK_THREAD_CPUTIME_ID), start = by_itself();
+    for (int i = 0; i < 30; i++) by_itself();
+    note("30 looks take %lld, and of the processor %lld\n", (long long)(by_itself() - start),
+         (long long)(clock_ns(CLOCK_THREAD_CPUTIME_ID) - cpu));
+}
+
+static atomic_int awake;
+
+static void *sleeper(void *unused)
+{
+    (void)unused;
+    for (int i = 0; i < 20; i++) {
+        struct timespec t = {0, 100000 + i * 7000};
+        CHECK(nanosleep(&t, NULL) == 0);
+        awake++;
+    }
+    return NULL;
+}
+
+/* Deadlines of others are met between two looks. */
+static void others(void)
+{
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, sleeper, NULL) == 0);
+    int64_t start = by_itself(), last = start;
+    int looks = 0, seen = 0;
+    while (awake < 20) {
+        int64_t now = by_itself();
+        CHECK(now > last);
+        last = now;
+        looks++;
+        if (awake > seen) seen = awake, begin_anew();
+    }
+    CHECK(last - start > 2 * MS);
+    note("awake after %d looks and %lld\n", looks, (long long)(last - start));
+    CHECK(pthread_join(thread, NULL) == 0);
+}
+
+static int64_t *shared;
+
+static void looks(int signo)
+{
+    (void)signo;
+    CHECK(by_itself() > *shared);
+    *shared = by_itself();
+}
+
+static void processes(void)
+{
+    shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(shared != MAP_FAILED);
+    *shared = by_itself();
+    pid_t child = fork();
+    if (child == 0) {
+        for (int i = 0; i < 100; i++) {
+            int64_t now = by_itself();
+            CHECK(now > *shared);
+            *shared = now;
+        }
+        _exit(0);
+    }
+    child = vfork();
+    if (child == 0) {
+        by_itself();
+        _exit(0);
+    }
+    while (wait(NULL) > 0 || errno != ECHILD) CHECK(by_itself() > 0);
+    CHECK(by_itself() > *shared);
+    on_signal(SIGUSR1, looks, 0);
+    *shared = by_itself();
+    raise(SIGUSR1);
+    CHECK(by_itself() > *shared);
+    note("at the end %lld\n", (long long)*shared);
+}
+
+static void hidden(void)
+{
+    char line[1024];
+    FILE *maps = fopen("/proc/self/maps", "r");
+    while (fgets(line, sizeof line, maps)) CHECK(!strstr(line, "detbox"));
+    fclose(maps);
+}
+
+int main(void)
+{
+    same_costs();
+    others();
+    processes();
+    hidden();
+    puts("EXIT-SUCCESS");
+    return 0;
+}

@@ -1,0 +1,108 @@
+"""The guest's vDSO: an object that the C library understands, and looks that keep to their limit."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from detbox.guest import vdso
+from detbox.guest.vdso import COST, LIMIT, NOW, PAGE, WALL
+from detbox.kernel import _native
+
+MONOTONIC, REALTIME, THREAD_CPU = 1, 0, 3
+NAMES = ("__vdso_clock_gettime", "__vdso_gettimeofday", "__vdso_time")
+
+
+class Pair(ctypes.Structure):
+    """struct timespec, and struct timeval."""
+
+    _fields_ = (("seconds", ctypes.c_long), ("rest", ctypes.c_long))
+
+
+class Mapped:
+    """Both pages in this process, and the functions as a program calls them."""
+
+    def __init__(self) -> None:
+        code, functions = _native.guest_code()
+        image = vdso.image(code, functions)
+        self.memory = mmap.mmap(-1, 2 * PAGE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        self.memory[PAGE:] = image
+        self.page = memoryview(self.memory)[:PAGE].cast("q")
+        base = ctypes.addressof(ctypes.c_char.from_buffer(self.memory)) + PAGE
+        start = image.index(code[:64])
+        self.addresses = {name: base + start + offset for name, offset in functions.items()}
+
+    def clock(self, number: int) -> tuple[int, int, int]:
+        """clock_gettime: result, seconds, nanoseconds."""
+        pair = Pair(-1, -1)
+        function = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.POINTER(Pair))
+        result = function(self.addresses[NAMES[0]])(number, ctypes.byref(pair))
+        return result, pair.seconds, pair.rest
+
+
+@pytest.fixture
+def mapped() -> Iterator[Mapped]:
+    here = Mapped()
+    here.page[NOW], here.page[LIMIT], here.page[COST] = 5_000_000_000, 5_000_000_033, 11
+    here.page[WALL] = 1_000_000_000_000
+    yield here
+    here.page.release()
+
+
+def test_looks_cost_and_end_at_the_limit(mapped: Mapped) -> None:
+    assert [mapped.clock(MONOTONIC) for _ in range(3)] == [(0, 5, 11), (0, 5, 22), (0, 5, 33)]
+    result, seconds, _ = mapped.clock(MONOTONIC)
+    assert result == 0 and abs(seconds - time.clock_gettime(time.CLOCK_MONOTONIC)) < 10  # the kernel was asked
+    assert mapped.page[NOW] == 5_000_000_033
+
+
+def test_clocks(mapped: Mapped) -> None:
+    assert mapped.clock(REALTIME) == (0, 1005, 11)
+    assert mapped.clock(11) == (0, 1005, 22)  # TAI
+    now = mapped.page[NOW]
+    for number in (THREAD_CPU, 2):
+        assert mapped.clock(number)[0] == 0
+    assert mapped.clock(77)[0] == -22
+    assert mapped.page[NOW] == now
+
+
+def test_time_of_day(mapped: Mapped) -> None:
+    pair, zone = Pair(-1, -1), (ctypes.c_int * 2)(7, 7)
+    function = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(mapped.addresses[NAMES[1]])
+    mapped.page[NOW] = mapped.page[LIMIT] - 22
+    mapped.page[WALL] += 2000
+    assert function(ctypes.addressof(pair), ctypes.addressof(zone)) == 0
+    assert (pair.seconds, pair.rest, list(zone)) == (1005, 2, [0, 0])
+    assert function(None, None) == 0
+    assert function(ctypes.addressof(pair), None) == 0 and abs(pair.seconds - time.time()) < 10
+
+
+def test_time(mapped: Mapped) -> None:
+    function = ctypes.CFUNCTYPE(ctypes.c_long, ctypes.c_void_p)(mapped.addresses[NAMES[2]])
+    place = ctypes.c_long()
+    assert function(ctypes.addressof(place)) == 1005 == place.value
+    assert function(None) == 1005
+    mapped.page[LIMIT] = -1
+    assert abs(function(None) - time.time()) < 10
+
+
+def test_the_dynamic_loader_finds_the_symbols(tmp_path: Path) -> None:
+    file = tmp_path / "vdso.so"
+    file.write_bytes(vdso.image(*_native.guest_code()))
+    library = ctypes.CDLL(str(file))
+    find = ctypes.CDLL(None).dlvsym
+    find.restype, find.argtypes = ctypes.c_void_p, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p)
+    for name in NAMES:
+        assert find(library._handle, name.encode(), b"LINUX_2.6")
+        assert not find(library._handle, name.encode(), b"LINUX_2.7")
+    assert not find(library._handle, b"__vdso_getcpu", b"LINUX_2.6")
+
+
+def test_too_much_code() -> None:
+    with pytest.raises(ValueError, match="one page"):
+        vdso.image(bytes(4000), {"f": 0})

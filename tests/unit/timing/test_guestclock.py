@@ -1,0 +1,93 @@
+"""Looks that the guest makes by itself are accounted for as those that the supervisor answers."""
+
+from __future__ import annotations
+
+import pytest
+
+from detbox.guest.vdso import COST, LIMIT, NOW
+from detbox.machine.clock import BOOT_NS, CALL_NS, LOOK_NS, PATIENCE, Clock, CpuTime
+from detbox.supervisor.guestclock import GuestClock
+
+LOOK = CALL_NS + LOOK_NS
+
+
+class Guest:
+    """A clock, its page, and what a program does there."""
+
+    def __init__(self) -> None:
+        self.clock = Clock(0)
+        self.shared = GuestClock(self.clock, True)
+        self.page = self.shared._page
+
+    def looks(self, wanted: int) -> int:
+        """Look up to ``wanted`` times; how often that was allowed."""
+        for count in range(wanted):
+            if self.page[NOW] + self.page[COST] > self.page[LIMIT]:
+                return count
+            self.page[NOW] += self.page[COST]
+        return wanted
+
+
+@pytest.fixture
+def guest() -> Guest:
+    return Guest()
+
+
+def test_a_look_is_a_look(guest: Guest) -> None:
+    one, other = CpuTime(CpuTime()), CpuTime(CpuTime())
+    guest.shared.grant(one, True)
+    assert guest.looks(10) == 10
+    guest.shared.settle()
+    asked = Clock(0)
+    for _ in range(10):
+        asked.charge(other, looking=True)
+        asked.look(other)
+    assert (guest.clock.now, one.ns, one.looks) == (asked.now, other.ns, other.looks)
+    assert one.parent is not None and one.parent.ns == one.ns
+    assert guest.shared.looks == 10
+
+
+def test_patience_ends(guest: Guest) -> None:
+    cpu = CpuTime()
+    guest.shared.grant(cpu, True)
+    assert guest.looks(1000) == PATIENCE
+    guest.shared.grant(cpu, True)
+    assert guest.looks(1) == 0
+    guest.clock.charge(cpu)
+    guest.shared.grant(cpu, True)
+    assert guest.looks(3) == 3
+    guest.shared.grant(cpu, True)  # the same thread goes on, as after a tick
+    assert guest.looks(1000) == PATIENCE - 3
+
+
+def test_a_deadline_is_met_by_a_call(guest: Guest) -> None:
+    guest.clock.timers.add(BOOT_NS + 5 * LOOK, lambda: None)
+    guest.shared.grant(CpuTime(), True)
+    assert guest.looks(1000) == 4
+
+
+@pytest.mark.parametrize("whose", ["thread", "process"])
+def test_so_is_one_by_cpu_time(guest: Guest, whose: str) -> None:
+    cpu = CpuTime(CpuTime())
+    owner = cpu if whose == "thread" else cpu.parent
+    assert owner is not None
+    cpu.spend(1_000_000)
+    owner.timer_queue().add(1_000_000 + 3 * LOOK, lambda: pytest.fail("expired"))
+    guest.shared.grant(cpu, True)
+    assert guest.looks(1000) == 2
+    guest.shared.settle()
+
+
+def test_looks_belong_to_the_thread_that_made_them(guest: Guest) -> None:
+    one, other = CpuTime(), CpuTime()
+    guest.shared.grant(one, True)
+    guest.looks(2)
+    guest.shared.grant(other, True)
+    guest.looks(1)
+    guest.shared.settle()
+    assert (one.looks, other.looks) == (2, 1)
+
+
+def test_not_allowed(guest: Guest) -> None:
+    guest.shared.grant(CpuTime(), False)
+    assert guest.looks(1) == 0
