@@ -20,5 +20,5 @@ fi
 
 # A directory that was moved, or made by a Python that is gone, is made again.
 .venv/bin/python -c '' 2>/dev/null || /usr/bin/python3 -m venv --clear .venv
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,images]'
 touch .venv/installed

@@ -23,7 +23,8 @@ ALLOWED: dict[str, set[str]] = {
     "kernel": set(),
     "decision": set(),
     "config": {"options", "values"},
-    "spec": {"values", "cpu"},
+    "images": {"values"},
+    "spec": {"values", "cpu", "images"},
     "api": {"options"},
     "doctor": {"cpu"},
     "cpu": {"decision", "machine"},
@@ -49,7 +50,20 @@ ALLOWED: dict[str, set[str]] = {
     },
     "container": {"cpu", "guest", "handlers", "policy", "spec", "supervisor", "synth", *_VALUES},
     "report": {"api", "recorder", "spec", *_VALUES},
-    "cli": {"", "api", "config", "container", "doctor", "options", "policy", "recorder", "report", "spec", "values"},
+    "cli": {
+        "",
+        "api",
+        "config",
+        "container",
+        "doctor",
+        "images",
+        "options",
+        "policy",
+        "recorder",
+        "report",
+        "spec",
+        "values",
+    },
 }
 
 # What a thread and a process are is a value type like those of detbox.machine, wherever it is kept.

@@ -1,0 +1,1 @@
+"""Root file systems: recipes, a content-addressed store, tarballs and OCI layouts."""
