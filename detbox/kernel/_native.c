@@ -530,11 +530,41 @@ static void part(pid_t tid, const struct meeting *m)
 	sched_setaffinity(tid, sizeof m->other, &m->other);
 }
 
-/* step_many(tid, count, known) -> (steps, wait status, why): single-steps a
- * stopped thread.  `known` has a nonzero byte for each number of a call that may be
- * stepped over; the thread is left before any other (one that waits for a reply
- * would never end its step).  why: 0 all steps done; 1 before such a call;
- * 2 another stop or the thread's end, which the wait status describes. */
+/* One step of a stopped thread.  `known` has a nonzero byte for each number of a call that may be stepped
+ * over; the thread is left before any other (one that waits for a reply would never end its step).
+ * STEPPED_ALL, BEFORE_CALL, OTHER_STOP with the wait status, or -1 with errno. */
+static int one_step(pid_t tid, const unsigned char *known, size_t numbers, int *status)
+{
+	unsigned char code[8] = {0};
+	errno = 0;
+	unsigned long rip = (unsigned long)ptrace(PTRACE_PEEKUSER, tid, offsetof(struct user_regs_struct, rip), NULL);
+	int gone = errno == ESRCH;
+	ssize_t got = code_at(tid, rip, code, sizeof code - 1);
+	ssize_t at = opcode_at(code, got);
+	/* The vsyscall page makes calls without such an instruction, and cannot be read. */
+	if (rip >> 63 && !gone) return BEFORE_CALL;
+	if (code[at] == 0x0f && code[at + 1] == 0x05) {
+		unsigned long nr = (unsigned long)ptrace(PTRACE_PEEKUSER, tid, offsetof(struct user_regs_struct, rax), NULL);
+		if (nr >= numbers || !known[nr]) return BEFORE_CALL;
+	}
+	/* ESRCH: it was killed meanwhile, and its end can be waited for. */
+	if (ptrace(PTRACE_SINGLESTEP, tid, NULL, NULL) && errno != ESRCH) return -1;
+	pid_t r;
+	while ((r = waitpid(tid, status, __WALL)) < 0 && errno == EINTR);
+	if (r < 0) return -1;
+	siginfo_t si;
+	/* TRAP_BRKPT is the end of a step over a call, and of any step (once in 200,000) where a
+	 * nested virtual machine loses the reason in DR6.  icebp (0xf1) has it, too; int3 has not. */
+	if (!WIFSTOPPED(*status) || *status >> 8 != SIGTRAP || ptrace(PTRACE_GETSIGINFO, tid, NULL, &si)
+	    || (si.si_code != TRAP_TRACE && (si.si_code != TRAP_BRKPT || code[at] == 0xf1)))
+		return OTHER_STOP;
+	if (at < got && code[at] == 0x9c) mend_pushed_flags(tid);
+	return STEPPED_ALL;
+}
+
+/* step_many(tid, count, known) -> (steps, wait status, why): single-steps a stopped thread; `known` as in
+ * one_step().  why: 0 all steps done; 1 before a call that is not known; 2 another stop or the thread's end,
+ * which the wait status describes. */
 static PyObject *step_many(PyObject *self, PyObject *args)
 {
 	int tid, status = 0, why = STEPPED_ALL;
@@ -543,40 +573,59 @@ static PyObject *step_many(PyObject *self, PyObject *args)
 	struct meeting place;
 	if (!PyArg_ParseTuple(args, "ily*", &tid, &count, &known)) return NULL;
 	meet(tid, &place);
-	for (; done < count; done++) {
-		unsigned char code[8] = {0};
-		errno = 0;
-		unsigned long rip = (unsigned long)ptrace(PTRACE_PEEKUSER, tid, offsetof(struct user_regs_struct, rip), NULL);
-		int gone = errno == ESRCH;
-		ssize_t got = code_at(tid, rip, code, sizeof code - 1);
-		ssize_t at = opcode_at(code, got);
-		int call = code[at] == 0x0f && code[at + 1] == 0x05;
-		/* The vsyscall page makes calls without such an instruction, and cannot be read. */
-		if (rip >> 63 && !gone) { why = BEFORE_CALL; break; }
-		if (call) {
-			unsigned long nr = (unsigned long)ptrace(PTRACE_PEEKUSER, tid, offsetof(struct user_regs_struct, rax), NULL);
-			if (nr >= (unsigned long)known.len || !((unsigned char *)known.buf)[nr]) { why = BEFORE_CALL; break; }
-		}
-		/* ESRCH: it was killed meanwhile, and its end can be waited for. */
-		if (ptrace(PTRACE_SINGLESTEP, tid, NULL, NULL) && errno != ESRCH) break;
-		pid_t r;
-		while ((r = waitpid(tid, &status, __WALL)) < 0 && errno == EINTR);
-		if (r < 0) break;
-		siginfo_t si;
-		/* TRAP_BRKPT is the end of a step over a call, and of any step (once in 200,000) where a
-		 * nested virtual machine loses the reason in DR6.  icebp (0xf1) has it, too; int3 has not. */
-		if (!WIFSTOPPED(status) || status >> 8 != SIGTRAP || ptrace(PTRACE_GETSIGINFO, tid, NULL, &si)
-		    || (si.si_code != TRAP_TRACE && (si.si_code != TRAP_BRKPT || code[at] == 0xf1))) {
-			why = OTHER_STOP;
-			break;
-		}
-		if (at < got && code[at] == 0x9c) mend_pushed_flags(tid);
-	}
+	while (done < count && (why = one_step(tid, known.buf, (size_t)known.len, &status)) == STEPPED_ALL) done++;
 	int err = errno;
 	part(tid, &place);
 	PyBuffer_Release(&known);
-	if (why == STEPPED_ALL && done < count) return fail_with(err);
+	if (why < 0) return fail_with(err);
 	return Py_BuildValue("lii", done, status, why);
+}
+
+/* The registers that a program computes with, at one moment. */
+struct moment { uint64_t rip, values[16]; };
+enum { MOST_MOMENTS = 4096 };
+
+static int look_at(pid_t tid, struct moment *m)
+{
+	struct user_regs_struct r;
+	if (ptrace(PTRACE_GETREGS, tid, NULL, &r)) return -1;
+	*m = (struct moment){r.rip, {r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rbp, r.rsp, r.r8, r.r9, r.r10, r.r11,
+				     r.r12, r.r13, r.r14, r.r15}};
+	return 0;
+}
+
+/* Whether the last moments of the same program counter differ by the same steps: by none if there are only
+ * two of them. */
+static int regular(const struct moment *every, long count)
+{
+	const struct moment *last = &every[count - 1], *before[2] = {NULL, NULL};
+	int found = 0;
+	for (const struct moment *m = last; m-- > every && found < 2;)
+		if (m->rip == last->rip) before[found++] = m;
+	if (!found) return 0;
+	for (size_t i = 0; i < sizeof last->values / sizeof *last->values; i++) {
+		uint64_t step = found == 2 ? before[0]->values[i] - before[1]->values[i] : 0;
+		if (last->values[i] - before[0]->values[i] != step) return 0;
+	}
+	return 1;
+}
+
+/* survey(tid, count) -> (steps, wait status, why, regular): single-steps a thread as step_many() does, up to
+ * any call, and tells whether its last turns were alike. */
+static PyObject *survey(PyObject *self, PyObject *args)
+{
+	static struct moment every[MOST_MOMENTS];
+	int tid, status = 0, why = STEPPED_ALL;
+	long count, done = 0;
+	struct meeting place;
+	if (!PyArg_ParseTuple(args, "il", &tid, &count)) return NULL;
+	if (count > MOST_MOMENTS) count = MOST_MOMENTS;
+	meet(tid, &place);
+	while (done < count && !look_at(tid, &every[done]) && (why = one_step(tid, NULL, 0, &status)) == STEPPED_ALL) done++;
+	int err = errno;
+	part(tid, &place);
+	if (why < 0) return fail_with(err);
+	return Py_BuildValue("liiO", done, status, why, done > 0 && regular(every, done) ? Py_True : Py_False);
 }
 
 /* wait_tid(tid, options) -> (tid, status), tid 0 if WNOHANG and nothing is there. */
@@ -823,6 +872,7 @@ static PyMethodDef methods[] = {
 	{"set_regs", set_regs, METH_VARARGS, NULL},
 	{"single_step", single_step, METH_VARARGS, NULL},
 	{"step_many", step_many, METH_VARARGS, NULL},
+	{"survey", survey, METH_VARARGS, NULL},
 	{"wait_tid", wait_tid, METH_VARARGS, NULL},
 	{"queue_signal", queue_signal, METH_VARARGS, NULL},
 	{"pidfd_getfd", py_pidfd_getfd, METH_VARARGS, NULL},

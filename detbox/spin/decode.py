@@ -106,6 +106,13 @@ def _disassembler() -> capstone.Cs:
     return made
 
 
+def prepared(*, now: bool = False) -> bool:
+    """Whether the disassembler has been imported, which takes 25 ms.  ``now``: import it."""
+    if now:
+        _disassembler()
+    return _disassembler.cache_info().currsize > 0
+
+
 def _widths() -> dict[str, tuple[str, int]]:
     """Every name of a general register: the full register and the bytes it covers."""
     names: dict[str, tuple[str, int]] = {}

@@ -8,23 +8,31 @@ _FIRST_DELAY = 0.02
 _LONGEST_DELAY = 2.0
 _FIRST_LIMIT = 48
 _LONGEST_LIMIT = 4000
+_LONGEST_SURVEY = 128
+# How much longer than an attempt the thread may compute before the next one.
+_PATIENCE = 50
 
 
 @dataclass(slots=True)
 class Pace:
     """The schedule of one thread's attempts; it eases when the thread has made calls in between.
 
-    A step costs some 15 µs, so the attempts together take about 3 % of a long
-    computation.  Only *when* a spin is found depends on real time, never what
-    is found: an endless loop is still there at the next attempt.
+    A step costs 4 to 20 µs, and more if it is examined.  The attempts together take at most 2 % of a
+    computation, whatever they cost on this machine.  Only *when* a spin is found depends on real time,
+    never what is found: an endless loop is still there at the next attempt.
     """
 
     delay: float = _FIRST_DELAY
     limit: int = _FIRST_LIMIT
 
-    def failed(self) -> None:
-        """The last attempt proved nothing: wait longer, look further."""
-        self.delay = min(self.delay * 2.5, _LONGEST_DELAY)
+    @property
+    def survey(self) -> int:
+        """How many instructions a survey may take: it comes before most walks."""
+        return min(self.limit * 2 // 3, _LONGEST_SURVEY)
+
+    def failed(self, took: float) -> None:
+        """The last attempt proved nothing in ``took`` seconds: wait longer, look further."""
+        self.delay = max(min(self.delay * 2.5, _LONGEST_DELAY), took * _PATIENCE)
         self.limit = min(self.limit * 2, _LONGEST_LIMIT)
 
     def eased(self) -> None:

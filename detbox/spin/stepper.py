@@ -26,6 +26,8 @@ _PTRACE_GETREGSET = 0x4204
 _NT_X86_XSTATE = 0x202
 # A step that ended normally: WIFSTOPPED with SIGTRAP and no ptrace event.
 _STEPPED = 5 << 8 | 0x7F
+# How a survey ended.
+_STEPPED_ALL, _OTHER_STOP = 0, 2
 
 
 def register(registers: bytes, offset: int) -> int:
@@ -91,6 +93,17 @@ class PtraceStepper:
         self.status, registers = _native.single_step(self.tid)
         self._registers = _without_debug_flags(registers) if registers else None
         return self.stepped
+
+    def survey(self, count: int) -> bool:
+        """Execute up to ``count`` instructions, or those before a system call.
+
+        Whether the registers at the same place changed by the same amounts from turn to turn: the thread
+        may be waiting then, and otherwise it very likely computes.
+        """
+        _, status, why, regular = _native.survey(self.tid, count)
+        self._registers = None
+        self.status = status if why == _OTHER_STOP else _STEPPED
+        return regular and why == _STEPPED_ALL
 
     def read(self, address: int, length: int) -> bytes:
         """Guest memory; OSError(EFAULT)."""

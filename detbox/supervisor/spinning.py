@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -19,9 +20,11 @@ from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
 from detbox.spin import (
     LoopTable,
+    NotSpin,
     Pace,
     PtraceStepper,
     Spin,
+    Stepper,
     Verdict,
     attempt,
     enter,
@@ -29,6 +32,7 @@ from detbox.spin import (
     prove_from,
     visit,
 )
+from detbox.spin.decode import prepared
 from detbox.spin.stepper import OFFSET, RIP, register
 from detbox.supervisor.task import State
 
@@ -47,6 +51,8 @@ _ARMING = ("setitimer", "alarm", "timer_settime")
 _PROBES = 200
 # From this limit on (some 0.3 s), a loop that counts is looked for as well.
 _COUNTING_LIMIT = 384
+# From this limit on (some 3 s), one whose turns are not alike is walked as well.
+_BLIND_LIMIT = 1536
 # Nobody else could end a spin: it is only looked for to report the deadlock.
 _ALONE_DELAY = 1.0
 # Calls that a request to stop would cut short or make the kernel begin anew: while the kernel may be at one of
@@ -57,6 +63,7 @@ _CUT_SHORT = frozenset(
                  "write", "writev", "pwrite64", "read", "readv", "pread64", "sendto", "sendmsg", "recvfrom", "recvmsg")
 )  # fmt: skip
 _CALL_DELAY = 5.0
+_UNPREPARED = NotSpin("the disassembler has not been imported", 0)
 
 
 @dataclass(slots=True)
@@ -152,23 +159,37 @@ class Spinning:
     def _prove(self, task: Task, watch: _Watch) -> None:
         self.proofs += 1
         watch.waited = 0.0
-        limit = watch.pace.limit
+        started = time.perf_counter()
         stepper = PtraceStepper(task.tid)
-        mm = task.process.mm
-        with _one_processor(task.tid):
-            verdict = attempt(self.loops, mm, stepper, lambda walked: prove(walked, limit))
-            counting = not isinstance(verdict, Spin) and stepper.stepped and limit >= _COUNTING_LIMIT
-            if counting:
-                verdict = attempt(self.loops, mm, stepper, prove_from)
-        if counting:
-            if isinstance(verdict, Spin) and not verdict.exact:
-                where = f"a loop at {min(verdict.addresses):#x} counts while it waits for another thread"
-                self.sup.m.doubt(task, f"{where}: how far it counts the first time depends on the machine")
+        verdict = self._verdict(task, watch.pace, stepper)
         if isinstance(verdict, Spin):
             watch.pace.restart()
-        else:
-            watch.pace.failed()
+        elif verdict is not _UNPREPARED:
+            watch.pace.failed(time.perf_counter() - started)
         self._settle(task, stepper, verdict)
+        if verdict is _UNPREPARED:
+            prepared(now=True)  # while the thread goes on
+
+    def _verdict(self, task: Task, pace: Pace, stepper: PtraceStepper) -> Verdict:
+        mm, limit = task.process.mm, pace.limit
+
+        def prover(walked: Stepper) -> Verdict:
+            if limit < _BLIND_LIMIT and not stepper.survey(pace.survey):
+                return NotSpin("its turns are not alike", 0)
+            if not prepared():
+                return _UNPREPARED
+            with _one_processor(task.tid):
+                return prove(walked, limit)
+
+        verdict = attempt(self.loops, mm, stepper, prover)
+        if isinstance(verdict, Spin) or not verdict.steps or not stepper.stepped or limit < _COUNTING_LIMIT:
+            return verdict
+        with _one_processor(task.tid):
+            verdict = attempt(self.loops, mm, stepper, prove_from)
+        if isinstance(verdict, Spin) and not verdict.exact:
+            where = f"a loop at {min(verdict.addresses):#x} counts while it waits for another thread"
+            self.sup.m.doubt(task, f"{where}: how far it counts the first time depends on the machine")
+        return verdict
 
     def on_trap(self, task: Task) -> bool:
         """A SIGTRAP stop; True if it was one of our breakpoints, and has been dealt with."""

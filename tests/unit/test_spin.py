@@ -100,6 +100,23 @@ def test_a_spin_is_proved_and_parked_at_one_state(programs: dict[str, Path], lev
 
 
 @pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("loop", SPINS + COUNTING + POLLING)
+def test_a_survey_lets_every_wait_be_proved(programs: dict[str, Path], level: str, loop: str) -> None:
+    with guest(programs[level], loop) as child:
+        child.stop(0.01)
+        assert any(child.stepper.survey(64) for _ in range(3))
+        assert child.stepper.stepped
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("loop", ["generator", "clock_reading"])
+def test_a_survey_knows_most_work(programs: dict[str, Path], level: str, loop: str) -> None:
+    with guest(programs[level], loop) as child:
+        child.stop(0.01)
+        assert not child.stepper.survey(128)
+
+
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("loop", COMPUTING)
 def test_work_is_no_spin(programs: dict[str, Path], level: str, loop: str) -> None:
     with guest(programs[level], loop) as child:
