@@ -70,6 +70,9 @@ def run(
     timeout: float | str | None = None,
     memory: int | str | None = None,
     strict: bool = False,
+    cache: str | bool | None = None,
+    cache_dir: StrPath | None = None,
+    cache_verify: int | None = None,
     config: StrPath | None = None,
 ) -> Result:
     """Runs ``command`` deterministically, as ``detbox run`` does, and waits for its end.
@@ -86,6 +89,7 @@ def run(
         "workdir": workdir, "image": image, "ro": list(ro), "rw": list(rw), "env": _env(env),
         "epoch": epoch, "seed": seed, "cpus": cpus, "cpu_model": cpu_model, "user": user,
         "network": network, "timeout": timeout, "memory": memory, "strict": strict,
+        "cache": _mode(cache), "cache_dir": cache_dir, "cache_verify": cache_verify,
         "stdin": None if isinstance(stdin, bytes) else stdin,
     }  # fmt: skip
     options: list[str | bytes] = [] if config is None else ["--config", os.fspath(config)]
@@ -104,6 +108,10 @@ def run(
         stats=answer["stats"],
         doubts=tuple(answer["doubts"]),
     )
+
+
+def _mode(cache: str | bool | None) -> str | None:
+    return cache if isinstance(cache, str) or cache is None else "both" if cache else "off"
 
 
 def _env(env: Mapping[str, str] | Iterable[str]) -> list[str]:

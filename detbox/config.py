@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from detbox.errors import UserError
-from detbox.options import BY_NAME, Kind, Option
+from detbox.options import BY_NAME, WORDS, Kind, Option
 from detbox.values import suggestion
 
 
@@ -56,6 +56,9 @@ def _value(option: Option, value: Any, base: str, path: str) -> Any:
         value = [value]
     if not _has_type(option.kind, value):
         raise UserError(f"--config {path}: {option.name} = {value!r}: {_EXPECTED[option.kind]} is expected")
+    if option.kind in WORDS and isinstance(value, bool):
+        words, alone = WORDS[option.kind]
+        return alone if value else words[-1] if option.kind is Kind.MODE else words[0]
     if option.kind is Kind.PATH:
         return os.path.join(base, value)
     if option.kind is Kind.PATHS:
@@ -70,6 +73,8 @@ _EXPECTED = {
     Kind.PATHS: "a list of texts",
     Kind.ENV: "a table, or a list of texts",
     Kind.SWITCH: "true or false",
+    Kind.MODE: "text, true or false",
+    Kind.PERCENT: "a whole number, true or false",
     Kind.COUNT: "a whole number",
 }
 
@@ -77,6 +82,8 @@ _EXPECTED = {
 def _has_type(kind: Kind, value: Any) -> bool:
     if kind is Kind.SWITCH:
         return isinstance(value, bool)
+    if kind in WORDS:
+        return isinstance(value, (bool, str if kind is Kind.MODE else int))
     if isinstance(value, bool):
         return False
     if kind in (Kind.NUMBER, Kind.COUNT):

@@ -19,6 +19,8 @@ class Kind(Enum):
     PATHS = "paths"  # a list of SRC[:DST]; several add up
     ENV = "env"  # a list of K=V or K; several add up
     SWITCH = "switch"  # present or absent
+    MODE = "mode"  # present, or one of a few words: --name=WORD
+    PERCENT = "percent"  # present (100), or one of a few numbers: --name=NUMBER
     COUNT = "count"  # may be given several times
 
 
@@ -73,6 +75,20 @@ OPTIONS: tuple[Option, ...] = (
     Option("stdin", Kind.PATH, "FILE", "read the guest's standard input from FILE (default: detbox's own)"),
     Option("timeout", Kind.TEXT, "TIME", "end the run after so much real time: seconds, or 90s, 5m, 2h"),
     Option("memory", Kind.TEXT, "SIZE", "memory limit of the guest: bytes, or 512M, 4G"),
+    Option(
+        "cache",
+        Kind.MODE,
+        "read|write|both|off",
+        "put the results of a former run in place if nothing that it looked at has changed, and keep "
+        "those of this run (default: both; without the option, what DETBOX_CACHE says)",
+    ),
+    Option("cache-dir", Kind.PATH, "DIR", "the cache's directory (default: ~/.cache/detbox/results)"),
+    Option(
+        "cache-verify",
+        Kind.PERCENT,
+        "PERCENT",
+        "run so many of the hits all the same, and compare every byte (default: all)",
+    ),
     Option("strict", Kind.SWITCH, "", "make every doubt about determinism fatal (status 122)"),
     Option("stats", Kind.SWITCH, "", "after the run, report calls by kind, notifications, stops and times"),
     Option("dry-run", Kind.SWITCH, "", "print the container's set-up and do not run anything"),
@@ -80,3 +96,9 @@ OPTIONS: tuple[Option, ...] = (
 )
 
 BY_NAME: dict[str, Option] = {option.name: option for option in OPTIONS}
+
+#: The words that an option of kind MODE or PERCENT may be given, and the one that it stands for when alone.
+WORDS: dict[Kind, tuple[tuple[str, ...], str]] = {
+    Kind.MODE: (("read", "write", "both", "off"), "both"),
+    Kind.PERCENT: (("0", "1", "2", "5", "10", "20", "50", "100"), "100"),
+}

@@ -27,6 +27,8 @@ MAX_CPUS = 256
 CPU_MODELS = ("x86-64-v3", "x86-64-v2")
 CPUID_BACKENDS = ("auto", "patch")
 NETWORKS = ("loopback", "none")
+#: What a run may do with the cache: use results, keep them, or both.
+CACHE_MODES = ("read", "write", "both")
 #: Format of :meth:`RunSpec.to_json`; a supervisor of another version refuses it.
 JSON_VERSION = 1
 
@@ -48,6 +50,8 @@ BASE_ENV: Mapping[bytes, bytes] = {
 _RESERVED = ("/proc", "/sys", "/dev")
 # A user name as useradd(8) takes it, or UID, or UID:GID.
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}|\d{1,10}(:\d{1,10})?")
+# Fields of a run description that hold host paths.
+_PATHS = ("workdir", "workdir_alias", "image", "stdin", "site_cache", "cache_dir", "record")
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,11 @@ class RunSpec:
     dry_run: bool = False
     record: str | None = None  # host path of the trace that is written
     record_results: bool = False  # the trace tells results of calls that the kernel executes
+    cache: str = ""  # one of CACHE_MODES, or "": without
+    cache_dir: str | None = None  # host directory of the cache; None without one
+    cache_verify: int = 0  # how many percent of the hits are run all the same, and compared
+    observe_fd: int = -1  # descriptor that takes what the run observed and changed; -1: nothing is noted
+    stdin_head: bytes = b""  # the beginning of standard input, if somebody has read it already
     leak: str = ""  # for tests of `verify`: a call that is let through to the kernel as it is
 
     def to_json(self) -> str:
@@ -107,7 +116,8 @@ class RunSpec:
         out["command"] = [_text(word) for word in self.command]
         out["env"] = {_text(key): _text(value) for key, value in self.env.items()}
         out["mounts"] = [[_path_text(m.src), _path_text(m.dst), m.rw] for m in self.mounts]
-        for name in ("workdir", "workdir_alias", "image", "stdin", "site_cache", "record"):
+        out["stdin_head"] = _text(self.stdin_head)
+        for name in _PATHS:
             out[name] = None if out[name] is None else _path_text(out[name])
         return json.dumps(out, sort_keys=True)
 
@@ -123,7 +133,8 @@ class RunSpec:
         raw["command"] = tuple(_bytes(word) for word in raw["command"])
         raw["env"] = {_bytes(key): _bytes(value) for key, value in raw["env"].items()}
         raw["mounts"] = tuple(Mount(_path(src), _path(dst), rw) for src, dst, rw in raw["mounts"])
-        for name in ("workdir", "workdir_alias", "image", "stdin", "site_cache", "record"):
+        raw["stdin_head"] = _bytes(raw["stdin_head"])
+        for name in _PATHS:
             raw[name] = None if raw[name] is None else _path(raw[name])
         return cls(**raw)
 
@@ -154,6 +165,7 @@ def make_spec(
     )
     _check_mounts(mounts, workdir)
     user = _user(get("user"))
+    cache, cache_dir = _cache(get("cache"), get("cache_dir"), host_env, cwd)
     stdin = _stdin(get("stdin"), cwd)
     return RunSpec(
         command=words,
@@ -175,6 +187,9 @@ def make_spec(
         timeout_s=values.duration_s(get("timeout"), "--timeout"),
         memory_bytes=values.size(get("memory"), "--memory"),
         strict=bool(get("strict")),
+        cache=cache,
+        cache_dir=cache_dir,
+        cache_verify=values.number(get("cache_verify"), "--cache-verify", 0, 100, default=0),
         stats=bool(get("stats")),
         verbose=int(get("verbose") or 0),
         dry_run=bool(get("dry_run")),
@@ -226,6 +241,36 @@ def _site_cache(host_env: Mapping[bytes, bytes]) -> str | None:
     if b"XDG_CACHE_HOME" not in host_env and not os.path.isdir(host_env.get(b"HOME", b"")):
         return None
     return str(cache_dir({os.fsdecode(key): os.fsdecode(value) for key, value in host_env.items()}))
+
+
+def _cache(
+    mode: Any, directory: Any, host_env: Mapping[bytes, bytes], cwd: str
+) -> tuple[str, str | None]:
+    """What a run may do with the cache, and the cache's directory.
+
+    The variable DETBOX_CACHE is a mode, or a directory (which has a slash in it); the options win over it.
+    """
+    declared = os.fsdecode(host_env.get(b"DETBOX_CACHE", b""))
+    if "/" in declared:
+        directory, declared = directory or declared, "both"
+    chosen = str(mode if mode is not None else declared or "off")
+    if chosen not in (*CACHE_MODES, "off"):
+        where = "--cache" if mode is not None else "DETBOX_CACHE"
+        raise UserError(f"{where}={chosen}: not a way to use the cache", f"write one of {', '.join(CACHE_MODES)}, off")
+    if chosen == "off":
+        return "", None
+    return chosen, cache_directory(directory, host_env, cwd)
+
+
+def cache_directory(given: Any, host_env: Mapping[bytes, bytes], cwd: str) -> str:
+    """The absolute path of the cache's directory."""
+    if given is None:
+        declared = os.fsdecode(host_env.get(b"DETBOX_CACHE", b""))
+        base = os.fsdecode(host_env.get(b"XDG_CACHE_HOME", b""))
+        home = os.fsdecode(host_env.get(b"HOME", b"/"))
+        base = base if base.startswith("/") else os.path.join(home, ".cache")
+        given = declared if "/" in declared else os.path.join(base, "detbox", "results")
+    return os.path.abspath(os.path.join(cwd, os.fsdecode(given)))
 
 
 def _user(given: Any) -> str:

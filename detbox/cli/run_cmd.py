@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from detbox.cli.messages import say
 from detbox.errors import DetboxError, NotDeterministic, UserError
-from detbox.options import OPTIONS, Kind
+from detbox.options import OPTIONS, WORDS, Kind, Option
 from detbox.spec import RunSpec, make_spec
 
 if TYPE_CHECKING:
-    from detbox.container.launch import Outcome
+    from detbox.container.outcome import Outcome
 
 _DESCRIPTION = """\
 Runs CMD in a deterministic container.  Its outputs are a pure function of the
@@ -61,7 +61,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     """The options of a run and its command, for every verb that takes them."""
     for option in OPTIONS:
         flags = ([f"-{option.short}"] if option.short else []) + [f"--{option.name}"]
-        if option.kind is Kind.SWITCH:
+        if option.kind in WORDS:
+            _add_words(parser, option)
+        elif option.kind is Kind.SWITCH:
             parser.add_argument(*flags, action="store_true", help=option.help)
         elif option.kind is Kind.COUNT:
             parser.add_argument(*flags, action="count", help=option.help)
@@ -77,6 +79,17 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "command", nargs=argparse.REMAINDER, metavar="CMD", help="the command and its arguments"
     )
+
+
+def _add_words(parser: argparse.ArgumentParser, option: Option) -> None:
+    """``--name`` alone or ``--name=WORD``, never ``--name WORD``: the next word is the command."""
+    words, alone = WORDS[option.kind]
+    shown = f"(={option.metavar}) {option.help}"
+    parser.add_argument(f"--{option.name}", dest=option.key, action="store_const", const=alone, help=shown)
+    for word in words:
+        parser.add_argument(
+            f"--{option.name}={word}", dest=option.key, action="store_const", const=word, help=argparse.SUPPRESS
+        )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -153,9 +166,24 @@ def stats_lines(stats: dict[str, Any], indent: str = "") -> list[str]:
 
 
 def _launch(spec: RunSpec) -> Outcome:
+    if spec.cache and spec.record is None:
+        return _cached(spec)
     from detbox.container.launch import run as launch
 
     return launch(spec)
+
+
+def _cached(spec: RunSpec) -> Outcome:
+    from detbox.cache import job
+    from detbox.container.outcome import Outcome
+    from detbox.container.sources import sources
+
+    def launch(spec: RunSpec) -> Outcome:
+        from detbox.container.launch import run
+
+        return run(spec)
+
+    return job.run(spec, launch, Outcome, sources(spec))
 
 
 def _describe(spec: RunSpec) -> None:

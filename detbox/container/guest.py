@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from detbox.cache.observed import Observed
 from detbox.container import modules, operations, plan
 from detbox.cpu import model
 from detbox.cpu.siteindex import SiteIndex
@@ -52,11 +53,14 @@ def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
     index = SiteIndex(Path(spec.site_cache) if spec.site_cache else None)
     proc_fd, layers = build(spec)
     raise_limits()
-    console = Console(host)
+    console = Console(host, spec.stdin_head)
     machine = Machine(spec, console, proc_fd, model.MODELS[spec.cpu_model])
     machine.requests = requests
     machine.layers = layers
+    observed = Observed(machine) if spec.observe_fd >= 0 else None
     handlers = observation.handlers({row.number: row.handler for row in TABLE if row.handler is not None})
+    if observed is not None:
+        handlers = observed.tracker.wrap(handlers)
     sup = Supervisor(machine, handlers, LOOKING, life)
     sup.image.start(spec.cpuid_backend == "auto" and _cpuid_faulting(), host_features, index)
     machine.inodes.learn_devices()
@@ -66,6 +70,8 @@ def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
             machine.inodes.own_tree(os.fsencode(top), uid, gid)
     install_hooks(sup)
     observation.connect(sup)
+    if observed is not None:
+        observed.connect(sup)
     path = find_command(spec)
     cell = mmap.mmap(-1, 4096)
     launcher = _start_first_process(spec, console, path, cell)
@@ -84,6 +90,8 @@ def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
     if failed:
         raise CommandNotInvocable(f"cannot execute {os.fsdecode(path)}: {os.strerror(failed)}")
     machine.inodes.finish([os.fsencode(top) for top in plan.kept(spec)])
+    if observed is not None:
+        observed.tell(spec.observe_fd, plan.kept(spec))
     report = {
         "status": os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status),
         "stats": statistics(sup, started, ready),

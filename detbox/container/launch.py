@@ -18,12 +18,12 @@ import resource
 import select
 import signal
 import traceback
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from detbox import errors
 from detbox.container import guest
+from detbox.container.outcome import Outcome
 from detbox.cpu import service
 from detbox.cpu.sitecache import SiteCache
 from detbox.cpu.siteindex import SiteIndex
@@ -39,17 +39,6 @@ NAMESPACES = (
 )
 PR_SET_PDEATHSIG = 1
 ALL_IDS = 4294967295  # the largest range that a map may have
-
-
-@dataclass
-class Outcome:
-    """What a finished run reports."""
-
-    status: int  # the guest's exit status, or 128+N for signal N
-    stats: dict[str, Any] = field(default_factory=dict)
-    doubts: list[str] = field(default_factory=list)
-    unknown_calls: dict[str, int] = field(default_factory=dict)
-    interleaving: dict[str, Any] = field(default_factory=dict)  # of stdout and stderr, see Interleaving.summary
 
 
 #: Real seconds that a run gets for its end: thousands of processes may have to be killed.

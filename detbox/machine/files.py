@@ -191,7 +191,7 @@ class FileTable:
 class FsContext:
     """Working directory, root and umask; shared by CLONE_FS."""
 
-    __slots__ = ("m", "pid", "umask", "special", "_cwd")
+    __slots__ = ("m", "pid", "umask", "special", "_cwd", "_cwd_path")
 
     def __init__(self, m: Machine, pid: int, umask: int = 0o022) -> None:
         self.m = m
@@ -199,6 +199,7 @@ class FsContext:
         self.umask = umask
         self.special = False  # the root directory or mount namespace is not the supervisor's
         self._cwd = -1
+        self._cwd_path = b""
 
     def copy(self, pid: int) -> FsContext:
         """A forked child's context."""
@@ -211,6 +212,16 @@ class FsContext:
         if self._cwd < 0:
             self._cwd = self._open(b"cwd")
         return self._cwd
+
+    def cwd_path(self) -> bytes:
+        """Canonical path of the working directory, as it was when it was last asked for after a change."""
+        if not self._cwd_path:
+            self._cwd_path = os.readlink(b"self/fd/%d" % self.cwd_fd(), dir_fd=self.m.proc_fd)
+        return self._cwd_path
+
+    def forget_path(self) -> None:
+        """The working directory may have got another name."""
+        self._cwd_path = b""
 
     def root_fd(self) -> int:
         """A new O_PATH descriptor of the root directory; the caller closes it."""
@@ -231,6 +242,7 @@ class FsContext:
 
     def close(self) -> None:
         """Release the cached descriptor."""
+        self._cwd_path = b""
         if self._cwd >= 0:
             os.close(self._cwd)
             self._cwd = -1

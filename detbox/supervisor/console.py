@@ -29,8 +29,10 @@ class Console:
     ``host``: descriptors of the real stdin (or -1 for none), stdout and stderr.
     """
 
-    def __init__(self, host: tuple[int, int, int]) -> None:
+    def __init__(self, host: tuple[int, int, int], head: bytes = b"") -> None:
+        """``head``: input that comes before what the host's stdin still gives."""
         self.host = host
+        self._head = head
         self._stdin_read, self._stdin_write = os.pipe2(os.O_CLOEXEC)
         self._out = [os.pipe2(os.O_CLOEXEC) for _ in range(2)]
         for read_end, _ in self._out:
@@ -44,7 +46,9 @@ class Console:
         self._line_wise = host[0] >= 0 and os.isatty(host[0])
         self.consumed = 0  # bytes of real input handed to the guest
         self.written = [0, 0]
+        self.ended = False  # the end of the input has been met
         self.observer: Observer | None = None
+        self.input_observer: Callable[[bytes], None] | None = None
         if host[0] < 0:
             self._close_input()
 
@@ -87,8 +91,10 @@ class Console:
             return
         parts, size = [], 0
         while size < CHUNK:
-            data = os.read(self.host[0], CHUNK - size)
+            data, self._head = self._head[: CHUNK - size], self._head[CHUNK - size :]
+            data = data or os.read(self.host[0], CHUNK - size)
             if not data:
+                self.ended = True
                 break
             parts.append(data)
             size += len(data)
@@ -96,6 +102,8 @@ class Console:
                 break
         if parts:
             self.consumed += size
+            if self.input_observer is not None:
+                self.input_observer(b"".join(parts))
             os.write(self._stdin_write, b"".join(parts))
         else:
             self._close_input()

@@ -40,6 +40,9 @@ def test_everything_that_the_command_line_knows(tmp_path: Path) -> None:
         stdin = "input"
         timeout = 1.5
         memory = "2G"
+        cache = true
+        cache-dir = "kept"
+        cache-verify = 50
         strict = true
         stats = false
         dry_run = true

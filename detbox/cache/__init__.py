@@ -1,0 +1,1 @@
+"""Memoization: work whose observed inputs did not change is not done again."""

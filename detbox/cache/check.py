@@ -1,0 +1,178 @@
+"""Whether the facts of a stored result still hold on this host, and the facts of a new one."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from detbox.cache import facts
+from detbox.cache.facts import Fact
+from detbox.cache.manifest import Manifest
+from detbox.cache.places import Places
+from detbox.cache.store import Store
+from detbox.cache.summary import data_of
+
+#: A file that has changed so shortly before it was hashed may change again unseen: file systems' clocks tick.
+_RACY_NS = 2_000_000_000
+_KIND, _SIZE, _CONTENT, _LISTING, _XATTRS, _PYTIME = range(6)
+_NAMES = ("", "size", "content", "list of entries", "attributes", "time of its compiled file")
+
+
+class Checker:
+    """Looks at the host's files.  ``owner``: see :class:`~detbox.cache.execution.Ledger`."""
+
+    def __init__(self, places: Places, store: Store, bound: Iterable[str] = ()) -> None:
+        """``bound``: guest paths of the user's own directories, if an ordinary user runs detbox."""
+        self._places = places
+        self._store = store
+        self._bound = tuple(os.fsencode(path) for path in bound)
+
+    # -- a stored result ----------------------------------------------------------------
+
+    def first_change(self, manifest: Manifest) -> str | None:
+        """The first fact that does not hold, for people; None if all hold."""
+        name = _hint_name(manifest)
+        hints = self._hints(name)
+        signatures: dict[str, Any] = {}
+        stale = False
+        inodes: dict[str, tuple[int, int]] = {}
+        for path, row in manifest.facts.items():
+            place = self._place(path, row)
+            if place is None:
+                return f"{path}: is not shown any more"
+            kind, st = facts.kind_of(place)
+            if row and row[_KIND] is not None:
+                if kind + self._owner(path, st) != row[_KIND]:
+                    return _kind_changed(path, row[_KIND], kind)
+                if st is not None and path in manifest.names:
+                    inodes[path] = (st.st_dev, st.st_ino)
+            wrong = self._aspects(place, row, st, hints.get(path))
+            if wrong is None:
+                return f"{path}: cannot be read"
+            if wrong:
+                return f"{path}: {wrong}"
+            if st is not None and len(row) > _CONTENT and row[_CONTENT] is not None:
+                signatures[path] = _lasting(st)
+                stale = stale or signatures[path] != hints.get(path)
+        for path, first in manifest.names.items():
+            if inodes.get(path) != inodes.get(first):
+                return f"{path}: is not the same file as {first} any more"
+        if len(set(inodes.values())) != len(set(manifest.names.values())):
+            return "files have become names of one file"
+        if stale:
+            self._store.set_hint(name, json.dumps(signatures).encode())
+        return None
+
+    def _place(self, path: str, row: list[Any]) -> bytes | None:
+        data = data_of(path)
+        return data if data in self._places.remade else self._places.host(data)
+
+    def _owner(self, path: str, st: os.stat_result | None) -> str:
+        if st is None or not self._bound or not facts.below(data_of(path), self._bound):
+            return ""
+        return facts.ownership(st, os.geteuid(), os.getegid())
+
+    def _aspects(self, place: bytes, row: list[Any], st: os.stat_result | None, hint: Any) -> str | None:
+        for aspect in range(_SIZE, len(row)):
+            expected = row[aspect]
+            if expected is None:
+                continue
+            if aspect == _SIZE:
+                actual: Any = st.st_size if st is not None else None
+            elif aspect == _CONTENT:
+                if hint is not None and st is not None and hint == list(facts.signature_of(st)):
+                    continue
+                actual = facts.content_of(place)
+            elif aspect == _LISTING:
+                actual = _listing(place)
+            elif aspect == _XATTRS:
+                actual = facts.xattrs_digest(place)
+            else:
+                actual = facts.python_time(place, st.st_size if st is not None else 0)
+            if actual != expected:
+                has_content = len(row) > _CONTENT and row[_CONTENT] is not None
+                return _NAMES[_CONTENT if aspect == _SIZE and has_content else aspect]
+        return ""
+
+    def _hints(self, name: str) -> dict[str, Any]:
+        data = self._store.hint(name)
+        try:
+            found = json.loads(data) if data else {}
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    # -- a new result -----------------------------------------------------------------------
+
+    def finish(self, raw: dict[str, list[Any]]) -> tuple[dict[str, list[Any]], dict[str, str], dict[str, Any], str]:
+        """Facts as the supervisor tells them, made complete: (rows, names, hints, why they cannot be used)."""
+        rows: dict[str, list[Any]] = {}
+        names: dict[str, str] = {}
+        firsts: dict[tuple[int, int], str] = {}
+        signatures: dict[str, Any] = {}
+        for path, (row, inode, signature) in raw.items():
+            data = data_of(path)
+            if data in self._places.remade:
+                rows[path] = [None, None, facts.content_of(data)]
+                continue
+            place = self._places.host(data)
+            if place is None:
+                continue
+            fact = Fact.from_row(row)
+            if fact.listing is not None and data in self._places.mixed:
+                fact.listing = _listing(place)
+            if signature is not None:
+                kind, st = facts.kind_of(place)
+                if st is None or kind[:1] != "f" or list(facts.signature_of(st)[:3]) != signature[:3]:
+                    return {}, {}, {}, f"{path} was changed from outside during the run"
+                fact.content = facts.content_of(place)
+                signatures[path] = _lasting(st)
+                if facts.signature_of(os.lstat(place)) != facts.signature_of(st):
+                    return {}, {}, {}, f"{path} was changed from outside during the run"
+            if inode is not None:
+                names[path] = firsts.setdefault(tuple(inode), path)
+            rows[path] = fact.row()
+        return rows, names, signatures, ""
+
+    def keep_hints(self, manifest: Manifest, signatures: dict[str, Any]) -> None:
+        """Remember the signatures of a new result's files."""
+        self._store.set_hint(_hint_name(manifest), json.dumps(signatures).encode())
+
+
+def _hint_name(manifest: Manifest) -> str:
+    import xxhash
+
+    return xxhash.xxh3_128(json.dumps(manifest.facts).encode()).hexdigest()
+
+
+def _lasting(st: os.stat_result) -> Any:
+    """A file's signature as a hint; None if it is too fresh to be trusted."""
+    if time.time_ns() - max(st.st_mtime_ns, st.st_ctime_ns) < _RACY_NS:
+        return None
+    return list(facts.signature_of(st))
+
+
+def _listing(place: bytes) -> str | None:
+    try:
+        return facts.listing_of(facts.entries_of(place))
+    except OSError:
+        return None
+
+
+_LETTERS = {"f": "a file", "d": "a directory", "l": "a link", "p": "a FIFO", "s": "a socket", "E": "an error"}
+
+
+def _kind_changed(path: str, expected: str, actual: str) -> str:
+    if expected == facts.ABSENT:
+        return f"{path}: did not exist, and is now {_LETTERS.get(actual[0], 'something')}"
+    if actual == facts.ABSENT:
+        return f"{path}: does not exist any more"
+    if expected[0] != actual[0]:
+        was, now = (_LETTERS.get(kind[0], "something else") for kind in (expected, actual))
+        return f"{path}: was {was}, and is now {now}"
+    if expected[0] == "l":
+        return f"{path}: leads elsewhere"
+    return f"{path}: mode or number of names"

@@ -1,0 +1,151 @@
+"""What can be observed of one path, and whether it still holds.
+
+A path in a fact is *canonical*: no symbolic link and no ``..`` in it.  Each link that was followed and each
+directory that was passed is a fact of its own, so that a chain of links that has changed anywhere is noticed.
+Times are no facts of a whole job, because every input shows the same constant one.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from errno import errorcode
+from typing import Any
+
+import xxhash
+
+from detbox.machine.pycache import recorded_mtime
+
+#: Aspects of a path, as bits: existence, type, mode, number of names and text of a link; size; content;
+#: names and types of a directory's entries; the user's attributes; the time that a compiled Python file records.
+KIND, SIZE, CONTENT, LIST, XATTR, PYTIME = 1, 2, 4, 8, 16, 32
+ALL = KIND | SIZE | CONTENT | XATTR
+ABSENT = "-"
+_CHUNK = 1 << 20
+_OVERLAY = "user.overlay."
+
+#: What tells that a file has not been changed: size, times of change in ns, and the inode's number.
+Signature = tuple[int, int, int, int]
+
+
+@dataclass(slots=True)
+class Fact:
+    """The observed aspects of one path; None for what was not observed."""
+
+    kind: str | None = None
+    size: int | None = None
+    content: str | None = None
+    listing: str | None = None
+    xattrs: str | None = None
+    pytime: int | None = None
+    inode: tuple[int, int] | None = None  # of a file with several names: real (device, inode)
+    signature: Signature | None = None  # of a file whose content is still to be hashed
+
+    def row(self) -> list[Any]:
+        """For a manifest, without trailing Nones."""
+        values = [self.kind, self.size, self.content, self.listing, self.xattrs, self.pytime]
+        while values and values[-1] is None:
+            values.pop()
+        return values
+
+    @classmethod
+    def from_row(cls, row: Iterable[Any]) -> Fact:
+        """The inverse of :meth:`row`."""
+        return cls(*row)
+
+
+def kind_of(path: bytes) -> tuple[str, os.stat_result | None]:
+    """The KIND of a path and its status, without following a link."""
+    try:
+        st = os.lstat(path)
+    except OSError as error:
+        name = errorcode.get(error.errno or 0, "")
+        return (ABSENT if name in ("ENOENT", "ENOTDIR") else name), None
+    return kind_text(st, path), st
+
+
+def kind_text(st: os.stat_result, path: bytes) -> str:
+    """Type and mode, and whatever else belongs to the KIND of this type."""
+    mode = st.st_mode
+    if stat.S_ISREG(mode):
+        return f"f{mode & 0o7777:o}:{st.st_nlink}"
+    if stat.S_ISDIR(mode):
+        return f"d{mode & 0o7777:o}"
+    if stat.S_ISLNK(mode):
+        return f"l{st.st_nlink}:" + os.fsdecode(os.readlink(path))
+    return f"{stat.filemode(mode)[0]}{mode & 0o7777:o}:{st.st_nlink}:{st.st_rdev}"
+
+
+def signature_of(st: os.stat_result) -> Signature:
+    """The signature of a file."""
+    return st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino
+
+
+def content_of(path: bytes) -> str | None:
+    """XXH3-128 of a file's content in hexadecimal digits; None if it cannot be read."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    digest = xxhash.xxh3_128()
+    with open(fd, "rb", buffering=0) as file:
+        while data := file.read(_CHUNK):
+            digest.update(data)
+    return digest.hexdigest()
+
+
+def listing_of(entries: Iterable[tuple[bytes, str]]) -> str:
+    """A digest of a directory's entries, each with the first letter of its KIND."""
+    digest = xxhash.xxh3_128()
+    for name, letter in sorted(entries):
+        digest.update(b"%s\0%s\0" % (name, letter.encode()))
+    return digest.hexdigest()
+
+
+def entries_of(path: bytes) -> list[tuple[bytes, str]]:
+    """The entries of a directory, each with the first letter of its KIND.  Raises OSError."""
+    with os.scandir(path) as found:
+        return [(entry.name, _letter(entry)) for entry in found]
+
+
+def _letter(entry: os.DirEntry[bytes]) -> str:
+    if entry.is_symlink():
+        return "l"
+    if entry.is_dir():
+        return "d"
+    if entry.is_file():
+        return "f"
+    return stat.filemode(entry.stat(follow_symlinks=False).st_mode)[0]
+
+
+def xattrs_of(path: bytes) -> dict[str, bytes]:
+    """The user's extended attributes of a path, without following a link."""
+    try:
+        names = os.listxattr(path, follow_symlinks=False)
+    except OSError:
+        return {}
+    kept = sorted(name for name in names if name.startswith("user.") and not name.startswith(_OVERLAY))
+    return {name: os.getxattr(path, name, follow_symlinks=False) for name in kept}
+
+
+def xattrs_digest(path: bytes) -> str:
+    """A digest of the user's extended attributes of a path."""
+    return xxhash.xxh3_128(repr(xattrs_of(path)).encode()).hexdigest()
+
+
+def python_time(path: bytes, size: int) -> int:
+    """What the compiled file of the Python source ``path`` records; -1 for nothing."""
+    recorded = recorded_mtime(path, None, size)
+    return -1 if recorded is None else recorded
+
+
+def below(path: bytes, tops: Iterable[bytes]) -> bool:
+    """Whether a path is one of ``tops`` or below it."""
+    return any(path == top or path.startswith(top + b"/") for top in tops)
+
+
+def ownership(st: os.stat_result, uid: int, gid: int) -> str:
+    """Whose a file is: part of its KIND where the kernel's permissions depend on it."""
+    return ("" if st.st_uid == uid else "u") + ("" if st.st_gid == gid else "g")

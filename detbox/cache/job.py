@@ -1,0 +1,210 @@
+"""Whole jobs: looked up before a container is made, recorded while it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import select
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from detbox.cache import key
+from detbox.cache.check import Checker
+from detbox.cache.manifest import Manifest
+from detbox.cache.places import Places, Sources
+from detbox.cache.restore import Restore
+from detbox.cache.stdin import Input
+from detbox.cache.store import Store
+from detbox.cache.summary import data_of
+from detbox.errors import InternalError
+
+if TYPE_CHECKING:
+    from detbox.container.outcome import Outcome
+    from detbox.spec import RunSpec
+
+Launch = Callable[["RunSpec"], "Outcome"]
+_LENGTH = 8
+_HIT, _MISS, _UNABLE = "hit", "miss", "not cacheable"
+
+
+def run(spec: RunSpec, launch: Launch, outcome: type[Outcome], sources: Sources) -> Outcome:
+    """Run the command with ``launch``, or put a former result in place.  Raises DetboxError.
+
+    ``outcome``: what is made of a result.
+    """
+    assert spec.cache_dir is not None
+    store = Store(spec.cache_dir)
+    try:
+        return Job(spec, launch, outcome, sources, store).run()
+    finally:
+        store.close()
+
+
+class Job:
+    """One run with a cache."""
+
+    def __init__(self, spec: RunSpec, launch: Launch, outcome: type[Outcome], sources: Sources, store: Store) -> None:
+        self.spec = spec
+        self._outcome = outcome
+        self._launch = launch
+        self._store = store
+        self._places = Places(sources)
+        bound = (spec.guest_workdir, *(mount.dst for mount in spec.mounts)) if os.geteuid() else ()
+        self._checker = Checker(self._places, store, bound)
+        self._known = key.parts(spec, sources)
+        self._key = key.key_of(self._known)
+        self._input = Input(spec)
+        self._why = ""
+
+    def run(self) -> Outcome:
+        """Look up; run for real if nothing fits; keep the result."""
+        started = time.perf_counter()
+        found = self._find() if self.spec.cache in ("read", "both") else None
+        if found is not None and random.random() * 100 >= self.spec.cache_verify:
+            outcome = self._restore(found)
+            if outcome is not None:
+                self._log(_HIT, "", time.perf_counter() - started, found.seconds)
+                return outcome
+            self._why = "the result could not be put in place"
+            found = None
+        outcome, new = self._record()
+        seconds = time.perf_counter() - started
+        if found is not None and new is not None and new.left() != found.left():
+            self._mismatch(found, new)
+        if new is not None:
+            new.seconds = seconds
+            if self.spec.cache in ("write", "both"):
+                self._store.publish(self._key, new.to_bytes(), new.blobs())
+        self._log(_MISS if new is not None else _UNABLE, self._why, seconds, 0.0)
+        return outcome
+
+    # -- looking up ------------------------------------------------------------------------
+
+    def _find(self) -> Manifest | None:
+        candidates = self._store.candidates(self._key)
+        for data in candidates:
+            manifest = Manifest.from_bytes(data)
+            if manifest is None:
+                continue
+            why = self._checker.first_change(manifest) or self._input.first_change(manifest.stdin)
+            if why is None:
+                return manifest
+            self._why = self._why or why
+        if not candidates:
+            self._why = self._unknown()
+        return None
+
+    def _unknown(self) -> str:
+        """Why the key is new: what differs from the last run of this work directory or command."""
+        for earlier in self._store.runs():
+            known = earlier.get("known")
+            if not isinstance(known, dict) or known.get("command") != self._known["command"]:
+                continue
+            for name, value in self._known.items():
+                if known.get(name) != value:
+                    return _difference(name, known.get(name), value)
+        return "this command has not been run before"
+
+    def _restore(self, manifest: Manifest) -> Outcome | None:
+        output = b""
+        if manifest.output:
+            blob = self._store.open_blob(manifest.output)
+            if blob is None:
+                return None
+            output = blob
+        try:
+            if not Restore(manifest.changes, self._places.host, self.spec.workdir).carry_out(self._store):
+                return None
+        except OSError:
+            return None
+        self._input.consume(manifest.stdin)
+        view = memoryview(output)
+        for stream, size in manifest.turns:
+            _write(stream, view[:size])
+            view = view[size:]
+        stats = {"cache": _HIT, "saved_s": manifest.seconds}
+        return self._outcome(manifest.status, stats, interleaving=manifest.interleaving)
+
+    # -- running for real ------------------------------------------------------------------------
+
+    def _record(self) -> tuple[Outcome, Manifest | None]:
+        notes = os.memfd_create("detbox-observed")
+        try:
+            spec = self._input.handed_on(self.spec).with_changes(observe_fd=notes)
+            outcome = self._launch(spec)
+            with open(os.dup(notes), "rb") as file:
+                file.seek(0)
+                length = int.from_bytes(file.read(_LENGTH), "little")
+                raw = json.loads(file.read(length)) if length else None
+                output = file.read()
+        finally:
+            os.close(notes)
+        if raw is None:
+            self._why = "the run told nothing"
+            return outcome, None
+        reasons = [*raw["reasons"], *outcome.doubts, *(f"unknown call {name}" for name in outcome.unknown_calls)]
+        reasons += self._input.reasons(raw["stdin"])
+        if reasons:
+            self._why = "; ".join(reasons)
+            return outcome, None
+        rows, names, hints, why = self._checker.finish(raw["facts"])
+        if why or not self._keep_blobs(raw["changes"]):
+            self._why = why or "an output was changed from outside"
+            return outcome, None
+        manifest = Manifest(
+            rows, names, raw["changes"], outcome.status, self._store.put_bytes(output) if output else "", raw["turns"],
+            raw["stdin"], outcome.interleaving,
+        )  # fmt: skip
+        self._checker.keep_hints(manifest, hints)
+        return outcome, manifest
+
+    def _keep_blobs(self, changes: list[dict[str, Any]]) -> bool:
+        for change in changes:
+            place = self._places.host(data_of(change["path"]))
+            if place is None:
+                return False
+            if change["do"] != "file":
+                continue
+            try:
+                change["blob"] = self._store.put_file(place)
+                if os.lstat(place).st_size != change.pop("size"):
+                    return False
+            except OSError:
+                return False
+        return True
+
+    # -- reports ---------------------------------------------------------------------------------------
+
+    def _mismatch(self, found: Manifest, new: Manifest) -> None:
+        for name, value in found.left().items():
+            if new.left()[name] != value:
+                raise InternalError(
+                    f"the cached result is not what the run gave: {name} differ: {value!r:.500} is stored, "
+                    f"{new.left()[name]!r:.500} is right"
+                )
+
+    def _log(self, result: str, why: str, seconds: float, former: float) -> None:
+        self._store.log_run({
+            "command": self._known["command"], "workdir": self.spec.workdir, "result": result, "why": why,
+            "seconds": round(seconds, 4), "saved": round(max(0.0, former - seconds), 4), "known": self._known,
+        })  # fmt: skip
+
+
+def _difference(name: str, old: Any, new: Any) -> str:
+    if name == "env" and isinstance(old, dict) and isinstance(new, dict):
+        for variable in sorted(old.keys() | new.keys()):
+            if old.get(variable) != new.get(variable):
+                return f"environment: {variable}"
+    return name.replace("_", " ")
+
+
+def _write(stream: int, data: memoryview) -> None:
+    while data:
+        try:
+            data = data[os.write(stream, data) :]
+        except BlockingIOError:
+            select.select([], [stream], [])
+        except OSError:
+            return  # nobody reads it, as in a real run

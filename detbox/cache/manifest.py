@@ -1,0 +1,54 @@
+"""A result as it is stored: what must hold, and what it then gives."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+#: Of the manifest; another one's results are not used.
+FORMAT = 1
+
+
+@dataclass
+class Manifest:
+    """The result of one job.
+
+    ``facts``: rows of :class:`~detbox.cache.facts.Fact` by canonical guest path.  ``names``: files with several
+    names, each with the first path of the same file.  ``changes``: what the run left, see ``summary``; files
+    have the SHA-256 of their content.  ``turns``: ``[stream, bytes]`` of the output in its order, whose bytes
+    are the blob ``output``.  ``seconds``: what the run took.
+    """
+
+    facts: dict[str, list[Any]]
+    names: dict[str, str]
+    changes: list[dict[str, Any]]
+    status: int
+    output: str
+    turns: list[list[int]]
+    stdin: dict[str, Any]
+    interleaving: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    format: int = FORMAT
+
+    def to_bytes(self) -> bytes:
+        """For the store."""
+        return json.dumps(asdict(self), separators=(",", ":")).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Manifest | None:
+        """The inverse; None if it is not one, or of another format."""
+        try:
+            raw = json.loads(data)
+            return cls(**raw) if raw.get("format") == FORMAT else None
+        except (ValueError, TypeError, AttributeError):
+            return None
+
+    def blobs(self) -> list[str]:
+        """Every blob that the result needs."""
+        found = [self.output] if self.output else []
+        return found + [change["blob"] for change in self.changes if change.get("blob")]
+
+    def left(self) -> dict[str, Any]:
+        """What two runs of the same job must have in common."""
+        return {"changes": self.changes, "status": self.status, "output": self.output, "turns": self.turns}

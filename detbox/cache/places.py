@@ -1,0 +1,61 @@
+"""Where the guest's paths are on the host."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a container's file system is made from.
+
+    ``shown``: (guest path, host path) of directories and files of the host; where two overlap the longer
+    guest path counts.  ``fresh``: guest paths of empty file systems.  ``made``: files and links that the
+    container makes itself, with what they hold.  ``remade``: files that are made from the host's own.
+    ``fixed``: whatever else of the host shows in the file system, as text.
+    """
+
+    shown: tuple[tuple[str, str], ...]
+    fresh: tuple[str, ...] = ()
+    made: frozenset[str] = frozenset()
+    remade: frozenset[str] = frozenset()
+    fixed: tuple[str, ...] = ()
+
+
+@dataclass
+class Places:
+    """Translates canonical guest paths."""
+
+    sources: Sources
+    _tops: list[tuple[bytes, bytes | None]] = field(default_factory=list)
+    _known: dict[bytes, bytes | None] = field(default_factory=dict)  # of directories
+
+    def __post_init__(self) -> None:
+        shown = [(os.fsencode(guest), os.fsencode(host)) for guest, host in self.sources.shown]
+        fresh = [(os.fsencode(guest), None) for guest in self.sources.fresh]
+        self._tops = sorted([*shown, *fresh], key=lambda top: -len(top[0]))
+        self._made = frozenset(os.fsencode(path) for path in self.sources.made | self.sources.remade)
+        #: Directories of the host in which the container has entries of its own.
+        self.mixed = frozenset(path.rpartition(b"/")[0] for path in (*self._made, *(guest for guest, _ in self._tops)))
+        self.remade = frozenset(os.fsencode(path) for path in self.sources.remade)
+
+    def host(self, path: bytes) -> bytes | None:
+        """The host's path; None for what the container makes itself."""
+        if path in self._made:
+            return None
+        for guest, host in self._tops:
+            if path == guest:
+                return host
+        directory, _, name = path.rpartition(b"/")
+        if directory not in self._known:
+            self._known[directory] = self._directory(directory)
+        there = self._known[directory]
+        return None if there is None else there + b"/" + name
+
+    def _directory(self, path: bytes) -> bytes | None:
+        for guest, host in self._tops:
+            top = guest.rstrip(b"/")
+            if path == top or path.startswith(top + b"/"):
+                return None if host is None else (host + path[len(top) :]).rstrip(b"/")
+        return None

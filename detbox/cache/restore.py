@@ -1,0 +1,166 @@
+"""Puts a result's files in place: everything is staged first, then renamed; what fails is undone."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Callable
+from typing import Any
+
+from detbox.cache import facts
+from detbox.cache.store import Store
+from detbox.cache.summary import data_of
+
+#: What is staged, and what is replaced, lies below this name in the work directory for a moment.
+PREFIX = b".detbox-restore-"
+
+
+class Restore:
+    """The changes of one result.  ``place``: host path of a guest path."""
+
+    def __init__(self, changes: list[dict[str, Any]], place: Callable[[bytes], bytes | None], top: str) -> None:
+        self._changes = []
+        for change in changes:
+            path = place(data_of(change["path"]))
+            if path is None:
+                raise ValueError(f"{change['path']} is not in a kept directory")
+            self._changes.append((path, change))
+        self._place = place
+        self._by_path = dict(self._changes)
+        self._stage = os.path.join(os.fsencode(top), PREFIX + secrets.token_hex(8).encode())
+        self._undo: list[Callable[[], None]] = []
+        self._staged: dict[bytes, bytes] = {}
+
+    def carry_out(self, store: Store) -> bool:
+        """Put everything in place.  False, with nothing changed, if a blob is missing or the host refuses."""
+        before = self._directory_times()
+        os.mkdir(self._stage, 0o700)
+        try:
+            done = self._prepare(store) and self._commit_or_undo()
+        except OSError:
+            done = False
+        finally:
+            shutil.rmtree(self._stage, ignore_errors=True)
+        if done:
+            self._finish()
+        else:
+            for path, times in before.items():
+                os.utime(path, ns=times)
+        return done
+
+    def _commit_or_undo(self) -> bool:
+        try:
+            self._commit()
+        except OSError:
+            for action in reversed(self._undo):
+                action()
+            return False
+        return True
+
+    def _find_times(self) -> None:
+        """What was only moved keeps its time, which is the host's."""
+        for _, change in self._changes:
+            origin = change.get("times_of")
+            place = self._place(data_of(origin)) if origin is not None else None
+            if place is not None:
+                st = os.lstat(place)
+                change["times"] = [st.st_atime_ns, st.st_mtime_ns]
+
+    def _directory_times(self) -> dict[bytes, tuple[int, int]]:
+        times = {}
+        for path in {os.path.dirname(path) for path in (self._stage, *self._by_path)}:
+            if os.path.isdir(path):
+                st = os.stat(path)
+                times[path] = (st.st_atime_ns, st.st_mtime_ns)
+        return times
+
+    def _prepare(self, store: Store) -> bool:
+        self._find_times()
+        for number, (path, change) in enumerate(self._changes):
+            if change["do"] == "file":
+                data = store.open_blob(change["blob"])
+                if data is None:
+                    return False
+                name = self._stage + b"/%d" % number
+                with open(name, "xb") as file:
+                    file.write(data)
+                _attributes(name, change)
+                self._staged[path] = name
+        return True
+
+    def _commit(self) -> None:
+        rows = self._changes
+        for path, change in sorted(rows, key=lambda row: row[0], reverse=True):
+            if change["do"] == "remove" or _makes_room(change):
+                self._aside(path)
+        for path, change in sorted(rows, key=lambda row: row[0]):
+            if change["do"] == "directory":
+                os.mkdir(path, 0o700)
+                self._undo.append(lambda path=path: os.rmdir(path))  # type: ignore[misc]
+        for path, change in rows:
+            self._make(path, change)
+        for path, change in rows:
+            if change["do"] == "link":
+                target = self._place(data_of(change["to"]))
+                assert target is not None
+                self._aside(path)
+                os.link(target, path, follow_symlinks=False)
+                self._undo.append(lambda path=path: os.unlink(path))  # type: ignore[misc]
+
+    def _make(self, path: bytes, change: dict[str, Any]) -> None:
+        kind = change["do"]
+        if kind == "file":
+            if change["was"] == "f":
+                self._aside(path)
+            os.rename(self._staged[path], path)
+        elif kind == "symlink":
+            os.symlink(data_of(change["text"]), path)
+            _attributes(path, change)
+        elif kind in ("fifo", "socket"):
+            os.mknod(path, (stat.S_IFIFO if kind == "fifo" else stat.S_IFSOCK) | change["mode"])
+            _attributes(path, change)
+        else:
+            return
+        self._undo.append(lambda: os.unlink(path))
+
+    def _aside(self, path: bytes) -> None:
+        """Move what is at ``path`` out of the way, so that it can come back."""
+        if not os.path.lexists(path):
+            return
+        there = self._stage + b"/aside-" + secrets.token_hex(8).encode()
+        os.rename(path, there)
+        self._undo.append(lambda: os.rename(there, path))
+
+    def _finish(self) -> None:
+        """Modes and times of directories, and of files that stayed: last, since every change below moves them."""
+        for path, change in sorted(self._changes, key=lambda row: row[0], reverse=True):
+            if change["do"] in ("directory", "keep"):
+                _attributes(path, change)
+
+
+def _makes_room(change: dict[str, Any]) -> bool:
+    """Whether something of another type is in the way."""
+    letters = {"directory": "d", "file": "f", "symlink": "", "fifo": "", "socket": "", "link": "", "keep": "dfl"}
+    return change["was"] not in ("", "-") and change["was"] not in letters[change["do"]]
+
+
+def _attributes(path: bytes, change: dict[str, Any]) -> None:
+    link = change["do"] == "symlink"
+    wanted_attributes = change.get("xattrs", {})
+    if change["do"] == "keep":
+        for name in facts.xattrs_of(path).keys() - wanted_attributes.keys():
+            os.removexattr(path, name, follow_symlinks=False)
+    for name, value in wanted_attributes.items():
+        os.setxattr(path, name, bytes.fromhex(value), follow_symlinks=False)
+    if not link:
+        wanted = change["mode"]
+        if stat.S_IMODE(os.lstat(path).st_mode) != wanted:
+            os.chmod(path, wanted)
+    _times(path, change)
+
+
+def _times(path: bytes, change: dict[str, Any]) -> None:
+    if change["times"] is not None:
+        os.utime(path, ns=tuple(change["times"]), follow_symlinks=False)

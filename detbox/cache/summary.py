@@ -1,0 +1,111 @@
+"""What the supervisor tells the host's side about a finished run: facts, changes, and why it cannot be cached."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from detbox.cache import facts
+from detbox.cache.facts import ABSENT, CONTENT, Fact
+
+if TYPE_CHECKING:
+    from detbox.cache.execution import Execution
+    from detbox.cache.tracker import Tracker
+
+#: Bytes that must be free at the end: with less, the guest may have met a full disk.
+_ROOM = 16 << 20
+
+
+def describe(tracker: Tracker, tops: Iterable[str]) -> dict[str, Any]:
+    """All about the run as a whole; called when the files have got their final times.
+
+    ``tops``: guest paths of the directories whose changes stay.
+    """
+    execution = tracker.root
+    kept = [os.fsencode(top) for top in tops]
+    for top in (*kept, b"/tmp"):
+        room = os.statvfs(top)
+        if room.f_bavail * room.f_frsize < _ROOM:
+            execution.reasons.setdefault("the disk was nearly full")
+    return {
+        "facts": {text(path): _fact(fact) for path, fact in execution.facts.items() if _on_host(tracker, path)},
+        "changes": list(_changes(tracker, execution, kept)),
+        "reasons": list(execution.reasons),
+    }
+
+
+def text(data: bytes) -> str:
+    """Bytes as JSON can hold them."""
+    return data.decode("utf-8", "surrogateescape")
+
+
+def data_of(content: str) -> bytes:
+    """The inverse of :func:`text`."""
+    return content.encode("utf-8", "surrogateescape")
+
+
+def dump(value: Any) -> bytes:
+    """JSON of a description; lone surrogates survive as escapes."""
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _on_host(tracker: Tracker, path: bytes) -> bool:
+    """Whether the host's directories hold it: some of them are shown empty."""
+    return not any(path.startswith(top + b"/") for top in tracker.m.layers.emptied)
+
+
+def _fact(fact: Fact) -> list[Any]:
+    return [fact.row(), fact.inode, fact.signature]
+
+
+def _changes(tracker: Tracker, execution: Execution, kept: list[bytes]) -> Iterable[dict[str, Any]]:
+    names: dict[tuple[int, int], str] = {}
+    for path in dict.fromkeys((*kept, *execution.changed)):
+        if not any(path == top or path.startswith(top + b"/") for top in kept):
+            continue
+        fact = execution.facts.get(path)
+        before = (fact.kind if fact is not None else None) or ""
+        change = _change(tracker, path, before, bool(execution.have.get(path, 0) >> 8 & CONTENT))
+        if change is None:
+            continue
+        if path in kept and change["times"] is None:
+            # A kept directory always gets a time; see InodeTable.finish.
+            st = os.lstat(path)
+            change["times"] = [st.st_atime_ns, st.st_mtime_ns]
+        inode = change.pop("inode", None)
+        if inode is not None:
+            if inode in names:
+                change = {"path": change["path"], "do": "link", "to": names[inode], "was": before[:1]}
+            else:
+                names[inode] = change["path"]
+        yield change
+
+
+def _change(tracker: Tracker, path: bytes, before: str, rewritten: bool) -> dict[str, Any] | None:
+    kind, st = facts.kind_of(path)
+    change: dict[str, Any] = {"path": text(path), "was": before[:1]}
+    if st is None:
+        return None if before == ABSENT else {**change, "do": "remove"}
+    change["mode"] = stat.S_IMODE(st.st_mode)
+    change["times"] = [st.st_atime_ns, st.st_mtime_ns] if tracker.changed_time(st) else None
+    if change["times"] is None and path in tracker.origin:
+        change["times_of"] = text(tracker.origin[path])
+    xattrs = facts.xattrs_of(path)
+    if xattrs:
+        change["xattrs"] = {name: value.hex() for name, value in xattrs.items()}
+    letter = kind[0]
+    if letter != "d" and st.st_nlink > 1:
+        change["inode"] = (st.st_dev, st.st_ino)
+    if letter == "d" and before[:1] in ("d", ""):
+        return {**change, "do": "keep"}
+    if letter == before[:1] == "f" and not rewritten:
+        return {**change, "do": "keep"}
+    change["do"] = {"f": "file", "d": "directory", "l": "symlink", "p": "fifo", "s": "socket"}[letter]
+    if letter == "l":
+        change["text"] = text(os.readlink(path))
+    if letter == "f":
+        change["size"] = st.st_size
+    return change

@@ -1,0 +1,248 @@
+"""Follows a run: every call that names a path tells here what it looks at and what it changes."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from stat import S_IFMT, S_ISDIR, S_ISLNK, S_ISREG
+from typing import TYPE_CHECKING, Any
+
+from detbox.cache import calls, facts
+from detbox.cache.execution import Execution, Ledger
+from detbox.cache.facts import CONTENT, KIND, LIST, PYTIME, SIZE, XATTR
+from detbox.cache.world import World, made, parent_of
+from detbox.decision import Decision
+from detbox.handlers.paths import AT_FDCWD
+
+if TYPE_CHECKING:
+    from detbox.cache.calls import Marks
+    from detbox.supervisor.machine import Machine
+    from detbox.supervisor.task import Args, Process, Task
+
+_EVERYTHING = KIND | SIZE | CONTENT | LIST | XATTR | PYTIME
+_M32 = 0xFFFFFFFF
+_HEAD = 256  # BINPRM_BUF_SIZE: what the kernel looks at of a program
+_PT_INTERP = 3
+_SIGKILL = 9
+
+Handler = Callable[..., Decision]
+
+
+class Tracker:
+    """The ledger of one run, and who is writing into it."""
+
+    def __init__(self, m: Machine) -> None:
+        self.m = m
+        self.world = World(m)
+        self._bound = [os.fsencode(path) for path in (m.spec.guest_workdir, *(one.dst for one in m.spec.mounts))]
+        self.ledger = Ledger(self._owner if m.layers.limited else None)
+        self.root = Execution(None, "run")
+        self.origin: dict[bytes, bytes] = {}  # where something that was moved stood at first
+        self._killed = False
+
+    def wrap(self, handlers: dict[int, Handler]) -> dict[int, Handler]:
+        """The handlers, each of which tells about its call first."""
+        return {nr: self._wrapped(nr, handler) for nr, handler in handlers.items()}
+
+    def _wrapped(self, nr: int, handler: Handler) -> Handler:
+        probe = calls.PROBES.get(nr)
+        if probe is None:
+            return handler
+        ask = probe
+
+        def tracking(m: Machine, t: Task, a: Args) -> Decision:
+            marks = ask(self, t, a)
+            decision = handler(m, t, a)
+            if marks and (type(decision) is not int or decision >= 0):
+                execution = self.of(t)
+                for path, aspects in marks:
+                    self.ledger.mark(execution, path, aspects)
+            return decision
+
+        return tracking
+
+    # -- what the probes ask --------------------------------------------------------------
+
+    def of(self, t: Task) -> Execution:
+        """The execution that a thread belongs to."""
+        return self.root
+
+    def touch(self, t: Task, path: bytes, aspects: int) -> None:
+        """The thread looks at a canonical path."""
+        if path[1:5] in (b"proc", b"sys/", b"sys", b"dev/", b"dev", b".det") and made(path):
+            return
+        self.ledger.touch(self.of(t), path, aspects)
+
+    def unable(self, t: Task, reason: str, *, whole: bool = True) -> None:
+        """What the thread does cannot be cached."""
+        self.ledger.unable(self.of(t), reason, whole=whole)
+
+    def find(self, t: Task, dirfd: int, path: bytes, follow: bool) -> bytes | None:
+        """The canonical path, whose way there becomes facts; None if it cannot be told."""
+        if not path:
+            return None
+        base = b"/"
+        if path[:1] != b"/":
+            known = self._base(t, dirfd)
+            if known is None:
+                return None
+            base = known
+        if t.process.fs.special:
+            self.unable(t, "has a root directory of its own")
+            return None
+        found, passed = self.world.find(t, base, path, follow)
+        for step in passed:
+            self.touch(t, step, KIND)
+        return found
+
+    def _base(self, t: Task, dirfd: int) -> bytes | None:
+        if dirfd & _M32 != AT_FDCWD:
+            return self.path_of_fd(t, dirfd)
+        path = t.process.fs.cwd_path()
+        if path.endswith(b" (deleted)"):
+            self.unable(t, "works in a directory that has been removed")
+            return None
+        return path
+
+    def path_of_fd(self, t: Task, fd: int) -> bytes | None:
+        """The canonical path of an open file or directory; None if it has none."""
+        if fd & _M32 == AT_FDCWD:
+            return t.process.fs.cwd_path()
+        try:
+            path = os.readlink(b"%d/fd/%d" % (t.tid, fd & _M32), dir_fd=self.m.proc_fd)
+        except OSError:
+            return None
+        return path if path[:1] == b"/" and not path.endswith(b" (deleted)") else None
+
+    @staticmethod
+    def now(path: bytes) -> str:
+        """``f``, ``d``, ``l`` for what is there now, ``-`` for nothing, ``?`` for something else."""
+        try:
+            mode = os.lstat(path).st_mode
+        except OSError as error:
+            return "-" if error.errno == errno.ENOENT else "?"
+        return "f" if S_ISREG(mode) else "d" if S_ISDIR(mode) else "l" if S_ISLNK(mode) else "?"
+
+    # -- changes ------------------------------------------------------------------------------
+
+    def names_change(self) -> None:
+        """A name is about to change that ways may pass through."""
+        self.world.changed()
+        for process in self.m.processes.values():
+            process.fs.forget_path()
+
+    def kills(self) -> None:
+        """The guest itself kills something."""
+        self._killed = True
+
+    def rewrites(self, t: Task, path: bytes) -> Marks | None:
+        """A file's content changes."""
+        if made(path):
+            return None
+        self.ledger.settle(path)
+        self.in_place(t, path)
+        return [(path, SIZE | CONTENT | PYTIME)]
+
+    def in_place(self, t: Task, path: bytes) -> None:
+        """A file is changed that may have other names."""
+        fact = self.root.facts.get(path)
+        if fact is not None and fact.inode is not None and fact.kind and fact.kind[0] == "f":
+            self.unable(t, "changes a file that has several names")
+
+    def appears(self, t: Task, path: bytes) -> Marks:
+        """Something new is made at ``path``."""
+        if made(path):
+            return []
+        return [(path, _EVERYTHING), (parent_of(path), 0)]
+
+    def vanishes(self, t: Task, path: bytes) -> Marks | None:
+        """A name is removed."""
+        if made(path):
+            return None
+        self.ledger.settle(path)
+        if self.now(path) != "f":
+            self.names_change()
+        return [(path, _EVERYTHING), (parent_of(path), 0)]
+
+    def moves(self, t: Task, one: bytes, other: bytes, *, both: bool) -> Marks | None:
+        """``one`` gets the name ``other`` (``both``: and the other way round)."""
+        marks: Marks = []
+        moved: dict[bytes, bytes] = {}
+        for source, target in ((one, other), (other, one))[: 2 if both else 1]:
+            for path in (source, *(calls.below(source) if self.now(source) == "d" else ())):
+                self.touch(t, path, KIND | SIZE | CONTENT | XATTR | (LIST if self.now(path) == "d" else 0))
+                self.touch(t, target + path[len(source) :], KIND)
+                self.ledger.settle(path)
+                moved[target + path[len(source) :]] = self.origin.get(path, path)
+                marks += [(path, _EVERYTHING), (target + path[len(source) :], _EVERYTHING)]
+        self.origin.update(moved)  # if the call fails, nothing is asked of these
+        self.ledger.settle(other)
+        if self.now(one) != "f" or self.now(other) not in "f-":
+            self.names_change()
+        return [*marks, (parent_of(one), 0), (parent_of(other), 0)]
+
+    # -- programs -------------------------------------------------------------------------------
+
+    def executes(self, t: Task, dirfd: int, path: bytes) -> None:
+        """A program is executed: it and its interpreters are read by the kernel."""
+        for _ in range(5):  # BINPRM_MAX_RECURSION interpreters at most
+            found = self.find(t, dirfd, path, True)
+            if found is None:
+                return
+            self.touch(t, found, KIND | SIZE | CONTENT | XATTR)
+            interpreter = _interpreter(found)
+            if not interpreter:
+                return
+            path, dirfd = interpreter, AT_FDCWD
+
+    # -- the end ----------------------------------------------------------------------------------
+
+    def on_exit(self, m: Machine, process: Process) -> None:
+        """A process is gone; who killed it may have been the host."""
+        status = process.status or 0
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == _SIGKILL and not self._killed:
+            self.ledger.unable(self.root, "a process was killed from outside")
+
+    def _owner(self, path: bytes, st: Any) -> str:
+        """Who owns a file in the user's directories: the kernel's permissions depend on it for an ordinary user."""
+        return facts.ownership(st, 0, 0) if facts.below(path, self._bound) else ""
+
+    def status(self, path: bytes) -> os.stat_result | None:
+        """What is at a path now."""
+        try:
+            return os.lstat(path)
+        except OSError:
+            return None
+
+    def changed_time(self, st: os.stat_result) -> bool:
+        """Whether the run has given the file a time of its own."""
+        entry = self.m.inodes.table.get((st.st_dev, st.st_ino))
+        return entry is not None and entry.changed and entry.fmt == S_IFMT(st.st_mode)
+
+
+def _interpreter(path: bytes) -> bytes | None:
+    """The program that runs the program: of a script, or of a dynamically linked file."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    with open(fd, "rb") as file:
+        head = file.read(_HEAD)
+        if head.startswith(b"#!"):
+            words = head[2:].split(b"\n")[0].split()
+            return words[0] if words else None
+        if not head.startswith(b"\x7fELF\x02") or len(head) < 64:
+            return None
+        offset, size, count = (
+            int.from_bytes(head[at : at + length], "little") for at, length in ((32, 8), (54, 2), (56, 2))
+        )
+        file.seek(offset)
+        table = file.read(min(size * count, 1 << 16))
+        for at in range(0, len(table) - 55, max(size, 56)):
+            if int.from_bytes(table[at : at + 4], "little") == _PT_INTERP:
+                start = int.from_bytes(table[at + 8 : at + 16], "little")
+                length = int.from_bytes(table[at + 32 : at + 40], "little")
+                file.seek(start)
+                return file.read(min(length, 4096)).rstrip(b"\0") or None
+    return None

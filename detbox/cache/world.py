@@ -1,0 +1,155 @@
+"""The guest's tree of files as the cache sees it: where paths lead, and through what.
+
+The kernel resolves a path without telling what it passed.  So the way is walked here a second time, one
+look per component; directories that were walked are remembered until a name that may lie on a way changes.
+"""
+
+from __future__ import annotations
+
+import os
+from stat import S_ISDIR, S_ISLNK
+from typing import TYPE_CHECKING
+
+from detbox.handlers.paths import proc_link
+
+if TYPE_CHECKING:
+    from detbox.supervisor.machine import Machine
+    from detbox.supervisor.task import Task
+
+_MAX_LINKS = 40  # include/linux/namei.h MAXSYMLINKS
+#: File systems of the container's own making.
+MADE = (b"/proc", b"/sys", b"/dev", b"/.detbox")
+#: (canonical path, directories and links passed on the way)
+Way = tuple[bytes, tuple[bytes, ...]]
+_MAGIC = (b"cwd", b"root", b"exe")
+
+
+def made(path: bytes) -> bool:
+    """Whether a canonical path lies in a file system that the container makes itself."""
+    return path.startswith(MADE) and any(path == top or path[len(top)] == 47 for top in MADE if path.startswith(top))
+
+
+def join(directory: bytes, name: bytes) -> bytes:
+    """The path of an entry of a canonical directory."""
+    return b"/" + name if directory == b"/" else directory + b"/" + name
+
+
+def parent_of(path: bytes) -> bytes:
+    """The directory of a canonical path."""
+    return path[: path.rindex(b"/")] or b"/"
+
+
+class World:
+    """Resolves the paths of one run."""
+
+    def __init__(self, m: Machine) -> None:
+        self.m = m
+        self._ways: dict[tuple[bytes, bytes], Way] = {}  # of directories
+        self._missing: dict[tuple[bytes, bytes], Way] = {}  # ways that end early
+        self._plain: set[bytes] = set()  # canonical paths that are no links
+
+    def changed(self) -> None:
+        """A name that ways may pass through has changed."""
+        self._ways.clear()
+        self._missing.clear()
+        self._plain.clear()
+
+    def appeared(self) -> None:
+        """A directory has been made."""
+        self._missing.clear()
+
+    def find(self, t: Task, base: bytes, path: bytes, follow: bool) -> Way:
+        """Where ``path`` leads, relative to the canonical directory ``base``.
+
+        What it leads to need not exist; a way that ends early ends at what is missing or no directory.
+        """
+        head, _, name = path.rpartition(b"/")
+        if not name or name in (b".", b".."):
+            return self._walk(t, base, path, True)
+        start = base
+        passed: tuple[bytes, ...] = ()
+        if head or path[:1] == b"/":
+            key = (b"" if path[:1] == b"/" else base, head)
+            way = self._ways.get(key)
+            if way is None:
+                short = self._missing.get(key)
+                if short is not None:
+                    return short
+                way = self._walk(t, base, head + b"/", True)
+                if way[0].startswith(b"/proc"):
+                    return self._walk(t, base, path, follow)
+                if not os.path.isdir(way[0]):
+                    self._missing[key] = way
+                    return way
+                self._ways[key] = way
+            start, passed = way
+        child = b"/" + name if start == b"/" else start + b"/" + name
+        if child not in self._plain:
+            if _is_link(child):
+                return self._walk(t, base, path, follow)
+            self._plain.add(child)
+        return child, passed
+
+    def _walk(self, t: Task, base: bytes, path: bytes, follow: bool) -> Way:
+        passed: list[bytes] = []
+        at = b"/" if path[:1] == b"/" else base
+        follow = follow or path.endswith((b"/", b"/."))
+        todo = _components(path)
+        links = 0
+        while todo:
+            name = todo.pop()
+            if name == b"..":
+                at = parent_of(at)
+                continue
+            child = join(at, name)
+            text = self._magic(t, at, name)
+            if text is None:
+                try:
+                    st = os.lstat(child)
+                except OSError:
+                    return child, tuple(passed)
+                if not S_ISLNK(st.st_mode):
+                    if not todo:
+                        return child, tuple(passed)
+                    passed.append(child)
+                    if not S_ISDIR(st.st_mode):
+                        return child, tuple(passed)
+                    at = child
+                    continue
+                text = os.readlink(child)
+            if not todo and not follow:
+                return child, tuple(passed)
+            passed.append(child)
+            links += 1
+            if links > _MAX_LINKS or not text:
+                return child, tuple(passed)
+            if text[:1] == b"/":
+                at = b"/"
+            elif at.startswith(b"/proc/"):
+                return child, tuple(passed)  # pipe:[1] and the like
+            todo += _components(text)
+        return at, tuple(passed)
+
+    def _magic(self, t: Task, at: bytes, name: bytes) -> bytes | None:
+        """Where a link of procfs leads."""
+        if not at.startswith(b"/proc"):
+            return None
+        if at == b"/proc":
+            return proc_link(t, name)
+        if name in _MAGIC or at.endswith(b"/fd"):
+            try:
+                return os.readlink(at[len(b"/proc/") :] + b"/" + name, dir_fd=self.m.proc_fd)
+            except OSError:
+                return None
+        return None
+
+
+def _components(path: bytes) -> list[bytes]:
+    return [part for part in reversed(path.split(b"/")) if part not in (b"", b".")]
+
+
+def _is_link(path: bytes) -> bool:
+    try:
+        return S_ISLNK(os.lstat(path).st_mode)
+    except OSError:
+        return False

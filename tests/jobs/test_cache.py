@@ -1,0 +1,249 @@
+"""Cached ≡ uncached: each case is a script, a change to its inputs, and whether the change may be a hit."""
+
+# ruff: noqa: E501  (one row of the table, one line)
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from detbox.cache.store import Store
+from detbox.report.tree import Entry, snapshot
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+#: Inputs have an old time, so that the cache may trust it.
+OLD_NS = 1_500_000_000 * 10**9
+
+Change = Callable[[Path], object]
+
+
+@dataclass(frozen=True)
+class Result:
+    """All that a user sees of a run."""
+
+    status: int
+    output: bytes  # stdout and stderr in their order
+    tree: dict[str, Entry]
+
+
+@dataclass
+class Bench:
+    """Runs jobs below a directory, each run in a fresh copy of its inputs."""
+
+    top: Path
+    setup: Change
+    count: int = 0
+    options: tuple[str, ...] = ()
+    stdin: bytes = b""
+    env: dict[str, str] = field(default_factory=dict)
+
+    def inputs(self, change: Change | None = None) -> Path:
+        """A new work directory with the inputs, changed or not."""
+        self.count += 1
+        work = self.top / f"run{self.count}" / "work"
+        work.mkdir(parents=True)
+        self.setup(work)
+        if change is not None:
+            change(work)
+        for path in [work, *work.rglob("*")]:
+            os.utime(path, ns=(OLD_NS, OLD_NS), follow_symlinks=False)
+        return work
+
+    def run(self, script: str | Sequence[str], work: Path, *options: str) -> Result:
+        """One run of a shell's script (or a command), stdout and stderr in one pipe."""
+        command = ["sh", "-c", script] if isinstance(script, str) else list(script)
+        argv = [sys.executable, "-m", "detbox", "run", *options, *self.options, "--", *command]
+        env = {**os.environ, "PYTHONPATH": str(REPOSITORY), **self.env}
+        done = subprocess.run(
+            argv, cwd=work, env=env, input=self.stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+        )
+        return Result(done.returncode, done.stdout, snapshot(work, (os.geteuid(), os.getegid())))
+
+    @property
+    def store(self) -> str:
+        return str(self.top / "store")
+
+    def cached(self, script: str | Sequence[str], work: Path, *options: str) -> tuple[Result, str, str]:
+        """One run with the cache: (result, what came of it, why)."""
+        result = self.run(script, work, "--cache", f"--cache-dir={self.store}", *options)
+        store = Store(self.store)
+        newest = store.runs()[0]
+        store.close()
+        return result, str(newest["result"]), str(newest["why"])
+
+
+@dataclass(frozen=True)
+class Case:
+    """``change`` to the inputs after a first run; ``hit``: whether the second run has to be a hit then.
+
+    ``hit`` is None where the job must not be cached at all, for a reason that contains ``why``.
+    """
+
+    name: str
+    script: str
+    change: Change | None = None
+    hit: bool | None = False
+    why: str = ""
+    setup: Change = lambda work: None
+    options: tuple[str, ...] = ()
+    stdin: bytes = b""
+
+
+def write(name: str, text: str = "new\n", mode: int = 0o644) -> Change:
+    def change(work: Path) -> None:
+        path = work / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_text(text)
+        path.chmod(mode)
+
+    return change
+
+
+def all_of(*changes: Change) -> Change:
+    def change(work: Path) -> None:
+        for one in changes:
+            one(work)
+
+    return change
+
+
+def link(name: str, to: str) -> Change:
+    def change(work: Path) -> None:
+        (work / name).unlink(missing_ok=True)
+        (work / name).symlink_to(to)
+
+    return change
+
+
+def remove(name: str) -> Change:
+    return lambda work: (work / name).unlink()
+
+
+def chmod(name: str, mode: int) -> Change:
+    return lambda work: (work / name).chmod(mode)
+
+
+def mkdir(name: str) -> Change:
+    return lambda work: (work / name).mkdir(parents=True)
+
+
+def hard_link(name: str, to: str) -> Change:
+    return lambda work: os.link(work / to, work / name)
+
+
+def xattr(name: str, value: bytes) -> Change:
+    return lambda work: os.setxattr(work / name, "user.colour", value)
+
+
+A = write("a", "one\n")
+DIRS = all_of(mkdir("d/e"), write("d/e/f", "f\n"), write("d/g", "g\n"))
+
+CASES = (
+    Case("nothing changed", "cat a > b; date >> b; echo $$ >> b", None, True, setup=A),
+    Case("content", "cat a > b", write("a", "two\n"), False, "a: content", setup=A),
+    Case("content of the same size and time", "cat a > b", write("a", "eno\n"), False, "a: content", setup=A),
+    Case("unrelated file", "cat a > b", write("z"), True, setup=A),
+    Case("ENOENT becomes a file", "test -e c && cat c; cat a", write("c"), False, "c: did not exist", setup=A),
+    Case("ENOENT on PATH", "PATH=/work/bin:$PATH; ls", write("bin/ls", "#!/bin/sh\necho mine\n", 0o755), False, "/work: list of entries"),
+    Case("ENOTDIR", "cat a/b", all_of(remove("a"), write("a/b")), False, "a: was a file", setup=A),
+    Case("ELOOP", "cat l", all_of(remove("l"), write("l")), False, "l: was a link", setup=link("l", "l")),
+    Case("ENAMETOOLONG", f"cat {'x' * 300} 2>&1; cat a", write("a", "two\n"), False, "a: content", setup=A),
+    Case("listing grew", "ls", write("z"), False, "list of entries", setup=A),
+    Case("listing of another directory grew", "ls d", write("z"), True, setup=DIRS),
+    Case("own files are no entries of a listing", "echo x > new; ls", None, True, setup=A),
+    Case("type of an entry", "ls -F d", all_of(remove("d/g"), link("d/g", "e")), False, setup=DIRS),
+    Case("a hop of a link", "cat l1", link("l2", "b"), False, "l2: leads elsewhere",
+         setup=all_of(A, write("b", "bee\n"), link("l1", "l2"), link("l2", "a"))),
+    Case("dots after a link", "cat l/../g", link("l", "other/x"), False, "l: leads elsewhere",
+         setup=all_of(DIRS, link("l", "d/e"), mkdir("other/x"), write("other/g", "other\n"))),
+    Case("rename over", "echo n > t; mv t a", None, True, setup=A),
+    Case("rename of a directory", "mv d n; cat n/g", write("d/g", "h\n"), False, "d/g: content", setup=DIRS),
+    Case("renamed directory", "mv d n; ls n", None, True, setup=DIRS),
+    Case("exchange", "python3 -c 'import ctypes; ctypes.CDLL(None).renameat2(-100, b\"a\", -100, b\"b\", 2)'", None,
+         True, setup=all_of(A, write("b", "bee\n"))),
+    Case("temporary files", "echo x > t; cat t; rm t; mkdir q; rmdir q", None, True),
+    Case("temporary names", "f=$(mktemp ./tmpXXXXXX); echo x > $f; mv $f out; ls", None, True),
+    Case("append", "echo x >> a", write("a", "two\n"), False, "a: content", setup=A),
+    Case("truncate", "echo x > a", write("a", "longer than before\n"), True, setup=A),
+    Case("partial overwrite", "printf X | dd of=a conv=notrunc bs=1 seek=2 2> /dev/null", write("a", "two\n"), False,
+         "a: content", setup=A),
+    Case("holes", "truncate -s 100000 h; printf x >> h; fallocate -l 5000 g", None, True),
+    Case("shared mapping", "python3 -c 'import mmap; f = open(\"a\", \"r+b\"); m = mmap.mmap(f.fileno(), 0); "
+         "f.close(); m[0:1] = b\"X\"'", None, True, setup=A),
+    Case("mapped file", "python3 -c 'import mmap; f = open(\"a\", \"r+b\"); m = mmap.mmap(f.fileno(), 0); "
+         "m[0:1] = b\"X\"'", write("a", "two\n"), False, "a: content", setup=A),
+    Case("hard links made", "echo x > b; ln b c; ln b d; ls -l", None, True),
+    Case("a file with two names is changed", "echo x >> a", None, None, "several names",
+         setup=all_of(A, hard_link("b", "a"))),
+    Case("number of names", "stat -c %h a", hard_link("b", "a"), False, "number of names", setup=A),
+    Case("mode observed", "stat -c %a a", chmod("a", 0o600), False, "a: mode", setup=A),
+    Case("mode made", "chmod 750 a; chmod 4755 b; mkdir -m 700 n", None, True, setup=all_of(A, write("b"))),
+    Case("times made", "touch -d 2001-02-03 a; touch -d 1999-01-01 n", None, True, setup=A),
+    Case("attributes made", "python3 -c 'import os; os.setxattr(\"a\", \"user.x\", b\"1\"); "
+         "os.removexattr(\"a\", \"user.colour\")'", None, True,
+         setup=all_of(A, xattr("a", b"red"))),
+    Case("attributes observed", "python3 -c 'import os; print(os.getxattr(\"a\", \"user.colour\"))'", xattr("a", b"blue"), False, "attributes",
+         setup=all_of(A, xattr("a", b"red"))),
+    Case("interpreter of a script", "./s", write("i", "#!/bin/sh\necho other\n", 0o755), False, "i: content",
+         setup=all_of(write("s", "#!/work/i\n", 0o755), write("i", "#!/bin/sh\necho one\n", 0o755))),
+    Case("failure", "cat missing; exit 7", None, True),
+    Case("death by signal", "echo x > o; kill -SEGV $$", None, True),
+    Case("killed by itself", "kill -9 $$", None, True),
+    Case("both streams", "for i in 1 2 3; do echo $i; echo e$i >&2; done; printf end", None, True),
+    Case("closed stdout", "exec >&-; echo x; echo y >&2", None, True),
+    Case("pipeline", "seq 2000 | sort -r | head -3; yes | head -2", None, True),
+    Case("background", "(sleep 1; echo late > l) & echo now; wait", None, True),
+    Case("sockets", "python3 -c 'import socket; a, b = socket.socketpair(); a.send(b\"x\"); print(b.recv(1))'", None, True),
+    Case("its own output is input", "cat a a > b; cat b > c; rm b", None, True, setup=A),
+    Case("an output is also an input", "cat a >> a2; cp a2 a", write("a", "two\n"), False, "a: content", setup=A),
+    Case("/proc and /sys", "cat /proc/self/status /proc/cpuinfo | md5sum; ls /sys /proc/self; readlink /proc/self/exe",
+         None, True),
+    Case("reopened through /proc", "exec 3< a; cat /proc/self/fd/3", write("a", "two\n"), False, "a: content", setup=A),
+    Case("directory in a file's place", "rm -rf x; mkdir x; echo 1 > x/y", None, True, setup=write("x")),
+    Case("file in a directory's place", "rm -rf d; echo 1 > d", None, True, setup=DIRS),
+    Case("removed tree", "rm -r d", write("d/new"), False, "list of entries", setup=DIRS),
+    Case("read-only output", "echo x > r; chmod 444 r", None, True, setup=write("r", "old\n", 0o644)),
+    Case("special files", "mkfifo p; ln -s nowhere l; python3 -c 'import socket; socket.socket(1).bind(\"s\")'",
+         None, True),
+    Case("standard input", "cat > b", None, True, stdin=b"hello\n"),
+    Case("unread input", "echo x", None, True, stdin=b"hello\n"),
+    Case("removed working directory", "mkdir q; cd q; rmdir ../q; ls; cat ../a", None, None,
+         "has been removed", setup=A),
+    Case("python", "python3 -c 'import m; print(m.x)'", write("m.py", "x = 22\n"), False, "m.py",
+         setup=write("m.py", "x = 1\n")),
+    Case("group database", "id -un; ls -l a", None, True, setup=A),
+    Case("nameless file", "python3 -c 'import os; f = os.open(\".\", os.O_TMPFILE | os.O_RDWR); os.write(f, b\"x\"); "
+         "os.link(f\"/proc/self/fd/{f}\", \"t\")'", None, True),
+    Case("compiler", "printf '#include \"h.h\"\\nint main(void){return X;}' > m.c; gcc -I. m.c -o m; ./m", write("h.h", "#define X 4\n"),
+         False, "h.h: content", setup=write("h.h", "#define X 3\n")),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
+def test_case(case: Case, tmp_path: Path) -> None:
+    bench = Bench(tmp_path, case.setup, options=case.options, stdin=case.stdin)
+    plain = bench.run(case.script, bench.inputs())
+    first, outcome, why = bench.cached(case.script, bench.inputs())
+    assert first == plain
+    if case.hit is None:
+        assert outcome == "not cacheable" and case.why in why, why
+        return
+    assert outcome == "miss", why
+    again, outcome, why = bench.cached(case.script, bench.inputs())
+    assert again == plain
+    assert outcome == "hit", why
+    if case.change is not None:
+        plain = bench.run(case.script, bench.inputs(case.change))
+        changed, outcome, why = bench.cached(case.script, bench.inputs(case.change))
+        assert changed == plain
+        assert (outcome == "hit") is case.hit, why
+        assert case.hit or case.why in why, why
+    for path in tmp_path.glob("run*"):
+        shutil.rmtree(path)
