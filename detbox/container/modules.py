@@ -18,8 +18,10 @@ HIDDEN = "/.detbox"
 
 
 def places() -> dict[str, str]:
-    """Where each directory of ``sys.path`` is in the container."""
-    found = [os.path.abspath(path or ".") for path in sys.path]
+    """Where each directory of ``sys.path``, and the one of this package, is in the container."""
+    # An editable installation may find this package through a hook of its own, without an entry in sys.path.
+    own = [os.path.dirname(path) for path in sys.modules["detbox"].__path__]
+    found = [os.path.abspath(path or ".") for path in [*sys.path, *own]]
     directories = [path for path in dict.fromkeys(found) if os.path.isdir(path)]
     return {path: f"{HIDDEN}/python/{index}" for index, path in enumerate(directories)}
 

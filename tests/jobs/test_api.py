@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -75,3 +79,25 @@ def test_threads_get_equal_results(tmp_path: Path) -> None:
         thread.join()
     assert len({(result.status, result.stdout) for result in results}) == 1
     assert results[0].status == 0 and len(results) == 4
+
+
+_FOUND_BY_A_HOOK = """
+import os, sys
+import detbox
+here = os.path.dirname(detbox.__path__[0])
+sys.path[:] = [path for path in sys.path if os.path.abspath(path) != here]
+from detbox.cli.main import main
+sys.exit(main(["run", "-C", sys.argv[1], "--", "cat", "/proc/self/status"]))
+"""
+
+
+def test_a_package_outside_of_sys_path(tmp_path: Path) -> None:
+    """As with an editable installation; what reads /proc is imported after the root has changed."""
+    # A directory below /tmp is not in the guest, whatever directory this test is run from.
+    shutil.copytree(detbox.__path__[0], tmp_path / "elsewhere" / "detbox")
+    (tmp_path / "work").mkdir()
+    command = [sys.executable, "-c", _FOUND_BY_A_HOOK, str(tmp_path / "work")]
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "elsewhere")}
+    done = subprocess.run(command, env=env, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(b"Name:\tcat\n")
