@@ -59,7 +59,7 @@ def _value(option: Option, value: Any, base: str, path: str) -> Any:
     if option.kind in WORDS and isinstance(value, bool):
         words, alone = WORDS[option.kind]
         return alone if value else words[-1] if option.kind is Kind.MODE else words[0]
-    if option.kind is Kind.PATH:
+    if option.kind is Kind.PATH or option.kind is Kind.IMAGE and "/" in value:
         return os.path.join(base, value)
     if option.kind is Kind.PATHS:
         return [os.path.join(base, entry) for entry in value]
@@ -70,6 +70,7 @@ _EXPECTED = {
     Kind.TEXT: "text or a number",
     Kind.NUMBER: "a whole number",
     Kind.PATH: "text",
+    Kind.IMAGE: "text",
     Kind.PATHS: "a list of texts",
     Kind.ENV: "a table, or a list of texts",
     Kind.SWITCH: "true or false",
@@ -91,6 +92,6 @@ def _has_type(kind: Kind, value: Any) -> bool:
     if kind is Kind.TEXT:
         # A TOML date (of class datetime) is accepted as the text that it prints as.
         return isinstance(value, (str, int, float)) or hasattr(value, "isoformat")
-    if kind is Kind.PATH:
+    if kind in (Kind.PATH, Kind.IMAGE):
         return isinstance(value, str)
     return isinstance(value, list) and all(isinstance(entry, str) for entry in value)

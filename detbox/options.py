@@ -16,6 +16,7 @@ class Kind(Enum):
     TEXT = "text"  # one string
     NUMBER = "number"  # an integer, or text that spells one
     PATH = "path"  # a host path; relative to the current directory or to the configuration file
+    IMAGE = "image"  # a name in the store, or a host path
     PATHS = "paths"  # a list of SRC[:DST]; several add up
     ENV = "env"  # a list of K=V or K; several add up
     SWITCH = "switch"  # present or absent
@@ -51,9 +52,10 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "image",
-        Kind.PATH,
+        Kind.IMAGE,
         "IMAGE",
-        "root file system: a directory or a tarball (default: the host's own, read-only)",
+        "root file system: an image's name (see `detbox image`), a directory or a tarball "
+        "(default: the host's own, read-only)",
     ),
     Option(
         "ro", Kind.PATHS, "SRC[:DST]", "show SRC read-only in the guest at DST (default: at the same path)"

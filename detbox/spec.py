@@ -171,7 +171,7 @@ def make_spec(
         command=words,
         workdir=workdir,
         workdir_alias=_alias(words, given_workdir, workdir),
-        image=_image(get("image"), cwd),
+        image=_image(get("image"), cwd, host_env),
         mounts=mounts,
         env=dict(sorted({**BASE_ENV, **_user_env(user), **declared}.items())),
         epoch_ns=_epoch(get("epoch"), declared),
@@ -359,9 +359,20 @@ def _directory(path: str, what: str, remedy: str) -> str:
     return os.path.realpath(path)
 
 
-def _image(given: str | bytes | None, cwd: str) -> str | None:
+def _image(given: str | bytes | None, cwd: str, host_env: Mapping[bytes, bytes]) -> str | None:
+    """A path is what has a slash or is there; a name in the store goes before a file that is called so."""
     if given is None:
         return None
+    name = os.fsdecode(given)
+    if "/" not in name:
+        from detbox.images.store import Store, default_path
+
+        store = Store(default_path({os.fsdecode(key): os.fsdecode(value) for key, value in host_env.items()}))
+        image = store.find(name)
+        if image is not None:
+            return str(image.root)
+        if not os.path.lexists(os.path.join(cwd, name)):
+            store.resolve(name)  # says which there are
     path = _existing(os.path.join(cwd, os.fsdecode(given)), "--image")
     mode = os.stat(path).st_mode
     if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):

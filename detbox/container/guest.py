@@ -37,6 +37,7 @@ MAIN_PID = 2
 PR_SET_TSC, PR_TSC_SIGSEGV = 26, 2
 ADDR_NO_RANDOMIZE = 0x0040000
 CLONE_NEWUSER = 0x10000000
+NOFOLLOW = 0x100  # AT_SYMLINK_NOFOLLOW
 LAUNCH_TIMEOUT_S = 20.0
 
 
@@ -64,6 +65,7 @@ def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
     sup = Supervisor(machine, handlers, LOOKING, life)
     sup.image.start(spec.cpuid_backend == "auto" and _cpuid_faulting(), host_features, index)
     machine.inodes.learn_devices()
+    own_image_files(machine)
     uid, gid = user_ids(spec.user)
     if uid:
         for top in plan.kept(spec):
@@ -144,6 +146,7 @@ def build(spec: RunSpec) -> tuple[int, Layers]:
 
 def _layers(spec: RunSpec, steps: list[operations.Step], limited: bool) -> Layers:
     overlays = [step for step in steps if isinstance(step, operations.Overlay)]
+    images = [step for step in steps if isinstance(step, (operations.Overlay, operations.Unpack))]
     # An image's overlay has become the root by way of another mount.
     mounts = [_native.statx(-1, b"/", 0)[12]] if spec.image else [step.mount_id for step in overlays]
     return Layers(
@@ -152,7 +155,18 @@ def _layers(spec: RunSpec, steps: list[operations.Step], limited: bool) -> Layer
         limited=limited,
         uppers={os.fsencode(step.path): os.fsencode(f"{step.scratch}/upper") for step in overlays},
         emptied=frozenset(os.fsencode(path) for step in overlays for path in step.emptied),
+        owners={path: owner for step in images for path, owner in step.owners.items()},
     )
+
+
+def own_image_files(machine: Machine) -> None:
+    """Gives the image's files their owners, as far as nothing has been put in their places."""
+    layers = machine.layers
+    for path, (uid, gid) in sorted(layers.owners.items()):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if _native.statx(-1, path, NOFOLLOW)[12] in layers.mounts:
+                vnode = machine.inodes.of(os.lstat(path))
+                vnode.uid, vnode.gid = uid, gid
 
 
 def own_proc() -> int:

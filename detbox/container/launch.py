@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from detbox import errors
-from detbox.container import guest
+from detbox.container import guest, storeimage
 from detbox.container.outcome import Outcome
 from detbox.cpu import service
 from detbox.cpu.sitecache import SiteCache
@@ -47,6 +47,11 @@ END_S = 10.0
 
 def run(spec: RunSpec) -> Outcome:
     """Run the command to its end.  Raises DetboxError."""
+    with storeimage.held(spec.image):
+        return _run(spec)
+
+
+def _run(spec: RunSpec) -> Outcome:
     life_read, life_write = os.pipe2(os.O_CLOEXEC)
     result_read, result_write = os.pipe2(os.O_CLOEXEC)
     mapped_read, mapped_write = os.pipe2(os.O_CLOEXEC)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from detbox.container import storeimage
 from detbox.errors import HostError, UserError
 from detbox.kernel import _native
 from detbox.synth import sysfs
@@ -87,6 +88,7 @@ class Overlay(Step):
     scratch: str  # guest path of the directory on a tmpfs that holds the upper layer
     depth: int = 2  # 0: what its owner alone may see is shown to the guest
     emptied: list[str] = field(default_factory=list, repr=False)  # guest paths of directories shown empty
+    owners: dict[bytes, tuple[int, int]] = field(default_factory=dict, repr=False)  # as the image's manifest says
     mount_id: int = field(default=-1, repr=False)  # known once it is mounted; something may cover the path later
     _fd: int = field(default=-1, repr=False)
 
@@ -95,6 +97,7 @@ class Overlay(Step):
 
     def prepare(self) -> None:
         self._fd = os.open(self.source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.owners = storeimage.owners(self.source)
 
     def execute(self) -> None:
         target = staged(self.path)
@@ -311,6 +314,7 @@ class Unpack(Step):
 
     source: str
     path: str
+    owners: dict[bytes, tuple[int, int]] = field(default_factory=dict, repr=False)
     _file: Any = field(default=None, repr=False)
 
     def describe(self) -> str:
@@ -326,11 +330,16 @@ class Unpack(Step):
         import lzma  # noqa: F401
         import tarfile
 
-        class RootFiles(tarfile.TarFile):
-            """Everything belongs to the virtual root; the host may not be able to give it to others."""
+        owners = self.owners
 
-            def chown(self, *_: Any, **__: Any) -> None:
-                return
+        class RootFiles(tarfile.TarFile):
+            """Everything belongs to the real root, since the host may not be able to give it to others."""
+
+            def chown(self, tarinfo: tarfile.TarInfo, *_: Any, **__: Any) -> None:
+                path = os.fsencode(os.path.normpath("/" + tarinfo.name))
+                owners.pop(path, None)
+                if tarinfo.uid or tarinfo.gid:
+                    owners[path] = (tarinfo.uid, tarinfo.gid)
 
         # Inside of the new root: whatever names and links a hostile archive holds, they cannot lead out.
         outside = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -26,11 +26,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from detbox.errors import HostError, UserError
 from detbox.images import dpkg, inside, manifest, tidy, tree
 from detbox.images.manifest import Entry
+
+if TYPE_CHECKING:
+    from detbox.images.recipe import Recipe
 
 FORMAT = "detbox store 1\n"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
@@ -190,6 +193,17 @@ class Store:
 
         return self.add_tree(name, lambda root: tarball.unpack_file(source, str(root), notice), made="import")
 
+    def build(self, recipe: Recipe | str, name: str = "", **options: Any) -> Image:
+        """Makes a recipe's image (a recipe, its file, or the name of one that comes with detbox).
+
+        See :func:`detbox.images.bootstrap.build` for ``options``; ``name`` is the recipe's unless given.
+        """
+        from detbox.images import bootstrap
+        from detbox.images import recipe as recipes
+
+        wanted = recipes.load(recipe) if isinstance(recipe, str) else recipe
+        return bootstrap.build(self, wanted, name or wanted.name, **options)
+
     def check_name(self, name: str) -> None:
         """UserError unless ``name`` can be an image's name."""
         if not _NAME.fullmatch(name) or _DIGEST.fullmatch(name):
@@ -279,7 +293,7 @@ class Store:
                 raise HostError(f"the disk is full: {error}", "make room, or give another --store") from error
             raise
         finally:
-            self._remove(place)
+            remove_all(str(place))
             os.close(held)
 
     def _sweep(self, top: Path) -> None:
@@ -289,14 +303,11 @@ class Store:
                 held = _lock_directory(Path(entry.path), fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 continue  # its maker is at work
-            self._remove(Path(entry.path))
+            outside = Path(entry.path) / "outside"
+            if outside.is_symlink():
+                remove_all(os.readlink(outside))
+            remove_all(entry.path)
             os.close(held)
-
-    def _remove(self, place: Path) -> None:
-        try:
-            inside.as_owner(lambda: tree.remove(str(place)))
-        except OSError:  # files of other owners: a layer in the making
-            inside.as_root(lambda: tree.remove(str(place)))
 
     @contextlib.contextmanager
     def hold(self, image: Image) -> Iterator[None]:
@@ -362,6 +373,14 @@ class Store:
                     (removed if self._remove_image(image) else busy).append(image.digest)
         return removed, busy
 
+    def discard(self, image: Image) -> None:
+        """Removes an image that turned out to be a mere step, unless something needs it."""
+        with self._exclusive():
+            records = [self.record(name) for name in self.names()]
+            records += [json.loads(Path(entry.path).read_text()) for entry in self._entries("layers")]
+            if image.digest not in [record["digest"] for record in records if record]:
+                self._remove_image(image)
+
     def _remove_image(self, image: Image) -> bool:
         try:
             held = _lock_directory(image.place, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -369,9 +388,17 @@ class Store:
             return False
         gone = Path(tempfile.mkdtemp(dir=self._directory("tmp")))
         os.rename(image.place, gone / "image")
-        self._remove(gone)
+        remove_all(str(gone))
         os.close(held)
         return True
+
+
+def remove_all(place: str) -> None:
+    """Removes a directory of the store, or a work space outside of it, whoever its files belong to."""
+    try:
+        inside.as_owner(lambda: tree.remove(place))
+    except OSError:  # files of other owners: a tree in the making
+        inside.as_root(lambda: tree.remove(place))
 
 
 @contextlib.contextmanager

@@ -63,13 +63,15 @@ def unpack(
     builder: Builder,
     source: str,
     *,
-    skip: Callable[[bytes, bool], bool] = lambda path, directory: False,
+    divert: Callable[[bytes, bool, IO[bytes] | None], bool] = lambda path, directory, content: False,
     notice: Callable[[], None] = lambda: None,
 ) -> None:
-    """Everything of a tar stream, except what ``skip`` says (path, whether it is a directory)."""
+    """Everything of a tar stream, except devices and what ``divert`` takes (path, whether it is a directory,
+    content of a file)."""
     for count, member in enumerate(tar):
         path = relative(member.name, source)
-        if not (path.startswith(b"dev/") or skip(path, member.isdir())):
+        content = tar.extractfile(member) if member.isreg() else None
+        if not (path.startswith(b"dev/") or divert(path, member.isdir(), content)):
             _add(tar, member, path, builder, source)
         if count % 64 == 0:
             notice()

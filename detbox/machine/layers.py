@@ -14,6 +14,7 @@ class Layers:
     not see there is nobody's.  ``limited``: an ordinary user made the container, so that the kernel refuses
     to change files of others.  ``uppers``: where each overlay of the host's system keeps
     what has changed, by the overlay's path.  ``emptied``: paths of the directories that are shown empty.
+    ``owners``: (uid, gid) of the image's files that are not root's, by path.
     """
 
     mounts: frozenset[int] = frozenset()
@@ -21,3 +22,4 @@ class Layers:
     limited: bool = False
     uppers: Mapping[bytes, bytes] = field(default_factory=dict)
     emptied: frozenset[bytes] = frozenset()
+    owners: Mapping[bytes, tuple[int, int]] = field(default_factory=dict)

@@ -1,0 +1,43 @@
+"""What a run needs to know of an image in a store: its owners, and that it stays (see detbox.images.store)."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+
+from detbox.errors import UserError
+
+
+def _place(image: str) -> str | None:
+    """The image's directory in the store, if ``image`` is the root in one."""
+    place, name = os.path.split(image)
+    return place if name == "root" and os.path.isfile(f"{place}/manifest") else None
+
+
+def owners(image: str) -> dict[bytes, tuple[int, int]]:
+    """(uid, gid) of the files that are not root's, by absolute path in the image; empty for another directory."""
+    place = _place(image)
+    if place is None:
+        return {}
+    with open(f"{place}/owners", encoding="utf-8") as file:
+        return {b"/" + os.fsencode(path): (uid, gid) for path, uid, gid in json.load(file)}
+
+
+@contextlib.contextmanager
+def held(image: str | None) -> Iterator[None]:
+    """Keeps a store's image from being removed meanwhile.  Raises UserError if that has happened already."""
+    place = _place(image) if image is not None else None
+    if place is None:
+        yield
+        return
+    fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        if not os.path.exists(f"{place}/manifest"):
+            raise UserError(f"the image {image} has been removed")
+        yield
+    finally:
+        os.close(fd)
