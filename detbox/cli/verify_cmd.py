@@ -83,8 +83,6 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--leak {arguments.leak}: no such system call")
     spec = spec.with_changes(leak=arguments.leak)
     runs = number(arguments.runs, "-n", 2, MAX_RUNS, default=2)
-    if arguments.native and (spec.image or spec.mounts):
-        raise UserError("--native has no image and no mounts", "leave out --image, --ro and --rw")
     for signo in (signal.SIGTERM, signal.SIGHUP):  # the runs and their copies are to vanish then as well
         signal.signal(signo, signal.default_int_handler)
     stdin = _stdin(spec)
@@ -107,16 +105,17 @@ def _verify(verification: Verification, rows: Any, native: bool, progress: Progr
 
     plain = first_comparison(verification.natively(progress)) if native else None
     boxed = first_comparison(verification.under_detbox(progress))
-    causes, divergence, note = [], None, ""
+    causes, divergence, notes = [], None, []
     if plain is not None and plain.differences:
-        from detbox.report.causes import guess
+        from detbox.report.isolate import Investigation
 
-        calls = boxed.runs[0].answer.get("stats", {}).get("calls", {})
-        pair = [plain.runs[0], plain.runs[plain.other]]
-        causes = guess(pair[0].observed, pair[1].observed, [item.host for item in pair], calls)
+        search = Investigation(verification, plain, boxed, progress)
+        causes = search.causes()
+        notes.append(search.note)
     if boxed.differences:
         divergence, note = _divergence(verification, boxed, progress)
-    return Verdict(verification.spec, rows, boxed, plain, causes, divergence, note)
+        notes.append(note)
+    return Verdict(verification.spec, rows, boxed, plain, causes, divergence, "\n".join(filter(None, notes)))
 
 
 def _divergence(verification: Verification, boxed: Comparison, progress: Progress) -> tuple[Any, str]:
@@ -128,7 +127,7 @@ def _divergence(verification: Verification, boxed: Comparison, progress: Progres
 
     verification.hosts = [boxed.runs[0].host, boxed.runs[boxed.other].host]
     for results in (True, False):
-        paths = [str(verification.scratch / f"trace-{results}-{place}") for place in range(2)]
+        paths = [str(verification.places.disk / f"trace-{results}-{place}") for place in range(2)]
         try:
             verification.under_detbox(
                 lambda phase: progress("recording, " + phase), record=paths.__getitem__, record_results=results
@@ -155,20 +154,17 @@ def _stdin(spec: RunSpec) -> bytes:
 
 
 def _one(order: str) -> int:
-    """One run: the frozen description from ``order``, with the current directory as work directory."""
+    """One run: what to do is in the file ``order``; the current directory is the work directory."""
     import json
 
-    run_cmd.end_with_caller()
     with open(order, encoding="utf-8") as file:
         given = json.load(file)
-    spec = RunSpec.from_json(given["spec"]).with_changes(workdir=os.getcwd())
     answer: dict[str, Any] = {}
     try:
-        from detbox.container.launch import run as launch
-
-        outcome = launch(spec)
-        status = run_cmd.status_of(spec, outcome)
-        answer = {name: getattr(outcome, name) for name in ("stats", "doubts", "unknown_calls", "interleaving")}
+        if "plain" in given:
+            status = _plain(given["plain"], answer)
+        else:
+            status = _boxed(given["spec"], answer)
     except DetboxError as error:
         status = error.status
         answer = {"error": type(error).__name__, "message": error.message, "remedy": error.remedy}
@@ -180,3 +176,19 @@ def _one(order: str) -> int:
     with open(given["answer"], "w", encoding="utf-8") as file:
         json.dump(answer, file)
     return status
+
+
+def _boxed(text: str, answer: dict[str, Any]) -> int:
+    from detbox.container.launch import run as launch
+
+    spec = RunSpec.from_json(text).with_changes(workdir=os.getcwd())
+    outcome = launch(spec)
+    answer |= {name: getattr(outcome, name) for name in ("stats", "doubts", "unknown_calls", "interleaving")}
+    return run_cmd.status_of(spec, outcome)
+
+
+def _plain(given: dict[str, Any], answer: dict[str, Any]) -> int:
+    from detbox.report import plain
+
+    answer["status"] = plain.run(plain.Plain.from_json(given))
+    return 0

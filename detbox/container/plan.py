@@ -27,7 +27,7 @@ _PRIVATE_DEPTH = {"etc": 8, "var": 8}
 def steps(spec: RunSpec) -> list[Step]:
     """All steps, in order.  Raises UserError."""
     plan: list[Step] = []
-    plan += _image_root(spec) if spec.image else _host_root(spec)
+    plan += image_root(spec.image) if spec.image else _host_root(spec)
     plan += [ops.Special("proc", "/proc"), *_devices(), *_sys(spec)]
     plan += _fixed_files(spec)
     plan.append(ops.Directory(spec.guest_workdir))
@@ -73,18 +73,18 @@ def _host_root(spec: RunSpec) -> list[Step]:
     return plan
 
 
-def _image_root(spec: RunSpec) -> list[Step]:
-    assert spec.image is not None
-    if os.path.isfile(spec.image):
+def image_root(image: str) -> list[Step]:
+    """Steps for the root of the directory or tarball ``image``.  Raises UserError."""
+    if os.path.isfile(image):
         import tarfile
 
-        if not tarfile.is_tarfile(spec.image):
-            raise UserError(f"{spec.image} is neither a directory nor a tarball", "give a root file system")
-        return [ops.Tmpfs("/", 0o755), ops.Unpack(spec.image, "/"), *_fresh_in_image()]
+        if not tarfile.is_tarfile(image):
+            raise UserError(f"{image} is neither a directory nor a tarball", "give a root file system")
+        return [ops.Tmpfs("/", 0o755), ops.Unpack(image, "/"), *_fresh_in_image()]
     return [
         ops.Tmpfs("/", 0o755),
         ops.Directory("/scratch", 0o700),
-        ops.Overlay(spec.image, "/root-of-image", "/scratch/image", 0),
+        ops.Overlay(image, "/root-of-image", "/scratch/image", 0),
         ops.Restage("/root-of-image"),
         *_fresh_in_image(),
     ]

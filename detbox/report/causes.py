@@ -1,109 +1,120 @@
-"""Guesses, for people, at what makes a command's native runs differ.
+"""Classes of cause, and what the bytes of a difference say about them.
 
-A class is named if the differing bytes look like it, or if a native host that differs in nothing else brings the
-difference about; the calls that the command makes under detbox decide between classes that look alike.
+``CLASSES`` is the table: how a class is recognised by changing one property of a native host alone (a row of the table of
+perturbations), by changing one option of a run under detbox alone, or by the call at which two recorded runs part.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from detbox.report.differ import file_content
-from detbox.report.perturb import Host, Observed
+from detbox.report.perturb import Observed
+
+
+@dataclass(frozen=True)
+class Class:
+    """One class.  ``rows``: of the perturbations; ``calls``: that show it; ``what`` a reader should know."""
+
+    name: str
+    what: str
+    rows: tuple[str, ...] = ()
+    calls: tuple[str, ...] = ()
+
+
+CLASSES: tuple[Class, ...] = (
+    Class("time", "when the command runs, or how long it takes", ("time of run",), (
+        "clock_gettime", "gettimeofday", "time", "times", "getrusage", "clock_getres", "getitimer")),
+    Class("random", "random numbers of the kernel", (), ("getrandom",)),
+    Class("readdir order", "the order in which a directory lists its entries", ("creation order",),
+          ("getdents64", "getdents")),
+    Class("PID", "numbers of processes", ("process numbers",), (
+        "getpid", "gettid", "getppid", "getpgid", "getsid", "clone", "fork", "vfork", "clone3")),
+    Class("address", "where memory lies (ASLR)", ("address randomisation",), ("mmap", "brk", "mremap")),
+    Class("uname", "the host's name or kernel release", ("hostname", "kernel release"), ("uname",)),
+    Class("CPU count", "how many processors there are", ("processors",), ("sched_getaffinity",)),
+    Class("cpuid", "which processor it is", (), ("getcpu",)),
+    Class("thread race", "which thread or process comes first", (), ("futex",)),
+    Class("umask", "the mask for new files' modes", ("umask",), ("umask",)),
+    Class("locale", "LANG and LC_ALL", ("locale",)),
+    Class("host path", "where the work directory is", ("path",), ("getcwd",)),
+    Class("inode", "inode numbers", ("inodes",), ("stat", "lstat", "fstat", "newfstatat", "statx")),
+    Class("mtime", "times of the inputs", ("mtimes",), ("utimensat", "utime", "utimes", "futimesat")),
+    Class("environment", "variables that are not declared", ("environment",)),
+    Class("time zone", "TZ", ("time zone",)),
+    Class("user", "who runs the command: user, groups, HOME", ("user",), (
+        "getuid", "geteuid", "getgid", "getegid", "getgroups", "getresuid", "getresgid")),
+    Class("file system", "kind, size and fill of the file system", ("file system",), ("statfs", "fstatfs")),
+    Class("limits", "resource limits", ("limits",), ("prlimit64", "getrlimit")),
+    Class("memory", "free memory and load", ("memory", "load"), ("sysinfo",)),
+    Class("terminal", "whether there is a terminal", ("terminal",), ("ioctl",)),
+    Class("priority", "niceness and scheduling class", ("nice",), ("getpriority", "sched_getscheduler")),
+    Class("descriptors", "inherited descriptors", ("descriptors",), ("fcntl", "dup", "close")),
+    Class("signals", "inherited ignored and blocked signals", ("signals",), ("rt_sigaction", "rt_sigprocmask")),
+    Class("content read", "what was read from a file, pipe or socket", (), (
+        "read", "pread64", "readv", "recvfrom", "readlink", "readlinkat")),
+    Class("computed data", "data that the program itself made: the cause lies before this event", (), (
+        "write", "pwrite64", "writev", "sendto")),
+)  # fmt: skip
+
+BY_ROW = {row: cls.name for cls in CLASSES for row in cls.rows}
+BY_CALL = {call: cls.name for cls in CLASSES for call in cls.calls}
+_NUMBER = re.compile(rb"\d+")
+_ADDRESS = re.compile(rb"0x[0-9a-f]{5,16}\b|\b(?:7f|55|56)[0-9a-f]{10}\b")
 
 
 @dataclass(frozen=True)
 class Cause:
-    """A class of cause, and what speaks for it."""
+    """A class of cause, what speaks for it, and of how many differences it is the cause."""
 
     name: str
     evidence: str
+    count: int = 1
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.evidence})"
+        more = f"; {self.count} differences" if self.count > 1 else ""
+        return f"{self.name} ({self.evidence}{more})"
 
 
-# Rows of the table of perturbations whose values show as they are.
-_VISIBLE = {
-    "hostname": "host's name", "user": "user", "locale": "locale", "time zone": "time zone", "path": "host path",
-}  # fmt: skip
-_DATE = re.compile(rb"\d{4}-\d\d-\d\d|\d\d:\d\d:\d\d|\b(?:19|20)\d\d\b")
-_SECONDS = re.compile(rb"\b1[5-9]\d{8}(?:\d{3}){0,3}\b")  # since 1970, also in ms, µs, ns
-_ADDRESS = re.compile(rb"0x[0-9a-f]{6,16}\b|\b(?:7f|55|56)[0-9a-f]{10}\b")
-_NUMBER = re.compile(rb"(?<![\w.])[1-9]\d{1,6}\b")  # not a part of a fraction
-_CLOCK_CALLS = {"clock_gettime", "gettimeofday", "time", "times"}
-_NEAR = 10_000  # process numbers of two runs, one soon after the other, are no farther apart
+def same_pieces(left: bytes, right: bytes) -> bool:
+    """Whether two texts consist of the same lines or words in another order."""
+    return sorted(left.split(b"\n")) == sorted(right.split(b"\n")) or sorted(left.split()) == sorted(right.split())
 
 
-def guess(left: Observed, right: Observed, hosts: Sequence[Host], calls: Iterable[str]) -> list[Cause]:
-    """Causes of the differences between two native runs on ``hosts``; ``calls``: what the command calls."""
-    called = set(calls)
-    found: dict[str, str] = {}
-    for label, one, other in _pairs(left, right):
-        binary = b"\0" in one
-        for name, evidence in _of_pair(one.split(b"\n"), other.split(b"\n"), hosts, called):
-            if not binary:
-                found.setdefault(name, f"{evidence} in {label}")
-            elif name in _VISIBLE.values():  # other guesses at bytes that are no text would be idle
-                found.setdefault(name, f"in {label}")
-    for path in sorted(left.tree.keys() & right.tree.keys()):
-        fields = {name for name, _, _ in left.tree[path].differing(right.tree[path])}
-        if "mtime_ns" in fields:
-            found.setdefault("clock", f"time of {path}")
-        if "mode" in fields:
-            found.setdefault("umask", f"mode of {path}")
-        if "owner" in fields:
-            found.setdefault("user", f"owner of {path}")
-    return [Cause(name, evidence) for name, evidence in found.items()]
+def differing_numbers(left: bytes, right: bytes) -> Iterator[tuple[int, int]]:
+    """Decimal numbers at the same places of two texts that are different, in order."""
+    pairs = zip(_NUMBER.findall(left), _NUMBER.findall(right), strict=False)
+    yield from ((int(x), int(y)) for x, y in pairs if x != y)
 
 
-def _pairs(left: Observed, right: Observed) -> Iterable[tuple[str, bytes, bytes]]:
-    """Contents that differ, and what they are of."""
-    contents = [("stdout", left.stdout, right.stdout), ("stderr", left.stderr, right.stderr)]
-    for path in sorted(left.tree.keys() & right.tree.keys()):
-        if left.tree[path].sha256 != right.tree[path].sha256 and left.work and right.work:
-            one, other = file_content(left.work / path), file_content(right.work / path)
-            contents.append((path, one or b"", other or b""))
-    yield from (item for item in contents if item[1] != item[2])
+def are_inodes(left: bytes, right: bytes, runs: tuple[Observed, Observed]) -> bool:
+    """Whether the differing numbers are inode numbers of the runs' own files."""
+    numbers = list(differing_numbers(left, right))
+    known = [inodes_of(run) for run in runs]
+    return bool(numbers) and all(x in known[0] and y in known[1] for x, y in numbers)
 
 
-def _of_pair(
-    one: list[bytes], other: list[bytes], hosts: Sequence[Host], called: set[str]
-) -> Iterable[tuple[str, str]]:
-    if one != other and sorted(one) == sorted(other):
-        yield ("order of directory entries" if called & {"getdents64", "getdents"} else "order"), "same lines"
-        return
-    for x, y in zip(one, other, strict=False):
-        if x != y:
-            yield _of_line(x, y, hosts, called)
+def inodes_of(run: Observed) -> set[int]:
+    """Inode numbers of everything in a run's output tree, which must still be there."""
+    if run.work is None:
+        return set()
+    found = {run.work.lstat().st_ino}
+    for directory, below, files in os.walk(run.work):
+        for name in (*below, *files):
+            found.add(os.lstat(os.path.join(directory, name)).st_ino)
+    return found
 
 
-def _of_line(x: bytes, y: bytes, hosts: Sequence[Host], called: set[str]) -> tuple[str, str]:
-    shown = repr(x[:40])
-    for row, cause in _VISIBLE.items():
-        values = [host.settings[row] for host in hosts]
-        for value, line in ((values[0], x), (values[-1], y)):
-            if value and isinstance(value, str) and len(value) > 1 and value.encode() in line:
-                return cause, shown
-    if sorted(x.split()) == sorted(y.split()):
-        return ("order of directory entries" if called & {"getdents64", "getdents"} else "order"), shown
-    if _ADDRESS.search(x) and _ADDRESS.search(y):
-        return "address", shown
-    dated = _DATE.search(x) and _DATE.search(y) or _SECONDS.search(x) and _SECONDS.search(y)
-    if dated and (_CLOCK_CALLS & called or not called):
-        return "clock", shown
-    if _near_numbers(x, y):
-        return "process number", shown
-    if "getrandom" in called:
-        return "random", shown
-    return ("clock" if _CLOCK_CALLS & called else "unknown"), shown
+def are_addresses(left: bytes, right: bytes) -> bool:
+    """Whether two texts look as if they differed in addresses."""
+    return _ADDRESS.sub(b"", left) == _ADDRESS.sub(b"", right) and bool(_ADDRESS.search(left))
 
 
-def _near_numbers(x: bytes, y: bytes) -> bool:
-    """Whether two lines differ in nothing but numbers that are close to each other."""
-    if _NUMBER.sub(b"", x) != _NUMBER.sub(b"", y):
+def grows(values: list[bytes]) -> bool:
+    """Whether some number at the same place grows from each text to the next: a clock's reading, most likely."""
+    rows = [[int(word) for word in _NUMBER.findall(text)] for text in values]
+    if len({len(row) for row in rows}) != 1:
         return False
-    pairs = zip(_NUMBER.findall(x), _NUMBER.findall(y), strict=False)
-    return all(abs(int(one) - int(other)) < _NEAR for one, other in pairs)
+    return any(all(x < y for x, y in zip(column, column[1:], strict=False)) for column in zip(*rows, strict=True))

@@ -10,26 +10,31 @@ import resource
 import signal
 import termios
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from detbox.report.contain import contain
+from detbox.kernel import _native
 
 _CLONE_NEWUTS = 0x04000000
-_ADDR_NO_RANDOMIZE = 0x0040000
+_ADDR_NO_RANDOMIZE, _UNAME26 = 0x0040000, 0x0020000
+_PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)  # loaded before any fork: a forked child should not run the loader
 
 
-def enter(settings: Mapping[str, Any], terminal: bool, within: Path | None = None) -> None:
+def end_with_parent(parent: int) -> None:
+    """Have the calling process killed when the thread of ``parent`` (a process number) that started it ends."""
+    _native.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def enter(settings: Mapping[str, Any], terminal: bool, parent: int) -> None:
     """Apply a host's settings to the calling process.  Raises OSError if one cannot be applied.
 
     ``terminal``: standard input is a terminal that becomes the controlling one (the process leads its
     session).
-    ``within``: the only directory, besides a /tmp of its own, that the process may write to from now on.
-    The user comes last, since the other steps may need rights.
+    The user comes last, since the other steps may need rights; only the tie to ``parent`` comes later, because
+    the kernel undoes it when the user changes (prctl(2)).
     """
-    if within is not None:
-        contain(within)
     os.umask(settings["umask"])
     if terminal:
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
@@ -39,19 +44,22 @@ def enter(settings: Mapping[str, Any], terminal: bool, within: Path | None = Non
         _must(_LIBC.sethostname(name, len(name)))
     if settings["processors"] is not None:
         allowed = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, allowed[: settings["processors"]])
+        os.sched_setaffinity(0, allowed[-settings["processors"] :])
     if settings["nice"]:
         os.nice(settings["nice"])
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     _limit(settings["limits"])
-    if settings["address randomisation"]:
-        _must(_LIBC.personality(_ADDR_NO_RANDOMIZE))
+    persona = _ADDR_NO_RANDOMIZE if settings["address randomisation"] else 0
+    persona |= _UNAME26 if settings["kernel release"] else 0
+    if persona:
+        _must(_LIBC.personality(persona))
     if settings["signals"]:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGALRM, signal.SIGCHLD})
     if settings["user"] is not None:
         _become(settings["user"])
+    end_with_parent(parent)
 
 
 def _limit(limits: Mapping[str, int]) -> None:

@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from detbox.report.copies import Copies
-from detbox.report.enter import enter
+from detbox.report.enter import end_with_parent, enter
+from detbox.report.scratch import MEMORY_DIR, Scratch, remove_tree
 from detbox.report.tree import Entry, snapshot
 
 _ALWAYS = "always"
@@ -50,12 +51,11 @@ class Perturbation:
         """Why the row cannot be applied here; "" if it can."""
         if self.needs == "root" and os.geteuid() != 0:
             return "only root can change it"
-        if self.needs == "tmpfs" and not os.access(_MEMORY_DIR, os.W_OK):
-            return f"{_MEMORY_DIR} cannot be written"
+        if self.needs == "tmpfs" and not os.access(MEMORY_DIR, os.W_OK | os.X_OK):
+            return f"{MEMORY_DIR} cannot be written"
         return ""
 
 
-_MEMORY_DIR = "/dev/shm"
 #: Added to the time of every input, in nanoseconds: what an earlier run has left has the very times that this one
 #: will give, and could not be told from what nobody touched.
 _APART_NS = -86_400 * 10**9 - 7
@@ -70,6 +70,7 @@ _SOFT_LIMITS = {"NOFILE": 777, "CORE": -1, "STACK": 16 << 20, "FSIZE": 1 << 40, 
 PERTURBATIONS: tuple[Perturbation, ...] = (
     Perturbation("time of run", "seconds of real time before the start", (0.0, 1.1)),
     Perturbation("hostname", "the host's name, in a UTS namespace", (None, "other-host.example"), "root"),
+    Perturbation("kernel release", "what uname says: the same, or 2.6.x (UNAME26 of personality)", (False, True)),
     Perturbation("user", "who runs the command: user, groups and HOME", (None, "unprivileged"), "root"),
     Perturbation("environment", "every variable that is not declared", ({}, _HOSTILE_ENV)),
     Perturbation("umask", "the mask for new files", (0o022, 0o077, 0o002)),
@@ -80,7 +81,7 @@ PERTURBATIONS: tuple[Perturbation, ...] = (
     Perturbation("inodes", "other files created among the inputs", (0, 7, 3)),
     Perturbation("mtimes", "seconds added to the inputs' times", (0, -86_400 * 900, 86_400 * 30)),
     Perturbation("file system", "disk or memory under the work directory", ("disk", "memory"), "tmpfs"),
-    Perturbation("processors", "how many of the allowed CPUs it may use", (None, 1)),
+    Perturbation("processors", "how many of the allowed CPUs it may use, the last ones", (None, 1)),
     Perturbation("load", "busy processes in the background", (0, 1)),
     Perturbation("nice", "niceness and scheduling class", (0, 5)),
     Perturbation("limits", "soft resource limits", ({}, _SOFT_LIMITS)),
@@ -169,40 +170,43 @@ class Host:
         env: Mapping[str, str] | None = None,
         timeout: float | None = None,
         keep: Path | None = None,
-        leave: ExitStack | None = None,
-        contained: bool = False,
+        places: Scratch | None = None,
+        before: Callable[[Path], None] | None = None,
     ) -> Observed:
         """Run ``argv`` in a fresh copy of ``inputs_dir`` on this host.
 
         ``env``: variables that the caller needs besides the host's (a PYTHONPATH, say).
         ``timeout``: real seconds; then the whole process group is killed and TimeoutExpired raised.
         ``keep``: a directory that receives a copy of the output tree.
-        ``leave``: leave the output tree where it is until this stack is closed.
-        ``contained``: the command can write to its copy and to a /tmp of its own, and to nothing else.
+        ``places``: where the copy is made; it stays there.
+        ``before``: called with the copy's path before the command starts.
         """
         with ExitStack() as stack:
-            base = self._base(leave or stack)
+            base = self._base(places, stack)
             work = base / self.settings["path"]
             work.mkdir(parents=True)
-            self._copy_inputs(inputs_dir, work)
-            before = snapshot(work, owner_of(self.settings["user"]))
+            self._copy_inputs(inputs_dir, base, work)
+            untouched = snapshot(work, owner_of(self.settings["user"]))
+            if before is not None:
+                before(work)
             self._disturb(stack)
-            within = base if contained else None
-            status, out, err, seconds = self._execute(argv, work, stdin, env or {}, timeout, stack, within)
+            status, out, err, seconds = self._execute(argv, work, stdin, env or {}, timeout, stack)
             after = snapshot(work, owner_of(self.settings["user"]))
             if keep is not None:
                 shutil.copytree(work, keep, symlinks=True, dirs_exist_ok=True)
-            tree = {p: entry.untouched() if before.get(p) == entry else entry for p, entry in after.items()}
-            return Observed(status, out, err, tree, seconds, work if leave is not None else None)
+            tree = {p: entry.untouched() if untouched.get(p) == entry else entry for p, entry in after.items()}
+            return Observed(status, out, err, tree, seconds, work if places is not None else None)
 
-    def _base(self, stack: ExitStack) -> Path:
-        parent = _MEMORY_DIR if self.settings["file system"] == "memory" else None
-        base = Path(tempfile.mkdtemp(prefix="perturb-", dir=parent))
-        stack.callback(_remove_tree, base)
+    def _base(self, places: Scratch | None, stack: ExitStack) -> Path:
+        memory = self.settings["file system"] == "memory"
+        if places is not None:
+            return places.directory(memory)
+        base = Path(tempfile.mkdtemp(prefix="perturb-", dir=MEMORY_DIR if memory else None))
+        stack.callback(remove_tree, base)
         base.chmod(0o755)
         return base
 
-    def _copy_inputs(self, inputs_dir: Path | None, work: Path) -> None:
+    def _copy_inputs(self, inputs_dir: Path | None, base: Path, work: Path) -> None:
         """A fresh copy with the same content and modes, in this host's order, among its other files."""
         copies = Copies(inputs_dir, work)
         random.Random(self.settings["creation order"]).shuffle(copies.others)
@@ -213,14 +217,16 @@ class Host:
         owner = owner_of(self.settings["user"])
         copies.settle(owner, self.settings["mtimes"] * 10**9 + _APART_NS)
         top = work
-        while not top.name.startswith("perturb-"):
+        while top != base:
             os.chown(top, *owner)
             top = top.parent
 
     def _disturb(self, stack: ExitStack) -> None:
         """Load, taken memory, burnt process numbers and elapsed time; the stack undoes what lasts."""
         for _ in range(self.settings["load"]):
-            busy = subprocess.Popen(["/bin/sh", "-c", "while :; do :; done"])
+            busy = subprocess.Popen(
+                ["/bin/sh", "-c", "while :; do :; done"], preexec_fn=partial(end_with_parent, os.getpid())
+            )
             stack.callback(busy.wait)
             stack.callback(busy.kill)
         if self.settings["memory"]:
@@ -253,12 +259,11 @@ class Host:
         env: Mapping[str, str],
         timeout: float | None,
         stack: ExitStack,
-        within: Path | None,
     ) -> tuple[int, bytes, bytes, float]:
         extra = [os.open(os.devnull, os.O_RDONLY) for _ in range(self.settings["descriptors"])]
         terminal = self.settings["terminal"]
         source, given = (_terminal(stdin, stack), None) if terminal else (subprocess.PIPE, stdin)
-        prepare: Callable[[], None] = partial(enter, self.settings, terminal, within)
+        prepare: Callable[[], None] = partial(enter, self.settings, terminal, os.getpid())
         started = time.monotonic()
         child = subprocess.Popen(
             list(argv), cwd=work, env=self.environment(env), stdin=source, stdout=subprocess.PIPE,
@@ -340,14 +345,3 @@ def _terminal(stdin: bytes, stack: ExitStack) -> int:
     stack.callback(os.close, slave)
     os.write(master, stdin + b"\x04")
     return slave
-
-
-def _remove_tree(base: Path) -> None:
-    """Remove a tree whose directories may have lost their permissions."""
-    os.chmod(base, 0o700)
-    for directory, below, _ in os.walk(base):
-        for name in below:  # before the walk goes down to them
-            path = os.path.join(directory, name)
-            if not os.path.islink(path):
-                os.chmod(path, 0o700)
-    shutil.rmtree(base)

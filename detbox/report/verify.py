@@ -1,32 +1,36 @@
 """Runs a command several times on perturbed hosts and compares everything that a user could see.
 
-Each run is a process of its own, started by a *starter* (for detbox: this package's command line with the frozen
-run description in a file; natively: the command itself), in a fresh copy of the work directory and of every
-directory whose changes stay.
+Each run is a process of its own (this package's command line, with what to do in a file), under detbox or in a plain
+container, in a fresh copy of the work directory and of every directory whose changes stay.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
+import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from detbox import errors
 from detbox.errors import InternalError, UserError
 from detbox.report.copies import Copies
 from detbox.report.perturb import PERTURBATIONS, Difference, Host, Observed, compare, owner_of, variants
+from detbox.report.scratch import Scratch
 from detbox.report.tree import snapshot
 from detbox.spec import BASE_ENV, Mount, RunSpec
 
 #: Who runs the command on hosts with another user: it exists everywhere.
 OTHER_USER = "nobody"
+#: Where work directories are in a plain container.
+NATIVE_TOP = "/build"
 #: Real seconds that a run may take longer than its limit before it is ended from outside.
 _GRACE_S = 20.0
 
@@ -94,6 +98,9 @@ def choose(only: Sequence[str], without: Sequence[str], stdin: bytes) -> tuple[l
 
 def _user_obstacle() -> str:
     """Why the other user cannot run detbox here; "" if it can."""
+    for place in (Path(tempfile.gettempdir()).resolve(), *Path(tempfile.gettempdir()).resolve().parents):
+        if not place.stat().st_mode & stat.S_IXOTH:
+            return f"{OTHER_USER} cannot enter {place}, where the copies are made (TMPDIR)"
     probe = [sys.executable, "-c", "import detbox.cli.main, detbox.kernel._native"]
     try:
         done = subprocess.run(probe, user=OTHER_USER, env=environment(), cwd="/", capture_output=True, check=False)
@@ -109,78 +116,117 @@ def environment() -> dict[str, str]:
 
 
 class Verification:
-    """Runs of one command.  Use it as a context manager: it owns the runs' output trees."""
+    """Runs of one command.  Use it as a context manager: it owns the runs' output trees.
+
+    ``first`` is the first run that came to its end, once there is one.
+    """
 
     def __init__(self, spec: RunSpec, stdin: bytes, n: int, rows: Sequence[Row], user: str | None) -> None:
         self.spec = spec.with_changes(stdin=None, stdin_closed=False)
         self.stdin = stdin
-        skipped = [row.name for row in rows if not row.applied]
-        self.hosts = variants(n, user=user, without=skipped)
-        self._stack = ExitStack()
+        self.rows, self.user = rows, user
+        self.hosts = variants(n, user=user, without=[row.name for row in rows if not row.applied])
+        self.places = Scratch()
+        self.first: Run | None = None
+        self._inputs = stamps(spec)
 
     def __enter__(self) -> Verification:
-        self.scratch = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="detbox-verify-")))
-        self.scratch.chmod(0o755)
+        self.places.__enter__()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._stack.close()
+        self.places.__exit__()
 
-    def under_detbox(self, progress: Progress, **changes: Any) -> list[Run]:
-        """One run on each host.  ``changes``: fields of the run description.
+    def changed_inputs(self) -> list[str]:
+        """Inputs on the host that are no more what they were before the first run."""
+        now = stamps(self.spec)
+        return sorted(path for path in now.keys() | self._inputs.keys() if now.get(path) != self._inputs.get(path))
+
+    def under_detbox(self, progress: Progress, hosts: Sequence[Host] | None = None, **changes: Any) -> list[Run]:
+        """One run on each host.  ``changes``: fields of the run description, or functions of the run's number.
 
         Raises what detbox raised if it failed in the same way in every run.
         """
-        runs = []
-        for number, host in enumerate(self.hosts):
-            progress(f"under detbox, run {number + 1} of {len(self.hosts)}")
+        runs: list[Run] = []
+        hosts = hosts or self.hosts
+        for number, host in enumerate(hosts):
+            progress(f"under detbox, run {number + 1} of {len(hosts)}")
             mine = {name: value(number) if callable(value) else value for name, value in changes.items()}
-            runs.append(self._one(host, mine))
+            runs.append(self._boxed(host, mine))
+            if self.first is None and not runs[0].error:
+                self.first = runs[0]
         if runs[0].error and len({run.error for run in runs}) == 1:
-            answer = runs[0].answer
-            cls = errors.by_name(answer["error"])
-            raise cls(answer["message"], answer["remedy"])
+            _raise(runs[0].answer)
         return runs
 
-    def natively(self, progress: Progress) -> list[Run]:
-        """The same without detbox, where only the work directory and an own /tmp can be written."""
+    def natively(self, progress: Progress, hosts: Sequence[Host] | None = None) -> list[Run]:
+        """The same without detbox, in a plain container with the same mounts.  Raises DetboxError."""
+        runs: list[Run] = []
+        hosts = hosts or self.hosts
+        for number, host in enumerate(hosts):
+            progress(f"natively, run {number + 1} of {len(hosts)}")
+            runs.append(self._plain(host))
+            self.first = self.first or runs[0]
+        return runs
+
+    def _plain(self, host: Host) -> Run:
+        place = self.places.directory()
+        mounts, kept = self._kept_copies(place, owner_of(host.settings["user"]))
         declared = {k: v for k, v in self.spec.env.items() if BASE_ENV.get(k) != v}
-        env = {os.fsdecode(key): os.fsdecode(value) for key, value in declared.items()}
-        runs = []
-        for number, host in enumerate(self.hosts):
-            progress(f"natively, run {number + 1} of {len(self.hosts)}")
-            try:
-                observed = host.run(
-                    [os.fsdecode(word) for word in self.spec.command], Path(self.spec.workdir), stdin=self.stdin,
-                    env=env, timeout=self.spec.timeout_s, leave=self._stack, contained=True,
-                )  # fmt: skip
-            except (FileNotFoundError, PermissionError) as error:
-                if error.filename != os.fsdecode(self.spec.command[0]):
-                    raise
-                raise errors.CommandNotFound(f"natively: {error}") from None
-            except subprocess.TimeoutExpired as late:
-                raise errors.TimedOut(f"natively the command took longer than {late.timeout:g} seconds") from None
-            runs.append(Run(host, observed))
-        return runs
+        if self.spec.image:
+            declared.setdefault(b"PATH", BASE_ENV[b"PATH"])
+        plain = {
+            "argv": [os.fsdecode(word) for word in self.spec.command],
+            "env": host.environment({os.fsdecode(k): os.fsdecode(v) for k, v in declared.items()}),
+            "mounts": [[mount.src, mount.dst, mount.rw] for mount in mounts],
+            "image": self.spec.image, "alias": self.spec.workdir_alias or "",
+            "shown": os.path.join(NATIVE_TOP, host.settings["path"]),
+            "burn": host.settings["process numbers"],
+            "ignored": [int(signal.SIGPIPE)] if host.settings["signals"] else [],
+        }  # fmt: skip
+        run = self._one(host, place, kept, lambda work: {"plain": {**plain, "work": str(work)}}, self.spec.timeout_s)
+        if run.error:
+            _raise(run.answer)
+        return replace(run, observed=replace(run.observed, status=run.answer["status"]))
 
-    def _one(self, host: Host, changes: dict[str, Any]) -> Run:
-        place = Path(tempfile.mkdtemp(dir=self.scratch))
-        place.chmod(0o755)
+    def _boxed(self, host: Host, changes: dict[str, Any]) -> Run:
+        place = self.places.directory()
         owner = owner_of(host.settings["user"])
         mounts, kept = self._kept_copies(place, owner)
-        answer, order = place / "answer", place / "run"
-        for path in (answer, *(Path(value) for key, value in changes.items() if key == "record")):
-            path.touch()
+        for path in (value for key, value in changes.items() if key == "record"):
+            Path(path).touch()
             os.chown(path, *owner)
         spec = self.spec.with_changes(mounts=mounts, **changes)
-        order.write_text(json.dumps({"spec": spec.to_json(), "answer": str(answer)}))
-        order.chmod(0o644)
-        before = {name: snapshot(path, owner) for name, path in kept.items()}
         limit = None if spec.timeout_s is None else spec.timeout_s + _GRACE_S
-        argv = [sys.executable, "-m", "detbox", "verify", "--one", str(order)]
-        observed = host.run(
-            argv, Path(spec.workdir), stdin=self.stdin, env=environment(), timeout=limit, leave=self._stack
-        )
+        return self._one(host, place, kept, lambda work: {"spec": spec.to_json()}, limit)
+
+    def _one(
+        self,
+        host: Host,
+        place: Path,
+        kept: Mapping[str, Path],
+        order: Callable[[Path], dict[str, Any]],
+        limit_s: float | None,
+    ) -> Run:
+        """One run in a process of its own.  ``order``: what to do, given the work directory's copy."""
+        owner = owner_of(host.settings["user"])
+        answer, paper = place / "answer", place / "order"
+        answer.touch()
+        os.chown(answer, *owner)
+
+        def write_order(work: Path) -> None:
+            paper.write_text(json.dumps({**order(work), "answer": str(answer)}))
+            paper.chmod(0o644)
+
+        before = {name: snapshot(path, owner) for name, path in kept.items()}
+        argv = [sys.executable, "-m", "detbox", "verify", "--one", str(paper)]
+        try:
+            observed = host.run(
+                argv, Path(self.spec.workdir), stdin=self.stdin, env=environment(), timeout=limit_s,
+                places=self.places, before=write_order,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise errors.TimedOut(f"a run took longer than {limit_s:g} seconds", "raise --timeout") from None
         tree = dict(observed.tree)
         for name, path in kept.items():
             for entry_name, entry in snapshot(path, owner).items():
@@ -211,6 +257,23 @@ class Verification:
             kept[mount.dst] = target
             mounts.append(replace(mount, src=str(target)))
         return tuple(mounts), kept
+
+
+def _raise(answer: Mapping[str, Any]) -> NoReturn:
+    """Raise the error that a run has reported."""
+    raise errors.by_name(answer["error"])(answer["message"], answer["remedy"])
+
+
+def stamps(spec: RunSpec) -> dict[str, tuple[int, int]]:
+    """Size and change time of everything that the command is given, by host path."""
+    found = {}
+    for top in (spec.workdir, *(mount.src for mount in spec.mounts)):
+        for directory, _, files in os.walk(top):
+            for path in (directory, *(os.path.join(directory, name) for name in files)):
+                with contextlib.suppress(OSError):
+                    status = os.lstat(path)
+                    found[path] = (status.st_size, status.st_mtime_ns)
+    return found
 
 
 def first_comparison(runs: Sequence[Run]) -> Comparison:

@@ -1,0 +1,87 @@
+"""Directories for the runs' copies that vanish with the process that made them, however it ends.
+
+A process that is killed cannot clean up.  So another one, in a session of its own, waits for the end of a pipe that
+only its maker holds, and removes what is left.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+#: Where memory can be used as a disk.
+MEMORY_DIR = Path("/dev/shm")
+#: Real seconds in which processes that still write to a directory are waited for.
+_PATIENCE_S = 30.0
+
+
+class Scratch:
+    """A context: ``disk`` and ``memory`` are new directories that everybody may search.
+
+    ``memory`` is on the disk too where no memory can be used.  Raises OSError if they cannot be made.
+    """
+
+    def __init__(self) -> None:
+        name = f"detbox-verify-{secrets.token_hex(6)}"
+        self.disk = Path(tempfile.gettempdir()).resolve() / name
+        usable = os.access(MEMORY_DIR, os.W_OK | os.X_OK)
+        self.memory = MEMORY_DIR / name if usable else self.disk / "memory"
+        self._life = self._keeper = -1
+
+    def __enter__(self) -> Scratch:
+        end, self._life = os.pipe2(os.O_CLOEXEC)
+        self._keeper = os.fork()
+        if self._keeper == 0:
+            _keep(end, (self.disk, self.memory))
+        os.close(end)
+        for place in (self.disk, self.memory):
+            place.mkdir()
+            place.chmod(0o755)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self._life)
+        os.waitpid(self._keeper, 0)
+
+    def directory(self, memory: bool = False) -> Path:
+        """A new directory that everybody may search."""
+        made = Path(tempfile.mkdtemp(dir=self.memory if memory else self.disk))
+        made.chmod(0o755)
+        return made
+
+
+def _keep(end: int, places: tuple[Path, ...]) -> None:
+    """The other process: wait, remove, exit.  It holds nothing that somebody could wait for."""
+    os.setsid()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+        signal.signal(number, signal.SIG_IGN)
+    os.dup2(end, 0)
+    os.closerange(1, os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") > 0 else 1024)
+    os.chdir("/")
+    os.read(0, 1)
+    late = time.monotonic() + _PATIENCE_S
+    while any(map(os.path.lexists, places)) and time.monotonic() < late:
+        for place in places:
+            try:
+                remove_tree(place)
+            except OSError:
+                time.sleep(0.05)
+    os._exit(0)
+
+
+def remove_tree(base: Path) -> None:
+    """Remove a tree whose directories may have lost their permissions; one that is gone is no error."""
+    if not os.path.lexists(base):
+        return
+    os.chmod(base, 0o700)
+    for directory, below, _ in os.walk(base):
+        for name in below:  # before the walk goes down to them
+            path = os.path.join(directory, name)
+            if not os.path.islink(path):
+                os.chmod(path, 0o700)
+    shutil.rmtree(base)
