@@ -11,6 +11,11 @@ from contextlib import contextmanager
 _REFRESH_S = 0.2
 
 
+def colours() -> bool:
+    """Whether standard output is a terminal that shows colours, and the user wants them (no-color.org)."""
+    return os.isatty(1) and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
+
+
 @contextmanager
 def phases() -> Iterator[Callable[[str], None]]:
     """A line with the phase and the elapsed time, if standard error is a terminal."""
@@ -20,7 +25,9 @@ def phases() -> Iterator[Callable[[str], None]]:
     started, said = time.monotonic(), ["starting"]
 
     def show(*_: object) -> None:
-        os.write(2, f"\r\033[K{said[-1]}, {time.monotonic() - started:.0f} s".encode())
+        width = max(20, os.get_terminal_size(2).columns)
+        text = f"{said[-1]}, {time.monotonic() - started:.0f} s"
+        os.write(2, f"\r\033[K{text[: width - 1]}".encode())
 
     before = signal.signal(signal.SIGALRM, show)
     signal.setitimer(signal.ITIMER_REAL, _REFRESH_S, _REFRESH_S)

@@ -9,10 +9,14 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from detbox.cli import run_cmd
-from detbox.errors import DetboxError, InternalError, UserError
+from detbox.cli.messages import say
+from detbox.cli.progress import colours
+from detbox.errors import DetboxError, HostError, InternalError, UserError
 from detbox.spec import RunSpec
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from detbox.report.verdict import Verdict
     from detbox.report.verify import Comparison, Progress, Verification
 
@@ -59,6 +63,10 @@ def add_parser(verbs: Any) -> None:
         "--no-perturb", metavar="NAME", action="append", default=[], help="do not change this (may be repeated)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    parser.add_argument("--html", metavar="FILE", help="write the report as one self-contained page")
+    parser.add_argument(
+        "--keep", metavar="DIR", help="keep the outputs of the runs here (default: only if they differ, in TMPDIR)"
+    )
     # One run of a verification, in a process of its own: FILE holds the frozen run description.
     parser.add_argument("--one", metavar="FILE", help=argparse.SUPPRESS)
     # For tests: let this call through to the kernel.
@@ -71,10 +79,9 @@ def run(arguments: argparse.Namespace) -> int:
     """The verb's body: returns the exit status."""
     if arguments.one is not None:
         return _one(arguments.one)
-    import json
-
     from detbox.cli.progress import phases
     from detbox.kernel.numbers import NUMBERS
+    from detbox.report import keep
     from detbox.report.verify import Verification, choose
     from detbox.values import number
 
@@ -83,39 +90,51 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--leak {arguments.leak}: no such system call")
     spec = spec.with_changes(leak=arguments.leak)
     runs = number(arguments.runs, "-n", 2, MAX_RUNS, default=2)
+    page = _page(arguments.html)
+    kept = keep.place(arguments.keep) if arguments.keep else None
     for signo in (signal.SIGTERM, signal.SIGHUP):  # the runs and their copies are to vanish then as well
         signal.signal(signo, signal.default_int_handler)
     stdin = _stdin(spec)
     rows, user = choose(arguments.perturb, arguments.no_perturb, stdin)
     with Verification(spec, stdin, runs, rows, user) as verification:
-        with phases() as progress:
-            verdict = _verify(verification, rows, arguments.native, progress)
-        if arguments.json:
-            text = json.dumps(verdict.as_json(), indent=2)
-        else:
-            text = "\n".join(verdict.lines())
-        sys.stdout.write(text.encode("utf-8", "backslashreplace").decode() + "\n")
-        sys.stdout.flush()
+        try:
+            with phases() as progress:
+                verdict = _verify(verification, arguments.native, page is not None, progress)
+                progress("writing the report")
+                if page is not None:
+                    _write_page(page, verdict)
+                text = _text(verdict, arguments.json)
+            _keep_outputs(verification, verdict, kept)
+        except (DetboxError, OSError) as error:
+            raise _with_first_run(error, verification, kept) from error
+    sys.stdout.write(text)
+    sys.stdout.flush()
     return 0 if verdict.identical else 1
 
 
-def _verify(verification: Verification, rows: Any, native: bool, progress: Progress) -> Verdict:
+def _verify(verification: Verification, native: bool, record: bool, progress: Progress) -> Verdict:
+    from detbox.report.isolate import Investigation
     from detbox.report.verdict import Verdict
     from detbox.report.verify import first_comparison
 
+    causes: list[Any] = []
+    divergence, notes = None, []
     plain = first_comparison(verification.natively(progress)) if native else None
     boxed = first_comparison(verification.under_detbox(progress))
-    causes, divergence, notes = [], None, []
+    changed = verification.changed_inputs()
+    if changed and (boxed.differences or plain and plain.differences):
+        listed = ", ".join(changed[:5]) + (", …" if changed[5:] else "")
+        raise UserError(f"inputs were changed while they were in use: {listed}", "run it when nothing writes to them")
     if plain is not None and plain.differences:
-        from detbox.report.isolate import Investigation
-
         search = Investigation(verification, plain, boxed, progress)
         causes = search.causes()
         notes.append(search.note)
     if boxed.differences:
         divergence, note = _divergence(verification, boxed, progress)
         notes.append(note)
-    return Verdict(verification.spec, rows, boxed, plain, causes, divergence, "\n".join(filter(None, notes)))
+    trace = _trace(verification, progress) if record else None
+    said = list(filter(None, notes))
+    return Verdict(verification.spec, verification.rows, boxed, plain, causes, divergence, said, trace=trace)
 
 
 def _divergence(verification: Verification, boxed: Comparison, progress: Progress) -> tuple[Any, str]:
@@ -125,13 +144,14 @@ def _divergence(verification: Verification, boxed: Comparison, progress: Progres
     from detbox.recorder.compare import first_divergence
     from detbox.recorder.read import Trace
 
-    verification.hosts = [boxed.runs[0].host, boxed.runs[boxed.other].host]
+    hosts = [boxed.runs[0].host, boxed.runs[boxed.other].host]
     for results in (True, False):
         paths = [str(verification.places.disk / f"trace-{results}-{place}") for place in range(2)]
         try:
             verification.under_detbox(
-                lambda phase: progress("recording, " + phase), record=paths.__getitem__, record_results=results
-            )
+                lambda phase: progress("recording, " + phase), hosts,
+                record=paths.__getitem__, record_results=results,
+            )  # fmt: skip
             found = first_divergence(Trace(Path(paths[0])), Trace(Path(paths[1])))
         except DetboxError as error:
             return None, f"the runs could not be recorded: {error.message}"
@@ -141,6 +161,82 @@ def _divergence(verification: Verification, boxed: Comparison, progress: Progres
         "no event differs between the recorded runs: the difference comes from an instruction, a mapping or the "
         "host's timing, or does not come each time"
     )
+
+
+def _trace(verification: Verification, progress: Progress) -> Path | None:
+    """A record of one run, for the picture of its processes; None if there can be none."""
+    path = verification.places.disk / "trace"
+    try:
+        verification.under_detbox(lambda _: progress("recording"), verification.hosts[:1], record=str(path))
+    except DetboxError:
+        return None
+    return path
+
+
+def _text(verdict: Verdict, as_json: bool) -> str:
+    """What is printed."""
+    if as_json:
+        import json
+
+        text = json.dumps(verdict.as_json(), indent=2)
+    else:
+        from detbox.report.text import Paint, lines
+
+        text = "\n".join(lines(verdict, Paint(colours())))
+    return text.encode("utf-8", "backslashreplace").decode() + "\n"
+
+
+def _page(given: str | None) -> Path | None:
+    """The file for the page, which can be written."""
+    from pathlib import Path
+
+    if given is None:
+        return None
+    path = Path(given).absolute()
+    try:
+        path.touch()
+    except OSError as error:
+        raise UserError(f"--html {given}: {error.strerror}", "name a file that can be written") from None
+    return path
+
+
+def _write_page(path: Path, verdict: Verdict) -> None:
+    from detbox.report.page import page
+
+    try:
+        path.write_bytes(page(verdict).encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}", "name a file that can be written") from None
+
+
+def _keep_outputs(verification: Verification, verdict: Verdict, kept: Path | None) -> None:
+    """Keep the outputs of runs under detbox that differ, or if that was asked for."""
+    from detbox.report import keep
+
+    if verdict.identical and kept is None:
+        return
+    runs = {f"run-{place + 1}": verdict.boxed.runs[place] for place in (0, verdict.boxed.other)}
+    if verdict.native is not None:
+        runs |= {f"native-{place + 1}": verdict.native.runs[place] for place in (0, verdict.native.other)}
+    say(f"the outputs of the runs are kept in {keep.keep(runs, kept or keep.place(None))}")
+
+
+def _with_first_run(error: Exception, verification: Verification, kept: Path | None) -> DetboxError:
+    """The error, and where the results of the first run are, if there was one."""
+    from detbox.report import keep
+
+    if isinstance(error, OSError):
+        error = HostError(f"{error.filename or 'a file'}: {error.strerror or error}")
+    assert isinstance(error, DetboxError)
+    if verification.first is not None:
+        try:
+            place = keep.keep({"run-1": verification.first}, kept or keep.place(None))
+        except (OSError, UserError) as failure:
+            remedy = f"the results of the first run could not be kept: {failure}"
+        else:
+            remedy = f"the results of the first run are kept in {place}"
+        error.remedy = "\n".join(filter(None, (error.remedy, remedy)))
+    return error
 
 
 def _stdin(spec: RunSpec) -> bytes:

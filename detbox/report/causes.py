@@ -1,7 +1,7 @@
 """Classes of cause, and what the bytes of a difference say about them.
 
-``CLASSES`` is the table: how a class is recognised by changing one property of a native host alone (a row of the table of
-perturbations), by changing one option of a run under detbox alone, or by the call at which two recorded runs part.
+``CLASSES`` is the table: which property of a native host (a row of the table of perturbations) shows a class if it
+alone is changed, and at which calls two recorded runs part because of it.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ class Cause:
     evidence: str
     count: int = 1
 
-    def __str__(self) -> str:
-        more = f"; {self.count} differences" if self.count > 1 else ""
-        return f"{self.name} ({self.evidence}{more})"
+    def text(self) -> str:
+        """The evidence, and of how many differences this is the cause."""
+        return self.evidence + (f"; {self.count} differences" if self.count > 1 else "")
 
 
 def same_pieces(left: bytes, right: bytes) -> bool:

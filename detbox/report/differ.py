@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+from detbox.report.enter import end_with_parent
 from detbox.report.perturb import Difference, Observed
 
 #: Lines of a diff that are shown, and bytes of a content that are looked at line by line.
 MAX_LINES, MAX_BYTES = 40, 1 << 20
 _ROW = 16  # bytes in a line of hexadecimal
-_DIFFOSCOPE_S = 120
+#: Real seconds that diffoscope may take.
+DIFFOSCOPE_S = 60
 
 
 def explain(difference: Difference, left: Observed, right: Observed) -> list[str]:
@@ -41,16 +46,17 @@ def content(left: bytes, right: bytes) -> list[str]:
     """A unified diff of two texts, or the first differing bytes of what is no text."""
     if left == right:
         return []
-    one, other = _text(left), _text(right)
+    one, other = as_text(left), as_text(right)
     if one is None or other is None or max(len(left), len(right)) > MAX_BYTES:
         return list(_hexadecimal(left, right))
     found = list(difflib.unified_diff(one.splitlines(), other.splitlines(), "run 1", "run 2", lineterm="", n=2))
     if not found:
         return list(_hexadecimal(left, right))  # only line ends differ
-    return found[:MAX_LINES] + ([f"… {len(found) - MAX_LINES} more lines"] if len(found) > MAX_LINES else [])
+    return _limited(found)
 
 
-def _text(data: bytes) -> str | None:
+def as_text(data: bytes) -> str | None:
+    """UTF-8 without NUL as text; None for anything else."""
     try:
         text = data.decode()
     except UnicodeDecodeError:
@@ -79,13 +85,29 @@ def _row(sign: str, place: int, data: bytes) -> str:
 
 
 def _diffoscope(one: Path, other: Path) -> list[str]:
-    """What diffoscope says; nothing if it is not installed or fails."""
+    """What diffoscope says; nothing if it is not installed, fails (status 2), takes long or sees no difference."""
     program = shutil.which("diffoscope")
     if program is None:
         return []
     command = [program, "--no-progress", "--max-text-report-size", "20000", "--", str(one), str(other)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_DIFFOSCOPE_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            start_new_session=True, preexec_fn=partial(end_with_parent, os.getpid()),
+        )  # fmt: skip
+    except OSError:
         return []
-    return done.stdout.splitlines()[:MAX_LINES] if done.returncode == 1 else []
+    try:
+        said, _ = child.communicate(timeout=DIFFOSCOPE_S)
+    except BaseException as late:
+        os.killpg(child.pid, signal.SIGKILL)  # it starts many programs
+        child.communicate()
+        if not isinstance(late, subprocess.TimeoutExpired):
+            raise
+        return []
+    found = said.decode("utf-8", "backslashreplace").splitlines()
+    return _limited(found) if child.returncode == 1 else []
+
+
+def _limited(found: list[str]) -> list[str]:
+    return found[:MAX_LINES] + ([f"… {len(found) - MAX_LINES} more lines"] if len(found) > MAX_LINES else [])

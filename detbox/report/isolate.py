@@ -1,8 +1,8 @@
 """Finds out where native differences come from: by changing one thing alone, and looking which of them it brings about.
 
 Three kinds of experiment: native runs on hosts that differ from the first one in a single row of the table of
-perturbations; native runs on equal hosts, which show what varies by itself; and runs under detbox, where everything else
-is fixed, with another epoch, seed, number of processors or processor model.
+perturbations; native runs on equal hosts, which show what varies by itself; and runs under detbox, where everything
+else is fixed, with another epoch, seed, number of processors or processor model.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _BUDGET_S, _BUDGET_FACTOR = 60.0, 4.0
 _YEARS_NS = 1234 * 86_400 * 10**9 + 12_345_678_901_234  # moves every digit of a date
 #: Rows in the order in which they are tried if nothing speaks for one of them.
 _ORDER = (
-    "environment", "path", "locale", "time zone", "umask", "user", "hostname", "kernel release", "mtimes", "file system",
-    "creation order", "processors", "process numbers", "limits", "terminal", "descriptors", "signals", "inodes",
-    "nice", "memory", "load",
+    "environment", "path", "locale", "time zone", "umask", "user", "hostname", "kernel release", "mtimes",
+    "file system", "creation order", "processors", "process numbers", "limits", "terminal", "descriptors", "signals",
+    "inodes", "nice", "memory", "load",
 )  # fmt: skip
 _PLACES = {"file system", "creation order", "inodes"}  # rows that change how files lie on the disk
 _HINTS = {"mode": "umask", "owner": "user"}  # rows that a field of a file's metadata speaks for
@@ -52,14 +52,15 @@ class Investigation:
         self._calls: frozenset[str] = frozenset(stats.get("calls", {}))
         self.differences: dict[Spot, Pair] = spots(*self._runs)
         self.note = ""
-        self._found: dict[str, Cause] = {}
+        self._shows: set[str] = set()
+        self._found: dict[str, tuple[str, set[Spot]]] = {}
         took = sum(run.observed.seconds for run in (*plain.runs, *boxed.runs))
         self._end = time.monotonic() + max(_BUDGET_S, _BUDGET_FACTOR * took)
 
     def causes(self) -> list[Cause]:
         """All that can be found out, the causes of most differences first."""
-        self._explain("time", "time of a changed file", lambda spot, pair: spot.name == "mtime_ns")
-        steps = (self._order_of_rows, self._knobs, self._layout, self._race, self._rest)
+        self._explain("time", "it is the time of the change", lambda spot, pair: spot.name == "mtime_ns")
+        steps = (self._visible, self._order_of_rows, self._knobs, self._layout, self._race, self._rest)
         try:
             for step in steps:
                 if self.differences:
@@ -70,16 +71,19 @@ class Investigation:
             self.note = f"the search for causes was ended: {error.message}"
         if self.differences:
             self._explain("unknown", "nothing that was changed alone brings it about", lambda spot, pair: True)
-        return sorted(self._found.values(), key=lambda cause: (cause.name == "unknown", -cause.count, cause.name))
+        found = [Cause(name, why, len(places)) for name, (why, places) in self._found.items()]
+        return sorted(found, key=lambda cause: (cause.name == "unknown", -cause.count, cause.name))
+
+    def _note(self, name: str, spot: Spot, why: str) -> None:
+        """Something of the class ``name`` shows at a place, which may have other causes as well."""
+        self._found.setdefault(name, (f"{spot}: {why}", set()))[1].add(spot)
 
     def _explain(self, name: str, why: str, test: Callable[[Spot, Pair], bool]) -> None:
         """Move every difference that passes the test to the class ``name``."""
         for spot, pair in list(self.differences.items()):
             if test(spot, pair):
                 del self.differences[spot]
-                known = self._found.get(name)
-                count = known.count + 1 if known else 1
-                self._found[name] = Cause(name, known.evidence if known else f"{spot}: {why}", count)
+                self._note(name, spot, why)
 
     def _native(self, what: str, **settings: Any) -> Observed:
         """One native run on the first host with some settings changed.  Raises TimeoutError."""
@@ -132,15 +136,21 @@ class Investigation:
         applied = any(item.name == row and item.applied for item in self._verification.rows)
         return first, values[1] if applied and first == other else other
 
-    def _hints(self) -> Sequence[str]:
-        """Rows whose values show in what differs."""
-        found = [_HINTS[spot.name] for spot in self.differences if spot.name in _HINTS]
+    def _visible(self) -> None:
+        """Say where values of the second host show, even beside something else that differs."""
         for row in _ORDER:
             value = self._hosts[1].settings[row]
             words = [*value.values()] if isinstance(value, dict) else [value]
-            shown = [str(word).encode() for word in words if len(str(word)) > 2]
-            if any(word in pair[1] and word not in pair[0] for word in shown for pair in self.differences.values()):
-                found.append(row)
+            shown = [str(word).encode() for word in words if isinstance(word, str) and len(word) > 4]
+            for spot, pair in self.differences.items():
+                if any(word in pair[1] and word not in pair[0] for word in shown):
+                    self._shows.add(row)
+                    self._note(BY_ROW[row], spot, f"it shows the {row}")
+
+    def _hints(self) -> Sequence[str]:
+        """Rows that something speaks for."""
+        found = [_HINTS[spot.name] for spot in self.differences if spot.name in _HINTS]
+        found += [row for row in _ORDER if row in self._shows]
         if any(causes.same_pieces(*pair) for pair in self.differences.values()):
             found += ["file system", "creation order"]
         return found

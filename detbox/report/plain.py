@@ -35,7 +35,8 @@ class Plain:
     """One native run.
 
     ``work``: host path of the work directory's copy; ``shown``: its path in the container, and ``alias`` another
-    one, or "".  ``mounts``: source, path in the container and whether it may be written.  ``burn``: process numbers to use up before the command gets one.
+    one, or "".  ``mounts``: source, path in the container and whether it may be written.
+    ``burn``: process numbers to use up before the command gets one.
     ``ignored``: signals that the command is to find ignored.
     """
 
@@ -183,6 +184,6 @@ def _host_root() -> list[ops.Step]:
             found.append(ops.Symlink(path, os.readlink(path)))
         elif os.path.isdir(path) and os.access(path, os.R_OK | os.X_OK):
             with contextlib.suppress(PermissionError):
-                private = name in _PRIVATE
-                found.append(ops.Bind(path, path, True) if private else ops.Overlay(path, path, f"{_SCRATCH}/{name}", 0))
+                overlay = ops.Overlay(path, path, f"{_SCRATCH}/{name}", 0)
+                found.append(ops.Bind(path, path, True) if name in _PRIVATE else overlay)
     return found

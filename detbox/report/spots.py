@@ -80,7 +80,7 @@ def _content(whole: Spot, left: bytes, right: bytes) -> Iterator[tuple[Spot, Pai
         return
     lines, others = left.split(b"\n"), right.split(b"\n")
     long = max(len(left), len(right)) > MAX_BYTES
-    if long or b"\0" in left or len(lines) != len(others) or sorted(lines) == sorted(others):
+    if long or b"\0" in left + right or len(lines) != len(others) or sorted(lines) == sorted(others):
         yield whole, (b"", b"") if long else (left, right)
         return
     for number, (x, y) in enumerate(zip(lines, others, strict=True), 1):

@@ -1,29 +1,28 @@
-"""What `detbox verify` found, as text for people and as JSON."""
+"""What `detbox verify` found: the value that the text, the JSON and the page are made from."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from detbox.recorder.compare import Divergence
-from detbox.report.causes import Cause
-from detbox.report.differ import explain
-from detbox.report.perturb import Difference
+from detbox.report.causes import BY_CALL, Cause
 from detbox.report.verify import Comparison, Row
 from detbox.spec import RunSpec
 
+#: Of ``as_json``: raised when a field changes its meaning or vanishes; new ones may come at any time.
 JSON_VERSION = 1
-#: Differences that are listed; the JSON has all.
-_LISTED, _WIDTH = 12, 160
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Everything that is reported.  ``kept`` names the directory with the outputs of both runs, if they differ.
+    """Everything that is reported.
 
-    ``divergence``: where the runs under detbox part, if they could be recorded parting; ``note`` says why not.
+    ``divergence``: where the runs under detbox part, if they could be recorded parting.  ``trace`` is a record of
+    the first run, if one was made.  ``notes`` say what could not be done.
     """
 
     spec: RunSpec
@@ -32,33 +31,28 @@ class Verdict:
     native: Comparison | None = None
     causes: Sequence[Cause] = ()
     divergence: Divergence | None = None
-    note: str = ""
+    notes: Sequence[str] = ()
+    trace: Path | None = None
 
     @property
     def identical(self) -> bool:
         """Whether all runs under detbox gave the same."""
         return not self.boxed.differences
 
-    def lines(self) -> list[str]:
-        """The report for people."""
-        command = " ".join(os.fsdecode(word) for word in self.spec.command)
-        found = [f"{len(self.boxed.runs)} runs of: {command}"]
-        applied = [row.name for row in self.rows if row.applied]
-        found.append("perturbed: " + (", ".join(applied) or "nothing"))
-        for why in dict.fromkeys(row.why for row in self.rows if not row.applied):
-            names = ", ".join(row.name for row in self.rows if row.why == why)
-            found.append(f"not perturbed ({why}): {names}")
-        if self.native is not None:
-            found += ["", f"natively: {_count(self.native)}", *_details(self.native)]
-            found += [f"  cause: {cause}" for cause in self.causes]
-        found += ["", f"under detbox: {_count(self.boxed)}", *_details(self.boxed)]
-        doubts = list(dict.fromkeys(text for run in self.boxed.runs for text in run.answer.get("doubts", ())))
-        found += [f"  not promised to be deterministic: {text}" for text in doubts[:_LISTED]]
-        if self.divergence is not None:
-            found += ["", *self.divergence.lines()]
-        if self.note:
-            found += ["", self.note]
-        return found
+    @property
+    def doubts(self) -> list[str]:
+        """What detbox could not promise to be deterministic, each once."""
+        return list(dict.fromkeys(text for run in self.boxed.runs for text in run.answer.get("doubts", ())))
+
+    @property
+    def cause(self) -> str:
+        """The class of the first divergent event; "" if its call does not tell."""
+        return BY_CALL.get(self.divergence.call, "") if self.divergence is not None else ""
+
+    def summary(self) -> str:
+        """One sentence: what natively differs, and what under detbox."""
+        words = [] if self.native is None else [f"natively {count(self.native)}"]
+        return "; ".join([*words, f"under detbox {count(self.boxed)}"])
 
     def as_json(self) -> dict[str, Any]:
         """The same for programs."""
@@ -67,51 +61,53 @@ class Verdict:
             "command": [os.fsdecode(word) for word in self.spec.command],
             "runs": len(self.boxed.runs),
             "identical": self.identical,
+            "summary": self.summary(),
             "perturbations": [vars(row) for row in self.rows],
-            "differences": [vars(d) for d in self.boxed.differences],
-            "statuses": [run.observed.status for run in self.boxed.runs],
-            "seconds": [round(run.observed.seconds, 3) for run in self.boxed.runs],
-            "doubts": sorted({text for run in self.boxed.runs for text in run.answer.get("doubts", ())}),
-            "note": self.note,
+            **_comparison(self.boxed),
+            "doubts": self.doubts,
+            "notes": list(self.notes),
+            "native": None,
+            "divergence": None,
         }
         if self.native is not None:
-            answer["native"] = {
-                "identical": not self.native.differences,
-                "differences": [vars(d) for d in self.native.differences],
-                "causes": [vars(cause) for cause in self.causes],
-            }
+            causes = [vars(cause) for cause in self.causes]
+            answer["native"] = {"identical": not self.native.differences, **_comparison(self.native), "causes": causes}
         if self.divergence is not None:
             event = self.divergence
             answer["divergence"] = {
-                "index": event.index, "call": event.call, "cause": event.cause, "thread": event.thread,
+                "index": event.index, "call": event.call, "cause": self.cause, "thread": event.thread,
                 "runs": list(event.texts), "stack": [list(level) for level in event.stack],
                 "before": list(event.before),
             }  # fmt: skip
         return answer
 
 
-def _count(comparison: Comparison) -> str:
-    count = len(comparison.differences)
-    if not count:
+def _comparison(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "differences": [vars(difference) for difference in comparison.differences],
+        "statuses": [run.observed.status for run in comparison.runs],
+        "seconds": [round(run.observed.seconds, 3) for run in comparison.runs],
+    }
+
+
+def count(comparison: Comparison) -> str:
+    """ "identical", or how many differences there are and between which runs."""
+    number = len(comparison.differences)
+    if not number:
         return "identical"
     which = f" (run 1 and run {comparison.other + 1})" if len(comparison.runs) > 2 else ""
-    return f"{count} difference{'s' if count > 1 else ''}{which}"
+    return f"{number} difference{'s' if number > 1 else ''}{which}"
 
 
-def _details(comparison: Comparison) -> list[str]:
-    """The list of differences, and the first one that can be shown."""
-    found = [f"  {_short(difference)}" for difference in comparison.differences[:_LISTED]]
-    if len(comparison.differences) > _LISTED:
-        found.append(f"  … and {len(comparison.differences) - _LISTED} more (--json has all)")
-    left, right = comparison.runs[0].observed, comparison.runs[comparison.other].observed
-    for difference in comparison.differences:
-        shown = explain(difference, left, right)
-        if shown:
-            name = difference.path or difference.what
-            return [*found, f"  the first content that differs, {name}:", *(f"    {text}" for text in shown)]
-    return found
+def failures(comparison: Comparison) -> list[str]:
+    """Sentences about a command that failed in some of its runs, and not in others."""
+    statuses = [run.observed.status for run in comparison.runs]
+    if len(set(statuses)) == 1:
+        return []
+    bad = [f"run {number} ({_status(status)})" for number, status in enumerate(statuses, 1) if status]
+    good = [f"run {number}" for number, status in enumerate(statuses, 1) if not status]
+    return [f"the command failed in {', '.join(bad)}" + (f" and not in {', '.join(good)}" if good else "")]
 
 
-def _short(difference: Difference) -> str:
-    text = str(difference)
-    return text if len(text) <= _WIDTH else text[: _WIDTH - 1] + "…"
+def _status(status: int) -> str:
+    return f"status {status}" if status >= 0 else f"killed by signal {-status}"

@@ -2,58 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import detbox
+sys.path.insert(0, str(Path(__file__).parents[1] / "harness"))
 
-ROOT = Path(detbox.__file__).parents[1]
-CHEAP = ("--no-perturb=load", "--no-perturb=memory")
-
-# What each of them prints is different on each native run, for one reason.
-RESTLESS = {
-    "clock": "date +%s.%N",
-    "random": "od -An -tx1 -N16 /dev/urandom",
-    "process number": "echo $$",
-    "order of directory entries": "ls -U | tr '\\n' ' '",
-    "umask": "umask > /dev/null; mkdir made; : > empty",
-    "host's name": "hostname",
-    "host path": "pwd",
-    "locale": "echo $LC_ALL",
-    "address": "grep -m1 stack /proc/self/maps",
-}
-
-
-def run_detbox(*words: str, cwd: Path, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "detbox", *words]
-    return subprocess.run(command, cwd=cwd, env=environment, input=stdin, capture_output=True, timeout=150, check=False)
-
-
-def verify(*words: str, cwd: Path, stdin: bytes = b"") -> tuple[int, dict[str, Any]]:
-    done = run_detbox("verify", "--json", *CHEAP, *words, cwd=cwd, stdin=stdin)
-    assert done.stdout, done.stderr.decode()
-    return done.returncode, json.loads(done.stdout)
+from verifying import fill, run_detbox, state, verify
 
 
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
-    """A directory with a few files, made in no order."""
-    directory = tmp_path / "work"
-    directory.mkdir()
-    for name in ("m", "b", "z", "a", "q", "k", "c", "y", "d", "x"):
-        (directory / name).write_text(name)
-    return directory
+    return fill(tmp_path / "work")
 
 
-def state(directory: Path) -> dict[str, tuple[int, bytes]]:
-    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in directory.iterdir()}
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A directory that every user may enter, as the other user of a verification must."""
+    with tempfile.TemporaryDirectory(prefix="detbox-test-") as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
 
 
 def test_identical_and_the_own_directory_is_not_touched(work: Path) -> None:
@@ -63,16 +36,6 @@ def test_identical_and_the_own_directory_is_not_touched(work: Path) -> None:
     assert state(work) == before
     terminal = next(row for row in answer["perturbations"] if row["name"] == "terminal")
     assert not terminal["applied"] and terminal["why"]
-
-
-@pytest.mark.parametrize("cause", RESTLESS)
-def test_what_differs_natively_is_identical_and_its_cause_is_named(cause: str, work: Path) -> None:
-    if cause == "host's name" and os.geteuid() != 0:
-        pytest.skip("only root can change it")
-    status, answer = verify("--native", "--", "sh", "-c", RESTLESS[cause], cwd=work)
-    assert status == 0, answer["differences"]
-    assert not answer["native"]["identical"]
-    assert cause in [found["name"] for found in answer["native"]["causes"]]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +78,10 @@ def test_text_for_people(work: Path) -> None:
     [
         (["-n", "1", "--", "true"], 125),
         (["--perturb", "nonsense", "--", "true"], 125),
-        (["--native", "--ro", "/etc:/x", "--", "true"], 125),
+        (["--html", "/nowhere/page", "--", "true"], 125),
+        (["--keep", "/proc/self", "--", "true"], 125),
+        (["--leak", "nonsense", "--", "true"], 125),
+        (["--native", "--perturb", "umask", "--", "no-such-command"], 127),
         (["--", "no-such-command"], 127),
         (["--perturb", "umask", "--timeout", "1", "--", "sh", "-c", "while :; do :; done"], 124),
     ],
@@ -134,6 +100,65 @@ def test_writable_mounts_are_copied_too(work: Path, tmp_path: Path) -> None:
     status, answer = verify("--rw", f"{kept}:/kept", "--", "sh", "-c", "date > /kept/g; rm /kept/f", cwd=work)
     assert status == 0, answer["differences"]
     assert [path.name for path in kept.iterdir()] == ["f"]
+
+
+def test_natively_with_the_same_mounts(work: Path, public: Path) -> None:
+    given = public
+    for name in ("in", "out"):
+        (given / name).mkdir()
+    (given / "in" / "f").write_text("text")
+    script = "cat /in/f; echo $$ > /out/pid; echo x > /in/g; ls /in"
+    mounts = ["--ro", f"{given}/in:/in", "--rw", f"{given}/out:/out"]
+    status, answer = verify("--native", "--perturb=process-numbers", *mounts, "--", "sh", "-c", script, cwd=work)
+    assert status == 0, answer["differences"]
+    assert {d["path"] for d in answer["native"]["differences"]} >= {"/out/pid"}
+    assert not list((given / "out").iterdir())
+    assert [path.name for path in (given / "in").iterdir()] == ["f"]
+
+
+def test_natively_in_an_image(work: Path, public: Path) -> None:
+    image = public
+    for name in ("bin", "tmp", "proc", "dev", "sys", "run", "etc"):
+        (image / name).mkdir()
+    (image / "etc" / "mark").write_text("of the image")
+    source = image / "show.c"
+    source.write_text(
+        "#include <stdio.h>\n#include <unistd.h>\n"
+        'int main(void) { int c; FILE *f = fopen("/etc/mark", "r"); while ((c = getc(f)) >= 0) putchar(c);\n'
+        ' printf(" %d %d\\n", access("/usr", 0), getpid()); return 0; }\n'
+    )
+    subprocess.run(["gcc", "-static", "-o", image / "bin" / "show", source], check=True)
+    words = ["--native", "--perturb=process-numbers", "--image", str(image), "--", "show"]
+    status, answer = verify(*words, cwd=work)
+    assert status == 0, answer["differences"]
+    assert [d["where"] for d in answer["native"]["differences"]] == ["line 1"]
+    assert answer["native"]["differences"][0]["left"].startswith("b'of the image -1 ")
+    assert [cause["name"] for cause in answer["native"]["causes"]] == ["PID"]
+
+
+def test_the_page(work: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    words = ["--native", "--perturb=process-numbers", "--html", str(page), "--", "sh", "-c", "echo $$"]
+    done = run_detbox("verify", *words, cwd=work)
+    assert done.returncode == 0, done.stderr.decode()
+    text = page.read_text()
+    assert "natively 1 difference; under detbox identical" in text
+    assert "<b>PID</b>" in text
+
+
+@pytest.mark.parametrize("status, shown", [(1, True), (0, False), (2, False), (None, False)])
+def test_diffoscope_is_used_where_it_is_installed(status: int | None, shown: bool, work: Path, tmp_path: Path) -> None:
+    program = tmp_path / "bin" / "diffoscope"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\necho said by diffoscope\n{'kill -9 $$' if status is None else f'exit {status}'}\n")
+    program.chmod(0o755)
+    path = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
+    words = ["verify", "--native", "--perturb=process-numbers", "--", "sh", "-c", "echo $$ > pid"]
+    done = run_detbox(*words, cwd=work, env={"PATH": path})
+    text = done.stdout.decode()
+    assert done.returncode == 0
+    assert ("said by diffoscope" in text) is shown
+    assert ("+++ run 2" in text) is not shown
 
 
 def test_the_trace_of_a_job_is_always_the_same(work: Path, tmp_path: Path) -> None:

@@ -1,0 +1,55 @@
+"""Keeps what runs have left, for people: their output trees, streams and statuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from detbox.errors import UserError
+from detbox.report.verify import Run
+
+
+def place(given: str | None) -> Path:
+    """A new directory for what is kept: ``given``, which must be empty or new, or one of our own choice.
+
+    Raises UserError.
+    """
+    if given is None:
+        return Path(tempfile.mkdtemp(prefix="detbox-kept-"))
+    path = Path(given).absolute()
+    try:
+        path.mkdir(exist_ok=True)
+        if any(path.iterdir()):
+            raise UserError(f"--keep {given}: is not empty", "name a new directory")
+    except OSError as error:
+        raise UserError(f"--keep {given}: {error.strerror}", "name a new directory") from None
+    return path
+
+
+def keep(runs: Mapping[str, Run], target: Path) -> Path:
+    """Move the outputs of runs, by name, into ``target``.  Nothing else may look at the runs' trees afterwards.
+
+    Raises OSError.
+    """
+    for name, run in runs.items():
+        into = target / name
+        into.mkdir()
+        (into / "stdout").write_bytes(run.observed.stdout)
+        (into / "stderr").write_bytes(run.observed.stderr)
+        report = {"status": run.observed.status, "host": {k: str(v) for k, v in run.host.settings.items()}}
+        (into / "report.json").write_text(json.dumps({**report, "detbox": run.answer}, indent=2))
+        if run.observed.work is not None:
+            _move(run.observed.work, into / "tree")
+    return target
+
+
+def _move(source: Path, target: Path) -> None:
+    """A rename needs no room on a full disk; a copy is for another file system."""
+    try:
+        os.rename(source, target)
+    except OSError:
+        shutil.copytree(source, target, symlinks=True)
