@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
     for signo in (signal.SIGTERM, signal.SIGHUP):  # the runs and their copies are to vanish then as well
         signal.signal(signo, signal.default_int_handler)
     stdin = _stdin(spec)
-    rows, user = choose(arguments.perturb, arguments.no_perturb, stdin)
+    rows, user = choose(arguments.perturb, arguments.no_perturb, stdin, spec)
     with Verification(spec, stdin, runs, rows, user) as verification:
         try:
             with phases() as progress:

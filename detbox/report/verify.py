@@ -71,8 +71,10 @@ class Comparison:
 Progress = Callable[[str], None]
 
 
-def choose(only: Sequence[str], without: Sequence[str], stdin: bytes) -> tuple[list[Row], str | None]:
-    """The table of perturbations for this host, and the name of the other user (or None).
+def choose(
+    only: Sequence[str], without: Sequence[str], stdin: bytes, spec: RunSpec | None = None
+) -> tuple[list[Row], str | None]:
+    """The table of perturbations for this host and this job, and the name of the other user (or None).
 
     ``only``, ``without``: names; a hyphen may stand for a space.  Raises UserError for an unknown name.
     """
@@ -88,7 +90,7 @@ def choose(only: Sequence[str], without: Sequence[str], stdin: bytes) -> tuple[l
         why = "" if row.name in chosen else "not chosen"
         why = why or row.obstacle()
         if not why and row.name == "user":
-            why = _user_obstacle()
+            why = _user_obstacle(spec)
         elif not why and row.name == "terminal" and stdin:
             why = "standard input has content"
         rows.append(Row(row.name, row.changes, not why, why))
@@ -96,11 +98,18 @@ def choose(only: Sequence[str], without: Sequence[str], stdin: bytes) -> tuple[l
     return rows, user
 
 
-def _user_obstacle() -> str:
-    """Why the other user cannot run detbox here; "" if it can."""
-    for place in (Path(tempfile.gettempdir()).resolve(), *Path(tempfile.gettempdir()).resolve().parents):
-        if not place.stat().st_mode & stat.S_IXOTH:
-            return f"{OTHER_USER} cannot enter {place}, where the copies are made (TMPDIR)"
+def _user_obstacle(spec: RunSpec | None) -> str:
+    """Why the other user cannot run detbox, or this job, here; "" if it can."""
+    places = [(tempfile.gettempdir(), "the copies are made (TMPDIR)")]
+    if spec is not None:
+        places += [(spec.image, "the image is")] if spec.image else []
+        places += [(mount.src, "an input is") for mount in spec.mounts if not mount.rw]
+    for path, what in places:
+        here = Path(path).resolve()
+        for place in (here, *here.parents):
+            mode = place.stat().st_mode
+            if stat.S_ISDIR(mode) and not mode & stat.S_IXOTH:
+                return f"{OTHER_USER} cannot enter {place}, where {what}"
     probe = [sys.executable, "-c", "import detbox.cli.main, detbox.kernel._native"]
     try:
         done = subprocess.run(probe, user=OTHER_USER, env=environment(), cwd="/", capture_output=True, check=False)
@@ -122,7 +131,7 @@ class Verification:
     """
 
     def __init__(self, spec: RunSpec, stdin: bytes, n: int, rows: Sequence[Row], user: str | None) -> None:
-        self.spec = spec.with_changes(stdin=None, stdin_closed=False)
+        self.spec = spec.with_changes(stdin=None, stdin_closed=False, cache_dir=None)
         self.stdin = stdin
         self.rows, self.user = rows, user
         self.hosts = variants(n, user=user, without=[row.name for row in rows if not row.applied])
