@@ -50,7 +50,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "cache": {"", "handlers", "spec", *_VALUES},
     "container": {"cache", "cpu", "guest", "handlers", "policy", "spec", "supervisor", "synth", *_VALUES},
-    "report": {"api", "container", "recorder", "spec", *_VALUES},
+    "report": {"", "api", "container", "recorder", "spec", *_VALUES},
     "cli": {
         "",
         "api",
