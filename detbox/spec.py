@@ -51,7 +51,7 @@ _RESERVED = ("/proc", "/sys", "/dev")
 # A user name as useradd(8) takes it, or UID, or UID:GID.
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}|\d{1,10}(:\d{1,10})?")
 # Fields of a run description that hold host paths.
-_PATHS = ("workdir", "workdir_alias", "image", "stdin", "site_cache", "cache_dir", "record")
+_PATHS = ("workdir", "workdir_alias", "image", "stdin", "site_cache", "cache_dir", "record", "record_times")
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,7 @@ class RunSpec:
     verbose: int = 0
     dry_run: bool = False
     record: str | None = None  # host path of the trace that is written
+    record_times: str | None = None  # host path of the file with the processes' real times
     record_results: bool = False  # the trace tells results of calls that the kernel executes
     cache: str = ""  # one of CACHE_MODES, or "": without
     cache_dir: str | None = None  # host directory of the cache; None without one

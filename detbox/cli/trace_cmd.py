@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from functools import partial
 from typing import Any
 
-from detbox.cli import run_cmd
-from detbox.cli.messages import say
-from detbox.errors import UserError
+from detbox.cli import run_cmd, trace_actions
+from detbox.errors import HostError, UserError
 
 _DESCRIPTION = """\
 Records the events of a deterministic run: every call that detbox decides, with its
-process, virtual time, arguments and answer, and the start and end of every process.
-The same job gives the same file, so the trace of a past run can be had at any time.
+process, virtual time, arguments, result and checksums of its data, and the start and
+end of every process.  The same job gives the same file, so the trace of a past run
+can be had at any time.
 """
 
 _EXAMPLES = """\
 examples:
   detbox trace -o build.trace -- make       record
-  detbox trace show build.trace             print all events
-  detbox trace show build.trace --process 1.2 --call openat --path /usr/include
+  detbox trace show build.trace --call %file --path '*.h'
+  detbox trace query build.trace "SELECT command FROM processes WHERE status <> 0"
+  detbox trace graph build.trace -o build.svg
   detbox trace diff one.trace other.trace   the first event in which they differ
 
-`show` selects: --process LINEAGE (with its descendants), --call NAME[,NAME…],
---path TEXT (part of the path).  `diff` exits with 0 if the traces are the same,
-1 if they differ.
+`detbox trace ACTION --help` says more about show, query, graph and diff.
 """
 
 
@@ -35,9 +33,11 @@ def add_parser(verbs: Any) -> None:
     """Adds the verb to argparse's subparsers."""
     parser = verbs.add_parser(
         "trace",
-        help="record the events of a run, print them, compare two runs",
+        help="record the events of a run; print, query, draw and compare them",
         usage="detbox trace -o FILE [run options] -- CMD [ARG...]\n"
-        "       detbox trace show FILE [--process LINEAGE] [--call NAMES] [--path TEXT]\n"
+        "       detbox trace show FILE [selection]\n"
+        "       detbox trace query FILE 'SELECT …'\n"
+        "       detbox trace graph FILE [-o OUT.svg|OUT.dot]\n"
         "       detbox trace diff FILE FILE",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
@@ -46,9 +46,14 @@ def add_parser(verbs: Any) -> None:
     )
     parser.add_argument("-o", "--output", metavar="FILE", help="the trace file to write")
     parser.add_argument(
-        "--results",
+        "--no-results",
         action="store_true",
-        help="also record the results of calls that the kernel executes (slower)",
+        help="leave out the results of calls that the kernel executes (records faster)",
+    )
+    parser.add_argument(
+        "--real-times",
+        metavar="FILE",
+        help="also write how long each process really took, for `detbox trace graph`; differs each time",
     )
     run_cmd.add_run_options(parser)
     parser.set_defaults(body=partial(run, type(parser)))
@@ -58,80 +63,27 @@ def run(parser_class: type[argparse.ArgumentParser], arguments: argparse.Namespa
     """The verb's body: returns the exit status."""
     words = arguments.command
     if arguments.output is None:
-        if words and words[0] in _ACTIONS:
-            return _ACTIONS[words[0]](parser_class, words[1:])
+        if words and words[0] in trace_actions.ACTIONS:
+            return trace_actions.ACTIONS[words[0]](parser_class, words[1:])
         raise UserError("where to write the trace?", "detbox trace -o FILE -- CMD, or: detbox trace show FILE")
     spec = run_cmd.spec_from(arguments)
-    spec = spec.with_changes(record=os.path.abspath(arguments.output), record_results=arguments.results)
+    if spec.dry_run:
+        raise UserError("--dry-run records nothing", "detbox run --dry-run shows the container's set-up")
+    real_times = os.path.abspath(arguments.real_times) if arguments.real_times else None
+    spec = spec.with_changes(
+        record=os.path.abspath(arguments.output), record_results=not arguments.no_results, record_times=real_times
+    )
     from detbox.container.launch import run as launch
 
+    _stay_on_one_processor()
     outcome = launch(spec)
     run_cmd.report(spec, outcome)
+    if outcome.trouble:
+        raise HostError(outcome.trouble, "the run itself has ended, and its results are kept")
     return run_cmd.status_of(spec, outcome)
 
 
-def _show(parser_class: type[argparse.ArgumentParser], words: list[str]) -> int:
-    from pathlib import Path
-
-    from detbox.kernel.numbers import NUMBERS
-    from detbox.recorder.read import Trace, events
-    from detbox.recorder.show import line
-
-    parser = parser_class(prog="detbox trace show", allow_abbrev=False)
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--process", metavar="LINEAGE", help="this process and its descendants")
-    parser.add_argument("--call", metavar="NAMES", help="only these calls, separated by commas")
-    parser.add_argument("--path", metavar="TEXT", help="only events that name a path with this text")
-    chosen = parser.parse_args(words)
-    names = chosen.call.split(",") if chosen.call else []
-    unknown = [name for name in names if name not in NUMBERS]
-    if unknown:
-        raise UserError(f"no such system call: {', '.join(unknown)}")
-    numbers = {NUMBERS[name] for name in names}
-    trace = Trace(chosen.file)
-    for event, threads in events(trace):
-        if numbers and event.nr not in numbers:
-            continue
-        if chosen.path and os.fsencode(chosen.path) not in event.path:
-            continue
-        if chosen.process and not _below(threads.of(event).lineage, chosen.process):
-            continue
-        sys.stdout.write(line(event, threads).encode("utf-8", "backslashreplace").decode() + "\n")
-    sys.stdout.flush()
-    _say_if_cut(trace)
-    return 0
-
-
-def _below(lineage: str, top: str) -> bool:
-    return lineage == top or lineage.startswith((top + ".", top + "/"))
-
-
-def _diff(parser_class: type[argparse.ArgumentParser], words: list[str]) -> int:
-    from pathlib import Path
-
-    from detbox.recorder.compare import first_divergence
-    from detbox.recorder.read import Trace
-
-    parser = parser_class(prog="detbox trace diff", allow_abbrev=False)
-    parser.add_argument("files", type=Path, nargs=2, metavar="FILE")
-    left, right = (Trace(path) for path in parser.parse_args(words).files)
-    if left.description != right.description:
-        say("the two traces are of different jobs")
-    found = first_divergence(left, right)
-    if found is None:
-        for trace in (left, right):
-            _say_if_cut(trace)
-        sys.stdout.write("the traces are the same\n")
-        return 0
-    text = "\n".join(found.lines()) + "\n"
-    sys.stdout.write(text.encode("utf-8", "backslashreplace").decode())
-    sys.stdout.flush()
-    return 1
-
-
-def _say_if_cut(trace: Any) -> None:
-    if not trace.complete:
-        say(f"{trace.path} ends early: the run was ended before it could close the file")
-
-
-_ACTIONS = {"show": _show, "diff": _diff}
+def _stay_on_one_processor() -> None:
+    """The end of a call that the kernel executes is a ptrace stop: across processors it costs three times as much."""
+    allowed = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {allowed[os.getpid() % len(allowed)]})

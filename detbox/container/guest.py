@@ -87,7 +87,7 @@ def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
         status = sup.run()
         console.drain()
     finally:
-        observation.end()
+        trouble = observation.end(sup.outcome is not None)
     failed = struct.unpack_from("i", cell, 4)[0]
     if failed:
         raise CommandNotInvocable(f"cannot execute {os.fsdecode(path)}: {os.strerror(failed)}")
@@ -99,6 +99,7 @@ def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
         "stats": statistics(sup, started, ready),
         "doubts": list(machine.doubts),
         "unknown_calls": machine.unknown_calls,
+        "trouble": trouble,
         "interleaving": observation.interleaving.summary(),
     }
     os.write(result, json.dumps(report).encode())

@@ -15,3 +15,4 @@ class Outcome:
     doubts: list[str] = field(default_factory=list)
     unknown_calls: dict[str, int] = field(default_factory=dict)
     interleaving: dict[str, Any] = field(default_factory=dict)  # of stdout and stderr, see Interleaving.summary
+    trouble: str = ""  # what could not be written of a trace

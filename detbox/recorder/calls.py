@@ -9,11 +9,28 @@ from detbox.kernel.numbers import NUMBERS
 #: Length of a call's data: a fixed number of bytes, or the call's result.
 RESULT = -1
 
-_PATH_NAMES = ("path", "filename", "pathname", "oldname", "oldpath", "dir_name")
+_PATH_NAMES = ("path", "filename", "pathname", "oldname", "oldpath", "old", "dir_name")
+_SECOND_NAMES = ("newname", "newpath", "new")
 # Calls that hand data to the kernel: (argument with the address, argument with the length).
 _GIVEN = {"write": (1, 2), "pwrite64": (1, 2), "sendto": (1, 2)}
-#: Calls whose data is a vector of buffers: argument 1 is its address, argument 2 its length.
-VECTORS = frozenset(NUMBERS[name] for name in ("writev", "pwritev"))
+#: Calls that hand over a vector of buffers: argument 1 is its address, argument 2 its length.
+VECTORS_GIVEN = frozenset(NUMBERS[name] for name in ("writev", "pwritev", "pwritev2"))
+#: The same, for calls that leave data there.
+VECTORS_LEFT = frozenset(NUMBERS[name] for name in ("readv", "preadv", "preadv2"))
+#: Calls whose argument 1 is a struct msghdr.
+MESSAGES_GIVEN = frozenset({NUMBERS["sendmsg"]})
+MESSAGES_LEFT = frozenset({NUMBERS["recvmsg"]})
+#: Calls whose end is not looked at: they do not come back, or come back through a stop of their own.
+ENDLESS = frozenset(
+    NUMBERS[name]
+    for name in ("exit", "exit_group", "rt_sigreturn", "clone", "clone3", "fork", "vfork", "execve", "execveat")
+)
+#: Calls that create a process, if they do not create a thread.
+CREATING = frozenset(NUMBERS[name] for name in ("clone", "clone3", "fork", "vfork"))
+#: Calls that execute another program if they succeed.
+EXECUTING = frozenset(NUMBERS[name] for name in ("execve", "execveat"))
+#: Calls that open a file and may create it.
+OPENING = frozenset(NUMBERS[name] for name in ("open", "openat", "openat2", "creat"))
 # Calls that leave data in the guest's memory: (argument with the address, length).
 _LEFT = {
     "read": (1, RESULT), "pread64": (1, RESULT), "recvfrom": (1, RESULT), "getrandom": (0, RESULT),
@@ -24,7 +41,16 @@ _LEFT = {
     "statfs": (1, 120), "fstatfs": (1, 120), "getitimer": (1, 32), "getpid": (0, 0), "gettid": (0, 0),
     "getppid": (0, 0), "getpgid": (0, 0), "getsid": (0, 0), "getuid": (0, 0), "geteuid": (0, 0), "getgid": (0, 0),
     "getegid": (0, 0), "umask": (0, 0), "prlimit64": (3, 16), "getcpu": (0, 4), "getpriority": (0, 0),
+    "getxattr": (2, RESULT),
+    "lgetxattr": (2, RESULT), "fgetxattr": (2, RESULT), "listxattr": (1, RESULT), "llistxattr": (1, RESULT),
 }  # fmt: skip
+
+#: Calls that leave one or two small numbers, which are recorded themselves (the second one shifted by 16 bits):
+#: (argument with the address, how many).
+NUMBERS_LEFT = {
+    NUMBERS[name]: where
+    for name, where in {"wait4": (1, 1), "pipe": (0, 2), "pipe2": (0, 2), "socketpair": (3, 2)}.items()
+}
 
 GIVEN = {NUMBERS[name]: where for name, where in _GIVEN.items()}
 LEFT = {NUMBERS[name]: where for name, where in _LEFT.items() if name in NUMBERS}
@@ -43,6 +69,12 @@ def parameters() -> dict[int, tuple[tuple[str, str], ...]]:
         ),
         "faccessat2": (("int", "dirfd"), ("const char*", "pathname"), ("int", "mode"), ("int", "flags")),
         "getrandom": (("void*", "buf"), ("size_t", "count"), ("unsigned", "flags")),
+        "openat2": (("int", "dirfd"), ("const char*", "pathname"), ("void*", "how"), ("size_t", "size")),
+        "fchmodat2": (("int", "dirfd"), ("const char*", "pathname"), ("mode_t", "mode"), ("int", "flags")),
+        "clone3": (("void*", "args"), ("size_t", "size")),
+        "umount2": (("const char*", "path"), ("int", "flags")),
+        "pidfd_open": (("pid_t", "pid"), ("unsigned", "flags")),
+        "close_range": (("unsigned", "first"), ("unsigned", "last"), ("unsigned", "flags")),
     }  # fmt: skip
     found = {}
     for name, number in NUMBERS.items():
@@ -53,14 +85,14 @@ def parameters() -> dict[int, tuple[tuple[str, str], ...]]:
     return found
 
 
-def path_arguments() -> dict[int, int]:
-    """By call number: which argument is a path (the first one of several)."""
+def path_arguments() -> dict[int, tuple[int, ...]]:
+    """By call number: which arguments are paths (one or two)."""
     found = {}
     for number, labels in parameters().items():
-        for position, (kind, label) in enumerate(labels):
-            if "char" in kind and label in _PATH_NAMES:
-                found[number] = position
-                break
+        texts = [(place, label) for place, (kind, label) in enumerate(labels) if "char" in kind]
+        first = [place for place, label in texts if label in _PATH_NAMES][:1]
+        if first:
+            found[number] = (*first, *[place for place, label in texts if label in _SECOND_NAMES])
     return found
 
 

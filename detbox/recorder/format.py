@@ -12,7 +12,7 @@ from enum import IntEnum
 
 MAGIC = b"detbox-trace\n"
 #: Raised with each change of what follows.
-VERSION = 1
+VERSION = 2
 #: After the magic word: version, length of the description (JSON).
 HEAD = struct.Struct("<HI")
 
@@ -25,7 +25,7 @@ class Kind(IntEnum):
     EXEC = 3  # EXEC, path, arguments separated by NUL
     EXIT = 4  # EXIT
     OUTPUT = 5  # OUTPUT
-    CALL = 6  # CALL, then with HAS_PATH a length (PATH_LENGTH) and the path
+    CALL = 6  # CALL, then with HAS_PATH a length (PATH_LENGTH) and the path, or two with NUL between
     RESULT = 7  # RESULT: the end of a call that the kernel executed
     END = 8  # END: the last record
 
@@ -41,6 +41,8 @@ class Verdict(IntEnum):
 
 
 HAS_PATH = 0x80  # in the verdict's byte
+CREATED = 0x40  # the same: the call has created the file that it opens
+_VERDICT = 0x3F
 
 TASK = struct.Struct("<BIIIH")  # kind, thread, process's and thread's number in the guest, length of the lineage
 FORK = struct.Struct("<BII")  # kind, thread of the parent process, thread of the child
@@ -58,7 +60,7 @@ PATH_LENGTH = struct.Struct("<H")
 class Event:
     """One decoded record; fields that its kind does not have keep their defaults.
 
-    ``thread``: its number in the file.  ``time_ns``: virtual.  ``status``: wait status of an EXIT.
+    ``thread``: its number in the file.  ``time_ns``: virtual, since the run began.  ``status``: wait status of an EXIT.
     """
 
     kind: Kind
@@ -70,6 +72,9 @@ class Event:
     result: int = 0
     digest: int = 0
     path: bytes = b""
+    path2: bytes = b""  # of a call that names two
+    created: bool = False
+    waited: bool = False  # the thread had to wait for it (joined calls only)
     argv: tuple[bytes, ...] = ()
     other: int = 0  # FORK: the child's thread; OUTPUT: the stream
     lineage: str = ""
@@ -77,14 +82,23 @@ class Event:
     status: int = 0
 
 
+    @property
+    def known(self) -> bool:
+        """Whether ``result`` is the call's result."""
+        return self.verdict is Verdict.REPLY
+
+
 def decode(raw: bytes) -> Event:
     """The meaning of one whole record."""
     kind = Kind(raw[0])
     if kind is Kind.CALL:
         _, thread, nr, verdict, now, *rest = CALL.unpack_from(raw)
-        path = raw[CALL.size + PATH_LENGTH.size :] if verdict & HAS_PATH else b""
-        known = Verdict(verdict & ~HAS_PATH)
-        return Event(kind, thread, now, nr, known, tuple(rest[:6]), rest[6], rest[7], path)
+        text = raw[CALL.size + PATH_LENGTH.size :] if verdict & HAS_PATH else b""
+        path, _, path2 = text.partition(b"\0")
+        return Event(
+            kind, thread, now, nr, Verdict(verdict & _VERDICT), tuple(rest[:6]), rest[6], rest[7], path, path2,
+            bool(verdict & CREATED),
+        )  # fmt: skip
     if kind is Kind.RESULT:
         _, thread, nr, result, digest = RESULT.unpack(raw)
         return Event(kind, thread, nr=nr, result=result, digest=digest)

@@ -6,11 +6,12 @@ import json
 import os
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from detbox.errors import UserError
+from detbox.recorder.calls import CREATING, EXECUTING
 from detbox.recorder.format import (
     CALL,
     END,
@@ -27,6 +28,7 @@ from detbox.recorder.format import (
     VERSION,
     Event,
     Kind,
+    Verdict,
     decode,
 )  # fmt: skip
 
@@ -166,3 +168,52 @@ def events(trace: Trace) -> Iterator[tuple[Event, Threads]]:
         event = decode(raw)
         threads.learn(event)
         yield event, threads
+
+
+def joined(trace: Trace) -> Iterator[tuple[Event, Threads]]:
+    """The same with one event for each call: its waits are left out, and its end joined with its beginning.
+
+    The result of a call is known if ``event.known``.
+    """
+    threads = Threads()
+    waits: dict[int, Event] = {}
+    begun: list[Event] = []  # a call whose end may follow, and what came after it
+    for raw in trace.records():
+        event = decode(raw)
+        if event.kind is not Kind.RESULT:
+            threads.learn(event)
+        if begun:
+            if event.kind is Kind.TASK and begun[0].nr in CREATING:
+                begun.append(event)
+                continue
+            begun[0] = _ended(begun[0], event, threads)
+            yield from ((waiting, threads) for waiting in begun)
+            begun = []
+        if event.kind is Kind.RESULT:
+            continue
+        if event.kind is Kind.CALL:
+            waited = waits.pop(event.thread, None)
+            if event.verdict is Verdict.PARK:
+                waits[event.thread] = waited or event
+                continue
+            if waited is not None:
+                event = replace(event, time_ns=waited.time_ns, waited=True)
+            if event.verdict is not Verdict.REPLY:
+                begun = [event]
+                continue
+        yield event, threads
+    for event in (*begun, *waits.values()):
+        yield event, threads
+
+
+def _ended(call: Event, event: Event, threads: Threads) -> Event:
+    """A call with the result that the event after it tells, if it is one that does."""
+    same = call.thread == event.thread
+    if event.kind is Kind.RESULT and same and call.nr == event.nr:
+        digest = call.digest or event.digest
+        return replace(call, verdict=Verdict.REPLY, result=event.result, digest=digest)
+    if event.kind is Kind.FORK and call.nr in CREATING:
+        return replace(call, verdict=Verdict.REPLY, result=threads.by_number[event.other].pid)
+    if event.kind is Kind.EXEC and same and call.nr in EXECUTING:
+        return replace(call, verdict=Verdict.REPLY, result=0)
+    return call

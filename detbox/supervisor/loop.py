@@ -11,7 +11,7 @@ import os
 import signal
 from collections.abc import Callable, Iterable
 
-from ptrace.binding import ptrace_geteventmsg, ptrace_getregs, ptrace_setregs
+from ptrace.binding import ptrace_geteventmsg
 
 from detbox.decision import CONTINUE, ContinueThen, Decision, InstallFd, Park, Wake
 from detbox.errors import Deadlock, InternalError
@@ -65,7 +65,8 @@ class Supervisor:
         self.fork_hooks: list[Callable[[Machine, Process, Process], None]] = []
         self.exec_hooks: list[Callable[[Machine, Task], None]] = []
         self.exit_hooks: list[Callable[[Machine, Process], None]] = []
-        self.observers: list[Callable[[Task, Decision], None]] = []
+        #: Hear of each decision; what they return is carried out.
+        self.observers: list[Callable[[Task, Decision], Decision]] = []
         machine.bind(self)
         self.guest_clock = GuestClock(machine.clock, not machine.spec.leak and machine.spec.epoch_ns >= 0)
         self.image = Image(self)
@@ -180,7 +181,7 @@ class Supervisor:
         """Carry a decision out."""
         if self.observers:
             for observer in self.observers:
-                observer(task, decision)
+                decision = observer(task, decision)
         if type(decision) is int:
             self.finish(task, decision)
         elif decision is CONTINUE:
@@ -222,7 +223,7 @@ class Supervisor:
             if number == -2:  # ENOENT: the thread is dying
                 self._release(task)
                 return
-            self.finish(task, number)
+            self.perform(task, number)
             return
         task.process.files.set(number, decision.info)
         if decision.then is not None:
@@ -342,12 +343,13 @@ class Supervisor:
             self.proceed(task)
 
     def _look(self, task: Task, look: Callable[[Task, int], int | None]) -> None:
-        regs = ptrace_getregs(task.tid)
-        result = int.from_bytes(int(regs.rax).to_bytes(8, "little"), "little", signed=True)
-        replaced = look(task, result)
+        regs = _native.get_regs(task.tid)
+        rax = slice(RAX_OFFSET, RAX_OFFSET + 8)
+        replaced = look(task, int.from_bytes(regs[rax], "little", signed=True))
         if replaced is not None:
-            regs.rax = replaced & 0xFFFFFFFFFFFFFFFF
-            ptrace_setregs(task.tid, regs)
+            changed = bytearray(regs)
+            changed[rax] = (replaced & 0xFFFFFFFFFFFFFFFF).to_bytes(8, "little")
+            _native.set_regs(task.tid, changed)
 
     # -- waiting for one particular thread ----------------------------------------
 

@@ -17,6 +17,7 @@ from detbox.supervisor.task import Process, State, Task
 
 if TYPE_CHECKING:
     from detbox.recorder.log import Recorder
+    from detbox.recorder.real_times import RealTimes
     from detbox.spec import RunSpec
     from detbox.supervisor.loop import Supervisor
 
@@ -66,7 +67,7 @@ def install_hooks(sup: Supervisor) -> None:
         sup.observers.append(_print_call)
 
 
-def _print_call(task: Task, decision: Decision) -> None:
+def _print_call(task: Task, decision: Decision) -> Decision:
     """One line per decision on standard error (``-vv``)."""
     shown = type(decision).__name__ if not isinstance(decision, int) else str(decision)
     if isinstance(decision, Park):
@@ -74,6 +75,7 @@ def _print_call(task: Task, decision: Decision) -> None:
     arguments = ", ".join(f"{value:#x}" if value > 9 else str(value) for value in task.args)
     line = f"detbox: {task.process.pid}/{task.tid} {NAMES.get(task.nr, task.nr)}({arguments}) = {shown}\n"
     os.write(2, line.encode())
+    return decision
 
 
 class Observation:
@@ -88,25 +90,24 @@ class Observation:
         self.recorder: Recorder | None = None
         if spec.record is not None:
             self.recorder = self._recorder(spec, spec.record)
+        self.real_times: RealTimes | None = None
+        if spec.record_times is not None:
+            from detbox.recorder.real_times import RealTimes
+
+            self.real_times = RealTimes(_create(spec.record_times, "the file of real times"))
 
     @staticmethod
     def _recorder(spec: RunSpec, path: str) -> Recorder:
         from detbox.recorder.log import Recorder
 
-        try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise HostError(f"the trace {path} cannot be written: {error.strerror}") from None
         command = [os.fsdecode(word) for word in spec.command]
         described = {"command": command, "epoch_ns": spec.epoch_ns, "seed": spec.seed, "cpus": spec.cpus}
-        return Recorder(fd, described, spec.record_results)
+        return Recorder(_create(path, "the trace"), described, spec.record_results)
 
     def handlers(self, table: dict[int, Any]) -> dict[int, Any]:
-        """The handlers of the policy, with what observing them needs."""
+        """The handlers of the policy, without the one that a test has taken away."""
         if self.leak >= 0:
             table[self.leak] = lambda m, t, a: CONTINUE
-        if self.recorder is not None and self.recorder.results:
-            return {number: self.recorder.wrapped(number, handler) for number, handler in table.items()}
         return table
 
     def connect(self, sup: Supervisor) -> None:
@@ -118,6 +119,9 @@ class Observation:
             sup.fork_hooks.append(recorder.on_fork)
             sup.exec_hooks.append(recorder.on_exec)
             sup.exit_hooks.append(recorder.on_exit)
+        if self.real_times is not None:
+            sup.fork_hooks.append(self.real_times.on_fork)
+            sup.exit_hooks.append(self.real_times.on_exit)
         sup.m.console.observer = self._on_output
 
     def _on_output(self, stream: int, data: bytes) -> None:
@@ -125,7 +129,14 @@ class Observation:
         if self.recorder is not None:
             self.recorder.on_output(stream, data)
 
-    def end(self) -> None:
-        """The run is over."""
-        if self.recorder is not None:
-            self.recorder.close()
+    def end(self, ended: bool) -> str:
+        """The run is over (``ended``: by itself).  Returns why something could not be written, "" if all could."""
+        writers = [writer for writer in (self.recorder, self.real_times) if writer is not None]
+        return "; ".join(filter(None, [writer.close(ended) for writer in writers]))
+
+
+def _create(path: str, what: str) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise HostError(f"{what} {path} cannot be written: {error.strerror}", "give another name") from None

@@ -159,30 +159,3 @@ def test_diffoscope_is_used_where_it_is_installed(status: int | None, shown: boo
     assert done.returncode == 0
     assert ("said by diffoscope" in text) is shown
     assert ("+++ run 2" in text) is not shown
-
-
-def test_the_trace_of_a_job_is_always_the_same(work: Path, tmp_path: Path) -> None:
-    script = "echo a | cat > /dev/null; sleep 1 & wait; ls > /dev/null"
-    for name in ("one", "other"):
-        done = run_detbox("trace", "-o", str(tmp_path / name), "--", "sh", "-c", script, cwd=work)
-        assert done.returncode == 0, done.stderr.decode()
-    assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
-    shown = run_detbox("trace", "show", str(tmp_path / "one"), "--process", "1.2", cwd=work)
-    assert b"+++ executes cat" in shown.stdout
-    assert all(b" 1.2 " in line for line in shown.stdout.splitlines())
-    done = run_detbox("trace", "diff", str(tmp_path / "one"), str(tmp_path / "other"), cwd=work)
-    assert (done.returncode, done.stdout) == (0, b"the traces are the same\n")
-
-
-def test_traces_of_different_jobs_part(work: Path, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        assert run_detbox("trace", "-o", str(tmp_path / name), "--", "cat", name, cwd=work).returncode == 0
-    done = run_detbox("trace", "diff", str(tmp_path / "a"), str(tmp_path / "b"), cwd=work)
-    assert done.returncode == 1
-    assert b"first divergent event" in done.stdout
-
-
-def test_a_full_disk_while_recording(work: Path) -> None:
-    done = run_detbox("trace", "-o", "/dev/full", "--", "true", cwd=work)
-    assert done.returncode == 125
-    assert b"No space left" in done.stderr
