@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +148,36 @@ def configure(bench: Bench) -> Iterator[Result]:
     yield ratio_row("`./configure` of GNU hello", pair, 2.2)
 
 
+def recording(bench: Bench) -> Iterator[Result]:
+    """What `detbox trace` adds to a run of GNU hello's configure script, and how large its file is."""
+    what = "`detbox trace` of `./configure` against `detbox run`"
+    try:
+        tree = hello.source(bench.cache)
+    except hello.Unavailable as reason:
+        yield Result(f"{what}: not measured ({reason})", "", "", "", "1.3 times", None)
+        return
+    copy, trace = bench.scratch / "hello", bench.scratch / "trace"
+    plain_run = detbox_command(["./configure"])
+    recorded_run = [*plain_run[:3], "trace", "-o", str(trace), "--", "./configure"]
+    plain: list[float] = []
+    recorded: list[float] = []
+    for turn in range(bench.repetitions + 1):
+        for command, times in ((plain_run, plain), (recorded_run, recorded)):
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(tree, copy, symlinks=True)
+            cost = run(command, copy)[0].wall
+            if turn:
+                times.append(cost)
+    low, high = median(plain), median(recorded)
+    yield Result(what, seconds(low), seconds(high), f"{high / low:.3g} times", "1.3 times", high / low <= 1.3)
+    query = "SELECT count(*) FROM calls"
+    counted = subprocess.run(
+        [*plain_run[:3], "trace", "query", "--csv", str(trace), query], capture_output=True, text=True, check=True
+    ).stdout
+    size = trace.stat().st_size / int(counted.split()[1])
+    yield Result("size of that trace for each call", "", f"{size:.1f} bytes", "", "40 bytes", size <= 40)
+
+
 def compiler(bench: Bench) -> Iterator[Result]:
     """One run of the compiler."""
     command = ["gcc", "-O2", "-c", "generated.c", "-o", "generated.o"]
@@ -176,7 +207,7 @@ def memory(bench: Bench) -> Iterator[Result]:
 #: By the name that ``--only`` takes; in the order of the table.
 ROWS: dict[str, Row] = {
     "start": start, "compute": compute, "calls": calls, "gcc": compiler, "python": interpreter,
-    "configure": configure, "memory": memory,
+    "configure": configure, "recording": recording, "memory": memory,
 }  # fmt: skip
 
 

@@ -13,6 +13,9 @@ from detbox.errors import UserError
 
 Parser = type[argparse.ArgumentParser]
 
+#: Characters of the line under the heading of a table's last column, at most.
+_LAST = 40
+
 _SELECTION = """\
 selection (an event has to fit all that are given):
   --process 1.2          the process of this lineage with its descendants; a number
@@ -119,6 +122,8 @@ def _table(names: list[str], rows: Sequence[tuple[Any, ...]]) -> str:
     cells = [["" if value is None else str(value).replace("\n", "↵") for value in row] for row in rows]
     numeric = [all(isinstance(row[place], (int, float, type(None))) for row in rows) for place in range(len(names))]
     widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
+    if not numeric[-1]:
+        widths[-1] = min(widths[-1], _LAST)  # it need not line up with anything
     lines = []
     for row in [names, ["─" * width for width in widths], *cells]:
         words = [
