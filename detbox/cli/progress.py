@@ -1,4 +1,4 @@
-"""Says on a terminal which phase a long piece of work is in."""
+"""Says on a terminal how far a long piece of work is, and ends it cleanly when it is to end."""
 
 from __future__ import annotations
 
@@ -37,3 +37,30 @@ def phases() -> Iterator[Callable[[str], None]]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         os.write(2, b"\r\033[K")
+
+
+@contextmanager
+def bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar, if standard error is a terminal; it is told how much of ``total`` bytes is done."""
+    if not os.isatty(2):
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=total or None)
+        yield lambda done: progress.update(task, completed=done)
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the work as Ctrl-C does, so that nothing half-made is left."""
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

@@ -27,6 +27,7 @@ STAGE = "/tmp"
 
 
 _ALL_LEVELS = 1 << 20
+_MOST_LINKS = 40  # as many as the kernel follows (MAXSYMLINKS)
 
 
 def limited() -> bool:
@@ -35,9 +36,33 @@ def limited() -> bool:
         return int(lines.read().split()[2]) == 1
 
 
-def staged(path: str) -> str:
-    """Where a guest path is while the container is being assembled."""
-    return STAGE + path if path != "/" else STAGE
+def staged(path: str, *, last: bool = True) -> str:
+    """Where a guest path is while the container is being assembled.
+
+    Symbolic links of the image are followed as the guest would follow them: to the kernel a link to /etc leads
+    to the host's as long as the host's root is the root.  Not ``last``: the last component is not followed.
+    """
+    done, left, budget = STAGE, [name for name in reversed(path.split("/")) if name], _MOST_LINKS
+    while left:
+        name = left.pop()
+        if name == "..":
+            done = os.path.dirname(done) if done != STAGE else STAGE
+            continue
+        place = f"{done}/{name}"
+        try:
+            target = os.readlink(place) if left or last else None
+        except OSError:
+            target = None
+        if target is None or name == ".":
+            done = place if name != "." else done
+            continue
+        budget -= 1
+        if not budget:
+            raise UserError(f"{path} leads through too many symbolic links in the image")
+        if target.startswith("/"):
+            done = STAGE
+        left += [name for name in reversed(target.split("/")) if name]
+    return done
 
 
 @dataclass
@@ -212,7 +237,7 @@ class File(Step):
         return f"file     {self.path} ({len(self.content)} bytes)"
 
     def execute(self) -> None:
-        target = staged(self.path)
+        target = staged(self.path, last=False)
         os.makedirs(os.path.dirname(target), exist_ok=True)
         # A new file: the image's may be a link that leads elsewhere, or belong to
         # a user whose files an ordinary user cannot write.
@@ -237,7 +262,7 @@ class Symlink(Step):
         return f"symlink  {self.path} -> {self.target}"
 
     def execute(self) -> None:
-        place = staged(self.path)
+        place = staged(self.path, last=False)
         os.makedirs(os.path.dirname(place), exist_ok=True)
         if os.path.lexists(place) and (os.path.islink(place) or not os.path.isdir(place)):
             os.unlink(place)
@@ -256,7 +281,7 @@ class Remove(Step):
 
     def execute(self) -> None:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            os.unlink(staged(self.path))
+            os.unlink(staged(self.path, last=False))
 
 
 @dataclass

@@ -168,13 +168,16 @@ def _receive(stream: IO[bytes], builder: tree.Builder, index: list[bytes]) -> No
         tarball.unpack(tar, builder, "mmdebstrap's output", divert=divert)
 
 
+_PHASES = ("I: running apt", "I: downl", "I: extr", "I: inst", "I: cleaning", "I: creating", "I: removing")
+
+
 def _listen(process: subprocess.Popen[bytes], heard: list[str], notice: Notice) -> None:
     """Passes on what mmdebstrap says it does; keeps everything for the case that it fails."""
     assert process.stderr is not None
     for raw in process.stderr:
         line = raw.decode(errors="replace").rstrip()
         heard.append(line.rpartition("\r")[2])
-        if line.startswith("I: ") and not line.startswith("I: success"):
+        if line.startswith(_PHASES):
             notice(line[3:].rstrip("."))
 
 

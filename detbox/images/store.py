@@ -185,12 +185,15 @@ class Store:
             return Image(name, image.digest, image.place)
 
     def import_tar(self, source: str, name: str, notice: Callable[[int], None] = lambda done: None) -> Image:
-        """Adds a tarball's content under a name.  ``notice`` hears how many bytes of it have been read.
+        """Adds the content of a tarball or an OCI layout under a name.
 
-        Raises UserError for what is no root file system, or tries to be more than one.
+        ``notice`` hears how many bytes of a tarball have been read.  Raises UserError for what is no root file
+        system, or tries to be more than one.
         """
-        from detbox.images import tarball
+        from detbox.images import oci, tarball
 
+        if oci.is_layout(source):
+            return self.add_tree(name, lambda root: oci.unpack(source, str(root)), made="import")
         return self.add_tree(name, lambda root: tarball.unpack_file(source, str(root), notice), made="import")
 
     def build(self, recipe: Recipe | str, name: str = "", **options: Any) -> Image:
@@ -373,13 +376,13 @@ class Store:
                     (removed if self._remove_image(image) else busy).append(image.digest)
         return removed, busy
 
-    def discard(self, image: Image) -> None:
-        """Removes an image that turned out to be a mere step, unless something needs it."""
+    def discard(self, image: Image) -> bool:
+        """Removes an image unless a name, a layer or a run needs it; says whether it is gone."""
         with self._exclusive():
             records = [self.record(name) for name in self.names()]
             records += [json.loads(Path(entry.path).read_text()) for entry in self._entries("layers")]
-            if image.digest not in [record["digest"] for record in records if record]:
-                self._remove_image(image)
+            needed = image.digest in [record["digest"] for record in records if record]
+            return not needed and self._remove_image(image)
 
     def _remove_image(self, image: Image) -> bool:
         try:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import os
 import shutil
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from typing import IO, Any
+from pathlib import Path
+from typing import IO, Any, Protocol
 
 from detbox.errors import HostError, UserError
 from detbox.images.manifest import TOP, Entry
@@ -17,6 +20,13 @@ from detbox.images.tree import Builder
 _XATTR = "SCHILY.xattr."
 _ZSTD = b"\x28\xb5\x2f\xfd"
 Notice = Callable[[int], None]
+
+
+class Sink(Protocol):
+    """What a stream is written to."""
+
+    def write(self, data: bytes, /) -> int:
+        """As of any file."""
 
 
 def unpack_file(source: str, top: str, notice: Notice = lambda done: None) -> list[Entry]:
@@ -119,11 +129,12 @@ def _xattrs(member: tarfile.TarInfo) -> tuple[tuple[bytes, bytes], ...]:
     return tuple(sorted(found))
 
 
-def write(entries: Iterable[Entry], root: str, out: IO[bytes], notice: Notice = lambda done: None) -> None:
+def write(entries: Iterable[Entry], root: str, out: Sink, notice: Notice = lambda done: None) -> None:
     """The image as an uncompressed tar stream: sorted, with true owners."""
     top, done = os.fsencode(root), 0
+    stream: Any = out  # write() is all that a tar stream needs
     with tarfile.open(
-        fileobj=out, mode="w|", format=tarfile.PAX_FORMAT, encoding="utf-8", errors="surrogateescape"
+        fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT, encoding="utf-8", errors="surrogateescape"
     ) as tar:
         for entry in entries:
             info = member_of(entry)
@@ -134,6 +145,23 @@ def write(entries: Iterable[Entry], root: str, out: IO[bytes], notice: Notice = 
                 tar.addfile(info, file)
             done += entry.size
             notice(done)
+
+
+def write_file(entries: Iterable[Entry], root: str, target: Path, notice: Notice = lambda done: None) -> None:
+    """The same as a file, compressed if its name ends in .gz.  It appears when it is complete."""
+    fd, temporary = tempfile.mkstemp(prefix=".detbox-export-", dir=target.parent)
+    try:
+        with open(fd, "wb") as file:
+            if target.suffix in (".gz", ".tgz"):
+                with gzip.GzipFile(filename="", fileobj=file, mode="wb", compresslevel=6, mtime=0) as packed:
+                    write(entries, root, packed, notice)
+            else:
+                write(entries, root, file, notice)
+            os.fchmod(file.fileno(), 0o644)
+        os.rename(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
 
 
 def member_of(entry: Entry) -> tarfile.TarInfo:
