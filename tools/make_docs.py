@@ -11,6 +11,8 @@ from detbox.cli import syscalls_cmd
 from detbox.doctor import feature_table
 from detbox.options import OPTIONS
 from detbox.policy import TABLE
+from detbox.report.causes import CLASSES
+from detbox.report.perturb import PERTURBATIONS
 
 DOCS = Path(__file__).parents[1] / "docs"
 _BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -27,10 +29,25 @@ def options_table() -> str:
     return "\n".join(rows) + "\n"
 
 
+def causes_table() -> str:
+    """The Markdown table of classes of causes."""
+    rows = [f"| {cls.name} | {cls.what} |" for cls in CLASSES]
+    return "\n".join(["| class | what the difference comes from |", "| --- | --- |", *rows]) + "\n"
+
+
+def perturbations_table() -> str:
+    """The Markdown table of perturbations."""
+    needs = {"root": "root", "tmpfs": "`/dev/shm`", "always": ""}
+    rows = [f"| `{row.name.replace(' ', '-')}` | {row.changes} | {needs[row.needs]} |" for row in PERTURBATIONS]
+    return "\n".join(["| name | what it changes | needs |", "| --- | --- | --- |", *rows]) + "\n"
+
+
 BLOCKS: Mapping[str, Callable[[], str]] = {
     "options": options_table,
     "statuses": errors.status_table,
     "features": feature_table,
+    "causes": causes_table,
+    "perturbations": perturbations_table,
 }
 
 

@@ -7,6 +7,7 @@ else is fixed, with another epoch, seed, number of processors or processor model
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -16,7 +17,7 @@ from detbox.errors import DetboxError
 from detbox.report import causes
 from detbox.report.causes import BY_ROW, Cause
 from detbox.report.perturb import PERTURBATIONS, Host, Observed
-from detbox.report.spots import Pair, Spot, spots
+from detbox.report.spots import WHOLE, Pair, Spot, spots
 from detbox.report.verify import Comparison, Progress, Verification
 from detbox.spec import CPU_MODELS
 
@@ -33,7 +34,13 @@ _PLACES = {"file system", "creation order", "inodes"}  # rows that change how fi
 _HINTS = {"mode": "umask", "owner": "user"}  # rows that a field of a file's metadata speaks for
 _THREADS = {"futex", "clone", "clone3", "fork", "vfork"}
 _CLOCKS = {"clock_gettime", "gettimeofday", "time", "times", "getrusage", "wait4"}
-_SHOWN = 40
+_CHECKSUM = re.compile(rb"\b[0-9a-f]{32,}\b")
+
+
+def _is_opaque(spot: Spot, pair: Pair) -> bool:
+    if spot.name != "content" or causes.same_pieces(*pair):
+        return False
+    return spot.line == WHOLE or bool(_CHECKSUM.search(pair[0]))
 
 
 class Investigation:
@@ -53,6 +60,8 @@ class Investigation:
         self.differences: dict[Spot, Pair] = spots(*self._runs)
         self.note = ""
         self._shows: set[str] = set()
+        # What is no text, or a checksum, may have several causes that do not show.
+        self._opaque = {spot: pair for spot, pair in self.differences.items() if _is_opaque(spot, pair)}
         self._found: dict[str, tuple[str, set[Spot]]] = {}
         took = sum(run.observed.seconds for run in (*plain.runs, *boxed.runs))
         self._end = time.monotonic() + max(_BUDGET_S, _BUDGET_FACTOR * took)
@@ -63,7 +72,7 @@ class Investigation:
         steps = (self._visible, self._order_of_rows, self._knobs, self._layout, self._race, self._rest)
         try:
             for step in steps:
-                if self.differences:
+                if self.differences or self._opaque and step in steps[:3]:
                     step()
         except TimeoutError:
             self.note = "the search for causes was ended: each native run takes long"
@@ -118,7 +127,7 @@ class Investigation:
         rows = [row for row in (*self._hints(), *_ORDER) if self._values(row)[0] != self._values(row)[1]]
         in_memory: Observed | None = None
         for row in dict.fromkeys(rows):
-            if all(spot.within(self._noise) for spot in self.differences):
+            if all(spot.within(self._noise) for spot in (*self.differences, *self._opaque)):
                 return
             before, setting = self._runs[0], {row: self._values(row)[1]}
             if row == "creation order":  # on a disk the order is another matter
@@ -159,10 +168,11 @@ class Investigation:
         new = {spot: pair for spot, pair in found.items() if not spot.within(self._noise)}
         if not new:
             return
-        for spot, pair in list(self.differences.items()):
+        for spot, pair in {**self._opaque, **self.differences}.items():
             if spot.within(new):
                 name, why = self._class_of_row(row, spot, pair)
-                self._explain(name, why, lambda one, _, this=spot: one == this)  # type: ignore[misc]
+                self._note(name, spot, why)
+                self.differences.pop(spot, None)
 
     def _class_of_row(self, row: str, spot: Spot, pair: Pair) -> tuple[str, str]:
         if row == "processors":
@@ -194,11 +204,18 @@ class Investigation:
 
     def _knobs(self) -> None:
         spec = self._verification.spec
-        late = self._under_detbox("--epoch", epoch_ns=spec.epoch_ns + _YEARS_NS)
-        self._explain("time", "under detbox --epoch changes it", lambda spot, _: spot.within(late))
-        if self.differences:
-            other = self._under_detbox("--seed", seed=spec.seed ^ 0x5EED)
-            self._explain("random", "under detbox --seed changes it", lambda spot, _: spot.within(other))
+        options: tuple[tuple[str, str, dict[str, int]], ...] = (
+            ("time", "--epoch", {"epoch_ns": spec.epoch_ns + _YEARS_NS}),
+            ("random", "--seed", {"seed": spec.seed ^ 0x5EED}),
+        )
+        for name, option, change in options:
+            found = self._under_detbox(option, **change)
+            for spot in {**self._opaque, **self.differences}:
+                if spot.within(found):
+                    self._note(name, spot, f"under detbox {option} changes it")
+                    self.differences.pop(spot, None)
+            if not self.differences and not self._opaque:
+                return
 
     # What varies by itself.
 

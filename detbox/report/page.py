@@ -13,12 +13,11 @@ from detbox.report.page_style import STYLE
 from detbox.report.perturb import Difference
 from detbox.report.shown import command_line, markup, shortened
 from detbox.report.sides import sides
-from detbox.report.verdict import Verdict, count, failures
+from detbox.report.verdict import Verdict, count, failures, label, ranked
 from detbox.report.verify import Comparison, Run
 
 #: Contents that are shown side by side, and rows of the table of other differences.
 _CONTENTS, _FIELDS, _VALUE = 25, 300, 200
-_FIELD_NAMES = {"mtime_ns": "time", "sha256": "content", "nlink": "number of links", "links": "linked names"}
 _HEAD = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -83,7 +82,7 @@ def _cards(verdict: Verdict) -> str:
     found = []
     for title, comparison in (("natively", verdict.native), ("under detbox", verdict.boxed)):
         style = "bad" if comparison.differences else "good"
-        listed = "".join(f"<li><code>{_where(d)}</code></li>" for d in comparison.differences[:6])
+        listed = "".join(f"<li>{_code(label(d))}</li>" for d in ranked(comparison.differences)[:6])
         more = len(comparison.differences) - 6
         listed += f"<li>and {more} more</li>" if more > 0 else ""
         found.append(
@@ -91,13 +90,6 @@ def _cards(verdict: Verdict) -> str:
             f"<ul>{listed}</ul></div>"
         )
     return f'<div class="cards">{"".join(found)}</div>'
-
-
-def _where(difference: Difference) -> str:
-    field = difference.where.removeprefix(difference.path).strip()
-    if difference.path:
-        field = _FIELD_NAMES.get(field, field) or "whether it exists"
-    return markup(": ".join(filter(None, (difference.path or difference.what, field))))
 
 
 def _differences(comparison: Comparison) -> Iterator[str]:
@@ -116,7 +108,7 @@ def _differences(comparison: Comparison) -> Iterator[str]:
     rest = [d for d in comparison.differences if (d.path or d.what) not in named or not d.where.endswith(" sha256")]
     rest = [d for d in rest if d.what not in ("stdout", "stderr")]
     if rest:
-        rows = [(_where(d), _value(d.left), _value(d.right)) for d in rest[:_FIELDS]]
+        rows = [(markup(label(d)), _value(d.left), _value(d.right)) for d in rest[:_FIELDS]]
         yield _grid(("where", "run 1", f"run {comparison.other + 1}"), rows, "fields")
     if len(rest) > _FIELDS:
         yield f'<p class="note">{len(rest) - _FIELDS} more rows; --json lists them all</p>'

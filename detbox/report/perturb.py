@@ -322,7 +322,8 @@ def _first_line(what: str, left: bytes, right: bytes) -> Difference:
     lines, others = left.split(b"\n"), right.split(b"\n")
     for number, (x, y) in enumerate(zip(lines, others, strict=False), 1):
         if x != y:
-            return Difference(what, f"line {number}", repr(x), repr(y))
+            texts = [repr(line.decode("utf-8", "backslashreplace")) for line in (x, y)]
+            return Difference(what, f"line {number}", texts[0], texts[1])
     shorter = min(len(lines), len(others))
     return Difference(what, f"after line {shorter}", f"{len(left)} bytes", f"{len(right)} bytes")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from detbox.report.differ import explain
 from detbox.report.perturb import Difference
 from detbox.report.shown import command_line, shortened, shown
-from detbox.report.verdict import Verdict, count, failures
+from detbox.report.verdict import Verdict, count, failures, label, ranked
 from detbox.report.verify import Comparison
 
 #: Differences that are listed (the JSON has all), and how much of each.
@@ -61,7 +61,7 @@ def _comparison(title: str, comparison: Comparison, paint: Paint) -> Iterator[st
     yield paint("name", f"{title}:") + " " + paint("good" if good else "bad", count(comparison))
     for sentence in failures(comparison):
         yield "  " + paint("bad", sentence)
-    for difference in comparison.differences[:_LISTED]:
+    for difference in ranked(comparison.differences)[:_LISTED]:
         yield "  " + _difference(difference, paint)
     if len(comparison.differences) > _LISTED:
         yield f"  … and {len(comparison.differences) - _LISTED} more (--json and --html have all)"
@@ -75,9 +75,10 @@ def _comparison(title: str, comparison: Comparison, paint: Paint) -> Iterator[st
 
 
 def _difference(difference: Difference, paint: Paint) -> str:
-    where = f"{difference.what} {difference.where}".strip()
+    if difference.where.endswith(" sha256"):
+        return shown(label(difference))
     return (
-        f"{shown(where)}: {paint('left', shortened(difference.left, _WIDTH // 2))} | "
+        f"{shown(label(difference))} {paint('left', shortened(difference.left, _WIDTH // 2))} | "
         f"{paint('right', shortened(difference.right, _WIDTH // 2))}"
     )
 

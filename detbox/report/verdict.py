@@ -10,6 +10,7 @@ from typing import Any
 
 from detbox.recorder.compare import Divergence
 from detbox.report.causes import BY_CALL, Cause
+from detbox.report.perturb import Difference
 from detbox.report.verify import Comparison, Row
 from detbox.spec import RunSpec
 
@@ -97,6 +98,35 @@ def count(comparison: Comparison) -> str:
         return "identical"
     which = f" (run 1 and run {comparison.other + 1})" if len(comparison.runs) > 2 else ""
     return f"{number} difference{'s' if number > 1 else ''}{which}"
+
+
+_FIELD_NAMES = {"mtime_ns": "time", "sha256": "content", "nlink": "number of links", "links": "linked names"}
+#: What is told first; what is not here comes in between, and times, which differ natively always, last.
+_FIRST, _LAST = ("end", "status", "interleaving", "stdout", "stderr", "sha256", ""), ("size", "mtime_ns")
+
+
+def label(difference: Difference) -> str:
+    """What differs, for people."""
+    field = _field(difference)
+    if difference.path:
+        field = _FIELD_NAMES.get(field, field) or "existence"
+    return " ".join(filter(None, (f"{difference.path}:" if difference.path else difference.what, field)))
+
+
+def _field(difference: Difference) -> str:
+    return difference.where.removeprefix(difference.path).strip()
+
+
+def ranked(differences: Sequence[Difference]) -> list[Difference]:
+    """The most telling differences first."""
+
+    def rank(difference: Difference) -> int:
+        name = _field(difference) if difference.path else difference.what
+        if name in _FIRST:
+            return _FIRST.index(name)
+        return len(_FIRST) + (1 + _LAST.index(name) if name in _LAST else 0)
+
+    return sorted(differences, key=rank)
 
 
 def failures(comparison: Comparison) -> list[str]:

@@ -132,7 +132,7 @@ def test_natively_in_an_image(work: Path, public: Path) -> None:
     status, answer = verify(*words, cwd=work)
     assert status == 0, answer["differences"]
     assert [d["where"] for d in answer["native"]["differences"]] == ["line 1"]
-    assert answer["native"]["differences"][0]["left"].startswith("b'of the image -1 ")
+    assert answer["native"]["differences"][0]["left"].startswith("'of the image -1 ")
     assert [cause["name"] for cause in answer["native"]["causes"]] == ["PID"]
 
 
