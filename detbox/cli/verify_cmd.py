@@ -39,6 +39,8 @@ exit status: 0 identical, 1 different, and as `detbox run` for failures of detbo
 """
 
 MAX_RUNS = 100
+#: Of a run's outcome, what the verification is told.
+_REPORTED = ("stats", "doubts", "unknown_calls", "interleaving", "trouble")
 
 
 def add_parser(verbs: Any) -> None:
@@ -148,10 +150,13 @@ def _divergence(verification: Verification, boxed: Comparison, progress: Progres
     for results in (True, False):
         paths = [str(verification.places.disk / f"trace-{results}-{place}") for place in range(2)]
         try:
-            verification.under_detbox(
+            runs = verification.under_detbox(
                 lambda phase: progress("recording, " + phase), hosts,
                 record=paths.__getitem__, record_results=results,
             )  # fmt: skip
+            trouble = next((run.answer["trouble"] for run in runs if run.answer.get("trouble")), "")
+            if trouble:
+                return None, f"the runs could not be recorded: {trouble}"
             found = first_divergence(Trace(Path(paths[0])), Trace(Path(paths[1])))
         except DetboxError as error:
             return None, f"the runs could not be recorded: {error.message}"
@@ -165,9 +170,11 @@ def _divergence(verification: Verification, boxed: Comparison, progress: Progres
 
 def _trace(verification: Verification, progress: Progress) -> Path | None:
     """A record of one run, for the picture of its processes; None if there can be none."""
-    path = verification.places.disk / "trace"
+    path, times = verification.places.disk / "trace", verification.places.disk / "trace-times"
     try:
-        verification.under_detbox(lambda _: progress("recording"), verification.hosts[:1], record=str(path))
+        verification.under_detbox(
+            lambda _: progress("recording"), verification.hosts[:1], record=str(path), record_times=str(times)
+        )
     except DetboxError:
         return None
     return path
@@ -279,7 +286,7 @@ def _boxed(text: str, answer: dict[str, Any]) -> int:
 
     spec = RunSpec.from_json(text).with_changes(workdir=os.getcwd())
     outcome = launch(spec)
-    answer |= {name: getattr(outcome, name) for name in ("stats", "doubts", "unknown_calls", "interleaving")}
+    answer |= {name: getattr(outcome, name) for name in _REPORTED}
     return run_cmd.status_of(spec, outcome)
 
 

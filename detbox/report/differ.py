@@ -105,7 +105,8 @@ def _diffoscope(one: Path, other: Path) -> list[str]:
         if not isinstance(late, subprocess.TimeoutExpired):
             raise
         return []
-    found = said.decode("utf-8", "backslashreplace").replace(str(one), "run 1").replace(str(other), "run 2").splitlines()
+    text = said.decode("utf-8", "backslashreplace")
+    found = text.replace(str(one), "run 1").replace(str(other), "run 2").splitlines()
     return _limited(found) if child.returncode == 1 else []
 
 

@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator, Sequence
 
 import detbox
+from detbox.errors import DetboxError
+from detbox.report import graph
 from detbox.report.differ import file_content
 from detbox.report.page_style import STYLE
 from detbox.report.perturb import Difference
@@ -187,15 +189,17 @@ def _perturbations(verdict: Verdict) -> str:
     hosts = [run.host for run in verdict.boxed.runs[:3]]
     rows = []
     for row in verdict.rows:
-        values = [_value(_setting(host.settings[row.name])) for host in hosts] if row.applied else [""] * len(hosts)
+        values = [_value(_setting(row.name, host.settings[row.name])) if row.applied else "" for host in hosts]
         state = "<b class=good>applied</b>" if row.applied else f"not applied: {markup(row.why)}"
         rows.append((f"<b>{markup(row.name)}</b>", markup(row.changes), state, *values))
     head = ("name", "what it changes", "", *(f"run {number}" for number in range(1, len(hosts) + 1)))
     return _grid(head, rows, "hosts")
 
 
-def _setting(value: object) -> str:
+def _setting(row: str, value: object) -> str:
     """A host's value of a row."""
+    if row == "umask":
+        return f"{value:03o}"
     if isinstance(value, dict):
         words = [f"{shortened(name, 24)}={shortened(str(text), 24)}" for name, text in value.items()]
         return ", ".join(words) or "none"
@@ -205,4 +209,11 @@ def _setting(value: object) -> str:
 
 
 def _graph(verdict: Verdict) -> str:
-    return ""
+    """The picture of the first run's processes; "" if there is none."""
+    if verdict.trace is None:
+        return ""
+    try:
+        picture = graph.svg(verdict.trace, verdict.trace.with_name(verdict.trace.name + "-times"))
+    except (DetboxError, OSError):
+        return ""
+    return picture[picture.find("<svg") :]

@@ -202,7 +202,7 @@ class Verification:
         place = self.places.directory()
         owner = owner_of(host.settings["user"])
         mounts, kept = self._kept_copies(place, owner)
-        for path in (value for key, value in changes.items() if key == "record"):
+        for path in (value for key, value in changes.items() if key in ("record", "record_times")):
             Path(path).touch()
             os.chown(path, *owner)
         spec = self.spec.with_changes(mounts=mounts, **changes)
