@@ -72,6 +72,12 @@ class HostError(DetboxError):
     summary = "the host lacks something; `detbox doctor` says what"
 
 
+class SourceNotAvailable(HostError):
+    """The archive's index lists a source package that the archive does not have."""
+
+    summary = "`detbox deb`: the archive lists the source package and does not serve it"
+
+
 class InternalError(DetboxError):
     """A bug in detbox.  ``kept`` is the run's directory, kept for the report (or None)."""
 
@@ -126,6 +132,14 @@ class TimedOut(GuestError):
     status = 124
     status_name = "TIMEOUT"
     summary = "the run took more real time than --timeout allows, and was ended"
+
+
+class BuildFailed(GuestError):
+    """A Debian package's own build failed."""
+
+    status = 1
+    status_name = "BUILD_FAILED"
+    summary = "`detbox deb`: the package's own build failed; its log says why"
 
 
 class Interrupted(GuestError):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import detbox
-from detbox.cli import cache_cmd, doctor_cmd, image_cmd, run_cmd, syscalls_cmd, trace_cmd, verify_cmd
+from detbox.cli import cache_cmd, deb_cmd, doctor_cmd, image_cmd, run_cmd, syscalls_cmd, trace_cmd, verify_cmd
 from detbox.cli.messages import say, say_error
 from detbox.errors import DetboxError, InternalError, Interrupted, UserError
 
@@ -57,7 +57,7 @@ def _parser() -> _Parser:
     )
     parser.add_argument("--version", action="version", version=f"detbox {detbox.__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True)
-    for module in (run_cmd, verify_cmd, cache_cmd, image_cmd, trace_cmd, doctor_cmd, syscalls_cmd):
+    for module in (run_cmd, verify_cmd, cache_cmd, image_cmd, trace_cmd, deb_cmd, doctor_cmd, syscalls_cmd):
         module.add_parser(verbs)
     return parser
 

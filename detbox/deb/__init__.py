@@ -1,0 +1,1 @@
+"""Debian packages: sources, build roots, builds, their comparison, and surveys of many packages."""

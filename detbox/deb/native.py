@@ -1,0 +1,149 @@
+"""A build without detbox: the same script in an ordinary container over the same root.
+
+``python -m detbox.deb.native ORDER`` runs it in the current directory, as one step of a perturbed host
+(:mod:`detbox.report.perturb`).  ORDER is a JSON file: ``root`` (directory), ``answer`` (file for the times) and
+``clock`` (path of libfaketime, or "").
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from detbox.deb.plan import SCRIPT
+from detbox.deb.root import BUILDER_ID
+from detbox.kernel import _native
+
+_NEWNS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET = 0x20000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
+_MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
+_PR_SET_PDEATHSIG = 1
+_SIOCSIFFLAGS, _IFF_UP = 0x8914, 0x1
+_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+# Ours, and what changes the meaning of a build's commands: the tools of Debian do not pass such variables on.
+_NOT_PASSED = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "POSIXLY_CORRECT", "MAKEFLAGS", "CFLAGS")
+# The wall clock only: times of files that were shifted, too, would look like a difference of the package.
+_LATER = {"FAKETIME": "+400d", "FAKETIME_DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1"}
+_CLOCK = "/usr/lib/detbox-clock.so"
+
+
+def main(order: str) -> int:
+    """Runs the build; its exit status."""
+    given = json.loads(Path(order).read_text())
+    work = os.getcwd()
+    scratch = Path(work).parent / "native"
+    scratch.mkdir()
+    _enter(scratch, Path(given["root"]), work, given["clock"])
+    started = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        _native.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        _build(str(scratch / "root"), bool(given["clock"]))
+    _, status = os.waitpid(child, 0)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    times = {"wall_s": time.monotonic() - started, "cpu_s": used.ru_utime + used.ru_stime}
+    Path(given["answer"]).write_text(json.dumps(times))
+    return os.waitstatus_to_exitcode(status)
+
+
+def _enter(scratch: Path, root: Path, work: str, clock: str) -> None:
+    """Namespaces, and the file system below ``scratch/root``."""
+    uid, gid = os.geteuid(), os.getegid()
+    _native.unshare(_NEWNS | _NEWIPC | _NEWPID | _NEWNET | (_NEWUSER if uid else 0))
+    if uid:
+        for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+            Path(f"/proc/self/{name}").write_text(text)
+    _native.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None)
+    os.umask(0o022)
+    top = scratch / "root"
+    for name in ("root", "upper", "work"):
+        (scratch / name).mkdir()
+    # Through descriptors: paths may have characters that overlayfs takes for separators.
+    places = [os.open(path, os.O_PATH) for path in (root, scratch / "upper", scratch / "work")]
+    lower, upper, below = (f"/proc/self/fd/{fd}" for fd in places)
+    layers = f"userxattr,lowerdir={lower},upperdir={upper},workdir={below}"
+    _native.mount("overlay", os.fsencode(top), "overlay", 0, layers)
+    for name in ("work", "dev", "proc", "tmp"):
+        (top / name).mkdir(exist_ok=True)
+    _native.mount(work, os.fsencode(top / "work"), None, _MS_BIND | _MS_REC, None)
+    _native.mount("tmpfs", os.fsencode(top / "dev"), "tmpfs", 0, "mode=755")
+    for name in _DEVICES:
+        (top / "dev" / name).touch()
+        _native.mount(f"/dev/{name}", os.fsencode(top / "dev" / name), None, _MS_BIND, None)
+    for name in ("shm", "pts"):
+        (top / "dev" / name).mkdir(mode=0o755)
+    _native.mount("tmpfs", os.fsencode(top / "dev/shm"), "tmpfs", 0, "mode=1777")
+    _native.mount("devpts", os.fsencode(top / "dev/pts"), "devpts", 0, "newinstance,ptmxmode=0666,mode=0620")
+    for name, target in (("ptmx", "pts/ptmx"), ("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"),
+                         ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2")):  # fmt: skip
+        (top / "dev" / name).symlink_to(target)
+    if clock:
+        (top / _CLOCK[1:]).write_bytes(Path(clock).read_bytes())
+
+
+def _build(top: str, clock: bool) -> None:
+    """In the child, PID 1 of its namespace; never returns."""
+    status = 125
+    try:
+        os.chroot(top)
+        os.chdir("/work")
+        _native.mount("proc", b"/proc", "proc", 0, None)
+        _loopback_up()
+        # What the perturbed host ignores and blocks would break programs in ways that have nothing to do with bytes.
+        for number in (signal.SIGHUP, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        environment = dict(os.environ)
+        for name in _NOT_PASSED:
+            environment.pop(name, None)
+        if clock:
+            environment |= _LATER | {"LD_PRELOAD": _CLOCK}
+        if _all_ids_exist():
+            os.setgroups([])
+            os.setresgid(BUILDER_ID, BUILDER_ID, BUILDER_ID)
+            os.setresuid(BUILDER_ID, BUILDER_ID, BUILDER_ID)
+        # PID 1 has no default actions of signals, and must collect orphans.
+        child = os.fork()
+        if child == 0:
+            os.execve("/bin/sh", ["sh", f"/work/{SCRIPT}"], environment)
+        status = _wait_for(child)
+    except BaseException as error:
+        os.write(2, f"native build: {type(error).__name__}: {error}\n".encode())
+    finally:
+        os._exit(status)
+
+
+def _all_ids_exist() -> bool:
+    """Whether this user namespace has more than the caller's own user."""
+    return int(Path("/proc/self/uid_map").read_text().split()[2]) > BUILDER_ID
+
+
+def _wait_for(child: int) -> int:
+    """The exit status of ``child`` as a shell gives it; orphans that end earlier are collected."""
+    pid, raw = os.wait()
+    while pid != child:
+        pid, raw = os.wait()
+    code = os.waitstatus_to_exitcode(raw)
+    return code if code >= 0 else 128 - code
+
+
+def _loopback_up() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", _IFF_UP))
+
+
+def order(root: Path, place: Path, clock: str) -> dict[str, Any]:
+    """The content of an order; the answer comes into ``place``."""
+    return {"root": str(root), "answer": str(place / "answer"), "clock": clock}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,215 @@
+"""Builds a package several times on perturbed hosts, in the container and without it, and compares the results."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from detbox.deb import causes, plan, programs
+from detbox.deb.apt import Apt
+from detbox.deb.build import Job, prepare
+from detbox.deb.native import order
+from detbox.errors import BuildFailed, TimedOut
+from detbox.report.perturb import Host, Observed, variants
+from detbox.report.scratch import Scratch
+from detbox.report.tree import snapshot
+from detbox.report.verify import Progress, Row, Run, Verification, choose, differences, environment
+
+#: Real seconds after which diffoscope is ended.
+_DIFFOSCOPE_S = 300.0
+#: Where the second native build has its source.
+_OTHER_BASE = "/build/other-place"
+
+
+@dataclass
+class Boxed:
+    """Builds in the container.  ``times``: of the first, in seconds."""
+
+    artefacts: dict[str, str]
+    differences: list[str]
+    times: dict[str, float]
+    stats: dict[str, Any] = field(default_factory=dict)
+    doubts: list[str] = field(default_factory=list)
+    pair: tuple[Path, Path] | None = None
+
+    @property
+    def identical(self) -> bool:
+        """Whether nothing differed."""
+        return not self.differences
+
+
+@dataclass
+class Native:
+    """Two builds without detbox.  ``differing``: packages that differ.  ``causes``: guesses at why."""
+
+    built: bool
+    note: str = ""
+    differing: list[str] = field(default_factory=list)
+    compared: int = 0
+    files: list[str] = field(default_factory=list)
+    causes: list[str] = field(default_factory=list)
+    times: dict[str, float] = field(default_factory=dict)
+    clock: bool = False
+
+
+def rows_for(only: Sequence[str], without: Sequence[str]) -> list[Row]:
+    """The perturbations of a verification.  The images of a store belong to its user, so another one cannot run it."""
+    found, _ = choose(only, without, b"")
+    return [
+        Row(row.name, row.changes, False, "the store's images belong to its user") if row.name == "user" else row
+        for row in found
+    ]
+
+
+def boxed(job: Job, rows: Sequence[Row], runs: int, progress: Progress, stack: ExitStack) -> Boxed:
+    """Build ``runs`` times under detbox and compare everything.  Raises BuildFailed, DetboxError."""
+    prepare(job)
+    verification = stack.enter_context(Verification(job.spec(), b"", runs, rows, None))
+    done = verification.under_detbox(progress)
+    first = done[0]
+    if first.observed.status and first.observed.status == done[-1].observed.status:
+        raise BuildFailed(
+            f"{job.source.label}: the build failed with status {first.observed.status}", last_lines(first.observed)
+        )
+    found: list[str] = []
+    pair = None
+    for run in done[1:]:
+        found = [str(difference) for difference in differences(first, run)]
+        if found:
+            pair = (_out(first), _out(run))
+            break
+    stats = first.answer.get("stats", {})
+    times = {
+        "wall_s": stats.get("wall_s", 0.0),
+        "cpu_s": stats.get("supervisor_cpu_s", 0.0) + stats.get("guest_cpu_s", 0.0),
+    }
+    prefix = plan.OUT + "/"
+    artefacts = {
+        path.removeprefix(prefix): entry.sha256 or ""
+        for path, entry in first.observed.tree.items()
+        if path.startswith(prefix)
+    }
+    return Boxed(artefacts, found, times, stats, list(first.answer.get("doubts", [])), pair)
+
+
+def _out(run: Run) -> Path:
+    assert run.observed.work is not None  # they are left until the end
+    return run.observed.work / plan.OUT
+
+
+def last_lines(observed: Observed, count: int = 15) -> str:
+    """The end of a build's log."""
+    return b"\n".join((observed.stdout + observed.stderr).splitlines()[-count:]).decode("utf-8", "replace")
+
+
+def native(job: Job, rows: Sequence[Row], clock: str, progress: Progress, stack: ExitStack) -> Native:
+    """Build twice without detbox; if a build breaks with another clock, once more with the host's."""
+    hosts = variants(2, user=None, without=[row.name for row in rows if not row.applied])
+    progress("natively, run 1 of 2")
+    one, times = _native_run(job, hosts[0], "", plan.BUILD_DIR, stack)
+    if one.status:
+        return Native(False, "the build fails natively: " + last_lines(one, 5), times=times)
+    progress("natively, run 2 of 2")
+    base = _OTHER_BASE if any(row.name == "path" and row.applied for row in rows) else plan.BUILD_DIR
+    note = ""
+    for used in filter(None, (clock, "-")):
+        other, _ = _native_run(job, hosts[1], used.removeprefix("-"), base, stack)
+        if other.status == 0:
+            break
+        note = f"with a clock 400 days later the build fails (status {other.status})"
+    if other.status:
+        text = f"on the second host the build fails with status {other.status}: " + last_lines(other, 5)
+        return Native(False, text, times=times)
+    found = compare_packages(one, other, hosts, stack)
+    found.times, found.note, found.clock = times, note, used != "-"
+    return found
+
+
+def _native_run(job: Job, host: Host, clock: str, base: str, stack: ExitStack) -> tuple[Observed, dict[str, float]]:
+    places = stack.enter_context(Scratch())
+    place = places.directory()
+    inputs = place / "inputs"
+    shutil.copytree(job.work, inputs, symlinks=True)
+    (inputs / plan.SCRIPT).write_text(plan.script(job.source, job.options, base))
+    content = order(job.root.path, place, clock)
+    (place / "order").write_text(json.dumps(content))
+    declared = {name: value for name, value in job.options.environment().items() if name.startswith("DEB_")}
+    try:
+        observed = host.run(
+            [sys.executable, "-m", "detbox.deb.native", str(place / "order")], inputs,
+            env={**declared, **environment()}, timeout=job.options.timeout_s, places=places,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as late:
+        raise TimedOut(f"natively the build took longer than {late.timeout:g} seconds") from None
+    answer = Path(content["answer"])
+    return observed, json.loads(answer.read_text()) if answer.exists() else {}
+
+
+def compare_packages(one: Observed, other: Observed, hosts: Sequence[Host], stack: ExitStack) -> Native:
+    """The binary packages of two native builds (a .buildinfo names the path and the date by its nature)."""
+    prefix = plan.OUT + "/"
+    names = sorted(
+        path for path in one.tree.keys() | other.tree.keys()
+        if path.startswith(prefix) and path.endswith((".deb", ".udeb"))
+    )  # fmt: skip
+    result = Native(True, compared=len(names))
+    place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="detbox-differ-")))
+    classes: dict[str, None] = {}
+    for path in names:
+        left, right = one.tree.get(path), other.tree.get(path)
+        if left is not None and right is not None and left.sha256 == right.sha256:
+            continue
+        name = path.removeprefix(prefix)
+        result.differing.append(name)
+        if left is None or right is None or one.work is None or other.work is None:
+            continue
+        trees = (one.work, other.work)
+        unpacked = [_unpacked(tree / path, place / f"{side}-{name}") for side, tree in enumerate(trees)]
+        classes |= dict.fromkeys(causes.of_trees(unpacked[0], unpacked[1], hosts))
+        for inside in sorted(unpacked[0].tree.keys() | unpacked[1].tree.keys()):
+            if unpacked[0].tree.get(inside) != unpacked[1].tree.get(inside):
+                result.files.append(f"{name}: {inside}")
+    result.causes = list(classes)
+    return result
+
+
+def _unpacked(deb: Path, into: Path) -> Observed:
+    programs.call(["dpkg-deb", "-R", str(deb), str(into)])
+    return Observed(0, b"", b"", snapshot(into, (os.geteuid(), os.getegid())), work=into)
+
+
+def diffoscope(pair: tuple[Path, Path]) -> str:
+    """diffoscope's report on two directories, if it is installed; else a note how to get it."""
+    if shutil.which("diffoscope") is None:
+        return "install diffoscope for a report on the differences"
+    command = ["diffoscope", "--text=-", "--exclude-directory-metadata=yes", *map(str, pair)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_DIFFOSCOPE_S, check=False)
+    except subprocess.TimeoutExpired:
+        return f"diffoscope took longer than {_DIFFOSCOPE_S:g} seconds"
+    return done.stdout if done.returncode == 1 else f"diffoscope failed: {done.stderr.strip()[-500:]}"
+
+
+def clock_library(suite: str) -> str:
+    """The host path of libfaketime, out of the archive; "" if it cannot be had."""
+    apt = Apt(suite)
+    kept = apt.top / "libfaketime.so.1"
+    if kept.exists():
+        return str(kept)
+    with tempfile.TemporaryDirectory(prefix="detbox-clock-") as place:
+        programs.call(["apt-get", "download", "-qq", "libfaketime"], cwd=Path(place), env=apt.environment(None))
+        for deb in Path(place).glob("*.deb"):
+            programs.call(["dpkg-deb", "-x", str(deb), f"{place}/x"])
+        for found in Path(place).glob("x/usr/lib/*/faketime/libfaketime.so.1"):
+            shutil.copy(found, kept)
+            return str(kept)
+    return ""
