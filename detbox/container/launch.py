@@ -11,7 +11,6 @@ the namespaces.  Each dies with its parent (PR_SET_PDEATHSIG).
 from __future__ import annotations
 
 import contextlib
-import ctypes.util  # noqa: F401  (python-ptrace wants it; imported while the host's files are in reach)
 import json
 import os
 import resource

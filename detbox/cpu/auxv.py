@@ -68,13 +68,15 @@ class Rewrite:
     found: dict[int, int]
 
 
-def rewrite(stack: bytes, rsp: int, values: AuxValues) -> Rewrite:
+def rewrite(
+    stack: bytes, rsp: int, values: AuxValues, parsed: tuple[int, dict[int, int]] | None = None
+) -> Rewrite:
     """How to change the stack of a process that stopped right after execve.
 
     ``stack``: its bytes from ``rsp`` to the end of the stack's mapping.  Raises ValueError if these are no
-    initial stack.
+    initial stack.  ``parsed``: what :func:`parse` gives, if the caller has it.
     """
-    pointers_end, found = parse(stack)
+    pointers_end, found = parsed or parse(stack)
     missing = {AT_RANDOM, AT_ENTRY, AT_PHDR} - found.keys()
     if missing:
         raise ValueError(f"auxiliary vector without {sorted(missing)}")

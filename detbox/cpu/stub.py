@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 #: Where each call's result is found at the breakpoint.  There can be no more calls.
 RESULTS = ("rbx", "rbp", "r12", "r13", "r14", "r15", "rdx")
@@ -25,10 +25,11 @@ class Result:
     bits: int = 0
 
 
-Call = Sequence[int | Result]
+Call = tuple[int | Result, ...]
 
 
-def code(calls: Sequence[Call]) -> bytes:
+@lru_cache(maxsize=64)
+def code(calls: tuple[Call, ...]) -> bytes:
     """Machine code that makes ``calls`` (number and arguments each), in order."""
     if len(calls) > len(RESULTS):
         raise ValueError(f"{len(calls)} calls, and registers for {len(RESULTS)} results")

@@ -27,10 +27,7 @@ if TYPE_CHECKING:
 #: (inode, name, type)
 Entry = tuple[int, bytes, int]
 
-_SYS_GETDENTS64 = 217
 _SYS_FSTATFS = 138
-_BATCH = 1 << 18  # bytes read at once
-_DIRENT64 = struct.Struct("<QqHB")
 _DIRENT = struct.Struct("<QQH")
 _MOST = 1 << 20  # bytes returned at once, whatever the guest's buffer holds
 # File systems whose d_ino is st_ino of the same device: ext2 to ext4, tmpfs, XFS, btrfs (linux/magic.h).
@@ -40,7 +37,7 @@ _OWN_NAME = b".detbox"  # what the container keeps in the root directory
 
 def getdents64(m: Machine, t: Task, a: Args) -> Decision:
     """ssize_t getdents64(int fd, void *buf, size_t size)"""
-    return _getdents(m, t, a, _records64)
+    return _getdents(m, t, a, _native.pack_dirents)
 
 
 def getdents(m: Machine, t: Task, a: Args) -> Decision:
@@ -73,21 +70,6 @@ def _getdents(m: Machine, t: Task, a: Args, records: object) -> int:
         os.close(fd)
 
 
-def _records64(listed: list[Entry], position: int, room: int) -> tuple[bytes, int]:
-    """As many struct linux_dirent64 as fit, and the position after them."""
-    pieces = []
-    pack = _DIRENT64.pack
-    while position < len(listed):
-        ino, name, kind = listed[position]
-        length = (len(name) + 27) & ~7  # 19 bytes of head, the name, a NUL; aligned to 8
-        room -= length
-        if room < 0:
-            break
-        position += 1
-        pieces.append(pack(ino, position, length, kind) + name.ljust(length - 19, b"\0"))
-    return b"".join(pieces), position
-
-
 def _records(listed: list[Entry], position: int, room: int) -> tuple[bytes, int]:
     """The same with struct linux_dirent, which has the type in its last byte."""
     pieces = []
@@ -109,31 +91,26 @@ def _snapshot(m: Machine, t: Task, fd: int) -> list[Entry]:
     again = os.open(b".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd)
     try:
         st = os.fstat(again)
-        names = _read_all(again)
         if st.st_dev in m.inodes.odd_devs:
-            return _odd_snapshot(m, t, again, st, names)
+            kinds = {name: kind for name, _, kind, _ in _native.read_directory(again, False)}
+            return _odd_snapshot(m, t, again, st, kinds)
+        entries = _native.read_directory(again, _fs_type(again) not in _HONEST)
         inodes = m.inodes
         top = os.stat(b"..", dir_fd=again)
         here = inodes.of(st)
         listed = [(here.ino, b".", S_IFDIR >> 12), (inodes.of(top).ino, b"..", S_IFDIR >> 12)]
         if (top.st_dev, top.st_ino) == here.key:
-            names.pop(_OWN_NAME, None)
-        honest = _fs_type(again) in _HONEST
-        find, dev = inodes.find, st.st_dev
-        for name in sorted(names):
-            ino, kind = names[name]
-            if honest and kind:
-                listed.append((find((dev, ino), kind << 12).ino, name, kind))
-            else:
-                entry = os.stat(name, dir_fd=again, follow_symlinks=False)
-                listed.append((inodes.of(entry).ino, name, S_IFMT(entry.st_mode) >> 12))
+            entries = [entry for entry in entries if entry[0] != _OWN_NAME]
+        find, here_dev = inodes.find, st.st_dev
+        for name, ino, kind, dev in entries:
+            listed.append((find((dev or here_dev, ino), kind << 12).ino, name, kind))
         return listed
     finally:
         os.close(again)
 
 
 def _odd_snapshot(
-    m: Machine, t: Task, fd: int, st: os.stat_result, names: dict[bytes, tuple[int, int]]
+    m: Machine, t: Task, fd: int, st: os.stat_result, names: dict[bytes, int]
 ) -> list[Entry]:
     """A directory of procfs or sysfs."""
     path = paths.path_of(m, fd)
@@ -145,30 +122,9 @@ def _odd_snapshot(
         (procfs_ino(paths.dirname(path)), b"..", S_IFDIR >> 12),
     ]
     for name in kept:
-        kind = shown_mode(name, names[name][1] << 12) >> 12 if covered else names[name][1]
+        kind = shown_mode(name, names[name] << 12) >> 12 if covered else names[name]
         listed.append((procfs_ino(path.rstrip(b"/") + b"/" + name), name, kind))
     return listed
-
-
-def _read_all(fd: int) -> dict[bytes, tuple[int, int]]:
-    """All real entries but ``.`` and ``..``: name → (inode, type)."""
-    found: dict[bytes, tuple[int, int]] = {}
-    buffer = bytearray(_BATCH)
-    unpack = _DIRENT64.unpack_from
-    while True:
-        length = _native.raw_syscall(_SYS_GETDENTS64, fd, buffer, _BATCH)
-        if length < 0:
-            raise OSError(-length, os.strerror(-length))
-        if length == 0:
-            found.pop(b".", None)
-            found.pop(b"..", None)
-            return found
-        data = bytes(buffer[:length])
-        at = 0
-        while at < length:
-            ino, _, size, kind = unpack(data, at)
-            found[data[at + 19 : data.index(0, at + 19)]] = (ino, kind)
-            at += size
 
 
 def _fs_type(fd: int) -> int:

@@ -27,6 +27,8 @@ PATIENCE = 64
 DOUBLING = 16
 #: … up to this: a busy wait of an hour ends after some 36,000 looks.
 LOOK_NS_MAX = 100_000_000
+#: Calls after a look for which a thread counts as one that looks at clocks: it may do so by itself.
+WATCHING = 64
 #: Later than every deadline.
 NEVER = 1 << 63
 
@@ -87,7 +89,8 @@ class Timers:
 class CpuTime:
     """The CPU time of a thread or of a process (whose threads have it as ``parent``).
 
-    ``looks`` counts a thread's looks at clocks since it last did anything else.
+    ``looks`` counts a thread's looks at clocks since it last did anything else.  ``watching``: calls for which
+    it may look at clocks by itself.
     ``timers`` expire by this CPU time (ITIMER_PROF, ITIMER_VIRTUAL, timers on a CPU clock).
     """
 
@@ -95,6 +98,7 @@ class CpuTime:
     ns: int = 0
     children_ns: int = 0
     looks: int = 0
+    watching: int = 0
     timers: Timers | None = None
 
     def spend(self, ns: int) -> None:
@@ -147,6 +151,8 @@ class Clock:
         """
         if not looking:
             cpu.looks = 0
+            if cpu.watching:
+                cpu.watching -= 1
         self.now += CALL_NS
         # CpuTime.spend, without its calls: this is done for every trapped call.
         time: CpuTime | None = cpu
@@ -167,6 +173,7 @@ class Clock:
         cost = LOOK_NS
         if cpu is not None:
             cpu.looks += 1
+            cpu.watching = WATCHING
             if cpu.looks > PATIENCE:
                 # The shift is bounded so that a long wait does not build huge integers.
                 cost = min(LOOK_NS << min((cpu.looks - PATIENCE) // DOUBLING, 20), LOOK_NS_MAX)

@@ -54,7 +54,10 @@ class VInode:
     __slots__ = ("key", "dev", "ino", "fmt", "uid", "gid", "atime", "mtime", "ctime", "btime", "times",
                  "changed", "mode", "name", "source")  # fmt: skip
 
-    def __init__(self, key: tuple[int, int], dev: int, ino: int, fmt: int, when: int) -> None:
+    def __init__(
+        self, key: tuple[int, int], dev: int, ino: int, fmt: int, when: int, times: bytes = b""
+    ) -> None:
+        """``times``: ``when`` as :func:`packed` gives it three times, if the caller has it."""
         self.key = key  # the real (device, inode)
         self.dev = dev
         self.ino = ino
@@ -66,14 +69,20 @@ class VInode:
         self.mode = 0  # full mode of a synthetic file, 0 otherwise
         self.name = b""  # path of a synthetic file
         self.source = False  # a Python source whose compiled file has been looked for
-        self.set_times(when, when, when)
+        self.atime = self.mtime = self.ctime = when
+        self.times = times or packed(when, when, when)
 
     def set_times(self, atime: int, mtime: int, ctime: int) -> None:
         """Set all three, and the packed form that struct stat contains."""
         self.atime = atime
         self.mtime = mtime
         self.ctime = ctime
-        self.times = _TIMES.pack(*divmod(atime, _NS), *divmod(mtime, _NS), *divmod(ctime, _NS))
+        self.times = packed(atime, mtime, ctime)
+
+
+def packed(atime: int, mtime: int, ctime: int) -> bytes:
+    """The three times in ns as struct stat contains them."""
+    return _TIMES.pack(*divmod(atime, _NS), *divmod(mtime, _NS), *divmod(ctime, _NS))
 
 
 class InodeTable:
@@ -86,6 +95,7 @@ class InodeTable:
     def __init__(self, epoch_ns: int, stamp: Callable[[], int]) -> None:
         self.epoch_ns = epoch_ns
         self.stamp = stamp
+        self._epoch_times = packed(epoch_ns, epoch_ns, epoch_ns)
         self.table: dict[tuple[int, int], VInode] = {}
         self._nameless: dict[tuple[int, int], VInode] = {}
         self._next = 2  # the root directory's number on most file systems
@@ -155,7 +165,7 @@ class InodeTable:
         """Enter a real inode that has not been seen yet."""
         # Device nodes are bound from the host's /dev one by one; here they belong to one file system.
         dev = self.devices.get(key[0], DEV_DEV if fmt == S_IFCHR else ROOT_DEV)
-        entry = VInode(key, dev, self._next, fmt, self.epoch_ns)
+        entry = VInode(key, dev, self._next, fmt, self.epoch_ns, self._epoch_times)
         self._next += 1
         self.table[key] = entry
         if key[0] == self.pipe_dev or key[0] == self.sock_dev or key[0] == self.memfd_dev:

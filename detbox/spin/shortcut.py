@@ -13,8 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from detbox.kernel.registers import NAMES
 from detbox.spin.effects import FLAGS, inputs, outputs, supported
-from detbox.spin.stepper import OFFSET, REGISTERS, RIP, register
+from detbox.spin.stepper import OFFSET, RIP, register
 from detbox.spin.walk import Visit, Walk
 
 _EFLAGS = OFFSET["eflags"]
@@ -65,7 +66,7 @@ def shortcut(walk: Walk, outcome: Outcome) -> Shortcut[Outcome] | None:
     first, last = walk.visits[0].registers, walk.stepper.registers()
     changed = {
         offset
-        for offset in map(OFFSET.__getitem__, REGISTERS)
+        for offset in map(OFFSET.__getitem__, NAMES)
         if register(first, offset) != register(last, offset)
     }
     if not changed <= written:

@@ -8,13 +8,9 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from detbox.kernel import _native
+from detbox.kernel.registers import NAMES
 
-# struct user_regs_struct (sys/user.h): 27 words of eight bytes, in this order.
-REGISTERS = (
-    "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi",
-    "orig_rax", "rip", "cs", "eflags", "rsp", "ss", "fs_base", "gs_base", "ds", "es", "fs", "gs",
-)  # fmt: skip
-OFFSET = {name: 8 * index for index, name in enumerate(REGISTERS)}
+OFFSET = {name: 8 * index for index, name in enumerate(NAMES)}
 RIP = OFFSET["rip"]
 _EFLAGS = OFFSET["eflags"]
 # Trap flag (we set it) and resume flag (the processor sets it while it reports a trap).

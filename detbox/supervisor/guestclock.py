@@ -4,6 +4,9 @@ A look is what `machine.clock` says that it is, wherever it is made: it costs th
 for it when it next hears of the thread.  One thread runs at a time, so the page is that thread's: before it
 goes on, the page gets the time, and the latest time that the thread may see without asking.  That is where the
 next timer expires, or where the thread will have looked so often in a row that its looks get dearer.
+
+Most threads never look at a clock, and pay nothing for this: a thread's first look is a call, and the page is
+prepared for it until it has made a number of other calls without a look.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from detbox.guest.vdso import COST, LIMIT, NOW, PAGE, WALL
 from detbox.handlers.mapping import OWN_MAPPING
 from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
-from detbox.machine.clock import CALL_NS, LOOK_NS, PATIENCE
+from detbox.machine.clock import CALL_NS, LOOK_NS, PATIENCE, WATCHING
 
 if TYPE_CHECKING:
     from detbox.machine.clock import Clock, CpuTime
@@ -49,6 +52,8 @@ class GuestClock:
         self._page[COST], self._page[WALL] = _LOOK_COST, clock.realtime(0)
         self._page[NOW] = self._given = clock.now
         self._page[LIMIT] = _NEVER
+        #: Whether the page allows looks, so that there may be some to account for.
+        self.open = False
         self._cpu: CpuTime | None = None  # of the thread that the page was prepared for
 
     def settle(self) -> None:
@@ -60,6 +65,7 @@ class GuestClock:
             self._given += gone
             self._clock.now += gone
             self._cpu.looks += looks
+            self._cpu.watching = WATCHING
             self._cpu.spend(gone)
 
     def grant(self, cpu: CpuTime, allowed: bool) -> None:
@@ -68,6 +74,7 @@ class GuestClock:
         if page[NOW] != self._given:
             self.settle()
         now = clock.now
+        self.open = allowed = allowed and cpu.watching > 0
         if allowed:
             limit = now + (PATIENCE - cpu.looks) * _LOOK_COST
             if clock.timers.first <= limit:

@@ -8,8 +8,6 @@ import re
 import signal
 from typing import TYPE_CHECKING
 
-from ptrace.binding import ptrace_getregs, ptrace_setregs
-
 from detbox.cpu import auxv, emulate, model, stub
 from detbox.cpu.service import Finder
 from detbox.cpu.sites import UNTRAPPED
@@ -17,7 +15,7 @@ from detbox.cpu.trap import TrapValues
 from detbox.errors import InternalError
 from detbox.guest import vdso
 from detbox.handlers import dispositions
-from detbox.kernel import _native, siginfo
+from detbox.kernel import _native, registers, siginfo
 from detbox.kernel.numbers import NUMBERS
 from detbox.machine.clock import BOOT_NS
 from detbox.supervisor import guestclock, injection, signals
@@ -73,23 +71,23 @@ class Image:
 
     def prepare(self, m: Machine, task: Task) -> None:
         """At PTRACE_EVENT_EXEC: rewrite the initial stack, arm CPUID faulting (exec resets it), patch."""
-        regs = ptrace_getregs(task.tid)
+        regs = registers.get(task.tid)
         stack = task.read(regs.rsp, min(STACK_TOP - regs.rsp, MAX_INITIAL_STACK))
         st = os.stat(f"{task.tid}/exe", dir_fd=m.proc_fd)
         creds = task.process.creds
         secure = self._set_user_ids(m, task, st)
-        _, found = auxv.parse(stack)
-        plan, has_area, shown = self._own_memory(m, task, st, found)
+        parsed = auxv.parse(stack)
+        plan, has_area, shown = self._own_memory(m, task, st, parsed[1])
         values = auxv.AuxValues(
             hwcap=model.hwcap(m.cpu_model, m.spec.cpus), hwcap2=model.HWCAP2, random=task.rng.at_random(),
             uid=creds.ruid, euid=creds.euid, gid=creds.rgid, egid=creds.egid, secure=secure,
             vdso=shown,
         )  # fmt: skip
-        rewritten = auxv.rewrite(stack, regs.rsp, values)
+        rewritten = auxv.rewrite(stack, regs.rsp, values, parsed)
         for address, data in rewritten.edits:
             task.write(address, data)
         regs.rsp = rewritten.rsp
-        ptrace_setregs(task.tid, regs)
+        registers.put(task.tid, regs)
         task.process.data["auxv"] = rewritten.auxv
         assert self.patching is not None
         self.patching.carry_out(task, plan, has_area, m.clock.now - BOOT_NS)
@@ -154,11 +152,11 @@ class Image:
             return False
         if signo == signal.SIGSEGV and siginfo.code_of(info) != siginfo.SI_KERNEL:
             return False
-        regs = ptrace_getregs(task.tid)
+        regs = registers.get(task.tid)
         code = self._instruction(task, signo, regs.rip)
         if code is None or not emulate.emulate(code, regs, TrapValues(self.sup.m, task)):
             return False
-        ptrace_setregs(task.tid, regs)
+        registers.put(task.tid, regs)
         self._undo_force(task, signo)
         return True
 
@@ -198,7 +196,7 @@ class Image:
 
     def _restore(self, task: Task, signo: int, act: bytes) -> None:
         """Set a disposition again; the structure is passed on the thread's stack, below its red zone."""
-        place = ptrace_getregs(task.tid).rsp - 128 - len(act)
+        place = registers.get(task.tid).rsp - 128 - len(act)
         saved = task.read(place, len(act))
         task.write(place, act)
         result = injection.call(

@@ -7,11 +7,9 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from ptrace.binding import ptrace_getregs, ptrace_setregs
-
 from detbox.cpu import stub
 from detbox.errors import InternalError
-from detbox.kernel import _native
+from detbox.kernel import _native, registers
 from detbox.supervisor.memory import peek, poke
 
 if TYPE_CHECKING:
@@ -33,20 +31,20 @@ def call(task: Task, number: int, *args: int) -> int:
     disposition changes.
     """
     tid = task.tid
-    regs, saved = ptrace_getregs(tid), ptrace_getregs(tid)
+    regs, saved = registers.get(tid), registers.get(tid)
     mask = _native.get_sigmask(tid)
     code = peek(tid, regs.rip, len(_SYSCALL))
     poke(tid, regs.rip, _SYSCALL)
     regs.rax, regs.orig_rax = number, _NO_CALL
     for name, value in zip(_REGISTERS, args, strict=False):
         setattr(regs, name, value)
-    ptrace_setregs(tid, regs)
+    registers.put(tid, regs)
     _native.set_sigmask(tid, _EVERY_SIGNAL)
     for _ in ("before", "after"):
         _resume(tid, _PTRACE_SYSCALL)
-    result = ptrace_getregs(tid).rax
+    result = registers.get(tid).rax
     poke(tid, saved.rip, code)
-    ptrace_setregs(tid, saved)
+    registers.put(tid, saved)
     _native.set_sigmask(tid, mask)
     return _signed(result)
 
@@ -58,23 +56,23 @@ def at_exec(task: Task, calls: Sequence[stub.Call], listener: int, fd: int) -> l
     filter traps is answered with a descriptor of what ``fd`` is open on.
     """
     tid = task.tid
-    regs, saved = ptrace_getregs(tid), ptrace_getregs(tid)
+    regs, saved = registers.get(tid), registers.get(tid)
     mask = _native.get_sigmask(tid)
     place = regs.rip - regs.rip % _PAGE
-    code = stub.code(calls)
+    code = stub.code(tuple(calls))
     old = peek(tid, place, len(code))
     poke(tid, place, code)
     regs.rip = place
-    ptrace_setregs(tid, regs)
+    registers.put(tid, regs)
     # The breakpoint's own signal must be open, or the kernel would open it for good.
     _native.set_sigmask(tid, _EVERY_SIGNAL & ~(1 << (signal.SIGTRAP - 1)))
     _resume(tid, _PTRACE_CONT, lambda: _next(tid, listener, fd))
-    after = ptrace_getregs(tid)
+    after = registers.get(tid)
     if after.rip != place + len(code):
         raise InternalError(f"the code at exec stopped at {after.rip:#x}")
     poke(tid, place, old)
     saved.rax, saved.orig_rax = 0, _NO_CALL
-    ptrace_setregs(tid, saved)
+    registers.put(tid, saved)
     _native.set_sigmask(tid, mask)
     return [_signed(getattr(after, name)) for name in stub.RESULTS[: len(calls)]]
 

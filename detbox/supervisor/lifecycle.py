@@ -7,10 +7,9 @@ import struct
 import time
 from typing import TYPE_CHECKING
 
-from ptrace.binding import ptrace_geteventmsg
-
 from detbox.errors import LimitExceeded
 from detbox.handlers import futex_exit
+from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
 from detbox.machine.rng import RandomStream
 from detbox.supervisor.task import Process, State, Task
@@ -42,7 +41,7 @@ def on_clone(sup: Supervisor, parent: Task, vfork: bool) -> None:
     if len(sup.m.tasks) >= MAX_TASKS:
         what = f"the guest has {MAX_TASKS} threads at the same time"
         raise LimitExceeded(what, "is it creating processes without end?")
-    tid = ptrace_geteventmsg(parent.tid)
+    tid = _native.event_message(parent.tid)
     flags, child_tid = clone_flags(parent)
     child = _new_thread(parent, tid) if flags & CLONE_THREAD else _new_process(sup, parent, tid, flags)
     if flags & CLONE_CHILD_CLEARTID:

@@ -11,8 +11,6 @@ import os
 import signal
 from collections.abc import Callable, Iterable
 
-from ptrace.binding import ptrace_geteventmsg
-
 from detbox.decision import CONTINUE, ContinueThen, Decision, InstallFd, Park, Wake
 from detbox.errors import Deadlock, InternalError
 from detbox.handlers import futex_exit
@@ -110,7 +108,8 @@ class Supervisor:
         """A thread has made a call that the filter traps."""
         notif, tid, nr, args, ip = event
         self.notifications += 1
-        self.guest_clock.settle()
+        if self.guest_clock.open:
+            self.guest_clock.settle()
         m = self.m
         task = m.tasks.get(tid)
         if task is None:
@@ -147,7 +146,8 @@ class Supervisor:
                 decision = self._failed(error)
         if type(decision) is int and not (self.observers or self.counting.active or task.data):
             # The commonest end, as finish() would do it: three calls less, of 5 us in all.
-            self.guest_clock.grant(task.cpu, True)
+            if task.cpu.watching or self.guest_clock.open:
+                self.guest_clock.grant(task.cpu, True)
             error_code = decision if -MAX_ERRNO <= decision < 0 else 0
             _native.reply(m.listener, task.notif, 0 if error_code else decision, error_code, 0)
             task.notif = 0
@@ -260,7 +260,8 @@ class Supervisor:
 
     def grant(self, task: Task) -> None:
         """A thread is about to go on: how long it may look at the clock by itself."""
-        self.guest_clock.grant(task.cpu, not self.counting.counts(task.process))
+        if task.cpu.watching or self.guest_clock.open:
+            self.guest_clock.grant(task.cpu, not self.counting.counts(task.process))
 
     def hold(self, task: Task) -> None:
         """A thread that was running is now held by the supervisor."""
@@ -293,7 +294,7 @@ class Supervisor:
             return
         signo, event = (status >> 8) & 0xFF, status >> 16
         # An exec by another thread than the leader is reported under the leader's number.
-        task = self.m.tasks.get(ptrace_geteventmsg(tid) if event == EVENT_EXEC else tid)
+        task = self.m.tasks.get(_native.event_message(tid) if event == EVENT_EXEC else tid)
         if task is None:
             self.early[tid] = status
             return

@@ -17,7 +17,7 @@ SYS_GETPID, SYS_MMAP, SYS_CLOSE, SYS_DUP, SYS_FCNTL = 39, 9, 3, 32, 72
 
 def test_calls_and_results() -> None:
     program = Traced(["/bin/true"], {})
-    code = stub.code([(SYS_GETPID,), (SYS_CLOSE, 99), (SYS_MMAP, 0x7FFF0000, 4096, 7, 0x100022, -1, 0)])
+    code = stub.code(((SYS_GETPID,), (SYS_CLOSE, 99), (SYS_MMAP, 0x7FFF0000, 4096, 7, 0x100022, -1, 0)))
     regs = ptrace_getregs(program.pid)
     program.write(regs.rip, code)
     ptrace_setregs(program.pid, regs)
@@ -35,7 +35,7 @@ def test_calls_and_results() -> None:
 def test_a_result_is_an_argument() -> None:
     program = Traced(["/bin/true"], {})
     fd = stub.Result(0, 1 << 62)
-    code = stub.code([(SYS_DUP, 1), *[(SYS_GETPID,)] * 4, (SYS_FCNTL, fd, 1), (SYS_CLOSE, stub.Result(0))])
+    code = stub.code(((SYS_DUP, 1), *[(SYS_GETPID,)] * 4, (SYS_FCNTL, fd, 1), (SYS_CLOSE, stub.Result(0))))
     regs = ptrace_getregs(program.pid)
     program.write(regs.rip, code)
     ptrace_setregs(program.pid, regs)
@@ -51,4 +51,4 @@ def test_a_result_is_an_argument() -> None:
 
 def test_too_many_calls() -> None:
     with pytest.raises(ValueError, match="registers"):
-        stub.code([(SYS_GETPID,)] * 8)
+        stub.code(((SYS_GETPID,),) * 8)

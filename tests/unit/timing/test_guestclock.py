@@ -5,10 +5,15 @@ from __future__ import annotations
 import pytest
 
 from detbox.guest.vdso import COST, LIMIT, NOW
-from detbox.machine.clock import BOOT_NS, CALL_NS, LOOK_NS, PATIENCE, Clock, CpuTime
+from detbox.machine.clock import BOOT_NS, CALL_NS, LOOK_NS, PATIENCE, WATCHING, Clock, CpuTime
 from detbox.supervisor.guestclock import GuestClock
 
 LOOK = CALL_NS + LOOK_NS
+
+
+def watcher() -> CpuTime:
+    """A thread's CPU time; it has just looked at a clock."""
+    return CpuTime(CpuTime(), watching=WATCHING)
 
 
 class Guest:
@@ -34,7 +39,7 @@ def guest() -> Guest:
 
 
 def test_a_look_is_a_look(guest: Guest) -> None:
-    one, other = CpuTime(CpuTime()), CpuTime(CpuTime())
+    one, other = watcher(), watcher()
     guest.shared.grant(one, True)
     assert guest.looks(10) == 10
     guest.shared.settle()
@@ -48,7 +53,7 @@ def test_a_look_is_a_look(guest: Guest) -> None:
 
 
 def test_patience_ends(guest: Guest) -> None:
-    cpu = CpuTime()
+    cpu = watcher()
     guest.shared.grant(cpu, True)
     assert guest.looks(1000) == PATIENCE
     guest.shared.grant(cpu, True)
@@ -62,13 +67,13 @@ def test_patience_ends(guest: Guest) -> None:
 
 def test_a_deadline_is_met_by_a_call(guest: Guest) -> None:
     guest.clock.timers.add(BOOT_NS + 5 * LOOK, lambda: None)
-    guest.shared.grant(CpuTime(), True)
+    guest.shared.grant(watcher(), True)
     assert guest.looks(1000) == 4
 
 
 @pytest.mark.parametrize("whose", ["thread", "process"])
 def test_so_is_one_by_cpu_time(guest: Guest, whose: str) -> None:
-    cpu = CpuTime(CpuTime())
+    cpu = watcher()
     owner = cpu if whose == "thread" else cpu.parent
     assert owner is not None
     cpu.spend(1_000_000)
@@ -79,7 +84,7 @@ def test_so_is_one_by_cpu_time(guest: Guest, whose: str) -> None:
 
 
 def test_looks_belong_to_the_thread_that_made_them(guest: Guest) -> None:
-    one, other = CpuTime(), CpuTime()
+    one, other = watcher(), watcher()
     guest.shared.grant(one, True)
     guest.looks(2)
     guest.shared.grant(other, True)
@@ -89,5 +94,22 @@ def test_looks_belong_to_the_thread_that_made_them(guest: Guest) -> None:
 
 
 def test_not_allowed(guest: Guest) -> None:
-    guest.shared.grant(CpuTime(), False)
+    guest.shared.grant(watcher(), False)
+    assert guest.looks(1) == 0
+
+
+def test_who_does_not_look_is_not_watched(guest: Guest) -> None:
+    cpu = CpuTime(CpuTime())
+    guest.shared.grant(cpu, True)
+    assert guest.looks(1) == 0 and not guest.shared.open
+    guest.clock.look(cpu)
+    for _ in range(WATCHING - 1):
+        guest.clock.charge(cpu)
+    guest.shared.grant(cpu, True)
+    assert guest.looks(1) == 1 and guest.shared.open
+    guest.shared.settle()
+    assert cpu.watching == WATCHING
+    for _ in range(WATCHING):
+        guest.clock.charge(cpu)
+    guest.shared.grant(cpu, True)
     assert guest.looks(1) == 0
