@@ -24,7 +24,7 @@ from detbox.kernel.numbers import NUMBERS
 from detbox.machine.clock import CALL_NS, LOOK_NS, PATIENCE, WATCHING
 
 if TYPE_CHECKING:
-    from detbox.machine.clock import Clock, CpuTime
+    from detbox.machine.clock import Clock, CpuTime, Timers
 
 #: What a look costs, as when the supervisor answers it.
 _LOOK_COST = CALL_NS + LOOK_NS
@@ -77,12 +77,11 @@ class GuestClock:
         self.open = allowed = allowed and cpu.watching > 0
         if allowed:
             limit = now + (PATIENCE - cpu.looks) * _LOOK_COST
-            if clock.timers.first <= limit:
-                limit = clock.timers.first - 1
+            limit = _before(clock.timers, 0, limit)
             time: CpuTime | None = cpu
             while time is not None:
                 if time.timers is not None:
-                    limit = min(limit, now + time.timers.first - time.ns - 1)
+                    limit = _before(time.timers, now - time.ns, limit)
                 time = time.parent
         else:
             limit = _NEVER
@@ -103,3 +102,12 @@ class GuestClock:
             (NUMBERS["mmap"], place + PAGE, PAGE, _READ_EXECUTE, _PRIVATE, fd, PAGE),
             (NUMBERS["close"], Result(first)),
         ]
+
+
+def _before(timers: Timers, ahead: int, limit: int) -> int:
+    """``limit``, or the last moment before a timer expires, by a clock that is ``ahead`` of the timers'."""
+    if timers.first + ahead > limit:
+        return limit
+    # `first` may be that of a cancelled timer, until somebody asks: when that is may depend on the machine.
+    deadline = timers.next_deadline()
+    return limit if deadline is None else min(limit, deadline + ahead - 1)

@@ -71,6 +71,14 @@ def test_a_deadline_is_met_by_a_call(guest: Guest) -> None:
     assert guest.looks(1000) == 4
 
 
+def test_a_cancelled_timer_does_not_matter(guest: Guest) -> None:
+    timers = guest.clock.timers
+    timers.cancel(timers.add(BOOT_NS + 2 * LOOK, lambda: None))
+    timers.add(BOOT_NS + 9 * LOOK, lambda: None)
+    guest.shared.grant(watcher(), True)
+    assert guest.looks(1000) == 8
+
+
 @pytest.mark.parametrize("whose", ["thread", "process"])
 def test_so_is_one_by_cpu_time(guest: Guest, whose: str) -> None:
     cpu = watcher()
