@@ -25,7 +25,7 @@ def phases() -> Iterator[Callable[[str], None]]:
     started, said = time.monotonic(), ["starting"]
 
     def show(*_: object) -> None:
-        width = max(20, os.get_terminal_size(2).columns)
+        width = os.get_terminal_size(2).columns or 80  # some terminals do not know
         text = f"{said[-1]}, {time.monotonic() - started:.0f} s"
         os.write(2, f"\r\033[K{text[: width - 1]}".encode())
 

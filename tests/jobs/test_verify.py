@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
+import re
 import subprocess
 import sys
 import tempfile
@@ -13,7 +16,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "harness"))
 
-from verifying import fill, run_detbox, state, verify
+from verifying import ROOT, fill, run_detbox, state, verify
 
 
 @pytest.fixture
@@ -39,19 +42,20 @@ def test_identical_and_the_own_directory_is_not_touched(work: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "call, script",
+    "call, cause, script",
     [
-        ("getrandom", "import random; print(random.random())"),
-        ("getdents64", "import os; print(os.listdir())"),
-        ("clock_gettime", "import time; print(time.clock_gettime(time.CLOCK_REALTIME))"),
+        ("getrandom", "random", "import random; print(random.random())"),
+        ("getdents64", "readdir order", "import os; print(os.listdir())"),
+        ("clock_gettime", "time", "import time; print(time.clock_gettime(time.CLOCK_REALTIME))"),
     ],
 )
-def test_a_planted_bug_is_found_and_named(call: str, script: str, work: Path) -> None:
+def test_a_planted_bug_is_found_and_named(call: str, cause: str, script: str, work: Path) -> None:
     status, answer = verify("--leak", call, "--", "python3", "-c", script, cwd=work)
     assert status == 1
     assert not answer["identical"]
     assert "stdout" in [found["what"] for found in answer["differences"]]
-    assert answer["divergence"]["call"] == call
+    assert (answer["divergence"]["call"], answer["divergence"]["cause"]) == (call, cause)
+    assert answer["divergence"]["before"] and answer["divergence"]["runs"][0] != answer["divergence"]["runs"][1]
     assert answer["divergence"]["stack"][0][1].startswith("python3 -c import")
 
 
@@ -159,3 +163,23 @@ def test_diffoscope_is_used_where_it_is_installed(status: int | None, shown: boo
     assert done.returncode == 0
     assert ("said by diffoscope" in text) is shown
     assert ("+++ run 2" in text) is not shown
+
+
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_colours_and_progress_are_for_terminals(no_color: str, work: Path) -> None:
+    variables, coloured = {"TERM": "xterm", "NO_COLOR": no_color}, not no_color
+    master, slave = pty.openpty()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "detbox", "verify", "--perturb=umask", "--", "sleep", "1"], cwd=work,
+        stdin=subprocess.DEVNULL, stdout=slave, stderr=slave, env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
+    )  # fmt: skip
+    os.close(slave)
+    text = b""
+    with contextlib.suppress(OSError):  # EIO: everybody has closed the other side
+        while part := os.read(master, 65536):
+            text += part
+    os.close(master)
+    assert child.wait() == 0
+    assert (b"\033[32;1midentical\033[0m" in text) is coloured
+    assert re.search(rb"\runder detbox, run \d of 2, \d+ s", text.replace(b"\033[K", b""))
+    assert text.rstrip().endswith((b"identical", b"identical\033[0m"))
