@@ -30,6 +30,7 @@ from detbox.errors import DetboxError, HostError, Interrupted, TimedOut
 from detbox.kernel import _native
 from detbox.machine import constants
 from detbox.spec import RunSpec
+from detbox.supervisor.setup import before_start
 
 CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
@@ -55,6 +56,7 @@ def _run(spec: RunSpec) -> Outcome:
     result_read, result_write = os.pipe2(os.O_CLOEXEC)
     mapped_read, mapped_write = os.pipe2(os.O_CLOEXEC)
     ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
+    before_start(spec)
     keeper = os.fork()
     if keeper == 0:
         for fd in (life_write, result_read, mapped_write, ready_read):
