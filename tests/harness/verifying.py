@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,14 @@ CHEAP = ("--no-perturb=load", "--no-perturb=memory")
 def run_detbox(
     *words: str, cwd: Path, stdin: bytes = b"", env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[bytes]:
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
+    """What is kept of differing runs vanishes afterwards, unless ``words`` say where to keep it."""
     command = [sys.executable, "-m", "detbox", *words]
-    return subprocess.run(command, cwd=cwd, env=variables, input=stdin, capture_output=True, timeout=150, check=False)
+    with tempfile.TemporaryDirectory(prefix="detbox-test-") as place:
+        os.chmod(place, 0o755)
+        variables = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": place, **(env or {})}
+        return subprocess.run(
+            command, cwd=cwd, env=variables, input=stdin, capture_output=True, timeout=150, check=False
+        )
 
 
 def verify(*words: str, cwd: Path, stdin: bytes = b"") -> tuple[int, dict[str, Any]]:
