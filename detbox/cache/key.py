@@ -13,6 +13,7 @@ from detbox.cache import manifest
 from detbox.cache.facts import content_of
 from detbox.cache.places import Sources
 from detbox.cache.summary import text
+from detbox.images.place import place_of
 from detbox.spec import RunSpec
 
 #: What does not change a run's results, or is known from facts.
@@ -37,6 +38,8 @@ def parts(spec: RunSpec, sources: Sources) -> dict[str, Any]:
     found["detbox"] = [detbox.__version__, engine()]
     if spec.image is not None and os.path.isfile(spec.image):
         found["image"] = content_of(os.fsencode(spec.image))
+    elif spec.image is not None and (place := place_of(spec.image)):
+        found["owners"] = content_of(os.fsencode(f"{place}/owners"))  # the files themselves show one owner
     return found
 
 

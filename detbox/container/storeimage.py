@@ -9,17 +9,12 @@ import os
 from collections.abc import Iterator
 
 from detbox.errors import UserError
-
-
-def _place(image: str) -> str | None:
-    """The image's directory in the store, if ``image`` is the root in one."""
-    place, name = os.path.split(image)
-    return place if name == "root" and os.path.isfile(f"{place}/manifest") else None
+from detbox.images.place import place_of
 
 
 def owners(image: str) -> dict[bytes, tuple[int, int]]:
     """(uid, gid) of the files that are not root's, by absolute path in the image; empty for another directory."""
-    place = _place(image)
+    place = place_of(image)
     if place is None:
         return {}
     with open(f"{place}/owners", encoding="utf-8") as file:
@@ -29,7 +24,7 @@ def owners(image: str) -> dict[bytes, tuple[int, int]]:
 @contextlib.contextmanager
 def held(image: str | None) -> Iterator[None]:
     """Keeps a store's image from being removed meanwhile.  Raises UserError if that has happened already."""
-    place = _place(image) if image is not None else None
+    place = place_of(image) if image is not None else None
     if place is None:
         yield
         return

@@ -25,6 +25,7 @@ from detbox.images.manifest import Entry
 from detbox.images.recipe import Recipe
 from detbox.images.store import Image, Store, remove_all
 from detbox.images.tools import check_tools, environment, failure
+from detbox.kernel import _native
 
 Notice = Callable[[str], None]
 #: A file that the image does not keep: the archive's description of all packages, as far as a lock needs it.
@@ -137,12 +138,14 @@ def _start(recipe: Recipe, archive: Sequence[str], work: Path) -> subprocess.Pop
     ]
     if recipe.packages:
         command.append(f"--include={','.join(recipe.packages)}")
-    if any("file:" in line or "copy:" in line for line in archive):
-        command.append(f"--hook-dir={_LOCAL_HOOKS}")
+    if recipe.variant == "extract":  # the hook that would undo the mounts does not run
+        archive = [line.replace(" file:", " copy:") for line in archive]
+    elif any(" file:" in line for line in archive):
+        command.append(f"--hook-dir={_LOCAL_HOOKS}")  # apt runs in the chroot: a local archive must be there too
     command += [recipe.suite, "-", "-"]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=environment(work), preexec_fn=_end_with_caller,
+        env=environment(work), preexec_fn=_before_exec,
     )  # fmt: skip
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError), process.stdin as stream:
@@ -150,11 +153,13 @@ def _start(recipe: Recipe, archive: Sequence[str], work: Path) -> subprocess.Pop
     return process
 
 
-def _end_with_caller() -> None:
-    from detbox.kernel import _native
-
+def _before_exec() -> None:
+    """In the child: mmdebstrap ends with its caller, and root's mounts end with mmdebstrap, however it ends."""
     os.umask(0o022)
     _native.prctl(inside.PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.geteuid() == 0:
+        _native.unshare(inside.CLONE_NEWNS)
+        _native.mount(None, b"/", None, inside.PRIVATE, None)
 
 
 def _receive(stream: IO[bytes], builder: tree.Builder, index: list[bytes]) -> None:

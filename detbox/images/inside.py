@@ -26,6 +26,7 @@ from detbox.kernel import _native
 T = TypeVar("T")
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x20000, 0x10000000, 0x40000000
 PR_SET_PDEATHSIG = 1
+PRIVATE = 0x4000 | 0x40000  # MS_REC | MS_PRIVATE
 #: How many ids a Debian system uses: nobody is 65534.
 IDS = 65536
 #: What a program inside sees of the environment, before what is declared.
@@ -102,7 +103,7 @@ def _chrooted(
         raise HostError("pychroot is missing", "install it: pip install 'detbox[images]'") from None
     # Whatever is mounted stays in a mount namespace of this process's own.
     _native.unshare(CLONE_NEWNS | (0 if network else CLONE_NEWNET))
-    _native.mount(None, b"/", None, 0x4000 | 0x40000, None)  # MS_REC | MS_PRIVATE
+    _native.mount(None, b"/", None, PRIVATE, None)
     mounts: dict[str, Any] = {f"{source}:{target}": {"create": True} for source, target in binds.items()}
     chroot = Chroot(path, mountpoints=mounts)
     _choose_mounts(chroot, path, network)

@@ -861,7 +861,8 @@ static int copy_level(int source, int target, int depth, int asked, dev_t dev, c
 		if ((e->d_type != DT_DIR && e->d_type != DT_UNKNOWN) || !strcmp(e->d_name, ".") || !strcmp(e->d_name, "..")) continue;
 		if (length + n + 2 > PATH_MAX || fstatat(source, e->d_name, &st, AT_SYMLINK_NOFOLLOW) || !S_ISDIR(st.st_mode)) continue;
 		if (mkdirat(target, e->d_name, st.st_mode & 01777)) continue;
-		if (inherits || st.st_mode & 06000) fchmodat(target, e->d_name, st.st_mode & 07777, 0);
+		if (inherits || st.st_mode & 06022) /* what the umask takes away, too */
+			fchmodat(target, e->d_name, st.st_mode & 07777, 0);
 		/* Two links are its own name and its ".": no subdirectories.  File systems that do not count say 1. */
 		if ((st.st_mode & asked) == asked && st.st_nlink == 2 && !faccessat(source, e->d_name, R_OK | X_OK, AT_EACCESS)) continue;
 		path[length] = '/';

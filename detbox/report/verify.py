@@ -21,6 +21,8 @@ from typing import Any, NoReturn
 
 from detbox import errors
 from detbox.errors import InternalError, UserError
+from detbox.images.lend import lend
+from detbox.images.place import place_of
 from detbox.report.copies import Copies
 from detbox.report.perturb import PERTURBATIONS, Difference, Host, Observed, compare, owner_of, variants
 from detbox.report.scratch import Scratch
@@ -102,7 +104,8 @@ def _user_obstacle(spec: RunSpec | None) -> str:
     """Why the other user cannot run detbox, or this job, here; "" if it can."""
     places = [(tempfile.gettempdir(), "the copies are made (TMPDIR)")]
     if spec is not None:
-        places += [(spec.image, "the image is")] if spec.image else []
+        # Of an image in a store the other user gets a copy.
+        places += [(spec.image, "the image is")] if spec.image and not place_of(spec.image) else []
         places += [(mount.src, "an input is") for mount in spec.mounts if not mount.rw]
     for path, what in places:
         here = Path(path).resolve()
@@ -137,6 +140,7 @@ class Verification:
         self.hosts = variants(n, user=user, without=[row.name for row in rows if not row.applied])
         self.places = Scratch()
         self.first: Run | None = None
+        self._lent: str | None = None
         self._inputs = stamps(spec)
 
     def __enter__(self) -> Verification:
@@ -188,7 +192,7 @@ class Verification:
             "argv": [os.fsdecode(word) for word in self.spec.command],
             "env": host.environment({os.fsdecode(k): os.fsdecode(v) for k, v in declared.items()}),
             "mounts": [[mount.src, mount.dst, mount.rw] for mount in mounts],
-            "image": self.spec.image, "alias": self.spec.workdir_alias or "",
+            "image": self._image(host), "alias": self.spec.workdir_alias or "",
             "shown": os.path.join(NATIVE_TOP, host.settings["path"]),
             "burn": host.settings["process numbers"],
             "ignored": [int(signal.SIGPIPE)] if host.settings["signals"] else [],
@@ -205,9 +209,18 @@ class Verification:
         for path in (value for key, value in changes.items() if key in ("record", "record_times")):
             Path(path).touch()
             os.chown(path, *owner)
-        spec = self.spec.with_changes(mounts=mounts, **changes)
+        spec = self.spec.with_changes(mounts=mounts, image=self._image(host), **changes)
         limit = None if spec.timeout_s is None else spec.timeout_s + _GRACE_S
         return self._one(host, place, kept, lambda work: {"spec": spec.to_json()}, limit)
+
+    def _image(self, host: Host) -> str | None:
+        """The image's path on this host: a store is closed to the other user, who gets a copy."""
+        image, user = self.spec.image, host.settings["user"]
+        if image is None or user is None or place_of(image) is None:
+            return image
+        if self._lent is None:
+            self._lent = lend(image, self.places.directory(), *owner_of(user))
+        return self._lent
 
     def _one(
         self,

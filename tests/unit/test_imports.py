@@ -48,9 +48,9 @@ ALLOWED: dict[str, set[str]] = {
         "synth",
         *_VALUES,
     },
-    "cache": {"", "handlers", "spec", *_VALUES},
-    "container": {"cache", "cpu", "guest", "handlers", "policy", "spec", "supervisor", "synth", *_VALUES},
-    "report": {"", "api", "container", "recorder", "spec", *_VALUES},
+    "cache": {"", "handlers", "images", "spec", *_VALUES},
+    "container": {"cache", "cpu", "guest", "handlers", "images", "policy", "spec", "supervisor", "synth", *_VALUES},
+    "report": {"", "api", "container", "images", "recorder", "spec", *_VALUES},
     "deb": {"", "container", "images", "report", "spec", *_VALUES},
     "cli": {
         "",
