@@ -5,7 +5,7 @@ set -eu
 cd "$(dirname "$0")/.."
 
 missing=
-for package in python3-venv python3-dev gcc libc6-dev make; do
+for package in python3-venv python3-dev gcc libc6-dev make mmdebstrap uidmap; do
     status=$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null || true)
     [ "$status" = installed ] || missing="$missing $package"
 done
