@@ -73,6 +73,10 @@ def run(
     cache: str | bool | None = None,
     cache_dir: StrPath | None = None,
     cache_verify: int | None = None,
+    cache_remote: str | None = None,
+    cache_remote_read_only: bool = False,
+    cache_remote_timeout: float | str | None = None,
+    cache_max_size: int | str | None = None,
     config: StrPath | None = None,
 ) -> Result:
     """Runs ``command`` deterministically, as ``detbox run`` does, and waits for its end.
@@ -90,6 +94,8 @@ def run(
         "epoch": epoch, "seed": seed, "cpus": cpus, "cpu_model": cpu_model, "user": user,
         "network": network, "timeout": timeout, "memory": memory, "strict": strict,
         "cache": _mode(cache), "cache_dir": cache_dir, "cache_verify": cache_verify,
+        "cache_remote": cache_remote, "cache_remote_read_only": cache_remote_read_only,
+        "cache_remote_timeout": cache_remote_timeout, "cache_max_size": cache_max_size,
         "stdin": None if isinstance(stdin, bytes) else stdin,
     }  # fmt: skip
     options: list[str | bytes] = [] if config is None else ["--config", os.fspath(config)]

@@ -91,6 +91,21 @@ OPTIONS: tuple[Option, ...] = (
         "PERCENT",
         "run so many of the hits all the same, and compare every byte (default: all)",
     ),
+    Option(
+        "cache-remote",
+        Kind.TEXT,
+        "URL",
+        "share results with others: a directory, http(s)://HOST/PATH, redis(s)://HOST[:PORT]/DB or unix://SOCKET; "
+        "a password or token comes from DETBOX_CACHE_TOKEN (default: DETBOX_CACHE_REMOTE, else none)",
+    ),
+    Option("cache-remote-read-only", Kind.SWITCH, "", "take results from the remote cache, and give it none"),
+    Option(
+        "cache-remote-timeout", Kind.TEXT, "TIME", "leave the remote cache out once it is slower (default: 10s)"
+    ),
+    Option(
+        "cache-max-size", Kind.TEXT, "SIZE",
+        "what was used least recently is removed once the cache is larger: bytes, or 512M, 4G (default: 10G)",
+    ),
     Option("strict", Kind.SWITCH, "", "make every doubt about determinism fatal (status 122)"),
     Option("stats", Kind.SWITCH, "", "after the run, report calls by kind, notifications, stops and times"),
     Option("dry-run", Kind.SWITCH, "", "print the container's set-up and do not run anything"),

@@ -29,6 +29,8 @@ CPUID_BACKENDS = ("auto", "patch")
 NETWORKS = ("loopback", "none")
 #: What a run may do with the cache: use results, keep them, or both.
 CACHE_MODES = ("read", "write", "both")
+DEFAULT_CACHE_BYTES = 10 << 30
+DEFAULT_REMOTE_TIMEOUT_S = 10.0
 #: Format of :meth:`RunSpec.to_json`; a supervisor of another version refuses it.
 JSON_VERSION = 1
 
@@ -102,6 +104,10 @@ class RunSpec:
     record_results: bool = False  # the trace tells results of calls that the kernel executes
     cache: str = ""  # one of CACHE_MODES, or "": without
     cache_dir: str | None = None  # host directory of the cache; None without one
+    cache_max_bytes: int = DEFAULT_CACHE_BYTES  # a larger cache loses what was used least recently
+    cache_remote: str | None = None  # URL of a cache that is shared with others
+    cache_remote_read_only: bool = False
+    cache_remote_timeout_s: float = DEFAULT_REMOTE_TIMEOUT_S
     cache_verify: int = 0  # how many percent of the hits are run all the same, and compared
     observe_fd: int = -1  # descriptor that takes what the run observed and changed; -1: nothing is noted
     stdin_head: bytes = b""  # the beginning of standard input, if somebody has read it already
@@ -186,10 +192,15 @@ def make_spec(
         stdin=stdin,
         stdin_closed=stdin is None and bool(get("stdin_closed")),
         timeout_s=values.duration_s(get("timeout"), "--timeout"),
-        memory_bytes=values.size(get("memory"), "--memory"),
+        memory_bytes=values.memory(get("memory"), "--memory"),
         strict=bool(get("strict")),
         cache=cache,
         cache_dir=cache_dir,
+        cache_max_bytes=values.size(get("cache_max_size"), "--cache-max-size") or DEFAULT_CACHE_BYTES,
+        cache_remote=values.remote_cache(get("cache_remote"), host_env, cwd) if cache else None,
+        cache_remote_read_only=bool(get("cache_remote_read_only")),
+        cache_remote_timeout_s=values.duration_s(get("cache_remote_timeout"), "--cache-remote-timeout")
+        or DEFAULT_REMOTE_TIMEOUT_S,
         cache_verify=values.number(get("cache_verify"), "--cache-verify", 0, 100, default=0),
         stats=bool(get("stats")),
         verbose=int(get("verbose") or 0),
@@ -260,18 +271,7 @@ def _cache(
         raise UserError(f"{where}={chosen}: not a way to use the cache", f"write one of {', '.join(CACHE_MODES)}, off")
     if chosen == "off":
         return "", None
-    return chosen, cache_directory(directory, host_env, cwd)
-
-
-def cache_directory(given: Any, host_env: Mapping[bytes, bytes], cwd: str) -> str:
-    """The absolute path of the cache's directory."""
-    if given is None:
-        declared = os.fsdecode(host_env.get(b"DETBOX_CACHE", b""))
-        base = os.fsdecode(host_env.get(b"XDG_CACHE_HOME", b""))
-        home = os.fsdecode(host_env.get(b"HOME", b"/"))
-        base = base if base.startswith("/") else os.path.join(home, ".cache")
-        given = declared if "/" in declared else os.path.join(base, "detbox", "results")
-    return os.path.abspath(os.path.join(cwd, os.fsdecode(given)))
+    return chosen, values.cache_directory(directory, host_env, cwd)
 
 
 def _user(given: Any) -> str:

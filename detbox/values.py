@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detbox.errors import UserError
@@ -16,6 +17,8 @@ _SIZE_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _TIME_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 #: Less than this cannot hold a dynamically linked shell and its libraries.
 MIN_MEMORY_BYTES = 4 * 2**20
+#: Kinds of remote caches.
+REMOTE_SCHEMES = ("file", "http", "https", "redis", "rediss", "unix")
 
 
 def number(given: Any, option: str, low: int, high: int, *, default: int) -> int:
@@ -31,6 +34,14 @@ def number(given: Any, option: str, low: int, high: int, *, default: int) -> int
     return value
 
 
+def memory(given: Any, option: str) -> int | None:
+    """An amount of memory in bytes; see :func:`size`."""
+    value = size(given, option)
+    if value is not None and value < MIN_MEMORY_BYTES:
+        raise UserError(f"{option} {given}: less than {MIN_MEMORY_BYTES} bytes cannot hold any program")
+    return value
+
+
 def size(given: Any, option: str) -> int | None:
     """A size in bytes, spelt as bytes or with K, M, G, T (powers of 1024)."""
     if given is None:
@@ -38,10 +49,7 @@ def size(given: Any, option: str) -> int | None:
     match = re.fullmatch(r"(\d+)([KMGT]?)(i?B)?", str(given), re.IGNORECASE)
     if match is None:
         raise UserError(f"{option} {given}: not a size", f"write bytes, or {option} 512M, {option} 4G")
-    value = int(match[1]) * _SIZE_UNITS[match[2].upper()]
-    if value < MIN_MEMORY_BYTES:
-        raise UserError(f"{option} {given}: less than {MIN_MEMORY_BYTES} bytes cannot hold any program")
-    return value
+    return int(match[1]) * _SIZE_UNITS[match[2].upper()]
 
 
 def duration_s(given: Any, option: str) -> float | None:
@@ -82,6 +90,39 @@ def _date_ns(text: str, given: str, option: str) -> int:
         when = when.replace(tzinfo=datetime.UTC)
     since = when - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
     return (since.days * 86400 + since.seconds) * _NS + since.microseconds * 1000
+
+
+def remote_cache(given: Any, host_env: Mapping[bytes, bytes], cwd: str) -> str | None:
+    """The URL of a remote cache; a directory may be given by its path.  Raises UserError."""
+    option = "--cache-remote" if given is not None else "DETBOX_CACHE_REMOTE"
+    text = os.fsdecode(host_env.get(b"DETBOX_CACHE_REMOTE", b"")) if given is None else str(given)
+    if not text:
+        return None
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        return "file://" + os.path.abspath(os.path.join(cwd, text))
+    if scheme not in REMOTE_SCHEMES:
+        raise UserError(f"{option}: {scheme}:// is not a remote cache", f"known: {', '.join(REMOTE_SCHEMES)}")
+    if "@" in rest.split("/")[0]:
+        # The text is not repeated here: it holds a password.
+        raise UserError(
+            f"{option}: a URL with a password would be seen by every user of this machine",
+            "put the token, or user:password, into the environment as DETBOX_CACHE_TOKEN",
+        )
+    if not rest.strip("/"):
+        raise UserError(f"{option} {text}: names no place")
+    return text
+
+
+def cache_directory(given: Any, host_env: Mapping[bytes, bytes], cwd: str) -> str:
+    """The absolute path of the cache's directory."""
+    if given is None:
+        declared = os.fsdecode(host_env.get(b"DETBOX_CACHE", b""))
+        base = os.fsdecode(host_env.get(b"XDG_CACHE_HOME", b""))
+        home = os.fsdecode(host_env.get(b"HOME", b"/"))
+        base = base if base.startswith("/") else os.path.join(home, ".cache")
+        given = declared if "/" in declared else os.path.join(base, "detbox", "results")
+    return os.path.abspath(os.path.join(cwd, os.fsdecode(given)))
 
 
 def choice(given: Any, option: str, known: Sequence[str]) -> str:

@@ -91,6 +91,8 @@ def content_of(path: bytes) -> str | None:
         return None
     digest = xxhash.xxh3_128()
     with open(fd, "rb", buffering=0) as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return None  # a device may have no end
         while data := file.read(_CHUNK):
             digest.update(data)
     return digest.hexdigest()

@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from detbox.cache import key
+from detbox.cache import gc, key
 from detbox.cache.check import Checker
 from detbox.cache.manifest import Manifest
 from detbox.cache.places import Places, Sources
+from detbox.cache.remote_check import stays_inside
 from detbox.cache.restore import Restore
 from detbox.cache.stdin import Input
 from detbox.cache.store import Store
@@ -21,6 +22,7 @@ from detbox.cache.summary import data_of
 from detbox.errors import InternalError
 
 if TYPE_CHECKING:
+    from detbox.cache.remote import Access
     from detbox.container.outcome import Outcome
     from detbox.spec import RunSpec
 
@@ -29,17 +31,29 @@ _LENGTH = 8
 _HIT, _MISS, _UNABLE = "hit", "miss", "not cacheable"
 
 
-def run(spec: RunSpec, launch: Launch, outcome: type[Outcome], sources: Sources) -> Outcome:
+def run(
+    spec: RunSpec, launch: Launch, outcome: type[Outcome], sources: Sources, access: Access | None = None
+) -> Outcome:
     """Run the command with ``launch``, or put a former result in place.  Raises DetboxError.
 
-    ``outcome``: what is made of a result.
+    ``outcome``: what is made of a result.  ``access``: to the remote cache.
     """
     assert spec.cache_dir is not None
-    store = Store(spec.cache_dir)
+    store = Store(spec.cache_dir) if spec.cache_remote is None else _shared(spec, access)
     try:
-        return Job(spec, launch, outcome, sources, store).run()
+        done = Job(spec, launch, outcome, sources, store).run()
+        if store.trouble:
+            done.stats["cache trouble"] = store.trouble
+        return done
     finally:
         store.close()
+
+
+def _shared(spec: RunSpec, access: Access | None) -> Store:
+    from detbox.cache.remote import Access
+    from detbox.cache.remote_store import open_store
+
+    return open_store(spec, access or Access())
 
 
 class Job:
@@ -76,23 +90,27 @@ class Job:
         if new is not None:
             new.seconds = seconds
             if self.spec.cache in ("write", "both"):
+                new.command = self._known["command"]
                 self._store.publish(self._key, new.to_bytes(), new.blobs())
+                gc.keep_small(self._store, self.spec.cache_max_bytes)
         self._log(_MISS if new is not None else _UNABLE, self._why, seconds, 0.0)
         return outcome
 
     # -- looking up ------------------------------------------------------------------------
 
     def _find(self) -> Manifest | None:
-        candidates = self._store.candidates(self._key)
-        for data in candidates:
+        known = False
+        for data in self._store.look_up(self._key):
+            known = True
             manifest = Manifest.from_bytes(data)
             if manifest is None:
                 continue
             why = self._checker.first_change(manifest) or self._input.first_change(manifest.stdin)
             if why is None:
+                self._store.chosen(self._key, data)
                 return manifest
             self._why = self._why or why
-        if not candidates:
+        if not known:
             self._why = self._unknown()
         return None
 
@@ -114,7 +132,10 @@ class Job:
             if blob is None:
                 return None
             output = blob
+        tops = (self.spec.guest_workdir, *(mount.dst for mount in self.spec.mounts if mount.rw))
         try:
+            if not stays_inside(manifest, tops, self._places.host):
+                return None
             if not Restore(manifest.changes, self._places.host, self.spec.workdir).carry_out(self._store):
                 return None
         except OSError:
@@ -133,6 +154,7 @@ class Job:
         notes = os.memfd_create("detbox-observed")
         try:
             spec = self._input.handed_on(self.spec).with_changes(observe_fd=notes)
+            self._store.rest()
             outcome = self._launch(spec)
             with open(os.dup(notes), "rb") as file:
                 file.seek(0)
@@ -150,13 +172,17 @@ class Job:
             self._why = "; ".join(reasons)
             return outcome, None
         rows, names, hints, why = self._checker.finish(raw["facts"])
-        if why or not self._keep_blobs(raw["changes"]):
-            self._why = why or "an output was changed from outside"
+        try:
+            if why or not self._keep_blobs(raw["changes"]):
+                self._why = why or "an output was changed from outside"
+                return outcome, None
+            digest = self._store.put_bytes(output) if output else ""
+        except OSError as error:
+            self._why = f"the cache cannot keep it: {error.strerror}"
             return outcome, None
         manifest = Manifest(
-            rows, names, raw["changes"], outcome.status, self._store.put_bytes(output) if output else "", raw["turns"],
-            raw["stdin"], outcome.interleaving,
-        )  # fmt: skip
+            rows, names, raw["changes"], outcome.status, digest, raw["turns"], raw["stdin"], outcome.interleaving
+        )
         self._checker.keep_hints(manifest, hints)
         return outcome, manifest
 
@@ -169,9 +195,9 @@ class Job:
                 continue
             try:
                 change["blob"] = self._store.put_file(place)
-                if os.lstat(place).st_size != change.pop("size"):
+                if os.lstat(place).st_size != change["size"]:
                     return False
-            except OSError:
+            except FileNotFoundError:
                 return False
         return True
 
@@ -189,6 +215,7 @@ class Job:
         self._store.log_run({
             "command": self._known["command"], "workdir": self.spec.workdir, "result": result, "why": why,
             "seconds": round(seconds, 4), "saved": round(max(0.0, former - seconds), 4), "known": self._known,
+            **self._store.report(),
         })  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from detbox.spec import RunSpec
 _LEFT_OUT = frozenset((
     "workdir", "workdir_alias", "image", "mounts", "site_cache", "stdin", "stdin_closed", "timeout_s", "stats",
     "verbose", "dry_run", "record", "record_results", "cpuid_backend", "cache", "cache_dir",
+    "cache_max_bytes", "cache_remote", "cache_remote_read_only", "cache_remote_timeout_s",
     "cache_verify", "observe_fd", "stdin_head",
 ))  # fmt: skip
 

@@ -17,7 +17,7 @@ class Manifest:
     ``facts``: rows of :class:`~detbox.cache.facts.Fact` by canonical guest path.  ``names``: files with several
     names, each with the first path of the same file.  ``changes``: what the run left, see ``summary``; files
     have the SHA-256 of their content.  ``turns``: ``[stream, bytes]`` of the output in its order, whose bytes
-    are the blob ``output``.  ``seconds``: what the run took.
+    are the blob ``output``.  ``seconds``: what the run took.  ``command`` is for people.
     """
 
     facts: dict[str, list[Any]]
@@ -29,6 +29,7 @@ class Manifest:
     stdin: dict[str, Any]
     interleaving: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    command: list[str] = field(default_factory=list)
     format: int = FORMAT
 
     def to_bytes(self) -> bytes:
@@ -48,6 +49,11 @@ class Manifest:
         """Every blob that the result needs."""
         found = [self.output] if self.output else []
         return found + [change["blob"] for change in self.changes if change.get("blob")]
+
+    def sized_blobs(self) -> list[tuple[str, int]]:
+        """Every blob that the result needs, with its size in bytes."""
+        found = [(self.output, sum(size for _, size in self.turns))] if self.output else []
+        return found + [(change["blob"], change["size"]) for change in self.changes if change.get("blob")]
 
     def left(self) -> dict[str, Any]:
         """What two runs of the same job must have in common."""

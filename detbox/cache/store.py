@@ -1,4 +1,4 @@
-"""A directory that keeps results: blobs in files named by their SHA-256, and an index in SQLite.
+"""A directory that keeps results: blobs in files named by their SHA-256, and an index of what they belong to.
 
 Everything is reached through a descriptor of the directory and through a connection that is opened at once, so
 that a store goes on working in a process whose root directory has become another one.
@@ -10,28 +10,39 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
-import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
+from detbox.cache.index import Index, proof_of, proven
 from detbox.errors import HostError
 
 #: Format of the directory; a directory of another one is left alone.
-FORMAT = 1
+FORMAT = 2
 _CHUNK = 1 << 20
-_SCHEMA = """
-create table if not exists results (
-  id integer primary key, key text not null, manifest blob not null, blobs text not null,
-  made real not null, used real not null);
-create index if not exists results_by_key on results (key, id);
-create table if not exists hints (name text primary key, data blob not null);
-create table if not exists runs (id integer primary key, at real not null, summary text not null);
-"""
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_REST = re.compile(r"[0-9a-f]{62}")
 #: How many results of one key are looked through.
-_MOST_CANDIDATES = 16
+MOST_CANDIDATES = 16
 #: How many runs are remembered for `detbox cache why`.
 _MOST_RUNS = 50
+#: A result's last use is noted again after so many seconds.
+_USE_S = 300
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One result: ``used`` and ``made`` in seconds since 1970; ``blobs`` are digests."""
+
+    number: int
+    key: str
+    manifest: bytes
+    blobs: tuple[str, ...]
+    made: float
+    used: float
 
 
 class Store:
@@ -39,29 +50,41 @@ class Store:
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
+        top = os.path.join(directory, f"v{FORMAT}")
         try:
-            os.makedirs(os.path.join(directory, f"v{FORMAT}", "tmp"), mode=0o700, exist_ok=True)
-            self._dir = os.open(os.path.join(directory, f"v{FORMAT}"), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            self._index = sqlite3.connect(
-                os.path.join(directory, f"v{FORMAT}", "index.sqlite"), timeout=20, isolation_level=None
-            )
-            self._index.execute("pragma journal_mode = wal")
-            self._index.execute("pragma synchronous = normal")
-            self._index.executescript(_SCHEMA)
-        except (OSError, sqlite3.Error) as error:
-            raise HostError(f"the cache {directory} cannot be used: {error}", "give another --cache-dir") from None
+            if not os.path.isdir(os.path.join(top, "tmp")):
+                os.makedirs(os.path.join(top, "tmp"), mode=0o700, exist_ok=True)
+            self._dir = os.open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            remedy = "give another --cache-dir"
+            raise HostError(f"the cache {directory} cannot be used: {error.strerror}", remedy) from None
+        self._index = Index(top, self._dir)
+
+    @property
+    def writable(self) -> bool:
+        """Whether something can be kept."""
+        return self._index.writable
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong with the store; "" for nothing."""
+        return self._index.trouble
 
     def close(self) -> None:
         """Release what the store holds."""
         self._index.close()
         os.close(self._dir)
 
+    def rest(self) -> None:
+        """To be called before a fork; the next use opens the index again."""
+        self._index.rest()
+
     # -- blobs -------------------------------------------------------------------------
 
     def put_bytes(self, data: bytes) -> str:
-        """Keep ``data``; its SHA-256 in hexadecimal digits."""
+        """Keep ``data``; its SHA-256 in hexadecimal digits.  Raises OSError."""
         digest = hashlib.sha256(data).hexdigest()
-        if not self._has(digest):
+        if not self._refreshed(digest):
             with self._temporary() as (fd, name):
                 _write(fd, data)
                 self._keep(name, digest)
@@ -77,7 +100,7 @@ class Store:
                     digest.update(data)
                     _write(fd, data)
                 found = digest.hexdigest()
-                if not self._has(found):
+                if not self._refreshed(found):
                     self._keep(name, found)
                 return found
         finally:
@@ -85,27 +108,88 @@ class Store:
 
     def open_blob(self, digest: str) -> bytes | None:
         """The content of a blob, verified; None if it is missing or damaged (then it is removed)."""
+        if not is_digest(digest):
+            return None
         try:
             fd = os.open(_place(digest), os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._dir)
+            with open(fd, "rb") as file:
+                data = file.read()
         except OSError:
             return None
-        with open(fd, "rb") as file:
-            data = file.read()
         if hashlib.sha256(data).hexdigest() == digest:
             return data
-        with contextlib.suppress(OSError):
-            os.unlink(_place(digest), dir_fd=self._dir)
+        self.remove_blob(digest)
         return None
 
-    def _has(self, digest: str) -> bool:
+    def has(self, digest: str) -> bool:
+        """Whether a blob is there (not whether it is whole)."""
         try:
             os.stat(_place(digest), dir_fd=self._dir)
         except OSError:
             return False
         return True
 
+    def remove_blob(self, digest: str) -> None:
+        """Forget a blob."""
+        with contextlib.suppress(OSError):
+            os.unlink(_place(digest), dir_fd=self._dir)
+
+    def blobs(self) -> Iterator[tuple[str, os.stat_result]]:
+        """Every blob with the status of its file."""
+        for directory, entry in self._walk():
+            if len(directory) == 2 and _REST.fullmatch(entry.name):
+                with contextlib.suppress(FileNotFoundError):
+                    yield directory + entry.name, entry.stat(follow_symlinks=False)
+
+    def leftovers(self) -> Iterator[tuple[str, os.stat_result]]:
+        """Names (to be given to :meth:`remove_leftover`) and status of what ended processes were writing."""
+        for directory, entry in self._walk():
+            if directory == "tmp":
+                with contextlib.suppress(FileNotFoundError):
+                    yield entry.name, entry.stat(follow_symlinks=False)
+
+    def remove_leftover(self, name: str) -> None:
+        """Remove what an ended process was writing."""
+        with contextlib.suppress(OSError):
+            os.unlink(f"tmp/{name}", dir_fd=self._dir)
+
+    def other_formats(self) -> list[str]:
+        """Directories of other formats, which are left alone."""
+        try:
+            names = os.listdir(self.directory)
+        except OSError:
+            return []
+        return sorted(name for name in names if re.fullmatch(r"v\d+", name) and name != f"v{FORMAT}")
+
+    def _walk(self) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        top = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._dir)
+        try:
+            for name in os.listdir(top):
+                try:
+                    at = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=top)
+                except OSError:
+                    continue
+                try:
+                    with os.scandir(at) as entries:
+                        for entry in entries:
+                            yield name, entry
+                finally:
+                    os.close(at)
+        finally:
+            os.close(top)
+
+    def _refreshed(self, digest: str) -> bool:
+        """Whether a blob is there; its time then tells that somebody is about to use it."""
+        try:
+            os.utime(_place(digest), dir_fd=self._dir)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return self.has(digest)
+        return True
+
     @contextlib.contextmanager
-    def _temporary(self):  # type: ignore[no-untyped-def]
+    def _temporary(self) -> Iterator[tuple[int, str]]:
         """A new file (descriptor, name) that is gone afterwards unless it was kept."""
         name = f"tmp/{os.getpid()}-{secrets.token_hex(8)}"
         fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=self._dir)
@@ -124,70 +208,146 @@ class Store:
 
     # -- results -----------------------------------------------------------------------
 
-    def publish(self, key: str, manifest: bytes, blobs: Iterable[str]) -> None:
-        """Enter a result under ``key``, after its blobs."""
-        self.publish_all([(key, manifest, tuple(blobs))])
+    def publish(self, key: str, manifest: bytes, blobs: Iterable[str]) -> bool:
+        """Enter a result under ``key``, after its blobs; whether that was possible."""
+        return self.publish_all([(key, manifest, tuple(blobs))])
 
-    def publish_all(self, results: Iterable[tuple[str, bytes, tuple[str, ...]]]) -> None:
+    def publish_all(self, results: Iterable[tuple[str, bytes, tuple[str, ...]]]) -> bool:
         """Enter many results at once: all of them or none."""
         now = time.time()
-        rows = [(key, manifest, " ".join(blobs), now, now) for key, manifest, blobs in results]
-        self._index.execute("begin immediate")
-        try:
-            for row in rows:
-                # The same result again counts as a use of the older one.
-                self._index.execute("delete from results where key = ? and manifest = ?", row[:2])
-                self._index.execute(
-                    "insert into results (key, manifest, blobs, made, used) values (?, ?, ?, ?, ?)", row
-                )
-            self._index.execute("commit")
-        except BaseException:
-            self._index.execute("rollback")
-            raise
+        steps: list[tuple[str, tuple[Any, ...]]] = []
+        size = 0
+        for key, manifest, blobs in results:
+            names = " ".join(blobs)
+            # The same result again counts as a use of the older one.
+            steps.append(("delete from results where key = ? and manifest = ?", (key, manifest)))
+            steps.append((
+                "insert into results (key, manifest, blobs, made, used, proof) values (?, ?, ?, ?, ?, ?)",
+                (key, manifest, names, now, now, proof_of(key, manifest, names)),
+            ))  # fmt: skip
+            size += len(manifest) + sum(self._size(digest) for digest in blobs)
+        return self._index.write(*steps, *(self._count("bytes", size),))
 
     def candidates(self, key: str) -> list[bytes]:
         """The manifests entered under ``key``, newest first."""
-        rows = self._index.execute(
-            "select manifest from results where key = ? order by id desc limit ?", (key, _MOST_CANDIDATES)
+        rows = self._index.read(
+            "select key, manifest, blobs, proof from results where key = ? order by id desc limit ?",
+            (key, MOST_CANDIDATES),
         )
-        return [bytes(row[0]) for row in rows]
+        found = [manifest for _, manifest, _ in proven(rows)]
+        now = time.time()
+        if found and self._index.read(
+            "select 1 from results where key = ? and used < ? limit 1", (key, now - _USE_S)
+        ):
+            self._index.write(("update results set used = ? where key = ?", (now, key)))
+        return found
+
+    def look_up(self, key: str) -> Iterator[bytes]:
+        """The same one by one, for a look-up on the host's side: a store may get them from elsewhere."""
+        yield from self.candidates(key)
+
+    def chosen(self, key: str, manifest: bytes) -> None:
+        """The facts of this one hold: its blobs will be asked for."""
+
+    def report(self) -> dict[str, object]:
+        """What the log of the run says about the store itself."""
+        return {}
+
+    def entries(self) -> list[Entry]:
+        """Every result, the one that was used last at the end."""
+        rows = self._index.read("select id, made, used, key, manifest, blobs, proof from results order by used, id")
+        found = []
+        for number, made, used, *row in rows:
+            for key, manifest, blobs in proven([tuple(row)]):
+                digests = tuple(digest for digest in blobs.split(" ") if digest)
+                found.append(Entry(number, key, manifest, digests, float(made), float(used)))
+        return found
+
+    def unproven(self) -> list[int]:
+        """Numbers of the results whose rows are damaged."""
+        rows = self._index.read("select id, key, manifest, blobs, proof from results")
+        return [row[0] for row in rows if not proven([row[1:]])]
+
+    def problems(self) -> list[str]:
+        """What is wrong with the index."""
+        return self._index.problems()
+
+    def forget(self, numbers: Iterable[int]) -> bool:
+        """Remove results by their numbers (their blobs stay)."""
+        return self._index.write(*(("delete from results where id = ?", (number,)) for number in numbers))
+
+    def tidy(self) -> None:
+        """Give space in the index back, and forget what is known about files that are not looked at any more."""
+        self._index.write((
+            "delete from hints where rowid <= (select max(rowid) from hints) - 20000", ()
+        ))  # fmt: skip
+        self._index.tidy()
 
     # -- what only this machine knows ------------------------------------------------------
 
     def hint(self, name: str) -> bytes | None:
         """A note that was kept under ``name``."""
-        row = self._index.execute("select data from hints where name = ?", (name,)).fetchone()
-        return None if row is None else bytes(row[0])
+        rows = proven(self._index.read("select name, data, proof from hints where name = ?", (name,)))
+        return rows[0][1] if rows else None
 
     def set_hint(self, name: str, data: bytes) -> None:
         """Keep a note: it only saves time."""
-        self._index.execute("insert or replace into hints values (?, ?)", (name, data))
+        row = (name, data, proof_of(name, data))
+        self._index.write(("insert or replace into hints values (?, ?, ?)", row))
 
-    def log_run(self, summary: dict[str, object]) -> None:
+    def log_run(self, summary: dict[str, Any]) -> None:
         """Remember what a run found, for `detbox cache why` and the statistics."""
-        self._index.execute("insert into runs (at, summary) values (?, ?)", (time.time(), json.dumps(summary)))
-        self._index.execute("delete from runs where id <= (select max(id) from runs) - ?", (_MOST_RUNS,))
+        text = json.dumps(summary)
+        self._index.write(
+            ("insert into runs (at, summary, proof) values (?, ?, ?)", (time.time(), text, proof_of(text))),
+            ("delete from runs where id <= (select max(id) from runs) - ?", (_MOST_RUNS,)),
+            self._count(f"runs: {summary['result']}", 1),
+            self._count("seconds saved", summary.get("saved", 0)),
+        )
 
-    def runs(self) -> list[dict[str, object]]:
+    def runs(self) -> list[dict[str, Any]]:
         """The runs that are remembered, newest first."""
-        rows = self._index.execute("select id, at, summary from runs order by id desc")
-        return [{"id": row[0], "at": row[1], **json.loads(row[2])} for row in rows]
+        found = []
+        for number, at, text, proof in self._index.read("select id, at, summary, proof from runs order by id desc"):
+            if proven([(text, proof)]):
+                found.append({"id": number, "at": at, **json.loads(text)})
+        return found
+
+    def count(self, amounts: dict[str, float]) -> None:
+        """Add to the counts that are kept across runs."""
+        if amounts:
+            self._index.write(*(self._count(name, value) for name, value in amounts.items()))
+
+    def counts(self) -> dict[str, float]:
+        """What has been counted; ``bytes`` is a guess of the store's size that is never too low for long."""
+        return {str(name): value for name, value in self._index.read("select name, value from counts order by name")}
+
+    def set_size(self, size: int) -> None:
+        """The true size of all results, for later guesses."""
+        self._index.write(("insert or replace into counts values ('bytes', ?)", (size,)))
+
+    @staticmethod
+    def _count(name: str, value: float) -> tuple[str, tuple[Any, ...]]:
+        step = "insert into counts values (?, ?) on conflict (name) do update set value = value + excluded.value"
+        return step, (name, value)
+
+    def _size(self, digest: str) -> int:
+        try:
+            return os.stat(_place(digest), dir_fd=self._dir).st_size
+        except OSError:
+            return 0
 
     def totals(self) -> dict[str, int]:
         """Sizes of the store."""
-        sizes = "select count(*), coalesce(sum(length(manifest)), 0) from results"
-        results, size = self._index.execute(sizes).fetchone()
-        blobs = bytes_kept = 0
-        top = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._dir)
-        try:
-            for _, _, files, at in os.fwalk(".", dir_fd=top):
-                for name in files:
-                    if len(name) == 62:
-                        blobs += 1
-                        bytes_kept += os.stat(name, dir_fd=at).st_size
-        finally:
-            os.close(top)
-        return {"results": results, "manifest bytes": size, "blobs": blobs, "blob bytes": bytes_kept}
+        query = "select count(*), coalesce(sum(length(manifest)), 0) from results"
+        results, size = (self._index.read(query) or [(0, 0)])[0]
+        sizes = [st.st_size for _, st in self.blobs()]
+        return {"results": results, "manifest bytes": size, "blobs": len(sizes), "blob bytes": sum(sizes)}
+
+
+def is_digest(text: object) -> bool:
+    """Whether it is a SHA-256 in hexadecimal digits."""
+    return isinstance(text, str) and _DIGEST.fullmatch(text) is not None
 
 
 def _place(digest: str) -> str:

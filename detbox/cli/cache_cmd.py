@@ -9,20 +9,21 @@ import sys
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from detbox.cli import cache_actions
 from detbox.errors import UserError
-from detbox.spec import cache_directory
+from detbox.values import cache_directory
 
 if TYPE_CHECKING:
     from detbox.cache.store import Store
 
-_DESCRIPTION = """\
-Shows what `detbox run --cache` has kept and done.
+_DESCRIPTION = "Shows and looks after what `detbox run --cache` has kept and done."
+_EXAMPLES = """\
+examples:
+  detbox cache why                        the last run: hit or miss, and what had changed
+  detbox cache gc --max-size 2G           keep what was used last
+  detbox cache export results.tar         and elsewhere: detbox cache import results.tar
 
-  stats        sizes, hits and the time that they saved
-  why [N]      for the last run (or the one before it, N=1, ...): hit, miss or not
-               cacheable, and the reason
-  list         the runs that are remembered, newest first
-  show [N]     all that is known of one of them
+`detbox cache ACTION --help` says more about an action.
 """
 
 
@@ -30,57 +31,69 @@ def add_parser(verbs: Any) -> None:
     """Adds the verb to argparse's subparsers."""
     parser = verbs.add_parser(
         "cache",
-        help="look into the cache of results",
+        help="look into the cache of results, and look after it",
         description=_DESCRIPTION,
+        epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("action", choices=sorted(_ACTIONS), metavar="stats|why|list|show")
-    parser.add_argument("number", nargs="?", type=int, default=0, metavar="N", help="0 is the last run")
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", dest="action", required=True)
+    _add(actions, "stats", "sizes, and across all runs: hits, misses, time saved, bytes", _stats, _table)
+    why = _add(actions, "why", "for a run: hit, miss or not cacheable, and the reason", _one, _why)
+    why.add_argument("number", nargs="?", type=int, default=0, metavar="N", help="0 (or none) is the last run")
+    _add(actions, "runs", "the runs that are remembered, newest first", _runs, _lines)
+    for action in cache_actions.ACTIONS:
+        action.add_arguments(_add(actions, action.name, action.help, action.body, action.text or _table))
+
+
+def _add(actions: Any, name: str, help_text: str, body: Any, text: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = actions.add_parser(name, help=help_text, description=help_text)
     parser.add_argument("--cache-dir", metavar="DIR", help="the cache's directory")
     parser.add_argument("--json", action="store_true", help="for programs")
-    parser.set_defaults(body=run)
+    parser.set_defaults(body=run, cache_action=(body, text))
+    return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The verb's body: returns the exit status."""
     from detbox.cache.store import Store
 
+    body, shown = arguments.cache_action
     store = Store(cache_directory(arguments.cache_dir, os.environb, os.getcwd()))
     try:
-        value = _ACTIONS[arguments.action](store, arguments.number)
+        value = body(store, arguments)
     finally:
         store.close()
-    if arguments.json:
-        text = json.dumps(value)
-    else:
-        text = _SHOWN.get(arguments.action, _table)(value)
-    sys.stdout.write(text.rstrip("\n") + "\n")
-    sys.stdout.flush()
-    return 0
+    text = json.dumps(value) if arguments.json else shown(value)
+    # An archive on standard output must not be followed by a report.
+    stream = sys.stderr if getattr(arguments, "file", None) == "-" else sys.stdout
+    stream.write(text.rstrip("\n") + "\n")
+    stream.flush()
+    return 1 if isinstance(value, dict) and value.get("problems") else 0
 
 
-def _stats(store: Store, number: int) -> dict[str, Any]:
-    runs: list[dict[str, Any]] = store.runs()
-    found: dict[str, Any] = dict(store.totals())
+def _stats(store: Store, arguments: argparse.Namespace) -> dict[str, Any]:
+    counts = store.counts()
+    found: dict[str, Any] = {"directory": store.directory, **store.totals()}
     for result in ("hit", "miss", "not cacheable"):
-        found[f"runs: {result}"] = sum(run["result"] == result for run in runs)
-    found["seconds saved"] = round(sum(run["saved"] for run in runs), 3)
+        found[f"runs: {result}"] = int(counts.get(f"runs: {result}", 0))
+    found["seconds saved"] = round(counts.get("seconds saved", 0), 3)
+    for name in ("remote bytes received", "remote bytes sent"):
+        found[name] = int(counts.get(name, 0))
+    if store.trouble:
+        found["trouble"] = store.trouble
     return found
 
 
-def _list(store: Store, number: int) -> list[dict[str, Any]]:
+def _runs(store: Store, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     return store.runs()
 
 
-def _one(store: Store, number: int) -> dict[str, Any]:
+def _one(store: Store, arguments: argparse.Namespace) -> dict[str, Any]:
     runs = store.runs()
-    if not 0 <= number < len(runs):
-        raise UserError(f"there is no run {number} in the cache's memory", "see: detbox cache list")
-    return runs[number]
-
-
-_ACTIONS = {"stats": _stats, "why": _one, "list": _list, "show": _one}
+    if not 0 <= arguments.number < len(runs):
+        raise UserError(f"there is no run {arguments.number} in the cache's memory", "see: detbox cache runs")
+    return runs[arguments.number]
 
 
 def _table(value: dict[str, Any]) -> str:
@@ -88,6 +101,8 @@ def _table(value: dict[str, Any]) -> str:
     for name, entry in value.items():
         if isinstance(entry, dict):
             rows += [f"{name}:", *(f"  {key:<26} {item}" for key, item in entry.items())]
+        elif isinstance(entry, list):
+            rows += [f"{name}:", *(f"  {item}" for item in entry)] if entry else []
         else:
             rows.append(f"{name:<28} {entry}")
     return "\n".join(rows)
@@ -97,6 +112,8 @@ def _why(run: dict[str, Any]) -> str:
     lines = [_line(run)]
     if run["result"] == "hit":
         lines.append(f"  took {run['seconds']:.3f} s instead of {run['seconds'] + run['saved']:.3f} s")
+    if run.get("remote trouble"):
+        lines.append(f"  remote cache: {run['remote trouble']}")
     return "\n".join(lines)
 
 
@@ -109,6 +126,3 @@ def _line(run: dict[str, Any]) -> str:
     reason = f": {run['why']}" if run["why"] else ""
     command = " ".join(run["command"])
     return f"{when}  {command if len(command) < 60 else command[:57] + '...'}  {run['result']}{reason}"
-
-
-_SHOWN: dict[str, Any] = {"why": _why, "list": _lines}

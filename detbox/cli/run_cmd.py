@@ -14,6 +14,7 @@ from detbox.options import OPTIONS, WORDS, Kind, Option
 from detbox.spec import RunSpec, make_spec
 
 if TYPE_CHECKING:
+    from detbox.cache.remote import Access
     from detbox.container.outcome import Outcome
 
 _DESCRIPTION = """\
@@ -142,6 +143,8 @@ def report(spec: RunSpec, outcome: Outcome) -> None:
     lines += [f"not promised to be deterministic: {doubt}" for doubt in shown]
     if len(shown) < len(doubts):
         lines.append(f"… and {len(doubts) - len(shown)} more (-v shows all)")
+    if "cache trouble" in outcome.stats:
+        lines.append(f"the cache: {outcome.stats['cache trouble']}")
     if spec.stats:
         lines += stats_lines(outcome.stats)
     if lines:
@@ -183,7 +186,15 @@ def _cached(spec: RunSpec) -> Outcome:
 
         return run(spec)
 
-    return job.run(spec, launch, Outcome, sources(spec))
+    return job.run(spec, launch, Outcome, sources(spec), _access() if spec.cache_remote else None)
+
+
+def _access() -> Access:
+    """The secrets for a remote cache, which must not be in anybody's command line."""
+    from detbox.cache.remote import Access
+
+    token = os.fsdecode(os.environb.get(b"DETBOX_CACHE_TOKEN", b""))
+    return Access(token, os.environb.get(b"DETBOX_CACHE_SIGNATURE", b""))
 
 
 def _describe(spec: RunSpec) -> None:

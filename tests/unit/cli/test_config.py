@@ -43,6 +43,10 @@ def test_everything_that_the_command_line_knows(tmp_path: Path) -> None:
         cache = true
         cache-dir = "kept"
         cache-verify = 50
+        cache-remote = "http://cache/"
+        cache-remote-read-only = true
+        cache-remote-timeout = 2
+        cache-max-size = "2G"
         strict = true
         stats = false
         dry_run = true
