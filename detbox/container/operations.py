@@ -145,11 +145,13 @@ class Overlay(Step):
         if not depth:
             return
         top = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        mask = os.umask(0)  # modes are copied
         try:
             for path in _native.make_directories(self._fd, top, depth, 0o5 if self.depth else 0):
                 if path.count(b"/") <= self.depth:
                     self.emptied.append(self.path + os.fsdecode(path))
         finally:
+            os.umask(mask)
             os.close(top)
 
 

@@ -30,9 +30,10 @@ _SIOCSIFFLAGS, _IFF_UP = 0x8914, 0x1
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 # Ours, and what changes the meaning of a build's commands: the tools of Debian do not pass such variables on.
 _NOT_PASSED = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "POSIXLY_CORRECT", "MAKEFLAGS", "CFLAGS")
-# The wall clock only: times of files that were shifted, too, would look like a difference of the package.
-_LATER = {"FAKETIME": "+400d", "FAKETIME_DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1"}
 _CLOCK = "/usr/lib/detbox-clock.so"
+#: What precedes a build that has a later wall clock.  Times of files that were shifted, too, would look like a
+#: difference of the package; and dpkg-source cannot unpack with it.
+LATER = f"env LD_PRELOAD={_CLOCK} FAKETIME=+400d FAKETIME_DONT_FAKE_MONOTONIC=1 NO_FAKE_STAT=1 "
 
 
 def main(order: str) -> int:
@@ -46,7 +47,7 @@ def main(order: str) -> int:
     child = os.fork()
     if child == 0:
         _native.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        _build(str(scratch / "root"), bool(given["clock"]))
+        _build(str(scratch / "root"))
     _, status = os.waitpid(child, 0)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     times = {"wall_s": time.monotonic() - started, "cpu_s": used.ru_utime + used.ru_stime}
@@ -89,7 +90,7 @@ def _enter(scratch: Path, root: Path, work: str, clock: str) -> None:
         (top / _CLOCK[1:]).write_bytes(Path(clock).read_bytes())
 
 
-def _build(top: str, clock: bool) -> None:
+def _build(top: str) -> None:
     """In the child, PID 1 of its namespace; never returns."""
     status = 125
     try:
@@ -104,8 +105,6 @@ def _build(top: str, clock: bool) -> None:
         environment = dict(os.environ)
         for name in _NOT_PASSED:
             environment.pop(name, None)
-        if clock:
-            environment |= _LATER | {"LD_PRELOAD": _CLOCK}
         if _all_ids_exist():
             os.setgroups([])
             os.setresgid(BUILDER_ID, BUILDER_ID, BUILDER_ID)

@@ -56,8 +56,11 @@ def stem(source: Source, architecture: str = "amd64") -> str:
     return f"{source.name}_{without_epoch(source.version)}_{architecture}"
 
 
-def script(source: Source, options: BuildOptions, base: str = BUILD_DIR, work: str = "/work") -> str:
-    """The shell script of a build.  ``base``: where the source is unpacked.  ``work``: the work directory."""
+def script(source: Source, options: BuildOptions, base: str = BUILD_DIR, work: str = "/work", under: str = "") -> str:
+    """The shell script of a build.
+
+    ``base``: where the source is unpacked.  ``work``: the work directory.  ``under``: what precedes the build command.
+    """
     place = f"{base}/{source.name}"
     q = shlex.quote
     log = f"{stem(source)}.build"
@@ -65,7 +68,8 @@ def script(source: Source, options: BuildOptions, base: str = BUILD_DIR, work: s
         unpack = f"dpkg-source --no-check -x {q(f'{work}/{SOURCES}/{source.dsc}')}"
         enter = "cd */"
     else:
-        unpack = f"cp -R {q(f'{work}/{SOURCES}/{source.tree}')} ."
+        # Modes as dpkg-source gives them: those of a directory depend on who has made it.
+        unpack = f"cp -R {q(f'{work}/{SOURCES}/{source.tree}')} . && chmod -R u+rwX,go+rX,go-w {q(source.tree)}"
         enter = f"cd {q(source.tree)}"
     gain = "" if source.needs_root == "no" else " -rfakeroot"
     return f"""\
@@ -73,7 +77,7 @@ def script(source: Source, options: BuildOptions, base: str = BUILD_DIR, work: s
 umask 022
 mkdir -p {q(place)} {work}/{OUT} && cd {q(place)} || exit 1
 build() {{
-    {unpack} && {enter} && dpkg-buildpackage -us -uc {KINDS[options.kind]}{gain}
+    {unpack} && {enter} && {under}dpkg-buildpackage -us -uc {KINDS[options.kind]}{gain}
 }}
 {{ build 2>&1 </dev/null; echo $? >{work}/{STATUS}; }} | perl -e {q(_STAMPS)} {work}/{OUT}/{q(log)}
 read status <{work}/{STATUS}

@@ -179,10 +179,11 @@ class _Runner:
 
     def _replace(self, gone: Wanted) -> None:
         with self._lock:
-            same = [item for item in self._reserve if item.kind == gone.kind]
             if not self._reserve:
                 return
-            item = (same or self._reserve)[0]
+            like = [item for item in self._reserve if item.kind.partition("-")[0] == gone.kind.partition("-")[0]]
+            same = [item for item in like if item.kind == gone.kind]
+            item = (same or like or self._reserve)[0]
             self._reserve.remove(item)
         self._package(Wanted(item.name, item.kind, gone.position, gone.name))
 

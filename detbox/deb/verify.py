@@ -17,7 +17,7 @@ from typing import Any
 from detbox.deb import causes, plan, programs
 from detbox.deb.apt import Apt
 from detbox.deb.build import Job, prepare
-from detbox.deb.native import order
+from detbox.deb.native import LATER, order
 from detbox.errors import BuildFailed, TimedOut
 from detbox.report.perturb import Host, Observed, variants
 from detbox.report.scratch import Scratch
@@ -139,7 +139,7 @@ def _native_run(job: Job, host: Host, clock: str, base: str, stack: ExitStack) -
     place = places.directory()
     inputs = place / "inputs"
     shutil.copytree(job.work, inputs, symlinks=True)
-    (inputs / plan.SCRIPT).write_text(plan.script(job.source, job.options, base))
+    (inputs / plan.SCRIPT).write_text(plan.script(job.source, job.options, base, under=LATER if clock else ""))
     content = order(job.root.path, place, clock)
     (place / "order").write_text(json.dumps(content))
     declared = {name: value for name, value in job.options.environment().items() if name.startswith("DEB_")}
