@@ -6,7 +6,7 @@ C_SOURCES = $(wildcard detbox/kernel/*.c detbox/guest/*.c detbox/guest/*.h)
 .PHONY: help demo test quick bench lint docs clean
 
 help:
-	@echo 'make demo    programs that differ on each run, and a build, made identical'
+	@echo 'make demo    programs that differ on each run, a build and Debian packages, made identical'
 	@echo 'make test    the whole test suite'
 	@echo 'make quick   the unit tests and a few guest programs'
 	@echo 'make bench   costs compared with native runs'
@@ -18,6 +18,7 @@ help:
 
 demo: .venv/installed
 	tests/demo/run.sh $(DETBOX)
+	tests/demo/debian.sh $(DETBOX)
 
 test: .venv/installed
 	$(PYTHON) -m pytest --durations=10 tests

@@ -136,10 +136,10 @@ class Apt:
     def resolve(self, root: Path, tree: Path) -> list[Package]:
         """What ``root`` lacks for building the source whose ``debian/control`` is below ``tree`` (or a .dsc)."""
         done = programs.call(
-            ["apt-get", "-s", "-qq", "build-dep", str(tree)], cwd=tree.parent, env=self.environment(root)
+            ["apt-get", "-s", "-q", "build-dep", str(tree)], cwd=tree.parent, env=self.environment(root)
         )
         if done.returncode:
-            lines = [line.strip() for line in done.stdout.splitlines() if "Depends" in line]
+            lines = [line.partition(" : ")[2].strip() for line in done.stdout.splitlines() if "Depends: " in line]
             complaint = lines or programs.complaints(done)
             raise UserError("\n".join(["the build dependencies cannot be met:", *complaint]))
         return parse_simulation(done.stdout)
