@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable
 from stat import S_ISDIR, S_ISLNK, S_ISVTX
 from typing import TYPE_CHECKING, TypeVar
 
+from detbox.machine.inodes import PIPE_DEV, VInode
+
 if TYPE_CHECKING:
-    from detbox.machine.inodes import VInode
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Task
 
@@ -30,6 +32,9 @@ AT_EMPTY_PATH = 0x1000
 _M32 = 0xFFFFFFFF
 _MAX_LINKS = 40  # include/linux/namei.h MAXSYMLINKS
 _HERE = os.O_PATH | os.O_NOFOLLOW
+
+# A path below /proc; without that prefix if it was found through the supervisor's own mount of procfs.
+_PROCESS = re.compile(rb"(?:/proc)?/(\d+)(?:/|$)")
 
 READ, WRITE, EXECUTE = 4, 2, 1
 
@@ -224,7 +229,7 @@ def may(t: Task, st: os.stat_result, vnode: VInode, mask: int, *, real: bool = F
     uid, gid = (creds.ruid, creds.rgid) if real else (creds.fsuid, creds.fsgid)
     if uid == 0:
         return not mask & EXECUTE or S_ISDIR(st.st_mode) or bool(st.st_mode & 0o111)
-    if uid == vnode.uid:
+    if uid == vnode.uid or vnode.dev == PIPE_DEV:  # a pipe has no name: only its users' /proc/PID/fd leads to it
         granted = st.st_mode >> 6
     elif vnode.gid == gid or vnode.gid in creds.groups:
         granted = st.st_mode >> 3
@@ -255,14 +260,36 @@ def check_search(m: Machine, t: Task, dir_fd: int | None, name: bytes) -> None:
     if t.process.creds.fsuid == 0:
         return
     where = dirname(name)
+    if where == b"self/fd" and dir_fd == m.proc_fd:
+        return  # the supervisor's name for what a magic link has led to
     tops = [where]
     while where not in (b"/", b".", b""):
         where = dirname(where)
         tops.append(where)
     for top in reversed(tops if dir_fd is None else tops[:1]):
         st = os.stat(top, dir_fd=dir_fd)
-        if S_ISDIR(st.st_mode) and not may(t, st, m.inodes.of(st), EXECUTE):
+        if S_ISDIR(st.st_mode) and not may_at(m, t, dir_fd, top, st, EXECUTE):
             raise OSError(errno.EACCES, "no right to search the directory")
+
+
+def may_at(m: Machine, t: Task, dir_fd: int | None, name: bytes, st: os.stat_result, mask: int) -> bool:
+    """The same as :func:`may` for a path, since who owns an entry of procfs follows from the path."""
+    vnode = m.inodes.of(st)
+    if st.st_dev == m.inodes.proc_dev and t.process.creds.fsuid:
+        fd = os.open(name, os.O_PATH, dir_fd=dir_fd)
+        try:
+            vnode = VInode(vnode.key, vnode.dev, 0, vnode.fmt, 0)
+            vnode.uid, vnode.gid = proc_owner(m, path_of(m, fd))
+        finally:
+            os.close(fd)
+    return may(t, st, vnode, mask)
+
+
+def proc_owner(m: Machine, path: bytes) -> tuple[int, int]:
+    """User and group of a path below /proc: a process's directory is the process's own."""
+    found = _PROCESS.match(path)
+    process = m.processes.get(int(found[1])) if found else None
+    return (process.creds.euid, process.creds.egid) if process else (0, 0)
 
 
 def dirname(name: bytes) -> bytes:

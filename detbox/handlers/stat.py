@@ -182,6 +182,8 @@ def _odd(m: Machine, st: os.stat_result, path: bytes) -> VInode:
     if st.st_dev == inodes.cover_dev:
         vnode.mode = shown_mode(path.rpartition(b"/")[2], st.st_mode)
         vnode.fmt = S_IFMT(vnode.mode)
+    elif dev == PROC_DEV:
+        vnode.uid, vnode.gid = paths.proc_owner(m, path)
     return vnode
 
 
