@@ -304,7 +304,7 @@ def statistics(sup: Supervisor, started: float, ready: float) -> dict[str, Any]:
     """What ``--stats`` prints."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     guests = resource.getrusage(resource.RUSAGE_CHILDREN)
-    calls = {NAMES[nr]: count for nr, count in enumerate(sup.calls) if count}
+    calls = {NAMES.get(nr, str(nr)): count for nr, count in enumerate(sup.calls) if count}
     return {
         "calls": dict(sorted(calls.items(), key=lambda item: (-item[1], item[0]))),
         "notifications": sup.notifications,

@@ -23,6 +23,7 @@ _LIMITS = "limits"
 _CPU_TIMER = "cpu limit"
 _RLIMIT = struct.Struct("<QQ")
 SI_KERNEL = 0x80
+_LARGEST = (1 << 63) - 1
 
 
 def limits_of(process: Process) -> tuple[tuple[int, int], ...]:
@@ -103,7 +104,7 @@ def _set(m: Machine, t: Task, process: Process, which: int, soft: int, hard: int
 def _enforce(process: Process, which: int, soft: int) -> None:
     """Let the kernel apply the soft limit; the real hard limit stays, so that it can be raised again."""
     real_hard = resource.prlimit(process.pid, which)[1]
-    wanted = resource.RLIM_INFINITY if soft == INFINITY else soft
+    wanted = resource.RLIM_INFINITY if soft > _LARGEST else soft  # nothing reaches what Python cannot express
     fits = real_hard == resource.RLIM_INFINITY or (wanted != resource.RLIM_INFINITY and wanted <= real_hard)
     resource.prlimit(process.pid, which, (wanted if fits else real_hard, real_hard))
     # Where the host allows less than was asked for, only a program that really opens so many files could tell.

@@ -16,7 +16,7 @@ from fcntl import flock as host_flock
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, Decision, Park, Wake
-from detbox.handlers.waiting import fd_of, proc_text
+from detbox.handlers.waiting import fd_of, own_fdinfo, proc_text
 from detbox.machine.io import io_state
 
 if TYPE_CHECKING:
@@ -131,8 +131,10 @@ def _holders(m: Machine, t: Task, fd: int, wanted: tuple[int, ...]) -> frozenset
             if error.errno in (EBADF, EINVAL):
                 return frozenset()
             raise
-        if _FLOCK.unpack(probe)[0] == _F_UNLCK:
+        found, _, _, _, first_holder = _FLOCK.unpack(probe)
+        if found == _F_UNLCK:
             return frozenset()
+        name = _name_of(m, own, st)
         base = (0, os.lseek(own, 0, os.SEEK_CUR) if whence == 1 else 0, st.st_size)[whence]
     finally:
         os.close(own)
@@ -141,19 +143,35 @@ def _holders(m: Machine, t: Task, fd: int, wanted: tuple[int, ...]) -> frozenset
     if length < 0:
         first, last = first + length, first - 1
     write = kind == _F_WRLCK
-    return frozenset(
-        held.pid for held in _locks_of(m, st) if held.pid != t.process.pid
-        and held.first <= last and first <= held.last and (write or held.write)
-    )  # fmt: skip
+    holders = {
+        held.pid for held in _locks_of(m, name)
+        if held.first <= last and first <= held.last and (write or held.write)
+    }  # fmt: skip
+    return frozenset((holders or {first_holder}) - {t.process.pid})
 
 
-def _locks_of(m: Machine, st: os.stat_result) -> list[_Held]:
+def _name_of(m: Machine, own: int, st: os.stat_result) -> str:
+    """What /proc/locks calls a file: the device of its mount and the number that the file system itself uses.
+
+    ``stat`` tells others for a file on overlayfs (a layer's device) and on btrfs (a subvolume's).
+    """
+    info = dict(line.split(":\t", 1) for line in own_fdinfo(m, own).splitlines() if ":\t" in line)
+    device = f"{os.major(st.st_dev)}:{os.minor(st.st_dev)}"
+    for line in proc_text(m, f"{os.getpid()}/mountinfo").splitlines():
+        fields = line.split(" ", 3)
+        if fields[0] == info.get("mnt_id"):
+            device = fields[2]
+    major, minor = map(int, device.split(":"))
+    return f"{major:02x}:{minor:02x}:{info.get('ino', st.st_ino)}"  # "ino" since Linux 5.14
+
+
+def _locks_of(m: Machine, name: str) -> list[_Held]:
+    """The record locks on the file of this name."""
     found = []
-    wanted = f"{os.major(st.st_dev):02x}:{os.minor(st.st_dev):02x}:{st.st_ino}"
     for line in proc_text(m, "locks").splitlines():
         fields = line.split()
         # "1: POSIX  ADVISORY  WRITE 708 00:15:1023 0 EOF"; waiting calls have "->" as second field.
-        if len(fields) == 8 and fields[1] in ("POSIX", "OFDLCK") and fields[5] == wanted:
+        if len(fields) == 8 and fields[1] in ("POSIX", "OFDLCK") and fields[5] == name:
             last = _END if fields[7] == "EOF" else int(fields[7])
             found.append(_Held(int(fields[4]), fields[3] == "WRITE", int(fields[6]), last))
     return found

@@ -32,10 +32,10 @@ def _signed(register: int) -> int:
     return value - (1 << 32) if value >> 31 else value
 
 
-def _thread(m: Machine, t: Task, pid: int) -> Task:
-    """The thread that a ``pid`` argument means (0: the caller); OSError(ESRCH)."""
+def _thread(m: Machine, t: Task, pid: int, negative: int = EINVAL) -> Task:
+    """The thread that a ``pid`` argument means (0: the caller); OSError(ESRCH), ``negative`` for such a number."""
     if pid < 0:
-        raise OSError(EINVAL, "negative thread number")
+        raise OSError(negative, "negative thread number")
     found = t if pid == 0 else m.tasks.get(pid)
     if found is None:
         raise OSError(ESRCH, "no such thread")
@@ -78,7 +78,7 @@ def sched_getaffinity(m: Machine, t: Task, a: Args) -> Decision:
     length = a[1] & _U32
     if length * 8 < m.spec.cpus or length % 8:
         return -EINVAL
-    mask = _affinity(m, _thread(m, t, _signed(a[0])))
+    mask = _affinity(m, _thread(m, t, _signed(a[0]), ESRCH))
     size = min(length, -(-m.spec.cpus // 64) * 8)
     t.write(a[2], mask.to_bytes(size, "little"))
     return size
@@ -87,7 +87,7 @@ def sched_getaffinity(m: Machine, t: Task, a: Args) -> Decision:
 def sched_setaffinity(m: Machine, t: Task, a: Args) -> Decision:
     """``sched_setaffinity(pid, length, mask)``; CPUs that do not exist are left out."""
     wanted = int.from_bytes(t.read(a[2], min(a[1] & _U32, 1024)), "little")
-    other = _thread(m, t, _signed(a[0]))
+    other = _thread(m, t, _signed(a[0]), ESRCH)
     _may_change(t, other)
     mask = wanted & (1 << m.spec.cpus) - 1
     if not mask:

@@ -27,6 +27,7 @@ _PLAIN = frozenset({Kind.REG, Kind.MEMFD, Kind.PROC})
 _PIPES = frozenset({Kind.PIPE, Kind.STDIN, Kind.STDOUT, Kind.STDERR})
 _SPLICE_F_NONBLOCK = 2
 _SIGPIPE = 13
+_LARGEST_OFFSET = (1 << 63) - 1
 
 
 class _Mover:
@@ -44,6 +45,8 @@ class _Mover:
         self.source, self.target = fds
         self.offsets = offsets
         self.positions = [t.u64(address) if address else -1 for address in offsets]
+        if any(position > _LARGEST_OFFSET for position in self.positions):
+            raise OSError(EINVAL, "negative offset")
         self.count = min(count, 0x7FFFF000)
         self.done = 0
         self.once = False

@@ -5,7 +5,7 @@ its own: readiness of parked descriptors comes from a callable, so that a test
 can drive it without a kernel.
 
 Policy.  The running thread keeps running until its call parks, it yields, or it
-has made ``QUANTUM`` intercepted calls while another thread was ready.  Ready
+has made some ``QUANTUM`` intercepted calls while another thread was ready.  Ready
 threads run first come first served.  Conditions are looked at only when a
 choice is made; all that became ready meanwhile enters the queue in the order in
 which it was parked.  When nothing is ready, virtual time jumps to the earliest
@@ -28,10 +28,22 @@ if TYPE_CHECKING:
 #: enough that a thread polling with system calls lets the one that it waits for
 #: run soon, large enough that switches do not cost anything.
 QUANTUM = 256
+# How far a turn's length may be from that: a power of two.
+_SPREAD = 128
 
 #: Key on which calls wait whose condition no event announces; it is woken when
 #: another thread has run.
 RECHECK = "recheck"
+
+
+def turn_length(turns: int) -> int:
+    """How many intercepted calls a thread that has used up ``turns`` turns may make in its next one.
+
+    Turns of one length can keep step with a loop, so that the thread is stopped at the same place of it
+    each time: where it holds a lock that it gives back for a moment in each round, say, and everybody
+    who waits for that lock waits for ever.  Multiples of the golden ratio fall everywhere.
+    """
+    return QUANTUM - _SPREAD // 2 + (turns * 0x9E3779B1 % (1 << 32)) * _SPREAD // (1 << 32)
 
 
 class Readiness(Protocol):
@@ -152,7 +164,7 @@ class Scheduler:
             self.collect()
             if self.ready:
                 task = self.ready.popleft()
-                task.quantum = QUANTUM
+                task.quantum = turn_length(task.turns)
                 self.switches += 1
                 return task
             if self.sweep is not None and self.sweep():

@@ -16,7 +16,7 @@ from detbox.errors import Deadlock, InternalError
 from detbox.handlers import futex_exit
 from detbox.kernel import _native
 from detbox.kernel.numbers import NAMES
-from detbox.scheduler.core import QUANTUM
+from detbox.scheduler.core import turn_length
 from detbox.supervisor import lifecycle, signals
 from detbox.supervisor.counting import Counting
 from detbox.supervisor.guestclock import GuestClock
@@ -123,7 +123,8 @@ class Supervisor:
             self.calls[nr] += 1
         task.quantum -= 1
         if task.quantum <= 0:
-            task.quantum = QUANTUM
+            task.turns += 1
+            task.quantum = turn_length(task.turns)
             m.scheduler.collect()
             if m.scheduler.ready:
                 m.scheduler.make_ready(task, lambda: self.decide(task))

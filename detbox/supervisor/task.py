@@ -81,7 +81,7 @@ class Task:
     """One guest thread."""
 
     __slots__ = (
-        "tid", "process", "lineage", "state", "action", "park", "notif", "nr", "args", "ip", "seq", "quantum",
+        "tid", "process", "lineage", "state", "action", "park", "notif", "nr", "args", "ip", "seq", "quantum", "turns",
         "look", "restart", "data", "pace", "exposed", "native",
         "cpu",
     )  # fmt: skip
@@ -100,6 +100,7 @@ class Task:
         self.ip = 0
         self.seq = 0  # order of parking
         self.quantum = 0
+        self.turns = 0  # quanta used up
         self.look: Callable[[Task, int], int | None] | None = None
         self.restart: Any = None  # (call, arguments, absolute deadline) of an interrupted sleep
         self.data: dict[str, Any] = {}

@@ -73,6 +73,10 @@ static void copies(void)
     CHECK(copy_file_range(from, &at, to, NULL, 5, 0) == 5 && at == 7);
     at = 0;
     CHECK(sendfile(to, from, &at, 3) == 3 && at == 3);
+    int ends[2];
+    at = -1;
+    CHECK(pipe(ends) == 0);
+    FAILS(sendfile(ends[1], from, &at, 3), EINVAL);
     char text[16] = "";
     CHECK(pread(to, text, 15, 0) == 8 && strcmp(text, "23456012") == 0);
     int copy = dup3(to, 100, O_CLOEXEC);

@@ -86,6 +86,28 @@ static void open_file_descriptions(void)
     close(b);
 }
 
+/* A file of the image has other numbers in stat than in the kernel's table of locks. */
+static void in_the_image(void)
+{
+    int ends[2];
+    CHECK(pipe(ends) == 0);
+    struct flock lock = range(F_WRLCK, 0, 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        int mine = open("/etc/passwd", O_RDWR);
+        CHECK(mine >= 0 && fcntl(mine, F_SETLKW, &lock) == 0);
+        CHECK(write(ends[1], "x", 1) == 1);
+        sleep_ms(30);
+        _exit(0);
+    }
+    char byte;
+    CHECK(read(ends[0], &byte, 1) == 1);
+    int other = open("/etc/passwd", O_RDWR);
+    CHECK(other >= 0 && fcntl(other, F_SETLKW, &lock) == 0);
+    reap(pid, 0);
+    close(other);
+}
+
 static void deadlock(void)
 {
     int fd = file(), ends[2];
@@ -114,6 +136,8 @@ int main(void)
     whole();
     records();
     open_file_descriptions();
+    if (access("/etc/passwd", W_OK) == 0)
+        in_the_image();
     deadlock();
     unlink("locked");
     return done();

@@ -40,6 +40,7 @@ static void topology(void)
     CPU_SET(0, &set);
     CHECK(sched_setaffinity(0, sizeof set, &set) == 0);
     CHECK(sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) == 1);
+    FAILS(sched_getaffinity(-1, sizeof set, &set), ESRCH);
     CPU_ZERO(&set);
     FAILS(sched_setaffinity(0, sizeof set, &set), EINVAL);
     CHECK(sched_getcpu() == 0);
@@ -57,7 +58,9 @@ static void sizes(void)
         CHECK(getrlimit(i, &limit) == 0);
         note("limit %d %lx %lx\n", i, limit.rlim_cur, limit.rlim_max);
     }
-    struct rlimit limit;
+    struct rlimit limit = {1UL << 63, RLIM_INFINITY}, same;
+    CHECK(setrlimit(RLIMIT_FSIZE, &limit) == 0 && getrlimit(RLIMIT_FSIZE, &same) == 0);
+    CHECK(same.rlim_cur == 1UL << 63);
     CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
     limit.rlim_cur = 32;
     CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);

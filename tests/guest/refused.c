@@ -16,6 +16,7 @@ static void attempts(void)
     struct perf_event_attr event = {.type = PERF_TYPE_HARDWARE, .size = sizeof event};
     char space[256] = "";
     CHECK(answer(syscall(100000)) == ENOSYS);
+    CHECK(answer(syscall(337)) == ENOSYS); /* a number between those in use */
     CHECK(answer(syscall(0x40000000 + 39)) == ENOSYS); /* the x32 getpid */
     CHECK(answer(syscall(SYS_perf_event_open, &event, 0, -1, -1, 0)) != 0);
     CHECK(answer(syscall(SYS_bpf, 0, space, sizeof space)) != 0);
