@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detbox.cli.messages import say
-from detbox.errors import UserError
+from detbox.errors import HostError, UserError
 
 if TYPE_CHECKING:
     from detbox.images.store import Image, Store
@@ -31,6 +32,7 @@ examples:
 """
 
 _DAY_S = 86400
+_HOST_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 def add_parser(verbs: Any) -> None:
@@ -81,8 +83,18 @@ def _action(actions: Any, name: str, body: Any, text: str) -> argparse.ArgumentP
     parser.add_argument(
         "--store", metavar="DIR", help="the store (default: $DETBOX_STORE, or in the user's data directory)"
     )
-    parser.set_defaults(body=lambda arguments: body(_store(arguments), arguments))
+    parser.set_defaults(body=lambda arguments: _guarded(body, arguments))
     return parser
+
+
+def _guarded(body: Any, arguments: argparse.Namespace) -> int:
+    """The action; what the host's disks and permissions refuse is no bug of detbox."""
+    try:
+        return int(body(_store(arguments), arguments))
+    except OSError as error:
+        if error.errno not in _HOST_REFUSES:
+            raise
+        raise HostError(f"{error.strerror}{f': {error.filename}' if error.filename else ''}") from error
 
 
 def _store(arguments: argparse.Namespace) -> Store:

@@ -34,6 +34,7 @@ _INDEX_HOOK = (
     "grep -h -E '^(Package|Version|Architecture|SHA256|Size): |^$' \"$1\"/var/lib/apt/lists/*_Packages"
     f' > "$1/{_INDEX.decode()}" || true'
 )
+_CONTAINED = "unshare --mount --propagation private --pid --fork --kill-child --mount-proc"
 _LOCAL_HOOKS = "/usr/share/mmdebstrap/hooks/file-mirror-automount"
 
 
@@ -110,9 +111,11 @@ def _bootstrap(
         _receive(process.stdout, builder, index)
         status = process.wait()
     except BaseException:
-        process.send_signal(signal.SIGTERM)
+        # mmdebstrap would wait for its tar, which waits for somebody to read.  Its mounts end with it.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        listener.join()  # the last of its processes has closed its standard error
         process.wait()
-        listener.join()
         if any(line.startswith("E: ") for line in heard):
             raise failure(heard) from None  # a stream that ends early is not the cause
         raise
@@ -127,7 +130,9 @@ def _bootstrap(
 
 
 def _start(recipe: Recipe, archive: Sequence[str], work: Path) -> subprocess.Popen[bytes]:
-    command = [
+    # With root's first process all others go, and with them the mounts, however detbox ends.
+    command = [] if os.geteuid() else _CONTAINED.split()
+    command += [
         "mmdebstrap",
         f"--mode={'root' if os.geteuid() == 0 else 'unshare'}",
         f"--variant={recipe.variant}",
@@ -145,7 +150,7 @@ def _start(recipe: Recipe, archive: Sequence[str], work: Path) -> subprocess.Pop
     command += [recipe.suite, "-", "-"]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=environment(work), preexec_fn=_before_exec,
+        env=environment(work), preexec_fn=_before_exec, start_new_session=True,
     )  # fmt: skip
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError), process.stdin as stream:
@@ -154,12 +159,9 @@ def _start(recipe: Recipe, archive: Sequence[str], work: Path) -> subprocess.Pop
 
 
 def _before_exec() -> None:
-    """In the child: mmdebstrap ends with its caller, and root's mounts end with mmdebstrap, however it ends."""
+    """In the child: it ends with its caller."""
     os.umask(0o022)
-    _native.prctl(inside.PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.geteuid() == 0:
-        _native.unshare(inside.CLONE_NEWNS)
-        _native.mount(None, b"/", None, inside.PRIVATE, None)
+    _native.prctl(inside.PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _receive(stream: IO[bytes], builder: tree.Builder, index: list[bytes]) -> None:

@@ -65,7 +65,8 @@ def check_subids() -> None:
             name = _user_name()
             raise HostError(
                 f"{name} has no range of {IDS} ids in {file}",
-                f"let root give one: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {name}",
+                "let root give a range that nobody else has, such as: "
+                f"usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {name}",
             )
 
 

@@ -11,8 +11,9 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -45,15 +46,20 @@ def run(command: Sequence[str], cwd: Path | str = "/") -> subprocess.CompletedPr
 
 
 @pytest.fixture
-def others(tmp_path: Path) -> Path:
+def public() -> Iterator[Path]:
+    """A directory that everybody may enter: pytest closes its own to other users whenever it starts."""
+    with tempfile.TemporaryDirectory(prefix="detbox-images-") as place:
+        os.chmod(place, 0o755)
+        yield Path(place)
+
+
+@pytest.fixture
+def others(public: Path) -> Path:
     """A directory of the ordinary user's own; skips where there is none."""
     user = under_detbox.unprivileged()
     if user is None or shutil.which("newuidmap") is None:
         pytest.skip("no ordinary user can be had here")
-    for parent in (tmp_path, *tmp_path.parents):
-        if parent != Path("/tmp") and parent.is_relative_to("/tmp"):
-            parent.chmod(parent.stat().st_mode | 0o711)
-    place = tmp_path / "others"
+    place = public / "others"
     place.mkdir()
     (place / "subids").write_text(SUBIDS)
     shutil.chown(place, user)
@@ -92,11 +98,8 @@ def archive(folder: Path) -> str:
 
 
 @pytest.fixture
-def packages(tmp_path: Path) -> Path:
-    for parent in (tmp_path, *tmp_path.parents):
-        if parent != Path("/tmp") and parent.is_relative_to("/tmp"):
-            parent.chmod(parent.stat().st_mode | 0o711)
-    folder = tmp_path / "archive"
+def packages(public: Path) -> Path:
+    folder = public / "archive"
     folder.mkdir()
     package(folder, "first", "1.0", {"usr/bin/first": b"#!/bin/sh\n"}, "Depends: second\n")
     package(folder, "second", "2:2.0~rc1", {"etc/second": b"two\n"})
@@ -126,7 +129,7 @@ def test_an_image_is_made_of_local_packages(tmp_path: Path, packages: Path) -> N
 
 
 def test_an_ordinary_user_makes_the_same_image(tmp_path: Path, packages: Path, others: Path) -> None:
-    file = tmp_path / "tiny.toml"
+    file = packages / "tiny.toml"
     file.write_text('suite = "tiny"\nvariant = "extract"\npackages = ["first"]\n')
     words = ["image", "build", str(file), "--mirror", "deb [trusted=yes] " + archive(packages)]
     mine = run(detbox(*words, store=tmp_path / "store"))
@@ -245,11 +248,12 @@ chmod 700 /data/shut; mkdir /data/new; rm /data/shut/in; ls -lanR /data; cat /da
 """
 
 
-def test_every_user_sees_the_same_owners(tmp_path: Path, others: Path) -> None:
-    source = small_system(tmp_path / "system.tar")
+def test_every_user_sees_the_same_owners(tmp_path: Path, public: Path, others: Path) -> None:
+    source = small_system(public / "system.tar")
     seen = []
     for store, user in ((tmp_path / "store", None), (others / "store", under_detbox.USER)):
-        assert run(detbox("image", "import", str(source), "small", store=store, user=user)).returncode == 0
+        imported = run(detbox("image", "import", str(source), "small", store=store, user=user))
+        assert imported.returncode == 0, imported.stderr
         work = store.parent / "work"
         work.mkdir()
         if user is not None:
