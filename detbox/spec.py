@@ -109,6 +109,7 @@ class RunSpec:
     cache_remote_read_only: bool = False
     cache_remote_timeout_s: float = DEFAULT_REMOTE_TIMEOUT_S
     cache_verify: int = 0  # how many percent of the hits are run all the same, and compared
+    cache_base: str = ""  # what the configuration adds to the keys of executions inside; "": they are not noted
     observe_fd: int = -1  # descriptor that takes what the run observed and changed; -1: nothing is noted
     stdin_head: bytes = b""  # the beginning of standard input, if somebody has read it already
     leak: str = ""  # for tests of `verify`: a call that is let through to the kernel as it is

@@ -10,8 +10,8 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from detbox.cache.facts import ALL, CONTENT, KIND, LIST, PYTIME, SIZE, XATTR
-from detbox.cache.world import join, parent_of
+from detbox.cache.facts import CONTENT, IDENTITY, KIND, LIST, PYTIME, SIZE, TIMES, XATTR
+from detbox.cache.world import join
 from detbox.handlers.paths import AT_FDCWD
 from detbox.kernel.numbers import NUMBERS
 
@@ -28,7 +28,7 @@ _EXCHANGE = 2
 _O_TMPFILE = 0o20000000
 _AF_UNIX = 1
 _SIGKILL = 9
-_CWD = AT_FDCWD
+CWD = AT_FDCWD
 
 PROBES: dict[int, Probe] = {}
 
@@ -59,7 +59,7 @@ def _stat(k: Tracker, t: Task, dirfd: int, path: bytes, follow: bool) -> None:
 
 @_probe("stat", "lstat")
 def stat(k: Tracker, t: Task, a: Args) -> None:
-    _stat(k, t, _CWD, t.cstr(a[0]), t.nr == NUMBERS["stat"])
+    _stat(k, t, CWD, t.cstr(a[0]), t.nr == NUMBERS["stat"])
 
 
 @_probe("newfstatat")
@@ -77,7 +77,7 @@ def statx(k: Tracker, t: Task, a: Args) -> None:
 @_probe("access", "readlink", "statfs", "getxattr", "lgetxattr", "listxattr", "llistxattr", "chdir", "chroot")
 def by_path(k: Tracker, t: Task, a: Args) -> None:
     name = _NAMES[t.nr]
-    _look(k, t, _CWD, t.cstr(a[0]), not name.startswith(("l", "readl")), _WITH_PATH.get(name, KIND | XATTR))
+    _look(k, t, CWD, t.cstr(a[0]), not name.startswith(("l", "readl")), _WITH_PATH.get(name, KIND | XATTR))
     if name == "chroot":
         k.unable(t, "has a root directory of its own")
 
@@ -111,12 +111,12 @@ def getdents(k: Tracker, t: Task, a: Args) -> None:
 
 @_probe("inotify_add_watch")
 def inotify_add_watch(k: Tracker, t: Task, a: Args) -> None:
-    _look(k, t, _CWD, t.cstr(a[1]), True, KIND)
+    _look(k, t, CWD, t.cstr(a[1]), True, KIND)
 
 
 @_probe("execve")
 def execve(k: Tracker, t: Task, a: Args) -> None:
-    k.executes(t, _CWD, t.cstr(a[0]))
+    k.executes(t, CWD, t.cstr(a[0]))
 
 
 @_probe("execveat")
@@ -148,12 +148,12 @@ def tgkill(k: Tracker, t: Task, a: Args) -> None:
 
 @_probe("open")
 def open_(k: Tracker, t: Task, a: Args) -> Marks | None:
-    return _open(k, t, _CWD, t.cstr(a[0]), a[1])
+    return _open(k, t, CWD, t.cstr(a[0]), a[1])
 
 
 @_probe("creat")
 def creat(k: Tracker, t: Task, a: Args) -> Marks | None:
-    return _open(k, t, _CWD, t.cstr(a[0]), os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    return _open(k, t, CWD, t.cstr(a[0]), os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
 
 
 @_probe("openat")
@@ -200,7 +200,7 @@ def _open(k: Tracker, t: Task, dirfd: int, path: bytes, flags: int) -> Marks | N
 
 @_probe("mkdir", "mknod")
 def makes(k: Tracker, t: Task, a: Args) -> Marks | None:
-    return _make(k, t, _CWD, t.cstr(a[0]))
+    return _make(k, t, CWD, t.cstr(a[0]))
 
 
 @_probe("mkdirat", "mknodat")
@@ -210,7 +210,7 @@ def makes_at(k: Tracker, t: Task, a: Args) -> Marks | None:
 
 @_probe("symlink")
 def symlink(k: Tracker, t: Task, a: Args) -> Marks | None:
-    return _make(k, t, _CWD, t.cstr(a[1]), link=True)
+    return _make(k, t, CWD, t.cstr(a[1]), link=True)
 
 
 @_probe("symlinkat")
@@ -234,18 +234,18 @@ def _make(k: Tracker, t: Task, dirfd: int, path: bytes, *, link: bool = False) -
 
 @_probe("bind")
 def bind(k: Tracker, t: Task, a: Args) -> Marks | None:
-    path = _socket_path(t, a)
-    return None if path is None else _make(k, t, _CWD, path)
+    path = socket_path(t, a)
+    return None if path is None else _make(k, t, CWD, path)
 
 
 @_probe("connect")
 def connect(k: Tracker, t: Task, a: Args) -> None:
-    path = _socket_path(t, a)
+    path = socket_path(t, a)
     if path is not None:
-        _look(k, t, _CWD, path, True, KIND)
+        _look(k, t, CWD, path, True, KIND)
 
 
-def _socket_path(t: Task, a: Args) -> bytes | None:
+def socket_path(t: Task, a: Args) -> bytes | None:
     size = min(a[2] & _M32, 110)
     if size < 3:
         return None
@@ -257,7 +257,7 @@ def _socket_path(t: Task, a: Args) -> bytes | None:
 
 @_probe("unlink", "rmdir")
 def removes(k: Tracker, t: Task, a: Args) -> Marks | None:
-    return _remove(k, t, _CWD, t.cstr(a[0]), t.nr == NUMBERS["rmdir"])
+    return _remove(k, t, CWD, t.cstr(a[0]), t.nr == NUMBERS["rmdir"])
 
 
 @_probe("unlinkat")
@@ -275,7 +275,7 @@ def _remove(k: Tracker, t: Task, dirfd: int, path: bytes, directory: bool) -> Ma
 
 @_probe("rename")
 def rename(k: Tracker, t: Task, a: Args) -> Marks | None:
-    return _rename(k, t, _CWD, t.cstr(a[0]), _CWD, t.cstr(a[1]), 0)
+    return _rename(k, t, CWD, t.cstr(a[0]), CWD, t.cstr(a[1]), 0)
 
 
 @_probe("renameat")
@@ -304,7 +304,7 @@ def _rename(k: Tracker, t: Task, dir1: int, old: bytes, dir2: int, new: bytes, f
 
 @_probe("link")
 def link(k: Tracker, t: Task, a: Args) -> Marks | None:
-    return _link(k, t, _CWD, t.cstr(a[0]), _CWD, t.cstr(a[1]), 0)
+    return _link(k, t, CWD, t.cstr(a[0]), CWD, t.cstr(a[1]), 0)
 
 
 @_probe("linkat")
@@ -325,7 +325,7 @@ def _link(k: Tracker, t: Task, dir1: int, old: bytes, dir2: int, new: bytes, fla
     if k.now(other) != "-":
         return None
     k.names_change()
-    return [(one, KIND), *k.appears(t, other)]
+    return [(one, KIND | IDENTITY | TIMES), *k.appears(t, other)]
 
 
 # -- changing what is there -------------------------------------------------------------
@@ -333,7 +333,7 @@ def _link(k: Tracker, t: Task, dir1: int, old: bytes, dir2: int, new: bytes, fla
 
 @_probe("chmod", "chown", "lchown", "utime", "utimes", "setxattr", "lsetxattr", "removexattr", "lremovexattr")
 def changes(k: Tracker, t: Task, a: Args) -> Marks | None:
-    return _change(k, t, _CWD, t.cstr(a[0]), not _NAMES[t.nr].startswith("l"))
+    return _change(k, t, CWD, t.cstr(a[0]), not _NAMES[t.nr].startswith("l"))
 
 
 @_probe("fchmodat", "fchmodat2", "fchownat", "utimensat", "futimesat")
@@ -359,12 +359,12 @@ def _change(k: Tracker, t: Task, dirfd: int, path: bytes, follow: bool) -> Marks
 def _changed(k: Tracker, t: Task, path: bytes) -> Marks | None:
     k.touch(t, path, KIND | SIZE | XATTR)
     k.in_place(t, path)
-    return [(path, KIND | XATTR)]
+    return [(path, KIND | XATTR | IDENTITY | TIMES)]
 
 
 @_probe("truncate")
 def truncate(k: Tracker, t: Task, a: Args) -> Marks | None:
-    found = k.find(t, _CWD, t.cstr(a[0]), True)
+    found = k.find(t, CWD, t.cstr(a[0]), True)
     if found is None:
         return None
     k.touch(t, found, KIND | SIZE | CONTENT)
@@ -377,6 +377,3 @@ def below(path: bytes) -> list[bytes]:
     for top, directories, files in os.walk(path):
         found += [join(top, name) for name in (*directories, *files)]
     return found
-
-
-__all__ = ["ALL", "PROBES", "Marks", "below", "parent_of"]

@@ -6,11 +6,17 @@ An observation counts for the execution that makes it and for those around it, e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
+from stat import S_IFMT
+from typing import TYPE_CHECKING
 
 from detbox.cache import facts
-from detbox.cache.facts import CONTENT, KIND, LIST, PYTIME, SIZE, XATTR, Fact
+from detbox.cache.facts import CONTENT, IDENTITY, KIND, LIST, PYTIME, SIZE, TIMES, XATTR, Fact
 from detbox.cache.world import join, parent_of
+
+if TYPE_CHECKING:
+    from detbox.machine.inodes import InodeTable
 
 #: How far an aspect's bit is moved to say that the execution has changed it.
 OWN = 8
@@ -20,6 +26,27 @@ _ASPECTS = 0xFF
 def owned(aspects: int) -> int:
     """The mark for aspects that the execution has changed itself."""
     return aspects << OWN
+
+
+def seen_by_guest(inodes: InodeTable, st: os.stat_result) -> tuple[list[int | None] | None, list[int] | None]:
+    """(number, user, group, birth) and (access, modification, change) of a file as the guest sees it.
+
+    The number is None for a file that has not been seen yet; its times are the constant ones.
+    """
+    entry = inodes.table.get((st.st_dev, st.st_ino))
+    if entry is None or entry.fmt != S_IFMT(st.st_mode):
+        return [None, 0, 0, inodes.epoch_ns], [inodes.epoch_ns] * 3
+    return [entry.ino, entry.uid, entry.gid, entry.btime], [entry.atime, entry.mtime, entry.ctime]
+
+
+def numbers_of(inodes: InodeTable, directory: bytes, names: Iterable[bytes]) -> dict[bytes, int | None]:
+    """The guest's inode numbers of a directory's entries."""
+    found: dict[bytes, int | None] = {}
+    for name in names:
+        st = os.lstat(join(directory, name))
+        entry = inodes.table.get((st.st_dev, st.st_ino))
+        found[name] = entry.ino if entry is not None and entry.fmt == S_IFMT(st.st_mode) else None
+    return found
 
 
 class Execution:
@@ -33,6 +60,15 @@ class Execution:
         self.entries: dict[bytes, set[bytes]] = {}  # directory → names in it that were touched for a change
         self.changed: dict[bytes, None] = {}  # paths, in the order of their first change
         self.reasons: dict[str, None] = {}  # why it cannot be cached
+        # Of an execution inside of a run:
+        self.key = ""
+        self.why = ""  # why it was not answered from the cache
+        self.words = b""  # number of arguments, arguments and environment
+        self.process = 0
+        self.foreign: dict[tuple[int, int], str] = {}  # what others can use as well, see cache.start
+        self.numbers: dict[tuple[int, int], int] = {}
+        self.inodes_from = 0  # position in the log of new inodes
+        self.output_from = 0  # position in the run's output
 
     def line(self) -> Iterator[Execution]:
         """The execution and those around it, outwards."""
@@ -48,7 +84,9 @@ class Ledger:
     ``owner``: tells for a path (and its status) whose it is, where the kernel's permissions depend on that.
     """
 
-    def __init__(self, owner: Callable[[bytes, object], str] | None = None) -> None:
+    def __init__(self, owner: Callable[[bytes, object], str] | None = None, inodes: InodeTable | None = None) -> None:
+        """``inodes``: the run's, if what only the guest can see is wanted as well."""
+        self._inodes = inodes
         self._pending: dict[bytes, list[Fact]] = {}  # content that is still to be hashed
         self._owner = owner
 
@@ -92,6 +130,8 @@ class Ledger:
                 fact.pytime = facts.python_time(path, st.st_size)
         if wanted & XATTR:
             fact.xattrs = facts.xattrs_digest(path)
+        if self._inodes is not None and wanted & (IDENTITY | TIMES):
+            fact.identity, fact.times = seen_by_guest(self._inodes, st)
         return fact
 
     def _take(self, one: Execution, path: bytes, fact: Fact, seen: Fact, aspects: int) -> None:
@@ -103,25 +143,34 @@ class Ledger:
             fact.signature = seen.signature
             self._pending.setdefault(path, []).append(fact)
         if aspects & LIST:
-            fact.listing = self._first_listing(one, path)
+            self._first_listing(one, path, fact)
         if aspects & XATTR:
             fact.xattrs = seen.xattrs
         if aspects & PYTIME:
             fact.pytime = seen.pytime
+        if aspects & IDENTITY:
+            fact.identity = seen.identity
+        if aspects & TIMES:
+            fact.times = seen.times
 
-    def _first_listing(self, one: Execution, directory: bytes) -> str | None:
+    def _first_listing(self, one: Execution, directory: bytes, fact: Fact) -> None:
         """What the directory held before the execution's own changes."""
         try:
             entries = dict(facts.entries_of(directory))
         except OSError:
-            return None
+            return
+        numbers = numbers_of(self._inodes, directory, entries) if self._inodes is not None else {}
         for name in one.entries.get(directory, ()):
-            first = one.facts[join(directory, name)].kind or facts.ABSENT
-            if first == facts.ABSENT:
+            first = one.facts[join(directory, name)]
+            if first.kind in (None, facts.ABSENT):
                 entries.pop(name, None)
+                numbers.pop(name, None)
             else:
-                entries[name] = first[0]
-        return facts.listing_of(entries.items())
+                entries[name] = str(first.kind)[0]
+                numbers[name] = first.identity[0] if first.identity is not None else None
+        fact.listing = facts.listing_of(entries.items())
+        if self._inodes is not None:
+            fact.numbered = facts.numbered_listing(numbers)
 
     def settle(self, path: bytes) -> None:
         """The content of ``path`` is about to change: hash it where it is a fact."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from errno import errorcode
 from typing import Any
@@ -21,7 +21,9 @@ from detbox.machine.pycache import recorded_mtime
 #: Aspects of a path, as bits: existence, type, mode, number of names and text of a link; size; content;
 #: names and types of a directory's entries; the user's attributes; the time that a compiled Python file records.
 KIND, SIZE, CONTENT, LIST, XATTR, PYTIME = 1, 2, 4, 8, 16, 32
-ALL = KIND | SIZE | CONTENT | XATTR
+#: Of executions inside of a run, whose inputs may have been made by others: the guest's inode number, owner and time
+#: of birth; the times of access and change.
+IDENTITY, TIMES = 64, 128
 ABSENT = "-"
 _CHUNK = 1 << 20
 _OVERLAY = "user.overlay."
@@ -40,12 +42,23 @@ class Fact:
     listing: str | None = None
     xattrs: str | None = None
     pytime: int | None = None
+    identity: list[int | None] | None = None
+    times: list[int] | None = None
+    numbered: str | None = None  # the entries of a directory, with the guest's inode numbers
     inode: tuple[int, int] | None = None  # of a file with several names: real (device, inode)
     signature: Signature | None = None  # of a file whose content is still to be hashed
 
     def row(self) -> list[Any]:
         """For a manifest, without trailing Nones."""
         values = [self.kind, self.size, self.content, self.listing, self.xattrs, self.pytime]
+        while values and values[-1] is None:
+            values.pop()
+        return values
+
+    def full_row(self) -> list[Any]:
+        """For the manifest of an execution inside of a run: with what only the guest can see."""
+        values = [self.kind, self.size, self.content, self.listing, self.xattrs, self.pytime, self.identity, self.times]
+        values.append(self.numbered)
         while values and values[-1] is None:
             values.pop()
         return values
@@ -104,6 +117,11 @@ def listing_of(entries: Iterable[tuple[bytes, str]]) -> str:
     for name, letter in sorted(entries):
         digest.update(b"%s\0%s\0" % (name, letter.encode()))
     return digest.hexdigest()
+
+
+def numbered_listing(numbers: Mapping[bytes, int | None]) -> str:
+    """A digest of a directory's entries with the guest's inode numbers."""
+    return xxhash.xxh3_128(repr(sorted(numbers.items())).encode()).hexdigest()
 
 
 def entries_of(path: bytes) -> list[tuple[bytes, str]]:

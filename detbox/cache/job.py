@@ -71,6 +71,7 @@ class Job:
         self._key = key.key_of(self._known)
         self._input = Input(spec)
         self._why = ""
+        self._executions: list[dict[str, Any]] = []
 
     def run(self) -> Outcome:
         """Look up; run for real if nothing fits; keep the result."""
@@ -153,19 +154,23 @@ class Job:
     def _record(self) -> tuple[Outcome, Manifest | None]:
         notes = os.memfd_create("detbox-observed")
         try:
-            spec = self._input.handed_on(self.spec).with_changes(observe_fd=notes)
+            spec = self._input.handed_on(self.spec).with_changes(observe_fd=notes, cache_base=key.base_of(self._known))
             self._store.rest()
             outcome = self._launch(spec)
             with open(os.dup(notes), "rb") as file:
                 file.seek(0)
                 length = int.from_bytes(file.read(_LENGTH), "little")
                 raw = json.loads(file.read(length)) if length else None
+                records = [(k, file.read(size), tuple(blobs)) for k, size, blobs in raw["records"]] if raw else []
                 output = file.read()
         finally:
             os.close(notes)
         if raw is None:
             self._why = "the run told nothing"
             return outcome, None
+        self._executions = raw["executions"]
+        if records and not outcome.doubts:
+            self._store.publish_all(records)
         reasons = [*raw["reasons"], *outcome.doubts, *(f"unknown call {name}" for name in outcome.unknown_calls)]
         reasons += self._input.reasons(raw["stdin"])
         if reasons:
@@ -215,6 +220,7 @@ class Job:
         self._store.log_run({
             "command": self._known["command"], "workdir": self.spec.workdir, "result": result, "why": why,
             "seconds": round(seconds, 4), "saved": round(max(0.0, former - seconds), 4), "known": self._known,
+            "executions": self._executions,
             **self._store.report(),
         })  # fmt: skip
 

@@ -21,7 +21,7 @@ _LEFT_OUT = frozenset((
     "workdir", "workdir_alias", "image", "mounts", "site_cache", "stdin", "stdin_closed", "timeout_s", "stats",
     "verbose", "dry_run", "record", "record_results", "cpuid_backend", "cache", "cache_dir",
     "cache_max_bytes", "cache_remote", "cache_remote_read_only", "cache_remote_timeout_s",
-    "cache_verify", "observe_fd", "stdin_head",
+    "cache_verify", "cache_base", "observe_fd", "stdin_head",
 ))  # fmt: skip
 
 
@@ -42,6 +42,18 @@ def parts(spec: RunSpec, sources: Sources) -> dict[str, Any]:
     elif spec.image is not None and (place := place_of(spec.image)):
         found["owners"] = content_of(os.fsencode(f"{place}/owners"))  # the files themselves show one owner
     return found
+
+
+#: What is in the keys of executions inside of a run; their own arguments and files are known otherwise.
+_INSIDE = (
+    "guest_workdir", "epoch_ns", "seed", "cpus", "cpu_model", "user", "network", "hostname", "memory_bytes", "leak",
+    "ordinary user", "detbox",
+)  # fmt: skip
+
+
+def base_of(known: dict[str, Any]) -> str:
+    """What a job's configuration adds to the keys of the executions inside."""
+    return key_of({name: known[name] for name in _INSIDE})
 
 
 def key_of(known: dict[str, Any]) -> str:

@@ -43,11 +43,12 @@ class Restore:
             done = False
         finally:
             shutil.rmtree(self._stage, ignore_errors=True)
+        # A file that is written in place moves no time of its directory, but ours was renamed.
+        for path, times in before.items():
+            if os.path.isdir(path):
+                os.utime(path, ns=times)
         if done:
             self._finish()
-        else:
-            for path, times in before.items():
-                os.utime(path, ns=times)
         return done
 
     def _commit_or_undo(self) -> bool:

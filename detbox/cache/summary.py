@@ -101,7 +101,8 @@ def _change(tracker: Tracker, path: bytes, before: str, rewritten: bool) -> dict
         change["inode"] = (st.st_dev, st.st_ino)
     if letter == "d" and before[:1] in ("d", ""):
         return {**change, "do": "keep"}
-    if letter == before[:1] == "f" and not rewritten:
+    never_written = change["times"] is None and tracker.origin.get(path, path) == path
+    if letter == before[:1] == "f" and (not rewritten or never_written):
         return {**change, "do": "keep"}
     change["do"] = {"f": "file", "d": "directory", "l": "symlink", "p": "fifo", "s": "socket"}[letter]
     if letter == "l":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from detbox.cache import calls, facts
 from detbox.cache.execution import Execution, Ledger
-from detbox.cache.facts import CONTENT, KIND, LIST, PYTIME, SIZE, XATTR
+from detbox.cache.facts import CONTENT, IDENTITY, KIND, LIST, PYTIME, SIZE, TIMES, XATTR
 from detbox.cache.world import World, made, parent_of
 from detbox.decision import Decision
 from detbox.handlers.paths import AT_FDCWD
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Args, Process, Task
 
-_EVERYTHING = KIND | SIZE | CONTENT | LIST | XATTR | PYTIME
+_EVERYTHING = KIND | SIZE | CONTENT | LIST | XATTR | PYTIME | IDENTITY | TIMES
 _M32 = 0xFFFFFFFF
 _HEAD = 256  # BINPRM_BUF_SIZE: what the kernel looks at of a program
 _PT_INTERP = 3
@@ -32,13 +32,18 @@ Handler = Callable[..., Decision]
 class Tracker:
     """The ledger of one run, and who is writing into it."""
 
-    def __init__(self, m: Machine) -> None:
+    def __init__(self, m: Machine, nested: bool = False) -> None:
+        """``nested``: whether the executions inside of the run are wanted too."""
         self.m = m
+        self.nested = nested
         self.world = World(m)
         self._bound = [os.fsencode(path) for path in (m.spec.guest_workdir, *(one.dst for one in m.spec.mounts))]
-        self.ledger = Ledger(self._owner if m.layers.limited else None)
+        #: Part of the KIND of a path, where the kernel's permissions depend on it.
+        self.owner = self._owner if m.layers.limited else None
+        self.ledger = Ledger(self.owner, m.inodes if nested else None)
         self.root = Execution(None, "run")
         self.origin: dict[bytes, bytes] = {}  # where something that was moved stood at first
+        self._moved: dict[bytes, bytes] = {}  # what a call in progress adds to that
         self._killed = False
 
     def wrap(self, handlers: dict[int, Handler]) -> dict[int, Handler]:
@@ -52,12 +57,15 @@ class Tracker:
         ask = probe
 
         def tracking(m: Machine, t: Task, a: Args) -> Decision:
+            if self._moved:
+                self._moved = {}  # that call is over
             marks = ask(self, t, a)
             decision = handler(m, t, a)
             if marks and (type(decision) is not int or decision >= 0):
                 execution = self.of(t)
                 for path, aspects in marks:
                     self.ledger.mark(execution, path, aspects)
+                self.origin.update(self._moved)
             return decision
 
         return tracking
@@ -72,6 +80,8 @@ class Tracker:
         """The thread looks at a canonical path."""
         if path[1:5] in (b"proc", b"sys/", b"sys", b"dev/", b"dev", b".det") and made(path):
             return
+        if self.nested:
+            aspects |= (IDENTITY if aspects & KIND else 0) | (TIMES if aspects & SIZE else 0)
         self.ledger.touch(self.of(t), path, aspects)
 
     def unable(self, t: Task, reason: str, *, whole: bool = True) -> None:
@@ -92,8 +102,11 @@ class Tracker:
             self.unable(t, "has a root directory of its own")
             return None
         found, passed = self.world.find(t, base, path, follow)
-        for step in passed:
-            self.touch(t, step, KIND)
+        if passed:
+            execution = self.of(t)
+            for step in passed:
+                if not made(step):
+                    self.ledger.touch(execution, step, KIND)
         return found
 
     def _base(self, t: Task, dirfd: int) -> bytes | None:
@@ -142,7 +155,7 @@ class Tracker:
             return None
         self.ledger.settle(path)
         self.in_place(t, path)
-        return [(path, SIZE | CONTENT | PYTIME)]
+        return [(path, SIZE | CONTENT | PYTIME | TIMES)]
 
     def in_place(self, t: Task, path: bytes) -> None:
         """A file is changed that may have other names."""
@@ -154,7 +167,7 @@ class Tracker:
         """Something new is made at ``path``."""
         if made(path):
             return []
-        return [(path, _EVERYTHING), (parent_of(path), 0)]
+        return [(path, _EVERYTHING), self._parent(t, path)]
 
     def vanishes(self, t: Task, path: bytes) -> Marks | None:
         """A name is removed."""
@@ -163,7 +176,7 @@ class Tracker:
         self.ledger.settle(path)
         if self.now(path) != "f":
             self.names_change()
-        return [(path, _EVERYTHING), (parent_of(path), 0)]
+        return [(path, _EVERYTHING), self._parent(t, path)]
 
     def moves(self, t: Task, one: bytes, other: bytes, *, both: bool) -> Marks | None:
         """``one`` gets the name ``other`` (``both``: and the other way round)."""
@@ -176,11 +189,17 @@ class Tracker:
                 self.ledger.settle(path)
                 moved[target + path[len(source) :]] = self.origin.get(path, path)
                 marks += [(path, _EVERYTHING), (target + path[len(source) :], _EVERYTHING)]
-        self.origin.update(moved)  # if the call fails, nothing is asked of these
+        self._moved = moved
         self.ledger.settle(other)
         if self.now(one) != "f" or self.now(other) not in "f-":
             self.names_change()
-        return [*marks, (parent_of(one), 0), (parent_of(other), 0)]
+        return [*marks, self._parent(t, one), self._parent(t, other)]
+
+    def _parent(self, t: Task, path: bytes) -> tuple[bytes, int]:
+        """The mark of the directory in which a name changes."""
+        directory = parent_of(path)
+        self.touch(t, directory, KIND)
+        return directory, TIMES
 
     # -- programs -------------------------------------------------------------------------------
 
@@ -207,6 +226,10 @@ class Tracker:
     def _owner(self, path: bytes, st: Any) -> str:
         """Who owns a file in the user's directories: the kernel's permissions depend on it for an ordinary user."""
         return facts.ownership(st, 0, 0) if facts.below(path, self._bound) else ""
+
+    def kept(self, path: bytes) -> bool:
+        """Whether a path lies in a directory of the user's or in one that the container has made empty."""
+        return facts.below(path, self._bound) or path.startswith((b"/tmp/", b"/run/", b"/home/", b"/root/"))
 
     def status(self, path: bytes) -> os.stat_result | None:
         """What is at a path now."""

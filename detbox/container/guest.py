@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from detbox.cache.observed import Observed
+from detbox.cache.store import Store
 from detbox.container import modules, operations, plan
 from detbox.cpu import model
 from detbox.cpu.siteindex import SiteIndex
@@ -51,6 +52,8 @@ def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
     os.umask(0)
     host_features = model.host_features()
     observation = Observation(spec)
+    # Opened before the root changes: afterwards there is no path to it.
+    store = Store(spec.cache_dir) if spec.cache_base and spec.cache_dir is not None else None
     index = SiteIndex(Path(spec.site_cache) if spec.site_cache else None)
     proc_fd, layers = build(spec)
     raise_limits()
@@ -58,10 +61,10 @@ def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
     machine = Machine(spec, console, proc_fd, model.MODELS[spec.cpu_model])
     machine.requests = requests
     machine.layers = layers
-    observed = Observed(machine) if spec.observe_fd >= 0 else None
+    observed = Observed(machine, store) if spec.observe_fd >= 0 else None
     handlers = observation.handlers({row.number: row.handler for row in TABLE if row.handler is not None})
     if observed is not None:
-        handlers = observed.tracker.wrap(handlers)
+        handlers = observed.wrap(handlers)
     sup = Supervisor(machine, handlers, LOOKING, life)
     sup.image.start(spec.cpuid_backend == "auto" and _cpuid_faulting(), host_features, index)
     machine.inodes.learn_devices()

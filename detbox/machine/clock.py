@@ -198,6 +198,10 @@ class Clock:
         """Let the monotonic time be at least ``ns``: nobody can run before then."""
         self.now = max(self.now, ns)
 
+    def round_up(self, step: int) -> None:
+        """Let the time be the next multiple of ``step`` ns after the start; timers expire at the next call."""
+        self.now += -(self.now - BOOT_NS) % step
+
     def next_deadline(self) -> int | None:
         """When the earliest timer expires, or None."""
         return self.timers.next_deadline()

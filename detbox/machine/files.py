@@ -135,6 +135,10 @@ class FileTable:
         known = self._open.get(fd)
         return known if known is not None else self._look(fd)
 
+    def known(self, fd: int) -> OpenFile | None:
+        """The description behind ``fd`` if it has been looked up already."""
+        return self._open.get(fd & 0xFFFFFFFF)
+
     def _look(self, fd: int) -> OpenFile:
         if fd > 0x7FFFFFFF:
             raise OSError(errno.EBADF, "no such descriptor")

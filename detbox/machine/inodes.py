@@ -98,7 +98,8 @@ class InodeTable:
         self._epoch_times = packed(epoch_ns, epoch_ns, epoch_ns)
         self.table: dict[tuple[int, int], VInode] = {}
         self._nameless: dict[tuple[int, int], VInode] = {}
-        self._next = 2  # the root directory's number on most file systems
+        self.log: list[VInode] | None = None  # what has been entered, in order, if somebody wants to know
+        self.next_number = 2  # the root directory's number on most file systems
         self.devices: dict[int, int] = {}  # real → virtual; all others are ROOT_DEV
         self.proc_dev = 0  # real st_dev of /proc
         self.sys_dev = 0
@@ -165,12 +166,34 @@ class InodeTable:
         """Enter a real inode that has not been seen yet."""
         # Device nodes are bound from the host's /dev one by one; here they belong to one file system.
         dev = self.devices.get(key[0], DEV_DEV if fmt == S_IFCHR else ROOT_DEV)
-        entry = VInode(key, dev, self._next, fmt, self.epoch_ns, self._epoch_times)
-        self._next += 1
+        entry = VInode(key, dev, self.next_number, fmt, self.epoch_ns, self._epoch_times)
+        self.next_number += 1
         self.table[key] = entry
+        if self.log is not None:
+            self.log.append(entry)
         if key[0] == self.pipe_dev or key[0] == self.sock_dev or key[0] == self.memfd_dev:
             del self.table[key]
             self._remember(entry)
+        return entry
+
+    def known(self, st: os.stat_result) -> VInode | None:
+        """The virtual inode of what ``st`` describes, if it has been seen."""
+        key = (st.st_dev, st.st_ino)
+        entry = self.table.get(key) or self._nameless.get(key)
+        return entry if entry is not None and entry.fmt == S_IFMT(st.st_mode) else None
+
+    def round_up(self, step: int) -> None:
+        """Let the next inode's number be a multiple of ``step``."""
+        self.next_number += -self.next_number % step
+
+    def put(self, st: os.stat_result, number: int) -> VInode:
+        """Enter what ``st`` describes under a given number, whatever was known of it."""
+        key = (st.st_dev, st.st_ino)
+        self.table.pop(key, None)
+        self._nameless.pop(key, None)
+        following, self.next_number = self.next_number, number
+        entry = self.enter(key, S_IFMT(st.st_mode))
+        self.next_number = max(following, number + 1)
         return entry
 
     def _remember(self, entry: VInode) -> None:

@@ -1,7 +1,8 @@
 """Random numbers for the guest: one stream per process and program, derived from the run's seed.
 
-A stream depends on the seed, on the process's place in the fork tree and on how many programs it has
-executed, so that unrelated processes cannot change each other's numbers, in whatever order they run.
+A stream depends on the seed, on the name of the program that the process executes (``machine.program``) and on
+the process's place in the tree of that program's forks, so that unrelated processes cannot change each other's
+numbers, in whatever order they run.
 """
 
 from __future__ import annotations

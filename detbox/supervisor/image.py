@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import signal
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from detbox.cpu import auxv, emulate, model, stub
@@ -47,6 +48,20 @@ _SYNCHRONOUS = sum(
 _NEEDS = {"rdrand": "rdrand", "rdseed": "rdseed", "rdpid": "rdpid", "xbegin": "rtm"}
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The initial stack of a program: the bytes from the stack pointer ``rsp`` to the stack's end."""
+
+    rsp: int
+    stack: bytes
+
+    @property
+    def words(self) -> bytes:
+        """The number of arguments, then the arguments, the environment and the program's path, each with a NUL."""
+        first = int.from_bytes(self.stack[8:16], "little") - self.rsp
+        return self.stack[:8] + (self.stack[first:] if first > 0 else b"")
+
+
 class Image:
     """Prepares images and emulates the instructions that trap in them."""
 
@@ -69,10 +84,14 @@ class Image:
         sup.fork_hooks += [Patching.after_fork, _after_fork, dispositions.after_fork]
         sup.exec_hooks.append(dispositions.after_exec)
 
-    def prepare(self, m: Machine, task: Task) -> None:
+    def look(self, task: Task) -> Start:
+        """What a program starts with: the thread is in its PTRACE_EVENT_EXEC stop."""
+        rsp = int(registers.get(task.tid).rsp)
+        return Start(rsp, task.read(rsp, min(STACK_TOP - rsp, MAX_INITIAL_STACK)))
+
+    def prepare(self, m: Machine, task: Task, start: Start) -> None:
         """At PTRACE_EVENT_EXEC: rewrite the initial stack, arm CPUID faulting (exec resets it), patch."""
-        regs = registers.get(task.tid)
-        stack = task.read(regs.rsp, min(STACK_TOP - regs.rsp, MAX_INITIAL_STACK))
+        regs, stack = registers.get(task.tid), start.stack
         st = os.stat(f"{task.tid}/exe", dir_fd=m.proc_fd)
         creds = task.process.creds
         secure = self._set_user_ids(m, task, st)

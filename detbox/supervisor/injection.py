@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from detbox.cpu import stub
 from detbox.errors import InternalError
 from detbox.kernel import _native, registers
+from detbox.kernel.numbers import NUMBERS
 from detbox.supervisor.memory import peek, poke
 
 if TYPE_CHECKING:
@@ -113,3 +114,8 @@ def _resume(tid: int, request: int, next_stop: Callable[[], int] | None = None) 
 
 def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
+
+
+def leave(task: Task, status: int) -> None:
+    """Have a thread that is in its PTRACE_EVENT_EXEC stop end its process with the exit status, as its only act."""
+    poke(task.tid, registers.get(task.tid).rip, stub.code(((NUMBERS["exit_group"], status),)))

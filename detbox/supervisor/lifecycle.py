@@ -12,6 +12,7 @@ from detbox.handlers import futex_exit
 from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
 from detbox.machine.rng import RandomStream
+from detbox.supervisor import injection
 from detbox.supervisor.task import Process, State, Task
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def on_clone(sup: Supervisor, parent: Task, vfork: bool) -> None:
         what = f"the guest has {MAX_TASKS} threads at the same time"
         raise LimitExceeded(what, "is it creating processes without end?")
     tid = _native.event_message(parent.tid)
+    sup.numbering.last_process = tid
     flags, child_tid = clone_flags(parent)
     child = _new_thread(parent, tid) if flags & CLONE_THREAD else _new_process(sup, parent, tid, flags)
     if flags & CLONE_CHILD_CLEARTID:
@@ -79,7 +81,9 @@ def _new_process(sup: Supervisor, parent: Task, tid: int, flags: int) -> Task:
     process.files = old.files if flags & CLONE_FILES else old.files.copy(tid)
     process.fs = old.fs if flags & CLONE_FS else old.fs.copy(tid)
     process.creds = old.creds.copy()
-    process.rng = RandomStream(sup.m.spec.seed, lineage)
+    process.program = old.program
+    process.path = f"{old.path}.{old.forks - old.forks_before}"
+    process.rng = RandomStream(sup.m.spec.seed, f"{old.program.name}/{process.path}")
     process.comm, process.exe, process.argv = old.comm, old.exe, old.argv
     process.start_ns = sup.m.clock.now
     process.namespaces = old.namespaces
@@ -92,7 +96,9 @@ def _new_process(sup: Supervisor, parent: Task, tid: int, flags: int) -> Task:
 
 
 def on_exec(sup: Supervisor, task: Task) -> None:
-    """A process executes another program; it is stopped before its first instruction.
+    """A process executes another program; it is stopped before its first instruction, and queued.
+
+    What else is ready runs first: a vfork parent, say, which usually comes to wait for the child.
 
     The thread that called execve becomes the leader, whatever its number was.
     """
@@ -113,13 +119,28 @@ def on_exec(sup: Supervisor, task: Task) -> None:
     process.mm = object()
     process.execs += 1
     process.files = process.files.copy(tid)
-    process.rng = RandomStream(m.spec.seed, process.lineage, process.execs)
     process.exe = os.fsencode(os.readlink(f"{tid}/exe", dir_fd=m.proc_fd))
     process.comm = process.exe.rsplit(b"/", 1)[-1][:15]
     for hook in sup.exec_hooks:
         hook(m, task)
     release_vfork_parent(sup, process)
-    sup.image.prepare(m, task)
+    m.scheduler.make_ready(task, lambda: begin(sup, task))
+
+
+def begin(sup: Supervisor, task: Task) -> None:
+    """The new program's turn has come."""
+    process = task.process
+    sup.numbering.program_starts()
+    start = sup.image.look(task)
+    process.program = process.program.start(start.words)
+    process.path, process.forks_before = "1", process.forks
+    process.rng = RandomStream(sup.m.spec.seed, process.program.name)
+    status = sup.answer(task, start) if sup.answer is not None else None
+    if status is None:
+        sup.image.prepare(sup.m, task, start)
+    else:
+        injection.leave(task, status)
+    sup.cont(task, 0)
 
 
 def release_vfork_parent(sup: Supervisor, process: Process) -> None:
@@ -203,6 +224,8 @@ def _process_exit(sup: Supervisor, process: Process, status: int) -> None:
     m = sup.m
     process.status = status if process.status is None else process.status
     release_vfork_parent(sup, process)
+    if process.path == "1":
+        sup.numbering.program_ends()
     for hook in sup.exit_hooks:
         hook(m, process)
     heir = _reaper(process)

@@ -20,9 +20,10 @@ from detbox.scheduler.core import turn_length
 from detbox.supervisor import lifecycle, signals
 from detbox.supervisor.counting import Counting
 from detbox.supervisor.guestclock import GuestClock
-from detbox.supervisor.image import Image
+from detbox.supervisor.image import Image, Start
 from detbox.supervisor.jobs import STOP_SIGNALS, Jobs
 from detbox.supervisor.machine import Machine
+from detbox.supervisor.numbering import Numbering
 from detbox.supervisor.spinning import Spinning
 from detbox.supervisor.task import Process, State, Task
 
@@ -63,10 +64,13 @@ class Supervisor:
         self.fork_hooks: list[Callable[[Machine, Process, Process], None]] = []
         self.exec_hooks: list[Callable[[Machine, Task], None]] = []
         self.exit_hooks: list[Callable[[Machine, Process], None]] = []
+        #: Asked when a program is about to start: None, or the exit status if its work has been done for it.
+        self.answer: Callable[[Task, Start], int | None] | None = None
         #: Hear of each decision; what they return is carried out.
         self.observers: list[Callable[[Task, Decision], Decision]] = []
         machine.bind(self)
         self.guest_clock = GuestClock(machine.clock, not machine.spec.leak and machine.spec.epoch_ns >= 0)
+        self.numbering = Numbering(machine.clock, machine.inodes, machine.proc_fd)
         self.image = Image(self)
         self.spinning = Spinning(self)
         self.counting = Counting(self)
@@ -313,9 +317,8 @@ class Supervisor:
             self.m.scheduler.make_ready(task, lambda: self.cont(task, 0))
 
     def on_exec(self, task: Task) -> None:
-        """PTRACE_EVENT_EXEC: the new program continues at once."""
+        """PTRACE_EVENT_EXEC: the new program waits for its turn."""
         lifecycle.on_exec(self, task)
-        self.cont(task, 0)
 
     def on_signal(self, task: Task, signo: int) -> None:
         """Signal-delivery stop: trapped instructions are emulated, all else is delivered."""

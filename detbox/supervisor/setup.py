@@ -11,6 +11,7 @@ from detbox.handlers import limits, sysvipc, timers
 from detbox.kernel.numbers import NAMES, NUMBERS
 from detbox.machine.creds import Creds
 from detbox.machine.files import FileTable, FsContext
+from detbox.machine.program import Program
 from detbox.machine.rng import RandomStream
 from detbox.recorder.interleaving import Interleaving
 from detbox.supervisor.task import Process, State, Task
@@ -29,7 +30,8 @@ def first_process(sup: Supervisor, pid: int) -> None:
     process.files = FileTable(m, pid)
     process.fs = FsContext(m, pid)
     process.creds = Creds.of(*user_ids(m.spec.user))
-    process.rng = RandomStream(m.spec.seed, process.lineage)
+    process.program = Program("run")
+    process.rng = RandomStream(m.spec.seed, process.program.name)
     process.start_ns = m.clock.now
     process.argv = tuple(m.spec.command)
     process.comm = os.path.basename(m.spec.command[0])[:15]

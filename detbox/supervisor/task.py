@@ -13,6 +13,7 @@ from detbox.machine.clock import CpuTime
 if TYPE_CHECKING:
     from detbox.machine.creds import Creds
     from detbox.machine.files import FileTable, FsContext
+    from detbox.machine.program import Program
     from detbox.machine.rng import RandomStream
 
 #: Keys of ``Task.data`` that a new thread or process takes over.
@@ -39,7 +40,7 @@ class Process:
     __slots__ = (
         "pid", "parent", "children", "tasks", "lineage", "mm", "files", "fs", "creds", "rng", "comm", "exe",
         "argv", "forks", "threads", "status", "exiting", "execs", "start_ns", "vfork_parent", "cpu",
-        "data", "job_stop", "namespaces",
+        "data", "job_stop", "namespaces", "program", "path", "forks_before",
     )  # fmt: skip
 
     def __init__(self, pid: int, parent: Process | None, lineage: str) -> None:
@@ -61,6 +62,9 @@ class Process:
         self.status: int | None = None  # wait status, once the process is a zombie
         self.exiting = False
         self.execs = 0
+        self.program: Program
+        self.path = "1"  # position in the fork tree of the program: "1" is the process that executed it
+        self.forks_before = 0  # children created before the process executed its program
         self.start_ns = 0
         self.vfork_parent: Task | None = None
         self.cpu = CpuTime()

@@ -1,0 +1,288 @@
+"""What an execution inside of a run leaves: taken down at its end, and done again for a hit."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from typing import TYPE_CHECKING, Any
+
+from detbox.cache import facts
+from detbox.cache.execution import OWN
+from detbox.cache.facts import ABSENT, CONTENT, KIND, LIST, PYTIME
+from detbox.cache.recall import Record
+from detbox.cache.summary import data_of, text
+from detbox.cache.world import join, parent_of
+from detbox.machine.inodes import VInode
+
+if TYPE_CHECKING:
+    from detbox.cache.execution import Execution
+    from detbox.cache.observed import Observed
+    from detbox.cache.store import Store
+    from detbox.cache.tracker import Tracker
+    from detbox.supervisor.task import Process, Task
+
+_TEMPORARY = b"/.detbox-"
+_LETTERS = {"f": "file", "d": "directory", "l": "symlink", "p": "fifo", "s": "socket"}
+
+
+class Unknown(Exception):
+    """Something about an execution's effects cannot be told."""
+
+
+class Effects:
+    """Of the executions of one run."""
+
+    def __init__(self, tracker: Tracker, store: Store) -> None:
+        self._tracker = tracker
+        self._inodes = tracker.m.inodes
+        self._store = store
+        self._hashed: dict[tuple[bytes, facts.Signature], str | None] = {}
+
+    # -- taking down -------------------------------------------------------------------
+
+    def record(self, mine: Execution, process: Process, last_process: int, observed: Observed) -> Record | None:
+        """The result of an execution that has just ended; None, with a reason, if it cannot be told."""
+        m = self._tracker.m
+        try:
+            changes = self._changes(mine)
+            numbered = self._numbered(mine, {data_of(change["path"]) for change in changes})
+            rows = {text(path): (mine.have[path] & 0xFF, self._row(path, fact)) for path, fact in mine.facts.items()}
+            output, turns = observed.since(mine.output_from)
+            blob = self._store.put_bytes(output) if output else ""
+        except Unknown as unknown:
+            mine.reasons.setdefault(str(unknown))
+            return None
+        except OSError as error:
+            mine.reasons.setdefault(f"the cache cannot keep it: {error.strerror}")
+            return None
+        return Record(
+            mine.key, rows, changes, {text(path): mine.have.get(path, 0) >> OWN for path in mine.changed}, numbered,
+            blob, turns, process.status or 0, m.clock.now,
+            self._inodes.next_number, last_process, process.cpu.ns, process.cpu.children_ns,
+        )  # fmt: skip
+
+    def _row(self, path: bytes, fact: facts.Fact) -> list[Any]:
+        if fact.signature is not None:
+            known = (path, fact.signature)
+            if known not in self._hashed:
+                st = self._tracker.status(path)
+                if st is None or facts.signature_of(st) != fact.signature:
+                    raise Unknown(f"{text(path)} was changed from outside")
+                self._hashed[known] = facts.content_of(path)
+            fact.content = self._hashed[known]
+        return fact.full_row()
+
+    def _changes(self, mine: Execution) -> list[dict[str, Any]]:
+        names: dict[tuple[int, int], str] = {}
+        found = []
+        for path in mine.changed:
+            if self._tracker.m.layers.limited and not self._tracker.kept(path):
+                raise Unknown("changes a file of the system")
+            fact = mine.facts.get(path)
+            before = (fact.kind if fact is not None else None) or ""
+            change = self._change(mine, path, before, fact.identity if fact is not None else None)
+            if change is None:
+                continue
+            inode = change.pop("inode")
+            if inode is not None and inode in names:
+                change = {"path": change["path"], "do": "link", "to": names[inode], "was": before[:1], "same": False}
+            elif inode is not None:
+                names[inode] = change["path"]
+            found.append(change)
+        return found
+
+    def _change(
+        self, mine: Execution, path: bytes, before: str, identity: list[int | None] | None
+    ) -> dict[str, Any] | None:
+        kind, st = facts.kind_of(path)
+        change: dict[str, Any] = {"path": text(path), "was": before[:1]}
+        if st is None:
+            if _several(before):
+                raise Unknown("removes a name of a file with several")
+            return None if before in (ABSENT, "") else {**change, "do": "remove", "inode": None}
+        entry = self._inodes.known(st)
+        if entry is None or kind[0] not in _LETTERS:
+            raise Unknown("makes a file of an unknown kind")
+        if not entry.changed and self._tracker.origin.get(path, path) != path:
+            raise Unknown("moves an input")  # whose time on the host is not known here
+        same = identity is not None and identity[0] in (None, entry.ino) and before[:1] == kind[0]
+        change |= {
+            "same": same, "inode": (st.st_dev, st.st_ino) if kind[0] != "d" else None, "mode": stat.S_IMODE(st.st_mode),
+            "ino": entry.ino, "owner": [entry.uid, entry.gid], "changed": entry.changed, "source": entry.source,
+            "times": [entry.atime, entry.mtime, entry.ctime, entry.btime],
+        }  # fmt: skip
+        xattrs = facts.xattrs_of(path)
+        if xattrs or mine.have[path] >> OWN & facts.XATTR:
+            change["xattrs"] = {name: value.hex() for name, value in xattrs.items()}
+        if same and not mine.have[path] >> OWN & CONTENT:
+            return {**change, "do": "keep"}
+        change["do"] = _LETTERS[kind[0]]
+        if kind[0] == "l":
+            change["text"] = text(os.readlink(path))
+        elif kind[0] == "f":
+            change["blob"] = self._store.put_file(path)
+        return change
+
+    def _numbered(self, mine: Execution, made: set[bytes]) -> list[tuple[str | int, int]]:
+        """Numbers that the execution was the first to give to inodes that it has not made."""
+        fresh = [entry for entry in (self._inodes.log or ())[mine.inodes_from :]]
+        if not fresh:
+            return []
+        paths: dict[tuple[int, int], bytes] = {}
+        for path in self._looked_at(mine):
+            st = self._tracker.status(path)
+            if st is not None:
+                paths.setdefault((st.st_dev, st.st_ino), path)
+        found: list[tuple[str | int, int]] = []
+        for entry in fresh:
+            if entry.key in mine.numbers:
+                found.append((mine.numbers[entry.key], entry.ino))
+            elif self._inodes.table.get(entry.key) is entry:
+                known = paths.get(entry.key)
+                if known is None:
+                    raise Unknown("sees a file whose name is not known")
+                if known not in made:
+                    found.append((text(known), entry.ino))
+        return found
+
+    def _looked_at(self, mine: Execution) -> list[bytes]:
+        found = [b"/", *mine.facts, *mine.changed]
+        for path, have in mine.have.items():
+            if (have | have >> OWN) & LIST and os.path.isdir(path):
+                found += [parent_of(path), *(join(path, name) for name, _ in facts.entries_of(path))]
+        return found
+
+    # -- doing again ---------------------------------------------------------------------
+
+    def apply(self, t: Task, mine: Execution, record: Record, observed: Observed) -> bool:
+        """Put a result in place.  False, with nothing changed, if a blob is missing or a file cannot be staged."""
+        tracker = self._tracker
+        blobs: dict[str, bytes] = {}
+        for digest in record.blobs():
+            data = self._store.open_blob(digest)
+            if data is None:
+                return False
+            blobs[digest] = data
+        staged = self._stage(record, blobs)
+        if staged is None:
+            return False
+        parent = mine.parent
+        assert parent is not None
+        for path, (aspects, _) in record.facts.items():
+            tracker.ledger.touch(parent, data_of(path), aspects)
+        for path, aspects in record.marks.items():
+            place = data_of(path)
+            tracker.ledger.touch(parent, place, KIND | facts.IDENTITY)
+            tracker.ledger.settle(place)
+            tracker.ledger.mark(parent, place, aspects)
+        self._carry_out(record, blobs, staged)
+        self._number(t, record)
+        tracker.names_change()
+        view = memoryview(blobs.get(record.output, b""))
+        for stream, size in record.turns:
+            tracker.m.console.write(stream, bytes(view[:size]))
+            view = view[size:]
+        return True
+
+    def _stage(self, record: Record, blobs: dict[str, bytes]) -> dict[str, bytes] | None:
+        """New files, beside where they belong: if the disk is full, it is so now."""
+        staged: dict[str, bytes] = {}
+        try:
+            for number, change in enumerate(record.changes):
+                path = data_of(change["path"])
+                directory = parent_of(path)
+                # What lies in a directory that is still to be made is written in its place.
+                if change["do"] != "file" or change["same"] or not os.path.isdir(directory):
+                    continue
+                name = directory.rstrip(b"/") + _TEMPORARY + b"%d" % number
+                with open(name, "xb") as file:
+                    staged[change["path"]] = name
+                    file.write(blobs[change["blob"]])
+        except OSError:
+            for name in staged.values():
+                with contextlib.suppress(OSError):
+                    os.unlink(name)
+            return None
+        return staged
+
+    def _carry_out(self, record: Record, blobs: dict[str, bytes], staged: dict[str, bytes]) -> None:
+        rows = [(data_of(change["path"]), change) for change in record.changes]
+        for path, change in sorted(rows, key=lambda row: row[0], reverse=True):
+            stays = change["do"] in ("keep", "link") or change.get("same") or change["was"] in ("", ABSENT)
+            if change["do"] == "remove" or not stays or (change["do"] == "link" and os.path.lexists(path)):
+                self._remove(path)
+        for path, change in sorted(rows, key=lambda row: row[0]):
+            if change["do"] == "directory":
+                os.mkdir(path, 0o700)
+        for path, change in rows:
+            self._make(path, change, blobs, staged)
+        for path, change in rows:
+            if change["do"] == "link":
+                os.link(data_of(change["to"]), path, follow_symlinks=False)
+        for path, change in sorted(rows, key=lambda row: row[0], reverse=True):
+            if change["do"] not in ("remove", "link"):
+                self._describe(path, change)
+
+    def _remove(self, path: bytes) -> None:
+        st = os.lstat(path)
+        entry = self._inodes.known(st)
+        if stat.S_ISDIR(st.st_mode):
+            os.rmdir(path)
+        else:
+            os.unlink(path)
+        if entry is not None and (st.st_nlink <= 1 or stat.S_ISDIR(st.st_mode)):
+            self._inodes.unlinked(entry)
+
+    @staticmethod
+    def _make(path: bytes, change: dict[str, Any], blobs: dict[str, bytes], staged: dict[str, bytes]) -> None:
+        kind = change["do"]
+        if kind == "file":
+            if change["path"] in staged:
+                os.rename(staged[change["path"]], path)
+            else:
+                flags = os.O_WRONLY | os.O_CLOEXEC | (os.O_TRUNC if change["same"] else os.O_CREAT | os.O_EXCL)
+                with open(os.open(path, flags, 0o600), "wb") as file:
+                    file.write(blobs[change["blob"]])
+        elif kind == "symlink":
+            os.symlink(data_of(change["text"]), path)
+        elif kind in ("fifo", "socket"):
+            os.mknod(path, (stat.S_IFIFO if kind == "fifo" else stat.S_IFSOCK) | 0o600)
+
+    def _describe(self, path: bytes, change: dict[str, Any]) -> None:
+        """Modes and attributes for real; the rest is what the guest sees."""
+        if "xattrs" in change:
+            for name in facts.xattrs_of(path).keys() - change["xattrs"].keys():
+                os.removexattr(path, name, follow_symlinks=False)
+            for name, value in change["xattrs"].items():
+                os.setxattr(path, name, bytes.fromhex(value), follow_symlinks=False)
+        st = os.lstat(path)
+        if not stat.S_ISLNK(st.st_mode) and stat.S_IMODE(st.st_mode) != change["mode"]:
+            os.chmod(path, change["mode"])
+            st = os.lstat(path)
+        entry = self._inodes.known(st)
+        if entry is None or entry.ino != change["ino"]:
+            entry = self._inodes.put(st, change["ino"])
+        entry.uid, entry.gid = change["owner"]
+        entry.changed, entry.source = change["changed"], change["source"]
+        entry.btime = change["times"][3]
+        entry.set_times(*change["times"][:3])
+
+    def _number(self, t: Task, record: Record) -> None:
+        for place, number in record.numbered:
+            st = os.stat(f"/proc/{t.tid}/fd/{place}") if isinstance(place, int) else os.lstat(data_of(place))
+            self._inodes.put(st, number)
+        for path, (aspects, _) in record.facts.items():
+            if aspects & PYTIME:
+                self._python_source(data_of(path))
+
+    def _python_source(self, path: bytes) -> None:
+        st = self._tracker.status(path)
+        entry: VInode | None = self._inodes.known(st) if st is not None else None
+        if st is not None and entry is not None and not entry.source:
+            self._inodes.python_source(entry, path, None, st.st_size)
+
+
+def _several(kind: str) -> bool:
+    """Whether a KIND is that of a file with more than one name."""
+    return kind[:1] == "f" and kind.rstrip("ug").rpartition(":")[2] != "1"
