@@ -70,9 +70,20 @@ class _Ways:
             if there is None or _type(there) not in (stat.S_IFREG, stat.S_IFDIR):
                 return False
             return path in self._tops or self._directories(path.rpartition(b"/")[0])
+        if change["do"] == "remove":  # before anything is made: in directories that are there now
+            return path not in self._tops and self._present(path.rpartition(b"/")[0])
         if change["do"] == "link" and not self._directories(data_of(change["to"]).rpartition(b"/")[0]):
             return False
         return path not in self._tops and self._directories(path.rpartition(b"/")[0])
+
+    def _present(self, path: bytes) -> bool:
+        """Whether directories that are there now lead from one of the tops to ``path``."""
+        while path not in self._tops:
+            there = self._place(path) if path else None
+            if there is None or _type(there) != stat.S_IFDIR:
+                return False
+            path = path.rpartition(b"/")[0]
+        return True
 
     def _directories(self, path: bytes) -> bool:
         """Whether the way from one of the tops to ``path`` leads through directories alone."""
