@@ -13,14 +13,19 @@ help:
 	@echo 'make lint    ruff and mypy'
 	@echo 'make docs    renew the generated parts of docs/'
 
-.venv/installed: setup.cfg setup.py pyproject.toml tools/make-venv.sh $(C_SOURCES)
+.venv/installed: setup.cfg setup.py pyproject.toml tools/make-venv.sh tools/debian-packages.sh $(C_SOURCES)
 	tools/make-venv.sh
 
 demo: .venv/installed
 	tests/demo/run.sh $(DETBOX)
 	tests/demo/debian.sh $(DETBOX)
 
-test: .venv/installed
+# The servers that remote caches are tested against.  Each test starts its own; Debian's may be stopped.
+.venv/servers: .venv/installed
+	tools/debian-packages.sh nginx redis-server
+	touch $@
+
+test: .venv/installed .venv/servers
 	$(PYTHON) -m pytest --durations=10 tests
 
 quick: .venv/installed
