@@ -204,7 +204,7 @@ def memory(bench: Bench) -> Iterator[Result]:
                  f"{many - few:+.1f} MiB", "no growth (1 MiB)", many - few <= 1)  # fmt: skip
 
 
-#: By the name that ``--only`` takes; in the order of the table.
+#: By the name that ``--only`` takes.
 ROWS: dict[str, Row] = {
     "start": start, "compute": compute, "calls": calls, "gcc": compiler, "python": interpreter,
     "configure": configure, "recording": recording, "memory": memory,

@@ -187,7 +187,8 @@ class Remote:
         return {**row, "proof": self._proof(key, candidate.digest)} if self._signature else row
 
     def _give(self, digest: str, size: int, content: Callable[[str], bytes | None]) -> bool:
-        if self._ask(lambda: self._transport.has(f"cas/{digest}"), 0):
+        # A cache that has given wrong content is not believed to have the right one.
+        if not self._lies and self._ask(lambda: self._transport.has(f"cas/{digest}"), 0):
             return True
         data = content(digest) if self._alive else None
         if data is None or not self._put(f"cas/{digest}", data):

@@ -1,0 +1,126 @@
+"""What the cache saves: runs that are put in place against the same runs without it, one after the other."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+from benchmarks import hello
+from benchmarks.rows import Bench, Result, seconds
+from benchmarks.timing import detbox_command, run
+
+PROGRAM = Path(__file__).with_name("programs") / "kmers.py"
+#: Files have an old time, as a user's have: what has just been written is hashed again.
+OLD_S = 1_500_000_000
+FILES = 10_000
+JOBS = 40
+#: Letters of one sample: about two seconds of work.
+LETTERS = 600_000
+CHANGED_PERCENT = (0, 5, 50, 100)
+
+
+def cache(bench: Bench) -> Iterator[Result]:
+    """Hits of whole jobs."""
+    store = f"--cache-dir={bench.scratch / 'store'}"
+    yield from _hit(bench, store, "`true`", ["true"], _empty(bench), 0.1)
+    yield from _hit(bench, store, f"a job with {FILES:,} input files", ["sh", "-c", "cat */* | md5sum > /work/sum"],
+                    _many(bench), 0.3)  # fmt: skip
+    yield from _hello(bench, store)
+
+
+def batch(bench: Bench) -> Iterator[Result]:
+    """Many small jobs, of whose inputs some have changed."""
+    top = bench.scratch / "samples"
+    chance = random.Random(1)
+    for number in range(JOBS):
+        (top / str(number)).mkdir(parents=True)
+        shutil.copy(PROGRAM, top / str(number))
+        _sample(top / str(number) / "sample.fa", chance)
+    plain = _all_jobs(top, [])
+    options = ["--cache", f"--cache-dir={bench.scratch / 'store'}"]
+    _all_jobs(top, options)
+    for percent in CHANGED_PERCENT:
+        for number in chance.sample(range(JOBS), JOBS * percent // 100):
+            _sample(top / str(number) / "sample.fa", chance)
+        took = _all_jobs(top, options)
+        limit = 10.0 if percent == 5 else None
+        yield Result(
+            f"{JOBS} small jobs, {percent} % of the inputs changed; with the cache against without", seconds(plain),
+            seconds(took), f"{plain / took:.3g} times faster", f"{limit:g} times" if limit else "",
+            plain / took >= limit if limit else None,
+        )  # fmt: skip
+
+
+def _hit(
+    bench: Bench, store: str, what: str, command: list[str], work: Path, limit: float | None, least: float = 0.0
+) -> Iterator[Result]:
+    plain, hits = [], []
+    cached = detbox_command(command, ["--cache", store])
+    run(cached, work)
+    for _ in range(bench.repetitions):
+        plain.append(run(detbox_command(command), work)[0].wall)
+        hits.append(run(cached, work)[0])
+    low, high = median(plain), median(cost.wall for cost in hits)
+    ratio = low / high
+    yield Result(
+        f"hit of {what}; against the run without the cache", seconds(low), seconds(high), f"{ratio:.3g} times faster",
+        f"{least:g} times" if limit is None else seconds(limit), ratio >= least if limit is None else high <= limit,
+        f"{seconds(median(cost.cpu for cost in hits))}",
+    )  # fmt: skip
+
+
+def _hello(bench: Bench, store: str) -> Iterator[Result]:
+    what = "`./configure && make` of GNU hello"
+    try:
+        tree = hello.source(bench.cache)
+    except hello.Unavailable as reason:
+        yield Result(f"hit of {what}: not measured ({reason})", "", "", "", "50 times", None)
+        return
+    command = ["sh", "-c", "./configure && make"]
+    times = []
+    for options in ([], ["--cache", store], ["--cache", store]):
+        copy = bench.scratch / "hello"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(tree, copy, symlinks=True)
+        times.append(run(detbox_command(command, options), copy)[0].wall)
+    plain, first, hit = times
+    yield Result(f"hit of {what}; against the run without the cache", seconds(plain), seconds(hit),
+                 f"{plain / hit:.3g} times faster", "50 times", plain / hit >= 50)  # fmt: skip
+    yield Result(f"first run of {what} with an empty cache; against the run without", seconds(plain), seconds(first),
+                 f"{first / plain:.3g} times", "1.25 times", first / plain <= 1.25)  # fmt: skip
+
+
+def _empty(bench: Bench) -> Path:
+    work = bench.scratch / "nothing"
+    work.mkdir(exist_ok=True)
+    return work
+
+
+def _many(bench: Bench) -> Path:
+    work = bench.scratch / "many"
+    for number in range(FILES):
+        path = work / str(number % 100) / str(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{number}\n" * 50)
+        os.utime(path, (OLD_S, OLD_S))
+    return work
+
+
+def _sample(path: Path, chance: random.Random) -> None:
+    text = "".join(chance.choices("ACGT", k=LETTERS))
+    path.write_text("".join(f">read{at}\n{text[at : at + 150]}\n" for at in range(0, LETTERS, 150)))
+
+
+def _all_jobs(top: Path, options: list[str]) -> float:
+    """Seconds that all jobs take, one after the other."""
+    total = 0.0
+    for number in range(JOBS):
+        work = top / str(number)
+        (work / "table").unlink(missing_ok=True)
+        command = ["/usr/bin/python3", "kmers.py", "sample.fa", "table"]
+        total += run(detbox_command(command, options), work)[0].wall
+    return total
