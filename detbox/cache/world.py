@@ -135,7 +135,7 @@ class World:
         if not at.startswith(b"/proc"):
             return None
         if at == b"/proc":
-            return proc_link(t, name)
+            return proc_link(self.m, t, name, self.m.inodes.proc_dev)
         if name in _MAGIC or at.endswith(b"/fd"):
             try:
                 return os.readlink(at[len(b"/proc/") :] + b"/" + name, dir_fd=self.m.proc_fd)

@@ -140,20 +140,21 @@ def _slow_text(m: Machine, t: Task, dirfd: int, path: bytes) -> bytes:
             inodes = m.inodes
             if inodes.cover_dev and st.st_dev == inodes.cover_dev:
                 raise OSError(errno.EACCES, "the supervisor's own")
-            text = os.readlink(b"", dir_fd=fd)
-            if st.st_dev != inodes.proc_dev:
-                return text
-            return _proc_text(m, t, paths.path_of(m, fd), text, place)
+            if st.st_dev not in inodes.proc_devs:
+                return os.readlink(b"", dir_fd=fd)
+            return _proc_text(m, t, fd, st.st_dev, place)
         finally:
             os.close(fd)
 
 
-def _proc_text(m: Machine, t: Task, path: bytes, text: bytes, place: paths.Place) -> bytes:
-    """The text of a procfs link; ``path``: the link's own canonical path."""
+def _proc_text(m: Machine, t: Task, fd: int, dev: int, place: paths.Place) -> bytes:
+    """The text of a procfs link, of which ``fd`` is an O_PATH descriptor."""
+    path = paths.proc_path(paths.path_of(m, fd), dev, m.inodes)
     name = path.rpartition(b"/")[2]
-    own = paths.proc_link(t, name)
+    own = paths.proc_link(m, t, name, dev)
     if own is not None and path.count(b"/") == 2:
-        return own
+        return own  # not the kernel's text, which is about the supervisor
+    text = os.readlink(b"", dir_fd=fd)
     namespace = _NAMESPACE.fullmatch(text)
     if namespace and b"/ns/" in path:
         return b"%s:[%d]" % (namespace[1], constants.NAMESPACE_INODES.get(name.decode(), 4026531835))

@@ -14,7 +14,7 @@ from detbox.machine.creds import ALL_CAPS, CAP_SETGID, NGROUPS_MAX
 if TYPE_CHECKING:
     from detbox.machine.creds import Creds
     from detbox.supervisor.machine import Machine
-    from detbox.supervisor.task import Args, Task
+    from detbox.supervisor.task import Args, Process, Task
 
 _U32 = 0xFFFFFFFF
 
@@ -185,15 +185,53 @@ def capset(m: Machine, t: Task, a: Args) -> Decision:
 # -------------------------------------------------------------------------------------- the machine's name
 
 _UTS_FIELD = 65  # __NEW_UTS_LEN + 1
+_UTS = "uts"  # in a process's data: [host name, domain name] of a namespace of its own
 
 
 def uname(m: Machine, t: Task, a: Args) -> Decision:
     """``uname(struct utsname *)``."""
-    fields = (
-        constants.OSTYPE, m.spec.hostname, constants.KERNEL_RELEASE, constants.KERNEL_VERSION,
-        constants.MACHINE, constants.DOMAINNAME,
-    )  # fmt: skip
-    t.write(a[0], b"".join(field.encode()[:_UTS_FIELD - 1].ljust(_UTS_FIELD, b"\0") for field in fields))
+    hostname, domainname = uts_names(m, t.process)
+    system = (constants.OSTYPE, constants.KERNEL_RELEASE, constants.KERNEL_VERSION, constants.MACHINE)
+    name, release, version, machine = (field.encode() for field in system)
+    fields = (name, hostname, release, version, machine, domainname)
+    t.write(a[0], b"".join(field[:_UTS_FIELD - 1].ljust(_UTS_FIELD, b"\0") for field in fields))
+    return 0
+
+
+def uts_names(m: Machine, process: Process) -> tuple[bytes, bytes]:
+    """(host name, domain name) in the process's UTS namespace."""
+    own: list[bytes] | None = process.data.get(_UTS)
+    return (own[0], own[1]) if own else (m.spec.hostname.encode(), constants.DOMAINNAME.encode())
+
+
+def new_uts(m: Machine, process: Process) -> None:
+    """The process has made a UTS namespace of its own: names in it can be set."""
+    process.data[_UTS] = list(uts_names(m, process))
+
+
+def after_fork(m: Machine, parent: Process, child: Process) -> None:
+    """A child is in its parent's UTS namespace, or in a new one (CLONE_NEWUTS)."""
+    if _UTS in parent.data:
+        child.data[_UTS] = parent.data[_UTS]
+
+
+def sethostname(m: Machine, t: Task, a: Args) -> Decision:
+    """``sethostname(name, length)``: in a UTS namespace of the guest's own."""
+    return _set_name(t, 0, a)
+
+
+def setdomainname(m: Machine, t: Task, a: Args) -> Decision:
+    """``setdomainname(name, length)``: idem."""
+    return _set_name(t, 1, a)
+
+
+def _set_name(t: Task, which: int, a: Args) -> Decision:
+    own: list[bytes] | None = t.process.data.get(_UTS)
+    if own is None or t.process.creds.euid:
+        return -EPERM
+    if a[1] & _U32 >= _UTS_FIELD:
+        return -EINVAL
+    own[which] = t.read(a[0], a[1] & _U32).partition(b"\0")[0]
     return 0
 
 

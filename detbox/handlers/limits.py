@@ -132,6 +132,16 @@ def _watch_cpu(m: Machine, process: Process) -> None:
     process.data[_CPU_TIMER] = queue.add(min(due, hard * NS), expired)
 
 
+def next_signal(process: Process) -> tuple[int, int, Process] | None:
+    """(ns of CPU time left, signal, receiver) if the process has a limit of CPU time."""
+    timer: Timer | None = process.data.get(_CPU_TIMER)
+    if timer is None or timer.callback is None:
+        return None
+    hard = limits_of(process)[resource.RLIMIT_CPU][1]
+    signo = signal.SIGKILL if timer.deadline >= hard * NS else signal.SIGXCPU
+    return max(timer.deadline - process.cpu.ns, 1), int(signo), process
+
+
 #: struct sysinfo: uptime, loads, RAM (total, free, shared, buffers), swap (total, free), processes, high
 #: memory (total, free), unit.
 _SYSINFO = struct.Struct("<q3Q6QH6xQQI4x")

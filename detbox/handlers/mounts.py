@@ -6,14 +6,23 @@ well; the answer is given here so that it does not depend on the kernel's versio
 
 from __future__ import annotations
 
-from errno import EPERM
+import os
+from errno import ENOSYS, EPERM
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, Decision
+from detbox.handlers import paths
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Args, Task
+
+#: MS_REMOUNT, MS_BIND, MS_MOVE and the kinds of propagation: no file system is made.
+_CHANGES = 32 | 4096 | 8192 | 1 << 17 | 1 << 18 | 1 << 19 | 1 << 20
+#: MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC have the same values as the attributes of fsmount(2).
+_ATTRIBUTES = 1 | 2 | 4 | 8
+#: File systems that show nothing but what the guest puts there.
+_OWN_CONTENT = frozenset((b"tmpfs", b"ramfs", b"overlay", b"devpts", b"mqueue"))
 
 
 def _own_namespace(m: Machine, t: Task) -> Decision:
@@ -30,7 +39,39 @@ def _new_descriptor(m: Machine, t: Task) -> Decision:
 
 def mount(m: Machine, t: Task, a: Args) -> Decision:
     """``mount(source, target, type, flags, data)``."""
-    return _own_namespace(m, t)
+    if not t.process.namespaces:
+        return -EPERM
+    if a[3] & _CHANGES:
+        return CONTINUE
+    kind = t.cstr(a[2]) if a[2] else b""
+    if kind == b"proc":
+        return _mount_proc(m, t, t.cstr(a[1]), a[3])
+    if kind not in _OWN_CONTENT:
+        m.doubt(t, f"a mount of type {os.fsdecode(kind)} was refused: it could show the host")
+        return -EPERM
+    return CONTINUE
+
+
+def _mount_proc(m: Machine, t: Task, path: bytes, flags: int) -> Decision:
+    """The procfs of a PID namespace of the guest's own."""
+    attributes = flags & _ATTRIBUTES
+
+    def on(at: int | None, name: bytes) -> None:
+        target = os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=at)
+        try:
+            if paths.path_of(m, target).rpartition(b"/")[2] != b"proc":
+                m.doubt(t, "a procfs on a directory that is not called proc was refused")
+                raise OSError(EPERM, "procfs elsewhere")
+            m.nested.mount(t, target, attributes)
+        finally:
+            os.close(target)
+
+    paths.resolve(m, t, paths.AT_FDCWD, path, on, follow=True)
+    paths.resolve(
+        m, t, paths.AT_FDCWD, path, lambda at, name: m.nested.learn(t, os.stat(name, dir_fd=at).st_dev),
+        follow=True,
+    )  # fmt: skip
+    return 0
 
 
 def umount2(m: Machine, t: Task, a: Args) -> Decision:
@@ -65,8 +106,8 @@ def open_tree(m: Machine, t: Task, a: Args) -> Decision:
 
 
 def fsopen(m: Machine, t: Task, a: Args) -> Decision:
-    """``fsopen(type, flags)``."""
-    return _new_descriptor(m, t)
+    """``fsopen(type, flags)``: as before Linux 5.2, so that mount(2) is used, which can be looked at."""
+    return -ENOSYS
 
 
 def fsmount(m: Machine, t: Task, a: Args) -> Decision:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from stat import S_ISDIR, S_ISLNK, S_ISVTX
 from typing import TYPE_CHECKING, TypeVar
 
-from detbox.machine.inodes import PIPE_DEV, VInode
+from detbox.machine.inodes import PIPE_DEV, InodeTable, VInode
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
@@ -194,8 +194,8 @@ def _link_text(state: _Walk, name: bytes, fd: int, st: os.stat_result) -> bytes 
     inodes = state.m.inodes
     if inodes.cover_dev and st.st_dev == inodes.cover_dev:
         raise OSError(errno.EACCES, "the supervisor's own")
-    if st.st_dev == inodes.proc_dev:
-        text = proc_link(state.t, name)
+    if st.st_dev in inodes.proc_devs:
+        text = proc_link(state.m, state.t, name, st.st_dev)
         if text is not None:
             return text
         if name not in (b"mounts", b"net"):
@@ -206,18 +206,28 @@ def _link_text(state: _Walk, name: bytes, fd: int, st: os.stat_result) -> bytes 
     return text
 
 
-def proc_link(t: Task, name: bytes) -> bytes | None:
-    """Text of /proc/self and /proc/thread-self for this task; None for other names."""
-    if name == b"self":
-        return b"%d" % t.process.pid
-    if name == b"thread-self":
-        return b"%d/task/%d" % (t.process.pid, t.tid)
-    return None
+def proc_link(m: Machine, t: Task, name: bytes, dev: int) -> bytes | None:
+    """Text of self and thread-self for this task in the procfs with st_dev ``dev``; None for other names."""
+    if name not in (b"self", b"thread-self"):
+        return None
+    pid, tid = m.own_numbers(t, dev)
+    return b"%d" % pid if name == b"self" else b"%d/task/%d" % (pid, tid)
 
 
 def path_of(m: Machine, fd: int) -> bytes:
     """Canonical path of one of the supervisor's descriptors."""
     return os.readlink(b"self/fd/%d" % fd, dir_fd=m.proc_fd)
+
+
+def proc_path(path: bytes, dev: int, inodes: InodeTable) -> bytes:
+    """The path of a procfs file as if its procfs were mounted on /proc; other paths as they are.
+
+    A procfs of the guest's own may be anywhere, but the directory's name is ``proc`` (see ``mounts``).
+    """
+    if dev not in inodes.proc_devs or dev == inodes.proc_dev:
+        return path
+    below = (path + b"/").rpartition(b"/proc/")[2].rstrip(b"/")
+    return b"/proc/" + below if below else b"/proc"
 
 
 def may(t: Task, st: os.stat_result, vnode: VInode, mask: int, *, real: bool = False) -> bool:

@@ -12,7 +12,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, ContinueThen, Decision, Park, Wake
-from detbox.handlers import futex_exit
+from detbox.handlers import futex_exit, identity
 from detbox.handlers.futex_core import Args, signed
 from detbox.machine import usage
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from detbox.supervisor.task import Process, Task
 
 CLONE_VM, CLONE_VFORK, CLONE_PIDFD, CLONE_UNTRACED, CLONE_NEWNS = 0x100, 0x4000, 0x1000, 0x800000, 0x20000
-CLONE_NEWUSER, CLONE_NEWPID = 0x10000000, 0x20000000
+CLONE_NEWUTS, CLONE_NEWUSER, CLONE_NEWPID = 0x4000000, 0x10000000, 0x20000000
 WNOHANG, WUNTRACED, WEXITED, WCONTINUED = 1, 2, 4, 8
 WNOWAIT, WNOTHREAD, WALL, WCLONE = 0x1000000, 0x20000000, 0x40000000, 0x80000000
 P_ALL, P_PID, P_PGID, P_PIDFD = range(4)
@@ -206,6 +206,8 @@ def unshare(m: Machine, t: Task, a: Args) -> Decision:
         t.process.fs.special = True
     if a[0] & (CLONE_NEWNS | CLONE_NEWUSER | CLONE_NEWPID):
         t.process.namespaces = True
+    if a[0] & CLONE_NEWUTS:
+        identity.new_uts(m, t.process)
     if a[0] & 0x400:  # CLONE_FILES
         t.process.files = t.process.files.copy(t.process.pid)
     return CONTINUE

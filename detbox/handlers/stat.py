@@ -127,7 +127,8 @@ def of_fd(m: Machine, t: Task, fd: int) -> tuple[os.stat_result, VInode]:
     inodes = m.inodes
     if st.st_dev in inodes.odd_devs:
         place = b"%d/cwd" % t.tid if fd & _M32 == _AT_FDCWD else b"%d/fd/%d" % (t.tid, fd & _M32)
-        return st, _odd(m, st, os.readlink(place, dir_fd=m.proc_fd))
+        path = os.readlink(place, dir_fd=m.proc_fd)
+        return st, _odd(m, st, paths.proc_path(path, st.st_dev, inodes))
     if m.layers.limited:
         copy = claim.copy_of(m, st)
         if copy is not None:
@@ -166,10 +167,10 @@ def _look(
         raise _Covered
     fd = os.open(name, os.O_PATH | (0 if follow else os.O_NOFOLLOW), dir_fd=at)
     try:
-        shown = paths.path_of(m, fd)
+        shown = paths.proc_path(paths.path_of(m, fd), st.st_dev, inodes)
     finally:
         os.close(fd)
-    if st.st_dev == inodes.proc_dev and m.synth_mode(t, shown) is None:
+    if st.st_dev in inodes.proc_devs and m.synth_mode(t, shown, st.st_dev) is None:
         raise OSError(errno.ENOENT, "not a file of this kernel's")
     return st, _odd(m, st, shown)
 

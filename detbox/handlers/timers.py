@@ -11,7 +11,7 @@ from errno import EINVAL, EOPNOTSUPP
 from typing import TYPE_CHECKING
 
 from detbox.decision import Decision
-from detbox.handlers import clocks
+from detbox.handlers import clocks, limits
 from detbox.kernel.timespec import (
     ITIMERSPEC_SIZE,
     ITIMERVAL_SIZE,
@@ -90,10 +90,10 @@ def after_exit(m: Machine, process: Process) -> None:
 
 def next_signal(process: Process) -> tuple[int, int, Task | Process] | None:
     """(ns left by its clock, signal, receiver) of the timer that sends one first; None without one."""
+    first: tuple[int, int, Task | Process] | None = limits.next_signal(process)
     state: ProcessTimers | None = process.data.get(_STATE)
     if state is None:
-        return None
-    first: tuple[int, int, Task | Process] | None = None
+        return first
     for which, timer in state.intervals.items():
         left = timer.remaining()
         if left and (first is None or left < first[0]):

@@ -102,6 +102,8 @@ class InodeTable:
         self.next_number = 2  # the root directory's number on most file systems
         self.devices: dict[int, int] = {}  # real → virtual; all others are ROOT_DEV
         self.proc_dev = 0  # real st_dev of /proc
+        #: The same, and those that the guest has mounted for PID namespaces of its own.
+        self.proc_devs: frozenset[int] = frozenset()
         self.sys_dev = 0
         self.cover_dev = 0  # real st_dev of what hides the supervisor's own /proc directory
         self.pipe_dev = self.sock_dev = self.memfd_dev = self.anon_dev = 0
@@ -121,6 +123,7 @@ class InodeTable:
                 found[real] = virtual
         by_virtual = {virtual: real for real, virtual in found.items()}
         self.proc_dev = by_virtual.get(PROC_DEV, 0)
+        self.proc_devs = frozenset((self.proc_dev,)) - {0}
         self.sys_dev = by_virtual.get(SYS_DEV, 0)
         self._learn_internal()
         found.update({self.pipe_dev: PIPE_DEV, self.sock_dev: SOCK_DEV})
@@ -133,6 +136,12 @@ class InodeTable:
         self.odd_devs = frozenset((self.proc_dev, self.sys_dev, self.cover_dev)) - {0}
         for entry in self.table.values():
             entry.dev = found.get(entry.key[0], ROOT_DEV)
+
+    def another_proc(self, dev: int) -> None:
+        """The guest has mounted a procfs, whose real st_dev is ``dev``."""
+        self.proc_devs |= {dev}
+        self.odd_devs |= {dev}
+        self.devices[dev] = PROC_DEV
 
     def _learn_internal(self) -> None:
         import socket

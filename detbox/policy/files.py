@@ -137,7 +137,7 @@ ROWS: tuple[Row, ...] = (
     refuse("readahead", 0, SYNC, "a hint; its errors depend on the host's file system"),
     *watched(
         MOUNTS, "the guest has no power over the container's mounts; "
-        "in a mount namespace of its own it may mount what it likes",
+        "in a mount namespace of its own it may mount what shows nothing of the host",
         "file systems that the guest mounts itself are not determinised",
         mount=mounts.mount, umount2=mounts.umount2, pivot_root=dirs.pivot_root, open_tree=mounts.open_tree,
         move_mount=mounts.move_mount, fsopen=mounts.fsopen, fsconfig=mounts.fsconfig,

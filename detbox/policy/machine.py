@@ -71,8 +71,10 @@ ROWS: tuple[Row, ...] = (
         capget=identity.capget, capset=identity.capset,
     ),
     emulate("uname", identity.uname, IDENTITY, "host name, kernel release and version are fixed"),
-    *(refuse(name, EPERM, IDENTITY, "the names of the machine are fixed")
-      for name in ("sethostname", "setdomainname")),
+    *emulated(
+        IDENTITY, "the names of the machine are fixed, but for a UTS namespace of the guest's own",
+        sethostname=identity.sethostname, setdomainname=identity.setdomainname,
+    ),
     emulate("personality", identity.personality, IDENTITY, "the layout is fixed; the guest sees what it set"),
 
     *emulated(

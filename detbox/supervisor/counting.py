@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 from detbox.decision import Decision
 from detbox.errors import NotDeterministic
 from detbox.handlers import timers
-from detbox.kernel import _native
+from detbox.kernel import _native, siginfo
 from detbox.kernel.numbers import NUMBERS
 from detbox.policy import BY_NUMBER, TABLE, Action
 from detbox.spin import PtraceStepper
 from detbox.spin.stepper import OFFSET, RIP, register
-from detbox.supervisor import signals
+from detbox.supervisor import passes, signals
 
 if TYPE_CHECKING:
     from detbox.supervisor.loop import Handler, Supervisor
@@ -34,15 +34,17 @@ NS_PER_INSTRUCTION = 20_000
 SHORTEST = 2_000
 #: Each further expiration waits longer than the one before, so that handlers get ahead of an interval timer.
 GROWTH = 250
-#: Timers that are further away than this (in ns) are watchdogs rather than something waited for.
+#: To timers that are further away than this (in ns) nobody is stepped.
 SOON = 1_000_000_000
+#: Further away than SOON, and up to this, passes of a loop are counted instead of its instructions.
+LATER = 4_000_000_000
 #: Steps that one arming of a timer, and one process in its life, may cost (some 2 and 6 s).
 BUDGET = 100_000
 LIFETIME_BUDGET = 300_000
 #: Real seconds beyond the time that a timer has left, after which a thread that still computes is given up.
 GRACE = 30.0
 
-_ARMING = ("setitimer", "alarm", "timer_settime")
+_ARMING = ("setitimer", "alarm", "timer_settime", "setrlimit", "prlimit64")
 #: With an interrupt pending these would be restarted again and again (kernel/fork.c, copy_process()): their
 #: thread is asked to stop when the new one has been announced.
 _CREATING = frozenset(NUMBERS[name] for name in ("fork", "vfork", "clone", "clone3"))
@@ -55,6 +57,7 @@ _LEFT = "counting"  # in a task's data: instructions left of its stretch
 _BUDGET = "counting_budget"  # in a process's data: steps left for this arming
 _SPENT = "counting_spent"  # in a process's data: steps made in its life
 _EXPIRED = "counting_expired"  # in a process's data: stretches that this arming has seen to their end
+_LATE = "counting_late"  # in a task's data: ns that its passes stand for
 _ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
 
 
@@ -83,11 +86,14 @@ class Counting:
 
         def armed(m: Machine, task: Task, arguments: tuple[int, ...]) -> Decision:
             decision = handler(m, task, arguments)
-            if isinstance(decision, int) and decision >= 0:
+            due = timers.next_signal(task.process) if isinstance(decision, int) and decision >= 0 else None
+            if due is not None:
                 data = task.process.data
                 data[_BUDGET] = min(BUDGET, LIFETIME_BUDGET - data.get(_SPENT, 0))
                 data[_EXPIRED] = 0
                 self.active = True
+                if due[0] > SOON and (due[0] > LATER or self._deadly(task, *due[1:])):
+                    data[_BUDGET] = 0  # a watchdog
             return decision
 
         return armed
@@ -99,6 +105,7 @@ class Counting:
     def before_return(self, task: Task) -> None:
         """A call is about to be answered: the thread stops at its end if it is to be counted."""
         task.data.pop(_LEFT, None)
+        passes.end(task)
         if task.nr not in _CREATING:
             self.before_signal(task)
 
@@ -106,6 +113,7 @@ class Counting:
         """A stopped thread is about to go on, maybe into a signal handler: it is to stop there."""
         if not self.active:
             return
+        passes.end(task)
         if task.data.get(_LEFT) or self._begin(task):
             _native.ptrace_request(_PTRACE_INTERRUPT, task.tid, 0, 0)
 
@@ -114,8 +122,11 @@ class Counting:
         if task.process.data.get(_BUDGET, 0) <= 0:
             return False
         due = timers.next_signal(task.process)
-        if due is None or due[0] > SOON:
+        if due is None or due[0] > LATER:
             return False
+        if due[0] > SOON:
+            task.data[_LEFT] = SHORTEST
+            return True
         shortest = SHORTEST + GROWTH * task.process.data[_EXPIRED]
         task.data[_LEFT] = max(due[0] // NS_PER_INSTRUCTION, shortest)
         return True
@@ -132,6 +143,11 @@ class Counting:
         if stepper is not None:
             loops.disarm(mm, stepper)
         status, why, left = self._count(task, left)
+        late = 0
+        if why == _STEPPED_ALL and not left:
+            late = self._late(task)
+            if late:
+                address, status, why = passes.rarest(task, self._known)
         if stepper is not None and why != _OTHER_STOP:
             loops.arm(mm, stepper)
         if why == _OTHER_STOP:
@@ -139,6 +155,8 @@ class Counting:
             self.sup.on_stop(task.tid, status)
         elif why == _BEFORE_CALL or left:
             self.sup.cont(task, 0)
+        elif late:
+            self._count_passes(task, address, late)
         else:
             self._reached(task)
         return True
@@ -163,6 +181,36 @@ class Counting:
             if select.select([self.sup.control], [], [], 0)[0]:
                 raise KeyboardInterrupt
         return 0, _STEPPED_ALL, left
+
+    def _late(self, task: Task) -> int:
+        """The ns to wait for, if they are too many to be stepped: to the next timer, or to another deadline."""
+        due = timers.next_signal(task.process)
+        if due is None or due[0] <= SOON:
+            return 0
+        clock = self.sup.m.clock
+        deadline = clock.next_deadline()
+        return due[0] if deadline is None else min(due[0], max(deadline - clock.now, passes.NS_PER_PASS))
+
+    def _count_passes(self, task: Task, address: int | None, ns: int) -> None:
+        """Let the thread run until it has passed ``address`` often enough; freely, if there is none."""
+        if address is not None and passes.begin(task, address, max(ns // passes.NS_PER_PASS, 1)):
+            task.data[_LATE] = ns
+        self.sup.cont(task, 0)
+
+    def on_trap(self, task: Task) -> bool:
+        """A SIGTRAP stop; True if it was a pass, and has been dealt with."""
+        if not self.active:
+            return False
+        last = passes.trapped(task, siginfo.code_of(_native.get_siginfo(task.tid)))
+        if last is None:
+            return False
+        if not last:
+            self.sup.cont(task, 0)
+            return True
+        task.process.data[_EXPIRED] += 1
+        self._pass_time(task, task.data.pop(_LATE))
+        self.sup.m.scheduler.make_ready(task, lambda: self._again(task))
+        return True
 
     def _unseen(self, task: Task) -> bool:
         """Whether the filter lets the call that comes next pass (or refuses it) because of its arguments."""

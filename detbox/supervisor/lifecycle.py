@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from detbox.errors import LimitExceeded
-from detbox.handlers import futex_exit
+from detbox.handlers import futex_exit, identity
 from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
 from detbox.machine.rng import RandomStream
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 CLONE_VM, CLONE_FS, CLONE_FILES = 0x100, 0x200, 0x400
 CLONE_PARENT, CLONE_THREAD, CLONE_CHILD_CLEARTID = 0x8000, 0x10000, 0x200000
+CLONE_NEWNS, CLONE_NAMESPACES = 0x20000, 0x20000 | 0x10000000 | 0x20000000  # NEWNS, NEWUSER, NEWPID
+CLONE_NEWUTS = 0x4000000
 #: Threads at the same time; a guest that creates processes without end is stopped here.
 MAX_TASKS = 4096
 _CLONE3_ARGS = struct.Struct("<QQQQ")  # flags, pidfd, child_tid, parent_tid
@@ -86,12 +88,16 @@ def _new_process(sup: Supervisor, parent: Task, tid: int, flags: int) -> Task:
     process.rng = RandomStream(sup.m.spec.seed, f"{old.program.name}/{process.path}")
     process.comm, process.exe, process.argv = old.comm, old.exe, old.argv
     process.start_ns = sup.m.clock.now
-    process.namespaces = old.namespaces
+    process.namespaces = old.namespaces or bool(flags & CLONE_NAMESPACES)
+    if flags & CLONE_NEWNS:
+        process.fs.special = True
     sup.m.processes[tid] = process
     task = Task(tid, process, lineage)
     task.inherit(parent)
     for hook in sup.fork_hooks:
         hook(sup.m, old, process)
+    if flags & CLONE_NEWUTS:
+        identity.new_uts(sup.m, process)
     return task
 
 

@@ -17,12 +17,13 @@ from detbox.handlers import futex_exit
 from detbox.kernel import _native
 from detbox.kernel.numbers import NAMES
 from detbox.scheduler.core import turn_length
-from detbox.supervisor import lifecycle, signals
+from detbox.supervisor import lifecycle, passes, signals
 from detbox.supervisor.counting import Counting
 from detbox.supervisor.guestclock import GuestClock
 from detbox.supervisor.image import Image, Start
 from detbox.supervisor.jobs import STOP_SIGNALS, Jobs
 from detbox.supervisor.machine import Machine
+from detbox.supervisor.nested import Nested
 from detbox.supervisor.numbering import Numbering
 from detbox.supervisor.spinning import Spinning
 from detbox.supervisor.task import Process, State, Task
@@ -75,6 +76,7 @@ class Supervisor:
         self.spinning = Spinning(self)
         self.counting = Counting(self)
         self.jobs = Jobs(self)
+        self.nested = Nested(self)
         machine.scheduler.sweep = self.jobs.sweep
         machine.scheduler.release_spinners = self.spinning.release
         machine.scheduler.resume = self.resume  # type: ignore[method-assign]
@@ -322,7 +324,7 @@ class Supervisor:
 
     def on_signal(self, task: Task, signo: int) -> None:
         """Signal-delivery stop: trapped instructions are emulated, all else is delivered."""
-        if signo == signal.SIGTRAP and self.spinning.on_trap(task):
+        if signo == signal.SIGTRAP and (self.counting.on_trap(task) or self.spinning.on_trap(task)):
             return
         info = _native.get_siginfo(task.tid)
         if signo in (signal.SIGSEGV, signal.SIGILL, signal.SIGTRAP) and self.image.trapped(task, signo, info):
@@ -387,7 +389,8 @@ class Supervisor:
         """The running thread has made no call for a while."""
         for task in self.m.tasks.values():
             if task.state is State.RUNNING:
-                self.spinning.on_tick(task)
+                if not passes.active(task):
+                    self.spinning.on_tick(task)
                 if task.state is State.RUNNING:
                     self.counting.on_tick(task)
                 return

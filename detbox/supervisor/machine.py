@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from detbox.cpu.model import CpuModel
     from detbox.spec import RunSpec
     from detbox.supervisor.loop import Supervisor
+    from detbox.supervisor.nested import Nested
 
 
 class Machine:
@@ -86,6 +87,15 @@ class Machine:
         """Connect the loop."""
         self._sup = sup
 
+    @property
+    def nested(self) -> Nested:
+        """The PID namespaces of the guest's own."""
+        return self._sup.nested
+
+    def own_numbers(self, task: Task, dev: int) -> tuple[int, int]:
+        """(process, thread) numbers of a thread in the procfs with st_dev ``dev``."""
+        return self._sup.nested.own_numbers(task, dev)
+
     def leaving(self, task: Task, *, whole_process: bool) -> None:
         """A thread (or all of its process) is about to exit."""
         self._sup.leaving(task, whole_process)
@@ -134,13 +144,13 @@ class Machine:
         """Answer an open of a procfs or sysfs file; see :func:`procview.synth_open`."""
         return self._procview().synth_open(self, task, path, fd, flags)
 
-    def synth_mode(self, task: Task, path: bytes) -> int | None:
+    def synth_mode(self, task: Task, path: bytes, dev: int) -> int | None:
         """st_mode of a procfs path, None where the guest sees nothing."""
-        return self._procview().synth_mode(self, task, path)
+        return self._procview().synth_mode(self, task, path, dev)
 
-    def synth_listing(self, task: Task, path: bytes, names: list[bytes]) -> list[bytes]:
+    def synth_listing(self, task: Task, path: bytes, names: list[bytes], dev: int) -> list[bytes]:
         """The names in a procfs or sysfs directory; see :func:`procview.synth_listing`."""
-        return self._procview().synth_listing(self, task, path, names)
+        return self._procview().synth_listing(self, task, path, names, dev)
 
     @staticmethod
     def repaired_siginfo(signo: int, info: bytes) -> bytes:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from detbox.handlers.identity import uts_names
 from detbox.handlers.limits import limits_of
 from detbox.machine import constants
 from detbox.machine import inodes as inodes_module
@@ -78,7 +79,7 @@ def machine_view(m: Machine, caller: Task | None = None) -> MachineView:
         cpus=m.spec.cpus,
         cpu=m.cpu_model,
         memory_bytes=m.spec.memory_bytes or constants.MEMORY_TOTAL,
-        hostname=m.spec.hostname,
+        hostname=os.fsdecode(uts_names(m, caller.process)[0]) if caller is not None else m.spec.hostname,
         uptime_ns=m.clock.now,
         boot_time_s=m.clock.realtime(0) // 10**9,
         boot_id=constants.boot_id(str(m.spec.seed).encode()),
@@ -182,8 +183,10 @@ def synth_open(m: Machine, task: Task, path: bytes, fd: int, flags: int) -> int:
             raise OSError(errno.EACCES, "sysfs is read-only")
         return fd
     write = flags & os.O_ACCMODE != os.O_RDONLY
-    answer = proc.render(path, machine_view(m, task), lambda name: _real_bytes(m, name), write=write,
-                         caller=task.process.pid)  # fmt: skip
+    dev = os.fstat(fd).st_dev
+    view, outer_path = _view_in(m, task, dev)
+    answer = proc.render(path, view, lambda name: _real_bytes(m, outer_path(name)), write=write,
+                         caller=m.own_numbers(task, dev)[0])  # fmt: skip
     if isinstance(answer, Synthetic):
         return _memory_file(m, path, answer.data, write)
     if isinstance(answer, Refused):
@@ -193,14 +196,21 @@ def synth_open(m: Machine, task: Task, path: bytes, fd: int, flags: int) -> int:
     return fd
 
 
-def synth_mode(m: Machine, task: Task, path: bytes) -> int | None:
+def _view_in(m: Machine, task: Task, dev: int) -> tuple[MachineView, Callable[[bytes], bytes]]:
+    """What the procfs with st_dev ``dev`` shows, and how its paths read in the container's own."""
+    view = machine_view(m, task)
+    space = m.nested.mounted.get(dev)
+    return m.nested.view(view, space) if space is not None else (view, lambda path: path)
+
+
+def synth_mode(m: Machine, task: Task, path: bytes, dev: int) -> int | None:
     """st_mode of a procfs path, None where the guest sees nothing."""
-    return proc.mode(path, machine_view(m, task))
+    return proc.mode(path, _view_in(m, task, dev)[0])
 
 
-def synth_listing(m: Machine, task: Task, path: bytes, names: list[bytes]) -> list[bytes]:
+def synth_listing(m: Machine, task: Task, path: bytes, names: list[bytes], dev: int) -> list[bytes]:
     """The names that the guest may see in a directory of procfs or sysfs."""
-    return proc.listing(path, names, machine_view(m, task)) if path.startswith(b"/proc") else names
+    return proc.listing(path, names, _view_in(m, task, dev)[0]) if path.startswith(b"/proc") else names
 
 
 def _real_bytes(m: Machine, path: bytes) -> bytes:

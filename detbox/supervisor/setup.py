@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from detbox.decision import CONTINUE, Decision, Park
 from detbox.errors import HostError, UserError
-from detbox.handlers import limits, sysvipc, timers
+from detbox.handlers import identity, limits, sysvipc, timers
 from detbox.kernel.numbers import NAMES, NUMBERS
 from detbox.machine.creds import Creds
 from detbox.machine.files import FileTable, FsContext
@@ -62,6 +62,7 @@ def user_ids(user: str) -> tuple[int, int]:
 def install_hooks(sup: Supervisor) -> None:
     """Let handler modules hear of forks, execs and exits."""
     sup.fork_hooks.append(limits.after_fork)
+    sup.fork_hooks.append(identity.after_fork)
     sup.exec_hooks.append(timers.after_exec)
     sup.exit_hooks.append(timers.after_exit)
     sup.exit_hooks.append(sysvipc.after_exit)

@@ -1,0 +1,87 @@
+"""Counts how often a thread passes one instruction of a loop, with a debug register of the processor.
+
+Where a timer is too far away for its thread to be stepped there (see counting.py), the loop that it is in is
+found by a short walk, and the thread runs at full speed between two passes of the loop's rarest
+instruction.  The processor stops it before the instruction, each time, whatever the host does.
+See docs/counting.md.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from detbox.kernel import _native
+from detbox.spin.stepper import RIP, register
+
+if TYPE_CHECKING:
+    from detbox.supervisor.task import Task
+
+#: What a pass stands for at least: what counting one really takes.
+NS_PER_PASS = 40_000
+#: Steps of the walk that looks for the loop.
+WALK = 1_500
+#: Passes that one process may cost in its life.
+LIFETIME = 1_000_000
+
+_POKEUSER = 6
+_DEBUGREG = 848  # offsetof(struct user, u_debugreg)
+_ADDRESS, _CONTROL = _DEBUGREG, _DEBUGREG + 7 * 8
+_EXECUTE_LOCAL = 1  # DR7: register 0, for this thread, when the instruction is about to be executed
+_TRAP_HWBKPT = 4
+_LEFT = "passes"  # in a task's data: passes that are still to come, of an address: [left, address]
+_SPENT = "passes_spent"  # in a process's data
+
+
+def rarest(task: Task, known: bytearray) -> tuple[int | None, int, int]:
+    """Step a stopped thread on: (the address that it passed least often, but twice at least; status; why).
+
+    ``known``, ``status`` and ``why``: as for ``step_many``.  The address is None if the walk ended early.
+    """
+    seen: Counter[int] = Counter()
+    for _ in range(WALK):
+        seen[register(_native.get_regs(task.tid), RIP)] += 1
+        _, status, why = _native.step_many(task.tid, 1, known)
+        if why:
+            return None, status, why
+    repeated = [(count, address) for address, count in seen.items() if count > 1]
+    return (min(repeated)[1] if repeated else None), 0, 0
+
+
+def begin(task: Task, address: int, passes: int) -> bool:
+    """Have a stopped thread stop before ``address``; True if ``passes`` of them are to be counted."""
+    spent = task.process.data.get(_SPENT, 0)
+    if passes > LIFETIME - spent:
+        return False
+    if _native.ptrace_request(_POKEUSER, task.tid, _ADDRESS, address) < 0:
+        return False
+    if _native.ptrace_request(_POKEUSER, task.tid, _CONTROL, _EXECUTE_LOCAL) < 0:
+        return False
+    task.process.data[_SPENT] = spent + passes
+    task.data[_LEFT] = [passes, address]
+    return True
+
+
+def active(task: Task) -> bool:
+    """Whether a thread's passes are being counted."""
+    return _LEFT in task.data
+
+
+def end(task: Task) -> None:
+    """Stop counting: the thread has made a call, or takes a signal."""
+    task.data.pop(_LEFT, None)
+
+
+def trapped(task: Task, code: int) -> bool | None:
+    """A SIGTRAP stop with this si_code: None if it is no pass, True if it was the last one that was wanted."""
+    if code != _TRAP_HWBKPT:
+        return None
+    left = task.data.get(_LEFT)
+    if left is not None:
+        left[0] -= 1
+        if left[0] > 0:
+            return False
+        del task.data[_LEFT]
+    # Also one of a count that a call has ended: the register could not be cleared then.
+    _native.ptrace_request(_POKEUSER, task.tid, _CONTROL, 0)
+    return left is not None
