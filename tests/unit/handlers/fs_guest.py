@@ -55,7 +55,8 @@ class Guest:
             proc_fd=proc_fd, stdio={}, processes={}, tasks={}, data={}, code_mapped=None,
             wake=lambda key, count=None, value=None: self.woken.append(key),
             synth_open=lambda t, path, fd, flags: fd,
-            synth_listing=lambda t, path, names: names,
+            synth_listing=lambda t, path, names, dev: names,
+            own_numbers=lambda t, dev: (t.process.pid, t.tid),
         )  # fmt: skip
         m.inodes = InodeTable(EPOCH_NS, self.stamp)
         m.layers = Layers()
