@@ -12,6 +12,7 @@ from errno import EADDRINUSE, EAFNOSUPPORT, EINVAL, EPERM, EPROTONOSUPPORT, ESOC
 from typing import TYPE_CHECKING, Any
 
 from detbox.decision import CONTINUE, ContinueThen, Decision, InstallFd
+from detbox.handlers.namespace_ops import note_created
 from detbox.handlers.waiting import fd_of, signed32
 from detbox.machine.files import Kind
 from detbox.machine.io import FIRST_PORT, LAST_PORT, io_state
@@ -136,16 +137,14 @@ def bind(m: Machine, t: Task, a: Args) -> Decision:
 
 
 def _bind_path(m: Machine, t: Task, path: bytes) -> Decision:
-    """A name in the file system appears: it and its directory have changed now."""
+    """A name in the file system appears: it belongs to its creator, and its directory has changed now."""
     name = path.split(b"\0", 1)[0]
     if not name:
         return CONTINUE
 
     def look(task: Task, result: int) -> None:
         if result == 0:
-            at = task.process.fs.cwd_fd()
-            for found in (name, os.path.dirname(name) or b"."):
-                m.inodes.touch(m.inodes.of(os.stat(found, dir_fd=at)))
+            note_created(m, task, name)
 
     return ContinueThen(look)
 
