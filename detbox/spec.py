@@ -248,12 +248,10 @@ def _epoch(given: Any, declared: Mapping[bytes, bytes]) -> int:
 
 
 def _site_cache(host_env: Mapping[bytes, bytes]) -> str | None:
-    from detbox.cpu.sitecache import cache_dir
-
     # A home that does not exist is a way to say that there is none.
     if b"XDG_CACHE_HOME" not in host_env and not os.path.isdir(host_env.get(b"HOME", b"")):
         return None
-    return str(cache_dir({os.fsdecode(key): os.fsdecode(value) for key, value in host_env.items()}))
+    return values.site_directory(host_env)
 
 
 def _cache(

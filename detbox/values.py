@@ -125,6 +125,14 @@ def cache_directory(given: Any, host_env: Mapping[bytes, bytes], cwd: str) -> st
     return os.path.abspath(os.path.join(cwd, os.fsdecode(given)))
 
 
+def site_directory(host_env: Mapping[bytes, bytes]) -> str:
+    """Where sites of files are remembered: below $XDG_CACHE_HOME, by default ~/.cache."""
+    base = os.fsdecode(host_env.get(b"XDG_CACHE_HOME", b""))
+    # The base directory specification says that a relative path is to be ignored.
+    root = base if base.startswith("/") else os.path.join(os.fsdecode(host_env.get(b"HOME") or b"/"), ".cache")
+    return os.path.join(root, "detbox", "sites")
+
+
 def choice(given: Any, option: str, known: Sequence[str]) -> str:
     """One of ``known``; the first for None."""
     if given is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import stat
 from collections.abc import Callable
@@ -29,7 +28,7 @@ class Restore:
             self._changes.append((path, change))
         self._place = place
         self._by_path = dict(self._changes)
-        self._stage = os.path.join(os.fsencode(top), PREFIX + secrets.token_hex(8).encode())
+        self._stage = os.path.join(os.fsencode(top), PREFIX + os.urandom(8).hex().encode())
         self._undo: list[Callable[[], None]] = []
         self._staged: dict[bytes, bytes] = {}
 
@@ -130,7 +129,7 @@ class Restore:
         """Move what is at ``path`` out of the way, so that it can come back."""
         if not os.path.lexists(path):
             return
-        there = self._stage + b"/aside-" + secrets.token_hex(8).encode()
+        there = self._stage + b"/aside-" + os.urandom(8).hex().encode()
         os.rename(path, there)
         self._undo.append(lambda: os.rename(there, path))
 

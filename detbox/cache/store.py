@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -191,7 +190,7 @@ class Store:
     @contextlib.contextmanager
     def _temporary(self) -> Iterator[tuple[int, str]]:
         """A new file (descriptor, name) that is gone afterwards unless it was kept."""
-        name = f"tmp/{os.getpid()}-{secrets.token_hex(8)}"
+        name = f"tmp/{os.getpid()}-{os.urandom(8).hex()}"
         fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=self._dir)
         try:
             yield fd, name

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import detbox
-from detbox.cli import cache_cmd, deb_cmd, doctor_cmd, image_cmd, run_cmd, syscalls_cmd, trace_cmd, verify_cmd
 from detbox.cli.messages import say, say_error
 from detbox.errors import DetboxError, InternalError, Interrupted, UserError
 
@@ -29,6 +29,10 @@ examples:
 """
 
 
+#: In the order of the help; each is the name of a module's beginning.
+_VERBS = ("run", "verify", "cache", "image", "trace", "deb", "doctor", "syscalls")
+
+
 class _Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are ordinary user errors (argparse's status 2 is the guest's)."""
 
@@ -41,13 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     stdin_closed = _keep_standard_descriptors()
 
     def body() -> int:
-        arguments = _parser().parse_args(argv, argparse.Namespace(stdin_closed=stdin_closed))
+        words = sys.argv[1:] if argv is None else argv
+        arguments = _parser(words[0] if words else "").parse_args(words, argparse.Namespace(stdin_closed=stdin_closed))
         return int(arguments.body(arguments))
 
     return guarded(body)
 
 
-def _parser() -> _Parser:
+def _parser(first: str = "") -> _Parser:
+    """``first``: the first word; if it is a verb, nothing is made ready for the others."""
     parser = _Parser(
         prog="detbox",
         description=_DESCRIPTION,
@@ -57,8 +63,8 @@ def _parser() -> _Parser:
     )
     parser.add_argument("--version", action="version", version=f"detbox {detbox.__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True)
-    for module in (run_cmd, verify_cmd, cache_cmd, image_cmd, trace_cmd, deb_cmd, doctor_cmd, syscalls_cmd):
-        module.add_parser(verbs)
+    for verb in (first,) if first in _VERBS else _VERBS:
+        importlib.import_module(f"detbox.cli.{verb}_cmd").add_parser(verbs)
     return parser
 
 

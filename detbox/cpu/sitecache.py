@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,14 +25,6 @@ from detbox.cpu.sites import SCANNER_VERSION, Site, find_sites
 from detbox.cpu.trampoline import PLANNER_VERSION, Displacement, displacements
 
 _Row = TypeVar("_Row", Site, Displacement)
-
-
-def cache_dir(environ: Mapping[str, str]) -> Path:
-    """The directory of the cache: under $XDG_CACHE_HOME, by default ~/.cache."""
-    base = environ.get("XDG_CACHE_HOME", "")
-    # The base directory specification says that a relative path is to be ignored.
-    root = Path(base) if base.startswith("/") else Path(environ.get("HOME") or "/") / ".cache"
-    return root / "detbox" / "sites"
 
 
 class SiteCache:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from detbox import values
 from detbox.cpu import sitecache
 from detbox.cpu.sites import find_sites
 
@@ -65,5 +66,5 @@ def test_other_files_have_no_sites(tmp_path: Path, content: bytes) -> None:
 
 
 def test_where_it_is() -> None:
-    assert sitecache.cache_dir({"XDG_CACHE_HOME": "/c", "HOME": "/h"}) == Path("/c/detbox/sites")
-    assert sitecache.cache_dir({"XDG_CACHE_HOME": "relative", "HOME": "/h"}) == Path("/h/.cache/detbox/sites")
+    assert values.site_directory({b"XDG_CACHE_HOME": b"/c", b"HOME": b"/h"}) == "/c/detbox/sites"
+    assert values.site_directory({b"XDG_CACHE_HOME": b"relative", b"HOME": b"/h"}) == "/h/.cache/detbox/sites"
