@@ -44,6 +44,7 @@ class BuildOptions:
             "DEB_BUILD_OPTIONS": " ".join([f"parallel={self.parallel}", *self.flags]),
             "HOME": "/nonexistent",
             "LC_ALL": "C.UTF-8",
+            "TERM": "unknown",  # as on a build daemon
             "XDG_RUNTIME_DIR": "/nonexistent",
         }
         if self.profiles:
