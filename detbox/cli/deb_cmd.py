@@ -138,14 +138,15 @@ def _build(arguments: argparse.Namespace) -> int:
 def _verify(arguments: argparse.Namespace) -> int:
     from detbox.cli.progress import phases
     from detbox.deb import attest, build, verify
+    from detbox.report.verify import choose
 
     runs = number(arguments.runs, "-n", 2, 100, default=2)
-    rows = verify.rows_for(arguments.perturb, arguments.no_perturb)
     plain: Native | None = None
     with ExitStack() as stack:
         with phases() as progress:
             job = stack.enter_context(_job(arguments, progress))
-            result = verify.boxed(job, rows, runs, progress, stack)
+            rows, user = choose(arguments.perturb, arguments.no_perturb, b"", job.spec())
+            result = verify.boxed(job, rows, user, runs, progress, stack)
             if arguments.native:
                 clock = verify.clock_library(arguments.suite)
                 plain = verify.native(job, rows, clock, progress, stack)

@@ -22,7 +22,7 @@ from detbox.errors import BuildFailed, TimedOut
 from detbox.report.perturb import Host, Observed, variants
 from detbox.report.scratch import Scratch
 from detbox.report.tree import snapshot
-from detbox.report.verify import Progress, Row, Run, Verification, choose, differences, environment
+from detbox.report.verify import Progress, Row, Run, Verification, differences, environment
 
 #: Real seconds after which diffoscope is ended.
 _DIFFOSCOPE_S = 300.0
@@ -63,19 +63,15 @@ class Native:
     clock: bool = False
 
 
-def rows_for(only: Sequence[str], without: Sequence[str]) -> list[Row]:
-    """The perturbations of a verification.  The images of a store belong to its user, so another one cannot run it."""
-    found, _ = choose(only, without, b"")
-    return [
-        Row(row.name, row.changes, False, "the store's images belong to its user") if row.name == "user" else row
-        for row in found
-    ]
+def boxed(
+    job: Job, rows: Sequence[Row], user: str | None, runs: int, progress: Progress, stack: ExitStack
+) -> Boxed:
+    """Build ``runs`` times under detbox and compare everything.  ``rows``, ``user``: of ``choose``.
 
-
-def boxed(job: Job, rows: Sequence[Row], runs: int, progress: Progress, stack: ExitStack) -> Boxed:
-    """Build ``runs`` times under detbox and compare everything.  Raises BuildFailed, DetboxError."""
+    Raises BuildFailed, DetboxError.
+    """
     prepare(job)
-    verification = stack.enter_context(Verification(job.spec(), b"", runs, rows, None))
+    verification = stack.enter_context(Verification(job.spec(), b"", runs, rows, user))
     done = verification.under_detbox(progress)
     first = done[0]
     if first.observed.status and first.observed.status == done[-1].observed.status:
