@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 #: What a pass stands for at least: what counting one really takes.
 NS_PER_PASS = 40_000
-#: Steps of the walk that looks for the loop.
+#: Steps of the walk that looks for the loop; more, if nothing has come twice by then (a hash function's
+#: unrolled rounds are 2,000 instructions and more).
 WALK = 1_500
+LONGEST_WALK = 12_000
 #: Passes that one process may cost in its life.
 LIFETIME = 1_000_000
 
@@ -39,7 +41,9 @@ def rarest(task: Task, known: bytearray) -> tuple[int | None, int, int]:
     ``known``, ``status`` and ``why``: as for ``step_many``.  The address is None if the walk ended early.
     """
     seen: Counter[int] = Counter()
-    for _ in range(WALK):
+    for step in range(LONGEST_WALK):
+        if step >= WALK and len(seen) < step:
+            break
         seen[register(_native.get_regs(task.tid), RIP)] += 1
         _, status, why = _native.step_many(task.tid, 1, known)
         if why:
