@@ -31,6 +31,7 @@ _SIGKILL = 9
 CWD = AT_FDCWD
 
 PROBES: dict[int, Probe] = {}
+_NAMES = {number: name for name, number in NUMBERS.items()}
 
 
 def _probe(*names: str) -> Callable[[Probe], Probe]:
@@ -45,11 +46,20 @@ def _probe(*names: str) -> Callable[[Probe], Probe]:
 # -- looking ----------------------------------------------------------------------------
 
 
-def _look(k: Tracker, t: Task, dirfd: int, path: bytes, follow: bool, aspects: int) -> bytes | None:
-    found = k.find(t, dirfd, path, follow)
-    if found is not None:
-        k.touch(t, found, aspects)
-    return found
+def _look(k: Tracker, t: Task, dirfd: int, path: bytes, follow: bool, aspects: int) -> None:
+    if path[:1] != b"/" and dirfd & _M32 != CWD:
+        found = k.find(t, dirfd, path, follow)
+        if found is not None:
+            k.touch(t, found, aspects)
+        return
+    # Programs ask the same again and again: what is known already is left at that.
+    known = k.looked(t)
+    question = (path, b"" if path[:1] == b"/" else t.process.fs.cwd_path(), follow, aspects)
+    if question not in known:
+        found = k.find(t, dirfd, path, follow)
+        if found is not None:
+            k.touch(t, found, aspects)
+            known.add(question)
 
 
 def _stat(k: Tracker, t: Task, dirfd: int, path: bytes, follow: bool) -> None:
@@ -74,16 +84,24 @@ def statx(k: Tracker, t: Task, a: Args) -> None:
         _stat(k, t, a[0], t.cstr(a[1]), not a[2] & _NOFOLLOW)
 
 
-@_probe("access", "readlink", "statfs", "getxattr", "lgetxattr", "listxattr", "llistxattr", "chdir", "chroot")
-def by_path(k: Tracker, t: Task, a: Args) -> None:
-    name = _NAMES[t.nr]
-    _look(k, t, CWD, t.cstr(a[0]), not name.startswith(("l", "readl")), _WITH_PATH.get(name, KIND | XATTR))
-    if name == "chroot":
-        k.unable(t, "has a root directory of its own")
+def _by_path(follow: bool, aspects: int) -> Probe:
+    def probe(k: Tracker, t: Task, a: Args) -> None:
+        _look(k, t, CWD, t.cstr(a[0]), follow, aspects)
+
+    return probe
 
 
-_WITH_PATH = {"access": KIND, "readlink": KIND, "statfs": KIND, "chdir": KIND, "chroot": KIND}
-_NAMES = {number: name for name, number in NUMBERS.items()}
+for _call, _follow, _aspects in (
+    ("access", True, KIND), ("readlink", False, KIND), ("statfs", True, KIND), ("chdir", True, KIND),
+    ("getxattr", True, KIND | XATTR), ("lgetxattr", False, KIND | XATTR),
+    ("listxattr", True, KIND | XATTR), ("llistxattr", False, KIND | XATTR),
+):  # fmt: skip
+    PROBES[NUMBERS[_call]] = _by_path(_follow, _aspects)
+
+
+@_probe("chroot")
+def chroot(k: Tracker, t: Task, a: Args) -> None:
+    k.unable(t, "has a root directory of its own")
 
 
 @_probe("faccessat", "faccessat2", "readlinkat")
@@ -107,6 +125,8 @@ def getdents(k: Tracker, t: Task, a: Args) -> None:
     path = k.path_of_fd(t, a[0])
     if path is not None:
         k.touch(t, path, KIND | LIST)
+        if path == b"/proc":
+            k.unable(t, "lists the processes", whole=False)
 
 
 @_probe("inotify_add_watch")
@@ -325,6 +345,7 @@ def _link(k: Tracker, t: Task, dir1: int, old: bytes, dir2: int, new: bytes, fla
     if k.now(other) != "-":
         return None
     k.names_change()
+    k.ledger.settle(one)  # its time of change moves
     return [(one, KIND | IDENTITY | TIMES), *k.appears(t, other)]
 
 
@@ -358,6 +379,7 @@ def _change(k: Tracker, t: Task, dirfd: int, path: bytes, follow: bool) -> Marks
 
 def _changed(k: Tracker, t: Task, path: bytes) -> Marks | None:
     k.touch(t, path, KIND | SIZE | XATTR)
+    k.ledger.settle(path)  # its time of change moves
     k.in_place(t, path)
     return [(path, KIND | XATTR | IDENTITY | TIMES)]
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from detbox.supervisor.task import Process, Task
 
 _TEMPORARY = b"/.detbox-"
+_DEVICES = [b"/dev", *(b"/dev/" + name for name in (b"null", b"zero", b"full", b"random", b"urandom"))]
 _LETTERS = {"f": "file", "d": "directory", "l": "symlink", "p": "fifo", "s": "socket"}
 
 
@@ -47,7 +48,9 @@ class Effects:
         try:
             changes = self._changes(mine)
             numbered = self._numbered(mine, {data_of(change["path"]) for change in changes})
-            rows = {text(path): (mine.have[path] & 0xFF, self._row(path, fact)) for path, fact in mine.facts.items()}
+            rows = {
+                text(path): (mine.have[path] & 0xFF, self._row(mine, path, fact)) for path, fact in mine.facts.items()
+            }
             output, turns = observed.since(mine.output_from)
             blob = self._store.put_bytes(output) if output else ""
         except Unknown as unknown:
@@ -58,11 +61,13 @@ class Effects:
             return None
         return Record(
             mine.key, rows, changes, {text(path): mine.have.get(path, 0) >> OWN for path in mine.changed}, numbered,
-            blob, turns, process.status or 0, m.clock.now,
+            blob, turns, mine.positions, process.status or 0, m.clock.now,
             self._inodes.next_number, last_process, process.cpu.ns, process.cpu.children_ns,
         )  # fmt: skip
 
-    def _row(self, path: bytes, fact: facts.Fact) -> list[Any]:
+    def _row(self, mine: Execution, path: bytes, fact: facts.Fact) -> list[Any]:
+        if fact.identity is not None and (fact.identity[0] or 0) >= mine.first_inode:
+            fact.identity = [None, *fact.identity[1:]]  # the execution has numbered it, by listing its directory, say
         if fact.signature is not None:
             known = (path, fact.signature)
             if known not in self._hashed:
@@ -106,7 +111,11 @@ class Effects:
             raise Unknown("makes a file of an unknown kind")
         if not entry.changed and self._tracker.origin.get(path, path) != path:
             raise Unknown("moves an input")  # whose time on the host is not known here
-        same = identity is not None and identity[0] in (None, entry.ino) and before[:1] == kind[0]
+        # Names that came or went are marked as changed in every aspect.
+        remade = bool(mine.have[path] >> OWN & LIST)
+        same = (
+            identity is not None and before[:1] == kind[0] and identity[0] in (entry.ino, *([] if remade else [None]))
+        )
         change |= {
             "same": same, "inode": (st.st_dev, st.st_ino) if kind[0] != "d" else None, "mode": stat.S_IMODE(st.st_mode),
             "ino": entry.ino, "owner": [entry.uid, entry.gid], "changed": entry.changed, "source": entry.source,
@@ -147,7 +156,7 @@ class Effects:
         return found
 
     def _looked_at(self, mine: Execution) -> list[bytes]:
-        found = [b"/", *mine.facts, *mine.changed]
+        found = [b"/", *_DEVICES, *mine.facts, *mine.changed]
         for path, have in mine.have.items():
             if (have | have >> OWN) & LIST and os.path.isdir(path):
                 found += [parent_of(path), *(join(path, name) for name, _ in facts.entries_of(path))]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from stat import S_IFMT
 from typing import TYPE_CHECKING
 
@@ -59,6 +60,8 @@ class Execution:
         self.facts: dict[bytes, Fact] = {}
         self.entries: dict[bytes, set[bytes]] = {}  # directory → names in it that were touched for a change
         self.changed: dict[bytes, None] = {}  # paths, in the order of their first change
+        self.looked: set[tuple[bytes, bytes, bool, int]] = set()
+        self.looked_at = 0
         self.reasons: dict[str, None] = {}  # why it cannot be cached
         # Of an execution inside of a run:
         self.key = ""
@@ -67,6 +70,9 @@ class Execution:
         self.process = 0
         self.foreign: dict[tuple[int, int], str] = {}  # what others can use as well, see cache.start
         self.numbers: dict[tuple[int, int], int] = {}
+        self.files: dict[int, tuple[bytes, int, bytes]] = {}  # inherited: path, the supervisor's descriptor, times
+        self.positions: list[tuple[int, int]] = []  # where they stand at the end
+        self.first_inode = 1 << 62  # numbers from here on are its own doing
         self.inodes_from = 0  # position in the log of new inodes
         self.output_from = 0  # position in the run's output
 
@@ -86,6 +92,7 @@ class Ledger:
 
     def __init__(self, owner: Callable[[bytes, object], str] | None = None, inodes: InodeTable | None = None) -> None:
         """``inodes``: the run's, if what only the guest can see is wanted as well."""
+        self.root = Execution(None, "run")
         self._inodes = inodes
         self._pending: dict[bytes, list[Fact]] = {}  # content that is still to be hashed
         self._owner = owner
@@ -105,7 +112,7 @@ class Ledger:
             if not lacking:
                 break  # those further out know at least as much
             if seen is None:
-                seen = self._look(execution, path, missing)
+                seen = self._again(one, path, missing) or self._look(path, missing)
             one.have[path] = have | lacking
             fact = one.facts.get(path)
             if fact is None:
@@ -113,11 +120,26 @@ class Ledger:
             self._take(one, path, fact, seen, lacking)
             missing = lacking
 
-    def _look(self, execution: Execution, path: bytes, wanted: int) -> Fact:
+    def _again(self, one: Execution, path: bytes, wanted: int) -> Fact | None:
+        """What the run has seen before of a path that it has not changed since."""
+        root = self.root
+        if one is root or path in root.changed or wanted & ~root.have.get(path, 0):
+            return None
+        fact = root.facts[path]
+        if self._inodes is not None and fact.place is not None:
+            entry = self._inodes.table.get(fact.place)
+            if entry is not None:
+                fact = replace(fact)
+                fact.identity = [entry.ino, entry.uid, entry.gid, entry.btime]
+                fact.times = [entry.atime, entry.mtime, entry.ctime]
+        return fact
+
+    def _look(self, path: bytes, wanted: int) -> Fact:
         kind, st = facts.kind_of(path)
         fact = Fact(kind)
         if st is None:
             return fact
+        fact.place = (st.st_dev, st.st_ino)
         if self._owner is not None:
             fact.kind = kind + self._owner(path, st)
         if kind[0] == "f":
@@ -136,9 +158,11 @@ class Ledger:
 
     def _take(self, one: Execution, path: bytes, fact: Fact, seen: Fact, aspects: int) -> None:
         if aspects & KIND:
-            fact.kind, fact.inode = seen.kind, seen.inode
+            fact.kind, fact.inode, fact.place = seen.kind, seen.inode, seen.place
         if aspects & SIZE:
             fact.size = seen.size
+        if aspects & CONTENT:
+            fact.content = seen.content
         if aspects & CONTENT and seen.signature is not None:
             fact.signature = seen.signature
             self._pending.setdefault(path, []).append(fact)
@@ -170,6 +194,9 @@ class Ledger:
                 numbers[name] = first.identity[0] if first.identity is not None else None
         fact.listing = facts.listing_of(entries.items())
         if self._inodes is not None:
+            for name, number in numbers.items():
+                if number is not None and number >= one.first_inode:
+                    numbers[name] = None
             fact.numbered = facts.numbered_listing(numbers)
 
     def settle(self, path: bytes) -> None:

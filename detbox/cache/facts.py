@@ -45,6 +45,7 @@ class Fact:
     identity: list[int | None] | None = None
     times: list[int] | None = None
     numbered: str | None = None  # the entries of a directory, with the guest's inode numbers
+    place: tuple[int, int] | None = None  # real (device, inode)
     inode: tuple[int, int] | None = None  # of a file with several names: real (device, inode)
     signature: Signature | None = None  # of a file whose content is still to be hashed
 

@@ -91,9 +91,7 @@ class Index:
 
     def _connect(self, number: int) -> sqlite3.Connection:
         path = os.path.join(self._directory, f"index-{number}.sqlite")
-        self.writable = os.access(self._directory, os.W_OK) and (
-            not os.path.exists(path) or os.access(path, os.W_OK)
-        )
+        self.writable = os.access(self._directory, os.W_OK) and (not os.path.exists(path) or os.access(path, os.W_OK))
         if not self.writable:
             # Nothing may be made beside it, as WAL mode would; rows prove themselves if somebody else writes.
             return sqlite3.connect(f"file:{_quoted(path)}?immutable=1", uri=True, isolation_level=None)

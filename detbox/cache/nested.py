@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from detbox.cache import calls, start
 from detbox.cache.effects import Effects
 from detbox.cache.execution import Execution
+from detbox.cache.inherited import InheritedFiles
 from detbox.cache.recall import Recall, Record
 from detbox.handlers.waiting import fd_of
 from detbox.kernel.numbers import NUMBERS
@@ -66,6 +67,7 @@ class Nested:
         self._last: Execution | None = None
         self._recalled: dict[int, Record] = {}  # by process: what its end has to set
         self.effects = Effects(self.tracker, store)
+        self.files = InheritedFiles(self.tracker)
         self._recall = Recall(self)
         self.tracker.of = self.of  # type: ignore[method-assign]
 
@@ -175,9 +177,7 @@ class Nested:
         mine = Execution(parent, process.program.name)
         mine.process, mine.words = process.pid, begin.words
         mine.foreign, mine.numbers = given.foreign, given.numbers
-        why = start.obstacle(self.m, t)
-        if given.files:
-            why = why or "inherits an open file"
+        why = start.obstacle(self.m, t, given)
         if self.m.scheduler.ready:
             why = why or "others were ready to run"
         if why:
@@ -190,12 +190,15 @@ class Nested:
                     self._recalled[process.pid] = record
                     self._note(mine, "hit")
                     return os.waitstatus_to_exitcode(record.status)
+        mine.first_inode = inodes.next_number
         mine.output_from = self.observed.position()
         inodes.log = [] if inodes.log is None else inodes.log
         mine.inodes_from = len(inodes.log)
         self._of[process.program] = mine
         self._last = mine
         self.open.append(mine)
+        if not mine.reasons:
+            self.files.begins(t, mine, given.files)
         self.tracker.executes(t, calls.CWD, begin.words.rstrip(b"\0").rpartition(b"\0")[2])
         return None
 
@@ -226,6 +229,7 @@ class Nested:
     def _ended(self, mine: Execution, process: Process) -> None:
         if mine in self.open:
             self.open.remove(mine)
+        self.files.ended(mine)
         status = process.status or 0
         if not os.WIFEXITED(status):
             mine.reasons.setdefault("was ended by a signal")

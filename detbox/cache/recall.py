@@ -6,7 +6,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from detbox.cache import facts
@@ -31,7 +31,7 @@ class Record:
     ``facts``: by canonical path, the observed aspects and a row of :class:`~detbox.cache.facts.Fact`.  ``changes``:
     as in ``summary``, each with the guest's view of the inode.  ``marks``: aspects that it has changed, by path.
     ``numbered``: inode numbers that it has given to others' files, in order: ``[path or descriptor, number]``.
-    The rest are the values that the run's counters have at its end.
+    ``positions``: of inherited files, by descriptor.  The rest are the values that the run's counters have at its end.
     """
 
     key: str
@@ -41,6 +41,7 @@ class Record:
     numbered: list[tuple[str | int, int]]
     output: str
     turns: list[list[int]]
+    positions: list[tuple[int, int]]
     status: int
     clock: int
     next_inode: int
@@ -51,7 +52,7 @@ class Record:
 
     def to_bytes(self) -> bytes:
         """For the store."""
-        return zlib.compress(json.dumps(asdict(self), separators=(",", ":")).encode(), 1)
+        return zlib.compress(json.dumps(vars(self), separators=(",", ":")).encode(), 1)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Record | None:
@@ -91,6 +92,7 @@ class Recall:
             if why is None and not nested.effects.apply(t, mine, record, nested.observed):
                 why = "the result could not be put in place"
             if why is None:
+                nested.files.move(t, record.positions)
                 return record
             mine.why = mine.why or why
         mine.why = mine.why or "not run before with these arguments, this environment, and at this point of the run"

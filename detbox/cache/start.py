@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from stat import S_IFMT, S_ISCHR, S_ISDIR, S_ISREG
 from typing import TYPE_CHECKING
 
+from detbox.cache.world import made
 from detbox.handlers.limits import limits_of
 from detbox.machine.files import Kind
 from detbox.supervisor.task import INHERITED
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 #: Lines of /proc/PID/status that a program inherits.
 _SIGNALS = (b"SigPnd:", b"ShdPnd:", b"SigBlk:", b"SigIgn:")
 _CONSOLE = {Kind.STDIN: "stdin", Kind.STDOUT: "stdout", Kind.STDERR: "stderr"}
+_TICK_NS = 10_000_000  # /proc/PID/stat shows when a process was forked, in such steps
 _TIMERS = "timers"  # key of Process.data, see handlers/timers.py
 #: Devices without a state.
 _DEVICES = (os.makedev(1, 3), os.makedev(1, 5), os.makedev(1, 7), os.makedev(1, 8), os.makedev(1, 9))
@@ -30,13 +32,13 @@ class Inherited:
 
     ``foreign``: (real device, inode) of what others can use as well, with a word for people.
     ``numbers``: descriptors by (real device, inode), of what has no name.
-    ``files``: descriptors of regular files.
+    ``files``: number and path of regular files.
     """
 
     rows: list[tuple[object, ...]] = field(default_factory=list)
     foreign: dict[tuple[int, int], str] = field(default_factory=dict)
     numbers: dict[tuple[int, int], int] = field(default_factory=dict)
-    files: list[int] = field(default_factory=list)
+    files: dict[int, bytes] = field(default_factory=dict)
 
 
 def inherited(m: Machine, t: Task) -> Inherited:
@@ -49,8 +51,8 @@ def inherited(m: Machine, t: Task) -> Inherited:
         identity = (st.st_dev, st.st_ino)
         console = _CONSOLE.get(m.stdio[identity]) if identity in m.stdio else None
         if S_ISREG(st.st_mode):
-            found.files.append(number)
-            found.rows.append((number, "file", os.readlink(place), flags, position))
+            found.files[number] = os.fsencode(os.readlink(place))
+            found.rows.append((number, "file", found.files[number], flags, position))
         elif S_ISDIR(st.st_mode):
             found.rows.append((number, "directory", os.readlink(place), flags, position))
             if position:
@@ -79,9 +81,11 @@ def _description(m: Machine, t: Task, number: int) -> tuple[int, int]:
     return int(words[3], 8), int(words[1])
 
 
-def obstacle(m: Machine, t: Task) -> str:
+def obstacle(m: Machine, t: Task, given: Inherited) -> str:
     """Why what this program does cannot be told from its start; "" if it can."""
     process = t.process
+    if any(path.endswith(b" (deleted)") or made(path) for path in given.files.values()):
+        return "inherits a file without a name"
     if process.fs.special or process.namespaces:
         return "has namespaces of its own"
     state = process.data.get(_TIMERS)
@@ -99,6 +103,7 @@ def key_of(m: Machine, t: Task, base: str, next_process: int, next_inode: int, g
         base, process.program.name, process.exe, process.fs.cwd_path(), process.fs.umask, repr(process.creds),
         limits_of(process), _signal_lines(m, t), process.pid, process.ppid, os.getpgid(process.pid),
         os.getsid(process.pid), m.clock.now, next_process, next_inode, process.cpu.ns, process.cpu.children_ns,
+        process.start_ns // _TICK_NS,
         t.cpu.ns, [(name, repr(t.data[name])) for name in INHERITED if name in t.data], given.rows,
     )  # fmt: skip
     return hashlib.sha256(repr(parts).encode()).hexdigest()

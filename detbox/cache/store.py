@@ -235,9 +235,7 @@ class Store:
         )
         found = [manifest for _, manifest, _ in proven(rows)]
         now = time.time()
-        if found and self._index.read(
-            "select 1 from results where key = ? and used < ? limit 1", (key, now - _USE_S)
-        ):
+        if found and self._index.read("select 1 from results where key = ? and used < ? limit 1", (key, now - _USE_S)):
             self._index.write(("update results set used = ? where key = ?", (now, key)))
         return found
 

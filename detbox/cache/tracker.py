@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from detbox.cache import calls, facts
 from detbox.cache.execution import Execution, Ledger
 from detbox.cache.facts import CONTENT, IDENTITY, KIND, LIST, PYTIME, SIZE, TIMES, XATTR
-from detbox.cache.world import World, made, parent_of
+from detbox.cache.world import World, made, parent_of, steady
 from detbox.decision import Decision
 from detbox.handlers.paths import AT_FDCWD
 
@@ -41,7 +41,7 @@ class Tracker:
         #: Part of the KIND of a path, where the kernel's permissions depend on it.
         self.owner = self._owner if m.layers.limited else None
         self.ledger = Ledger(self.owner, m.inodes if nested else None)
-        self.root = Execution(None, "run")
+        self.root = self.ledger.root
         self.origin: dict[bytes, bytes] = {}  # where something that was moved stood at first
         self._moved: dict[bytes, bytes] = {}  # what a call in progress adds to that
         self._killed = False
@@ -76,6 +76,14 @@ class Tracker:
         """The execution that a thread belongs to."""
         return self.root
 
+    def looked(self, t: Task) -> set[tuple[bytes, bytes, bool, int]]:
+        """What the execution has asked about paths since a name last changed: (path, directory, follow, aspects)."""
+        execution = self.of(t)
+        if execution.looked_at != self.world.changes:
+            execution.looked_at = self.world.changes
+            execution.looked.clear()
+        return execution.looked
+
     def touch(self, t: Task, path: bytes, aspects: int) -> None:
         """The thread looks at a canonical path."""
         if path[1:5] in (b"proc", b"sys/", b"sys", b"dev/", b"dev", b".det") and made(path):
@@ -107,6 +115,8 @@ class Tracker:
             for step in passed:
                 if not made(step):
                     self.ledger.touch(execution, step, KIND)
+        if self.nested and made(found) and not steady(found, t.process.pid):
+            self.unable(t, f"looks at {os.fsdecode(found)}", whole=False)
         return found
 
     def _base(self, t: Task, dirfd: int) -> bytes | None:

@@ -29,6 +29,33 @@ def made(path: bytes) -> bool:
     return path.startswith(MADE) and any(path == top or path[len(top)] == 47 for top in MADE if path.startswith(top))
 
 
+#: Files of the container's own that are functions of the configuration, of time, or of the process that looks.
+_STEADY = frozenset((
+    b"", b"self", b"thread-self", b"cpuinfo", b"meminfo", b"filesystems", b"mounts", b"version", b"uptime", b"devices",
+    b"cmdline", b"partitions", b"swaps", b"modules", b"misc",
+))  # fmt: skip
+_OWN = frozenset((
+    b"", b"exe", b"cwd", b"root", b"maps", b"smaps", b"cmdline", b"environ", b"auxv", b"comm", b"mounts", b"mountinfo",
+    b"mountstats", b"cgroup", b"limits", b"oom_score_adj", b"uid_map", b"gid_map", b"setgroups", b"fd", b"status",
+    b"stat",
+))  # fmt: skip
+_DEVICES = frozenset((b"", b"null", b"zero", b"full", b"random", b"urandom", b"fd", b"stdin", b"stdout", b"stderr"))
+
+
+def steady(path: bytes, pid: int) -> bool:
+    """Whether what lies at a path for which :func:`made` holds can only depend on what a program starts with."""
+    parts = (*path.split(b"/"), b"", b"")[1:4]
+    if parts[0] == b"dev":
+        return parts[1] in _DEVICES
+    if parts[0] != b"proc":
+        return parts[0] == b"sys"
+    if parts[1] == b"%d" % pid:
+        return parts[2] in _OWN
+    if parts[1] == b"sys":
+        return not path.endswith(b"/ns_last_pid")
+    return parts[1] in _STEADY and (parts[1] != b"" or path == b"/proc")
+
+
 def join(directory: bytes, name: bytes) -> bytes:
     """The path of an entry of a canonical directory."""
     return b"/" + name if directory == b"/" else directory + b"/" + name
@@ -47,15 +74,18 @@ class World:
         self._ways: dict[tuple[bytes, bytes], Way] = {}  # of directories
         self._missing: dict[tuple[bytes, bytes], Way] = {}  # ways that end early
         self._plain: set[bytes] = set()  # canonical paths that are no links
+        self.changes = 0  # how often a name has changed that ways may pass through
 
     def changed(self) -> None:
         """A name that ways may pass through has changed."""
+        self.changes += 1
         self._ways.clear()
         self._missing.clear()
         self._plain.clear()
 
     def appeared(self) -> None:
         """A directory has been made."""
+        self.changes += 1
         self._missing.clear()
 
     def find(self, t: Task, base: bytes, path: bytes, follow: bool) -> Way:

@@ -108,12 +108,28 @@ def _table(value: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def _executions(executions: list[dict[str, Any]]) -> list[str]:
+    """The programs inside of a run: those that were answered from the cache as a number, the others one by one."""
+    if not executions:
+        return []
+    results = [one["result"] for one in executions]
+    counts = ", ".join(f"{results.count(name)} {name}" for name in ("hit", "miss", "not cacheable"))
+    lines = [f"  programs inside: {counts}"]
+    for one in executions:
+        if one["result"] != "hit":
+            command = " ".join(one["command"])
+            shown = command if len(command) < 60 else command[:57] + "..."
+            lines.append(f"    {shown.splitlines()[0] if shown else '':<60} {one['result']}: {one['why']}")
+    return lines
+
+
 def _why(run: dict[str, Any]) -> str:
     lines = [_line(run)]
     if run["result"] == "hit":
         lines.append(f"  took {run['seconds']:.3f} s instead of {run['seconds'] + run['saved']:.3f} s")
     if run.get("remote trouble"):
         lines.append(f"  remote cache: {run['remote trouble']}")
+    lines += _executions(run.get("executions", []))
     return "\n".join(lines)
 
 

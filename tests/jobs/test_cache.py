@@ -16,6 +16,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "harness"))
 
 from cached import Bench, Change
 
+from detbox.cache.store import Store
+
 
 @dataclass(frozen=True)
 class Case:
@@ -185,3 +187,40 @@ def test_case(case: Case, tmp_path: Path) -> None:
         assert case.hit or case.why in why, why
     for path in tmp_path.glob("run*"):
         shutil.rmtree(path)
+
+
+#: Programs inside of a job, and what comes of each after ``a2`` has changed ("not": not cacheable by itself).
+INSIDE = (
+    ("cat a1; cat a2", "hit miss"),
+    ("cat a1 > out; cat a1 >> out; cat < a1", "hit hit hit"),
+    ("date +%N; mktemp ./tmp.XXXX; sh -c 'echo $$ $PPID'", "hit hit hit"),
+    ("sh -c 'head -c 8 /dev/urandom | od -x'", "hit"),
+    ("head -c 8 /dev/urandom | od -x", "not not"),
+    ("cp a2 b2; rm b2; cat a1", "miss miss hit"),
+    ("cp a1 b1; chmod 700 b1; mv b1 d1; stat d1; ln d1 c1", "hit hit hit hit hit"),
+    ("cat /proc/loadavg; ls /proc > /dev/null", "not not"),
+    ("cat /proc/self/stat /proc/uptime; readlink /proc/self/exe", "hit hit"),
+    ("sh -c 'kill -TERM $$'; cat a1", "not hit"),
+    ("sh -c 'sleep 1 & exit 0'; wait", "not"),
+    ("python3 -c 'import os; print(os.getpid(), os.stat(\"a1\"))'", "hit"),
+    ("sh -c 'cat a1 a2'; sh -c 'cat a1'", "miss miss hit"),
+)
+
+
+def two_files(work: Path) -> None:
+    for name in ("a1", "a2"):
+        (work / name).write_text(f"{name}\n")
+
+
+@pytest.mark.parametrize(("script", "expected"), INSIDE)
+def test_programs_inside(script: str, expected: str, tmp_path: Path) -> None:
+    bench = Bench(tmp_path, two_files)
+    bench.cached(script + "; cat a2", bench.inputs())
+    plain = bench.run(script + "; cat a2", bench.inputs(write("a2", "other\n")))
+    result, outcome, why = bench.cached(script + "; cat a2", bench.inputs(write("a2", "other\n")))
+    assert (result, outcome) == (plain, "miss"), why
+    store = Store(bench.store)
+    inside = [one["result"].split()[0] for one in store.runs()[0]["executions"]]
+    store.close()
+    # After them come the last program and the job's own shell.
+    assert inside[:-2] == expected.split()
