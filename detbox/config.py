@@ -59,6 +59,8 @@ def _value(option: Option, value: Any, base: str, path: str) -> Any:
     if option.kind in WORDS and isinstance(value, bool):
         words, alone = WORDS[option.kind]
         return alone if value else words[-1] if option.kind is Kind.MODE else words[0]
+    if option.key == "cache_remote" and "://" not in value:
+        return os.path.join(base, value)
     if option.kind is Kind.PATH or option.kind is Kind.IMAGE and "/" in value:
         return os.path.join(base, value)
     if option.kind is Kind.PATHS:

@@ -92,7 +92,7 @@ class Job:
             if self.spec.cache in ("write", "both"):
                 new.command = self._known["command"]
                 self._store.publish(self._key, new.to_bytes(), new.blobs())
-                gc.keep_small(self._store, self.spec.cache_max_bytes)
+        gc.keep_small(self._store, self.spec.cache_max_bytes)
         self._log(_MISS if new is not None else _UNABLE, self._why, seconds, 0.0)
         return outcome
 

@@ -65,6 +65,10 @@ def test_everything_that_the_command_line_knows(tmp_path: Path) -> None:
     assert read["env"] == ["A=1"]
 
 
+def test_a_directory_as_a_remote_cache(tmp_path: Path) -> None:
+    assert read_config(write(tmp_path, 'cache-remote = "shared"')) == {"cache_remote": f"{tmp_path}/shared"}
+
+
 def test_env_as_a_list(tmp_path: Path) -> None:
     assert read_config(write(tmp_path, 'env = ["A=1", "HOME"]')) == {"env": ["A=1", "HOME"]}
 
