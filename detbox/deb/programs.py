@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from detbox.errors import HostError
 
+_ADDRESS = re.compile(r"\b(?:https?|ftp|file)://\S+|(?<=connect to )\S+|(?<=resolve ')[^']+")
 #: Which package brings a program.
 _PACKAGES = {"apt-get": "apt", "gpgv": "gpgv", "dpkg": "dpkg", "diffoscope": "diffoscope"}
 
@@ -40,4 +42,5 @@ def call(
 def complaints(done: subprocess.CompletedProcess[str]) -> list[str]:
     """The lines in which one of apt's programs says what is wrong, without mirror addresses."""
     lines = [line for line in (done.stderr + done.stdout).splitlines() if line.startswith(("E: ", "Err:"))]
-    return [line.removeprefix("E: ") for line in lines] or done.stderr.splitlines()[-3:]
+    lines = [line.removeprefix("E: ") for line in lines] or done.stderr.splitlines()[-3:]
+    return [_ADDRESS.sub("the archive", line) for line in lines]

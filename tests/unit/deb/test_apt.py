@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 from detbox.deb.apt import Package, parse_simulation, system_sources
+from detbox.deb.programs import complaints
 
 
 def test_sources_of_both_formats(tmp_path: Path) -> None:
@@ -28,3 +30,12 @@ def test_simulation() -> None:
         "Inst y [1] (2:3~4 Debian:12/stable [all])\nConf y (2:3~4 x)\n"
     )
     assert parse_simulation(text) == [Package("libx1", "1.0-1", "amd64"), Package("y", "2:3~4", "all")]
+
+
+def test_complaints_do_not_name_the_mirror() -> None:
+    said = (
+        "Err:1 http://mirror.example/debian bookworm/main\n"
+        "E: Failed to fetch http://mirror.example/x  404  Not Found\n"
+    )
+    lines = complaints(subprocess.CompletedProcess([], 100, "", said))
+    assert lines == ["Err:1 the archive bookworm/main", "Failed to fetch the archive  404  Not Found"]
