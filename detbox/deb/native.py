@@ -33,7 +33,7 @@ _NOT_PASSED = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "POSIXLY_CORRECT", "MAKE
 _CLOCK = "/usr/lib/detbox-clock.so"
 #: What precedes a build that has a later wall clock.  Times of files that were shifted, too, would look like a
 #: difference of the package; and dpkg-source cannot unpack with it.
-LATER = f"env LD_PRELOAD={_CLOCK} FAKETIME=+400d FAKETIME_DONT_FAKE_MONOTONIC=1 NO_FAKE_STAT=1 "
+LATER = f"env LD_PRELOAD={_CLOCK} FAKETIME=+400d FAKETIME_DONT_FAKE_MONOTONIC=1 NO_FAKE_STAT=1 FAKE_UTIME=0 "
 
 
 def main(order: str) -> int:
