@@ -12,7 +12,7 @@ from errno import EINTR, EINVAL
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, Decision, Park, Wake
-from detbox.handlers import signalfd, timerfd, tty
+from detbox.handlers import ptys, signalfd, timerfd
 from detbox.handlers.polling import read_timespec
 from detbox.handlers.waiting import POLLIN, fd_of, ready, signed32
 from detbox.machine.files import Kind
@@ -43,7 +43,7 @@ def epoll_ctl(m: Machine, t: Task, a: Args) -> Decision:
             io_state(m).stdin_is_watched = True
         elif kind is Kind.TTY:
             own = t.process.files.borrow(t, fd_of(a[2]))
-            tty.note(m, t, fd_of(a[2]), own)
+            ptys.note(m, t, fd_of(a[2]), own)
             os.close(own)
         elif kind is Kind.SIGNALFD:
             events, data = _EVENT.unpack(t.read(a[3], _EVENT.size))

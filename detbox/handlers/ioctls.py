@@ -7,7 +7,8 @@ import struct
 from errno import EINVAL, EIO, ENOENT, ENOTTY, EOPNOTSUPP, EPERM
 from typing import TYPE_CHECKING
 
-from detbox.decision import CONTINUE, Decision
+from detbox.decision import CONTINUE, ContinueThen, Decision
+from detbox.handlers import ptys
 from detbox.handlers.waiting import POLLIN, fd_of, ready
 from detbox.machine.files import Kind
 
@@ -26,6 +27,8 @@ _TERMINAL_SIZED = frozenset({
     0x802C542A, 0x402C542B, 0x402C542C, 0x402C542D,  # TCGETS2, TCSETS2, TCSETSW2, TCSETSF2
     0x80045430, 0x40045431, 0x80045432, 0x80045438, 0x80045439, 0x80045440, 0x40045436,
 })  # fmt: skip
+#: TCSETS and its relatives, TCXONC: output that ^S has held back may go on.
+_RESTARTING = frozenset({0x5402, 0x5403, 0x5404, 0x540A, 0x402C542B, 0x402C542C, 0x402C542D})
 #: Socket addresses, interfaces, routes: 0x89xx in include/uapi/linux/sockios.h.  There is lo alone.
 _SOCKET = range(0x8901, 0x8A00)
 
@@ -64,7 +67,7 @@ def ioctl(m: Machine, t: Task, a: Args) -> Decision:
     if request == _FIONREAD:
         return _amount(m, t, fd_of(a[0]), f)
     if request in _TERMINAL or request in _TERMINAL_SIZED:
-        return _terminal(m, t, request, a[2], f)
+        return _terminal(m, t, request, a, f)
     if request in _SOCKET:
         return CONTINUE if f.kind is Kind.SOCKET else -ENOTTY
     if request == _FIGETBSZ:
@@ -82,16 +85,26 @@ def _random(t: Task, request: int, address: int) -> int:
     return -EPERM if request >> 8 & 0xFF == 0x52 else -ENOTTY
 
 
-def _terminal(m: Machine, t: Task, request: int, argument: int, f: OpenFile) -> Decision:
+def _terminal(m: Machine, t: Task, request: int, a: Args, f: OpenFile) -> Decision:
     if request == _TIOCSPTLCK:
         m.data["terminals"] = True  # from now on, terminals send signals
     elif request == _TIOCGPTPEER:
         t.process.files.forget_all()
-    elif request == _FIOASYNC and argument and t.u32(argument):
+    elif request == _FIOASYNC and a[2] and t.u32(a[2]):
         m.doubt(t, "signals for input and output (FIOASYNC) come when the host sends them")
     elif request == _FIOQSIZE and f.kind is not Kind.REG:
         return -ENOTTY
+    elif request in _RESTARTING and f.kind is Kind.TTY:
+        return ContinueThen(lambda task, result: _flush(m, task, fd_of(a[0])))
     return CONTINUE
+
+
+def _flush(m: Machine, t: Task, fd: int) -> None:
+    own = t.process.files.borrow(t, fd)
+    try:
+        ptys.flush(m, own)
+    finally:
+        os.close(own)
 
 
 def _amount(m: Machine, t: Task, fd: int, f: OpenFile) -> Decision:

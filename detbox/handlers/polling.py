@@ -15,7 +15,7 @@ from errno import EBADF, EINVAL
 from typing import TYPE_CHECKING
 
 from detbox.decision import ERESTARTNOHAND, Decision, Park, Wake
-from detbox.handlers import signalfd, timerfd, tty
+from detbox.handlers import ptys, signalfd, timerfd
 from detbox.handlers.waiting import fd_of, ready, signed32
 from detbox.machine.files import Kind
 
@@ -183,7 +183,7 @@ def _run(m: Machine, t: Task, call: _Call) -> Decision:
 
 
 def _look(m: Machine, t: Task, wanted: list[tuple[int, int]]) -> tuple[list[int], list[tuple[int, int]]]:
-    """The events of each descriptor now, and (borrowed descriptor, mask) of those without any."""
+    """The events of each descriptor now, and (borrowed descriptor, mask) of those to watch."""
     timerfd.expire_due(m)
     files = t.process.files
     events: list[int] = []
@@ -201,13 +201,14 @@ def _look(m: Machine, t: Task, wanted: list[tuple[int, int]]) -> tuple[list[int]
             events.append(_POLLNVAL)
             continue
         if kind is Kind.TTY:
-            tty.note(m, t, fd, own)
+            ptys.note(m, t, fd, own)
         found = signalfd.ready(m, t, own, mask) if kind is Kind.SIGNALFD else ready(own, mask)
         if not found and kind is Kind.STDIN and mask & _IN:
             m.console.fill_stdin()
             found = ready(own, mask)
         events.append(found)
-        if found:
+        # A signalfd tells of the signals of whoever polls it: the supervisor's.  It is parked on by its events.
+        if found or kind is Kind.SIGNALFD:
             os.close(own)
         else:
             borrowed.append((own, mask))

@@ -15,6 +15,7 @@ from fcntl import F_GETFL, fcntl
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, ERESTARTSYS, Decision, Park, Wake
+from detbox.handlers import ptys
 from detbox.handlers.readwrite import fill_stdin, stream_of, unread, write_stream, writev
 from detbox.handlers.waiting import CHUNK, POLLIN, POLLOUT, fd_of, iovec, nonblocking, ready, without_blocking
 from detbox.machine.files import Kind
@@ -144,6 +145,8 @@ class _Mover:
             moved = os.pwrite(out, data, self.positions[1])
             self.positions[1] += moved
             return moved
+        if target.kind is Kind.TTY:
+            return ptys.put(self.m, out, data)
         with without_blocking(out):
             return os.write(out, data)
 

@@ -1,24 +1,20 @@
-"""Terminals: data that the kernel passes on asynchronously, made to arrive before anybody looks.
+"""Terminals: ``read`` and ``write``, whose data the kernel passes on asynchronously.
 
-What is written to one side of a pty is queued, and a kernel worker carries it through the line discipline of
-the other side (drivers/tty/tty_buffer.c).  Both n_tty_poll() and a read that finds nothing wait for that
-worker, but neither does when something is there already.  So a read goes on until it finds nothing more, or
-has enough; and after a write the other side is polled, so that a reader that is parked there becomes ready
-before the next thread is chosen.
+Writes wait until their bytes have arrived (detbox/handlers/ptys.py).  A read that finds nothing waits for the
+kernel's worker, but one that finds something does not: so a read goes on until it finds nothing more, or has
+enough.
 """
 
 from __future__ import annotations
 
 import os
 import termios
-import time
-from contextlib import suppress
 from errno import EAGAIN
-from fcntl import ioctl
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, ERESTARTSYS, Decision, Park, Wake
 from detbox.handlers.locks import RECHECK
+from detbox.handlers.ptys import device, is_master, note, put, queued, word
 from detbox.handlers.waiting import (
     POLLHUP,
     POLLIN,
@@ -33,18 +29,13 @@ from detbox.handlers.waiting import (
     total,
     without_blocking,
 )  # fmt: skip
-from detbox.kernel import _native
-from detbox.machine.io import io_state
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Task
 
-_TIOCGPTN, _TIOCGPKT = 0x80045430, 0x80045438
-_PTS_MAJOR = 136  # and the next seven: Documentation/admin-guide/devices.txt
+_TIOCGPKT = 0x80045438
 _TENTH_NS = 100_000_000
-#: How long an echo is waited for, in seconds of the host; and how long nothing may change until it is over.
-_SETTLE_LIMIT, _SETTLE_QUIET = 0.1, 0.001
 
 
 def read_terminal(m: Machine, t: Task, fd: int, segments: Segments) -> Decision:
@@ -70,7 +61,7 @@ def read_terminal(m: Machine, t: Task, fd: int, segments: Segments) -> Decision:
 def _raw_mode(fd: int) -> tuple[int, int] | None:
     """(VMIN, VTIME) of a terminal that is not in canonical mode, None if it is or has packets."""
     if is_master(fd):
-        return None if _flag(fd, _TIOCGPKT) else (1, 0)
+        return None if word(fd, _TIOCGPKT) else (1, 0)
     try:
         attributes = termios.tcgetattr(fd)
     except termios.error:
@@ -84,53 +75,6 @@ def _raw_mode(fd: int) -> tuple[int, int] | None:
     )  # fmt: skip
 
 
-def _flag(fd: int, request: int) -> int:
-    word = bytearray(4)
-    try:
-        ioctl(fd, request, word)
-    except OSError:
-        return 0
-    return int.from_bytes(word, "little")
-
-
-def is_master(fd: int) -> bool:
-    """Whether the supervisor's descriptor is the master side of a pty."""
-    return _side(fd)[0] == "master"
-
-
-def _side(fd: int) -> tuple[str, int]:
-    """("master" or "slave", number of the pty); a slave's number is its device number's rest."""
-    number = bytearray(4)
-    try:
-        ioctl(fd, _TIOCGPTN, number)
-    except OSError:
-        rdev = os.fstat(fd).st_rdev
-        return "slave", (os.major(rdev) - _PTS_MAJOR << 8) + os.minor(rdev)
-    return "master", int.from_bytes(number, "little")
-
-
-def note(m: Machine, t: Task, fd: int, own: int) -> None:
-    """Remember that the guest's ``fd`` (borrowed as ``own``) may be waited on: it is a side of a terminal."""
-    io_state(m).terminals[_side(own)] = (t.process.pid, fd)
-
-
-def _other_side(m: Machine, own: int) -> int:
-    """A borrowed descriptor of the other side, -1 if none is known."""
-    side, number = _side(own)
-    wanted = ("slave" if side == "master" else "master", number)
-    known = io_state(m).terminals.get(wanted)
-    if known is None:
-        return -1
-    with suppress(OSError):
-        other = _native.borrow_fd(*known)
-        with suppress(OSError):
-            if _side(other) == wanted:
-                return other
-        os.close(other)
-    del io_state(m).terminals[wanted]
-    return -1
-
-
 def _in_background(m: Machine, t: Task, fd: int) -> bool:
     """Whether the reader or writer is no foreground job of its controlling terminal.
 
@@ -140,11 +84,7 @@ def _in_background(m: Machine, t: Task, fd: int) -> bool:
     if not fields:
         return False
     group, terminal, foreground = int(fields[2]), int(fields[4]), int(fields[5])
-    # The kernel's own encoding of a device number: include/linux/kdev_t.h, new_encode_dev().
-    rdev = os.fstat(fd).st_rdev
-    major, minor = os.major(rdev), os.minor(rdev)
-    encoded = (minor & 0xFF) | (major << 8) | ((minor & ~0xFF) << 12)
-    return terminal == encoded and group != foreground
+    return terminal == device(fd) and group != foreground
 
 
 def _read_raw(
@@ -201,7 +141,7 @@ def _read_raw(
 
 
 def _has(own: int, amount: int) -> bool:
-    return bool(ready(own, POLLIN) & POLLHUP) or _queued(own) >= amount
+    return bool(ready(own, POLLIN) & POLLHUP) or queued(own) >= amount
 
 
 # ---------------------------------------------------------------- writing
@@ -217,13 +157,13 @@ def write_terminal(m: Machine, t: Task, fd: int, segments: Segments) -> Decision
         if nonblocking(own):
             data = gather(t, segments, 0, min(total(segments), 65536))
             try:
-                return _put_and_settle(m, own, data)
+                return put(m, own, data)
             except OSError as error:
                 return -(error.errno or EAGAIN)
     finally:
         os.close(own)
     return send_piecewise(
-        m, t, fd, segments, lambda own, data: _put_and_settle(m, own, data), "write to terminal"
+        m, t, fd, segments, lambda own, data: put(m, own, data), "write to terminal"
     )
 
 
@@ -232,46 +172,3 @@ def _stops_background(fd: int) -> bool:
         return bool(termios.tcgetattr(fd)[3] & termios.TOSTOP)
     except termios.error:
         return True
-
-
-def _put_and_settle(m: Machine, own: int, data: bytes) -> int:
-    master = is_master(own)
-    before = _queued(own) if master else 0
-    other = _other_side(m, own)
-    try:
-        unread = other >= 0 and ready(other, POLLIN) & POLLIN
-        with without_blocking(own):
-            written = os.write(own, data)
-        if other >= 0:
-            # With nothing to read there, this waits for the worker.
-            ready(other, POLLIN)
-        if master:
-            ready(own, POLLIN)
-            if other < 0 or unread:
-                settle(own, before)
-    finally:
-        if other >= 0:
-            os.close(other)
-    return written
-
-
-def _queued(fd: int) -> int:
-    return _flag(fd, termios.FIONREAD)
-
-
-def settle(master: int, before: int) -> None:
-    """Wait until the slave's line discipline has had what was written, and its echo has come back.
-
-    While the slave has input that nobody has read, no call waits for this: the amount that can be read from
-    the master, ``before`` and now, is watched until it has been the same for a while of the host's time.
-    """
-    limit = time.monotonic() + _SETTLE_LIMIT
-    last, since = before, time.monotonic()
-    while (now := time.monotonic()) < limit:
-        events = ready(master, POLLIN)
-        amount = _queued(master)
-        if amount != last:
-            last, since = amount, now
-        elif now - since > _SETTLE_QUIET or events & POLLHUP:
-            return
-        time.sleep(_SETTLE_QUIET / 5)

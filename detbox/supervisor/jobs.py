@@ -13,6 +13,7 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING
 
+from detbox.handlers import ptys
 from detbox.kernel import _native
 from detbox.supervisor import signals
 from detbox.supervisor.task import Process, State, Task
@@ -88,6 +89,8 @@ class Jobs:
             elif self._pending(process) & signals.bit(signal.SIGCONT):
                 self.on_continue(process)
         if m.data.get("terminals"):
+            ptys.flush_all(m)
+            m.scheduler.collect()
             for process in list(m.processes.values()):
                 if process.status is None and not process.job_stop:
                     sets = self._pending(process)

@@ -1,0 +1,290 @@
+"""Pseudo-terminals: what is put into one side has reached the other before the guest goes on.
+
+What is written to one side is queued, and a kernel worker carries it through the line discipline of the other
+side (drivers/tty/tty_buffer.c): it is the worker that echoes, edits lines and sends the signals of ^C and ^Z.
+n_tty_poll() waits for that worker (drivers/tty/n_tty.c), unless there is something to read already.  So each
+write is followed by a poll of the other side, where the bytes go, and of the own side, where the echo comes.
+Any process may have the other side open: it is looked for in all descriptor tables.
+"""
+
+from __future__ import annotations
+
+import os
+import termios
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from fcntl import ioctl
+from stat import S_ISCHR
+from typing import TYPE_CHECKING
+
+from detbox.handlers.waiting import POLLIN, POLLOUT, ready, without_blocking
+from detbox.kernel import _native
+from detbox.machine.files import is_tty
+from detbox.machine.io import io_state
+
+if TYPE_CHECKING:
+    from detbox.supervisor.machine import Machine
+    from detbox.supervisor.task import Task
+
+_TIOCGPTN, _TIOCGDEV = 0x80045430, 0x80045432
+_TCGETS2, _TCSETS2 = 0x802C542A, 0x402C542B
+#: struct termios2 (asm-generic/termbits.h): four words of flags, the discipline, 19 characters, two speeds.
+_TERMIOS2_SIZE, _LFLAG, _CC = 44, 12, 17
+_MOST_MIN = 255  # VMIN is one byte
+_FIRST_PTS, _LAST_PTS = 136, 143  # Documentation/admin-guide/devices.txt
+_NO_CHARACTER = 0  # _POSIX_VDISABLE
+#: Less than what n_tty holds for a reader at most (N_TTY_BUF_SIZE).
+_BUFFER = 4000
+#: Seconds of the host.  What is certain to come is waited for so long, what may come so long, and it is over
+#: when nothing has changed for so long.
+_CERTAIN_LIMIT, _UNSURE_LIMIT, _QUIET = 1.0, 0.1, 0.005
+
+_NOTHING = ("", -1)
+
+
+def word(fd: int, request: int) -> int:
+    """The unsigned 32-bit answer of an ioctl on the supervisor's descriptor; 0 if it has none."""
+    answer = bytearray(4)
+    try:
+        ioctl(fd, request, answer)
+    except OSError:
+        return 0
+    return int.from_bytes(answer, "little")
+
+
+def device(fd: int) -> int:
+    """The slave's device number in the kernel's encoding, also of a master or of /dev/tty; 0 if hung up."""
+    return word(fd, _TIOCGDEV)
+
+
+def is_master(fd: int) -> bool:
+    """Whether the supervisor's descriptor is the master side of a pty."""
+    return _side(fd)[0] == "master"
+
+
+def _side(fd: int) -> tuple[str, int]:
+    """("master" or "slave", number of the pty), or no side at all."""
+    number = bytearray(4)
+    try:
+        ioctl(fd, _TIOCGPTN, number)
+    except OSError:
+        # include/linux/kdev_t.h, new_encode_dev().
+        encoded = device(fd)
+        major, minor = encoded >> 8 & 0xFFF, (encoded & 0xFF) | (encoded >> 12 & 0xFFF00)
+        if not _FIRST_PTS <= major <= _LAST_PTS:
+            return _NOTHING
+        return "slave", (major - _FIRST_PTS << 20) + minor
+    return "master", int.from_bytes(number, "little")
+
+
+def note(m: Machine, t: Task, fd: int, own: int) -> None:
+    """Remember that the guest's ``fd`` (borrowed as ``own``) is a side of a terminal."""
+    io_state(m).terminals[_side(own)] = (t.process.pid, fd)
+
+
+def _other_side(m: Machine, own: int) -> int:
+    """A borrowed descriptor of the other side, -1 if no process has it open."""
+    side, number = _side(own)
+    if number < 0:
+        return -1
+    wanted = ("slave" if side == "master" else "master", number)
+    known = io_state(m).terminals.get(wanted)
+    if known is not None:
+        found = _borrow_side(*known, wanted)
+        if found >= 0:
+            return found
+        del io_state(m).terminals[wanted]
+    for pid, fd in _terminals(m):
+        found = _borrow_side(pid, fd, wanted)
+        if found >= 0:
+            io_state(m).terminals[wanted] = (pid, fd)
+            return found
+    return -1
+
+
+def _borrow_side(pid: int, fd: int, wanted: tuple[str, int]) -> int:
+    with suppress(OSError):
+        found = _native.borrow_fd(pid, fd)
+        if _side(found) == wanted:
+            return found
+        os.close(found)
+    return -1
+
+
+def _terminals(m: Machine) -> Iterator[tuple[int, int]]:
+    """(process, descriptor) of every open terminal of the guest."""
+    for pid, process in list(m.processes.items()):
+        if process.status is not None:
+            continue
+        with suppress(OSError):
+            folder = os.open(f"{pid}/fd", os.O_RDONLY | os.O_DIRECTORY, dir_fd=m.proc_fd)
+            try:
+                for name in os.listdir(folder):
+                    with suppress(OSError):
+                        st = os.stat(name, dir_fd=folder)
+                        if S_ISCHR(st.st_mode) and is_tty(st.st_rdev):
+                            yield pid, int(name)
+            finally:
+                os.close(folder)
+
+
+# ---------------------------------------------------------------- putting bytes in
+
+
+def put(m: Machine, own: int, data: bytes) -> int:
+    """Write to a terminal as far as there is room, and wait for the effects; how much was written.
+
+    BlockingIOError if there is no room, OSError as write(2) has it.
+    """
+    master, done = is_master(own), 0
+    other = _other_side(m, own)
+    try:
+        while done < len(data):
+            if master and (other < 0 or ready(other, POLLIN)):
+                written = _put_blindly(own, other, data[done:])
+            else:
+                written = _write(own, data[done:])
+                _arrived(other)
+            _arrived(own)
+            done += written
+    except BlockingIOError:
+        if done == 0:
+            raise
+    finally:
+        if other >= 0:
+            os.close(other)
+    return done
+
+
+def _write(own: int, data: bytes) -> int:
+    with without_blocking(own):
+        return os.write(own, data)
+
+
+def flush(m: Machine, own: int) -> None:
+    """Have what is on its way between the two sides arrive: the terminal's flow has been changed."""
+    other = _other_side(m, own)
+    _arrived(other)
+    _arrived(own)
+    if other >= 0:
+        os.close(other)
+
+
+def flush_all(m: Machine) -> None:
+    """Have everything arrive in every terminal that is known to be used."""
+    for wanted, known in list(io_state(m).terminals.items()):
+        own = _borrow_side(*known, wanted)
+        if own < 0:
+            del io_state(m).terminals[wanted]
+            continue
+        _arrived(own)
+        os.close(own)
+
+
+def _arrived(fd: int) -> None:
+    """Wait for the worker that fills this side, unless something was there before."""
+    if fd >= 0 and ready(fd, POLLIN):
+        # The worker shows what it has before it wakes those who wait, sends signals or is through with the
+        # rest.  Setting the line discipline, even the same one, waits until nobody works with it
+        # (drivers/tty/tty_ldisc.c, tty_set_ldisc()).
+        discipline = bytearray(4)
+        with suppress(OSError):
+            ioctl(fd, termios.TIOCGETD, discipline)
+            ioctl(fd, termios.TIOCSETD, discipline)
+
+
+def queued(fd: int) -> int:
+    """How much can be read from this side."""
+    return word(fd, termios.FIONREAD)
+
+
+# ---------------------------------------------------------------- when no poll waits
+
+
+@dataclass(slots=True)
+class _Modes:
+    """What a terminal does with its input; ``raw`` is its struct termios2."""
+
+    raw: bytearray
+
+    @property
+    def local(self) -> int:
+        """The flags ICANON, ECHO, ISIG and so on."""
+        return int.from_bytes(self.raw[_LFLAG : _LFLAG + 4], "little")
+
+    def signal_in(self, data: bytes) -> int:
+        """Where the first character is that sends a signal, -1 if there is none."""
+        if not self.local & termios.ISIG:
+            return -1
+        characters = {self.raw[_CC + i] for i in (termios.VINTR, termios.VQUIT, termios.VSUSP)}
+        return next((i for i, c in enumerate(data) if c in characters and c != _NO_CHARACTER), -1)
+
+    def least_echo(self, data: bytes) -> int:
+        """How many bytes its echo has at least: one for each character that means nothing special."""
+        if not self.local & termios.ECHO:
+            return 0
+        special = set(self.raw[_CC : _CC + 19])
+        return sum(32 <= c < 127 and c not in special for c in data)
+
+
+def _put_blindly(master: int, slave: int, data: bytes) -> int:
+    """Write to a master whose slave has unread input, or is not open (-1).
+
+    No call waits for the worker then, except in raw mode.  But what it does is known: a signal empties the
+    slave, and an echo makes more readable on the master.
+    """
+    modes = _Modes(bytearray(_TERMIOS2_SIZE))
+    ioctl(master, _TCGETS2, modes.raw)
+    at = modes.signal_in(data)
+    data = data[: at + 1] or data  # the rest is a write of its own
+    if slave >= 0 and not modes.local & termios.ICANON and queued(slave) + len(data) < _MOST_MIN:
+        with _hungry(master, modes):
+            written = _write(master, data)
+            _arrived(slave)
+        return written
+    before = queued(master)
+    written = _write(master, data)
+    data = data[:written]
+    crowded = max(before, queued(slave) if slave >= 0 else 0) + 2 * len(data) > _BUFFER
+    if crowded or (slave >= 0 and not ready(slave, POLLOUT)):  # no room, or ^S: the echo is held back
+        _wait_quiet(master)
+    elif at >= 0 and slave >= 0 and not modes.local & termios.NOFLSH:
+        _wait(lambda: not ready(slave, POLLIN))
+        _arrived(slave)
+    elif (at >= 0) or modes.local & termios.ECHO:
+        echo = modes.least_echo(data)
+        _wait(lambda: queued(master) >= before + echo)
+        if echo < len(data):
+            _wait_quiet(master)
+    return written
+
+
+@contextmanager
+def _hungry(master: int, modes: _Modes) -> Iterator[None]:
+    """Let a slave in raw mode have less than a reader wants, for a moment: VMIN says what that is."""
+    hungry = bytearray(modes.raw)
+    hungry[_CC + termios.VTIME], hungry[_CC + termios.VMIN] = 0, _MOST_MIN
+    ioctl(master, _TCSETS2, hungry)
+    try:
+        yield
+    finally:
+        ioctl(master, _TCSETS2, modes.raw)
+
+
+def _wait(done: Callable[[], bool]) -> None:
+    """Wait for what comes unless a program has set the terminal up in a way not foreseen here."""
+    limit = time.monotonic() + _CERTAIN_LIMIT
+    while not done() and time.monotonic() < limit:
+        time.sleep(_QUIET / 10)
+
+
+def _wait_quiet(master: int) -> None:
+    """Wait until what can be read from the master has been the same for a while of the host's time."""
+    limit = time.monotonic() + _UNSURE_LIMIT
+    last, since = queued(master), time.monotonic()
+    while (now := time.monotonic()) < limit and now - since < _QUIET:
+        time.sleep(_QUIET / 10)
+        if queued(master) != last:
+            last, since = queued(master), time.monotonic()
