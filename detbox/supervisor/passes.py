@@ -31,7 +31,11 @@ _DEBUGREG = 848  # offsetof(struct user, u_debugreg)
 _ADDRESS, _CONTROL = _DEBUGREG, _DEBUGREG + 7 * 8
 _EXECUTE_LOCAL = 1  # DR7: register 0, for this thread, when the instruction is about to be executed
 _TRAP_HWBKPT = 4
-_LEFT = "passes"  # in a task's data: passes that are still to come, of an address: [left, address]
+# On a busy virtual machine the status register is sometimes empty when the kernel looks, and it takes the trap
+# for another one (TRAP_BRKPT, TRAP_TRACE); an int3 of the guest's own has SI_KERNEL.
+_TRAP_CODES = frozenset((1, 2, _TRAP_HWBKPT))
+_LEFT = "passes"  # in a task's data: passes that are still to come
+_ARMED = "passes_at"  # in a task's data: the address in the register
 _SPENT = "passes_spent"  # in a process's data
 
 
@@ -62,7 +66,8 @@ def begin(task: Task, address: int, passes: int) -> bool:
     if _native.ptrace_request(_POKEUSER, task.tid, _CONTROL, _EXECUTE_LOCAL) < 0:
         return False
     task.process.data[_SPENT] = spent + passes
-    task.data[_LEFT] = [passes, address]
+    task.data[_LEFT] = passes
+    task.data[_ARMED] = address
     return True
 
 
@@ -78,14 +83,17 @@ def end(task: Task) -> None:
 
 def trapped(task: Task, code: int) -> bool | None:
     """A SIGTRAP stop with this si_code: None if it is no pass, True if it was the last one that was wanted."""
-    if code != _TRAP_HWBKPT:
+    if code not in _TRAP_CODES:
         return None
     left = task.data.get(_LEFT)
+    if code != _TRAP_HWBKPT and register(_native.get_regs(task.tid), RIP) != task.data.get(_ARMED):
+        return None
     if left is not None:
-        left[0] -= 1
-        if left[0] > 0:
+        if left > 1:
+            task.data[_LEFT] = left - 1
             return False
         del task.data[_LEFT]
     # Also one of a count that a call has ended: the register could not be cleared then.
+    task.data.pop(_ARMED, None)
     _native.ptrace_request(_POKEUSER, task.tid, _CONTROL, 0)
     return left is not None
