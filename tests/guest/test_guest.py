@@ -152,8 +152,7 @@ def test_faulting_and_patched_instructions_agree(file: str) -> None:
     demand_success(runs[1])
 
 
-@pytest.mark.slow
-@pytest.mark.limit(1800)
+@pytest.mark.limit(600)
 def test_ten_thousand_processes() -> None:
     inputs = compiled(HERE / "many_processes.c", [HERE / "guest.h"])
-    demand_success(twice(["./program", "10000"], inputs, limit_s=800))
+    demand_success(twice(["./program", "10000"], inputs, limit_s=280))
