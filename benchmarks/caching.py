@@ -83,9 +83,7 @@ def _hello(bench: Bench, store: str) -> Iterator[Result]:
     command = ["sh", "-c", "./configure && make"]
     times = []
     for options in ([], ["--cache", store], ["--cache", store]):
-        copy = bench.scratch / "hello"
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(tree, copy, symlinks=True)
+        copy = hello.fresh(tree, bench.scratch / "hello")
         times.append(run(detbox_command(command, options), copy)[0].wall)
     plain, first, hit = times
     yield Result(f"hit of {what}; against the run without the cache", seconds(plain), seconds(hit),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -51,6 +52,13 @@ def _download(cache: Path) -> None:
             raise Unavailable(f"apt-get {verb[0]}: {error}") from None
         if done.returncode:
             raise Unavailable(f"apt-get {verb[0]}: {done.stderr.strip()[-200:]}")
+
+
+def fresh(tree: Path, copy: Path) -> Path:
+    """``copy``, made again as a copy of the source tree."""
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(tree, copy, symlinks=True)
+    return copy
 
 
 def _source_lines() -> str:

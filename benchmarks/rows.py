@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -139,12 +138,7 @@ def configure(bench: Bench) -> Iterator[Result]:
         return
     copy = bench.scratch / "hello"
 
-    def fresh() -> Path:
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(tree, copy, symlinks=True)
-        return copy
-
-    pair = side_by_side(["./configure"], ["./configure"], bench.repetitions, fresh)
+    pair = side_by_side(["./configure"], ["./configure"], bench.repetitions, lambda: hello.fresh(tree, copy))
     yield ratio_row("`./configure` of GNU hello", pair, 2.2)
 
 
@@ -163,9 +157,7 @@ def recording(bench: Bench) -> Iterator[Result]:
     recorded: list[float] = []
     for turn in range(bench.repetitions + 1):
         for command, times in ((plain_run, plain), (recorded_run, recorded)):
-            shutil.rmtree(copy, ignore_errors=True)
-            shutil.copytree(tree, copy, symlinks=True)
-            cost = run(command, copy)[0].wall
+            cost = run(command, hello.fresh(tree, copy))[0].wall
             if turn:
                 times.append(cost)
     low, high = median(plain), median(recorded)

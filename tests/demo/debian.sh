@@ -6,19 +6,7 @@ set -eu
 detbox=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
 here=$(cd "$(dirname "$0")/../.." && pwd)
 
-missing=
-for package in mmdebstrap uidmap dpkg gpgv; do
-    status=$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null || true)
-    [ "$status" = installed ] || missing="$missing $package"
-done
-if [ -n "$missing" ]; then
-    echo "installing Debian packages:$missing"
-    if [ "$(id -u)" = 0 ]; then as_root=; else as_root=sudo; fi
-    $as_root apt-get update -qq
-    # $missing is a list of words.
-    # shellcheck disable=SC2086
-    DEBIAN_FRONTEND=noninteractive $as_root apt-get install -qq -y --no-install-recommends $missing
-fi
+"$here/tools/debian-packages.sh" mmdebstrap uidmap dpkg gpgv
 
 echo
 echo 'Debian packages, built twice on hosts that differ in time, name, path, locale, umask and more:'
