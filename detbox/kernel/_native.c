@@ -174,6 +174,14 @@ static PyObject *receive(int listener)
 	return out;
 }
 
+/* The time limit of a wait, and the signal mask during it: a stop is told by SIGCHLD. */
+static struct timespec begin_wait(long ms, sigset_t *open_mask)
+{
+	sigprocmask(SIG_BLOCK, NULL, open_mask);
+	sigdelset(open_mask, SIGCHLD);
+	return (struct timespec){ms / 1000, ms % 1000 * 1000000};
+}
+
 /* wait_event(listener, control, timeout_ms) -> what happened next:
  *   (id, tid, nr, args, ip)  a notification
  *   (tid, status)            a ptrace stop or an exit of a child
@@ -187,9 +195,7 @@ static PyObject *wait_event(PyObject *self, PyObject *const *a, Py_ssize_t n)
 	long ms = PyLong_AsLong(a[2]);
 	if (PyErr_Occurred()) return NULL;
 	sigset_t open_mask;
-	sigprocmask(SIG_BLOCK, NULL, &open_mask);
-	sigdelset(&open_mask, SIGCHLD);
-	struct timespec ts = {ms / 1000, ms % 1000 * 1000000};
+	struct timespec ts = begin_wait(ms, &open_mask);
 	for (;;) {
 		PyObject *stop;
 		if (more_stops && ((stop = take_stop()) || PyErr_Occurred())) return stop;
@@ -222,9 +228,7 @@ static PyObject *await_call(PyObject *self, PyObject *const *a, Py_ssize_t n)
 	long ms = PyLong_AsLong(a[2]);
 	if (PyErr_Occurred()) return NULL;
 	sigset_t open_mask;
-	sigprocmask(SIG_BLOCK, NULL, &open_mask);
-	sigdelset(&open_mask, SIGCHLD);
-	struct timespec ts = {ms / 1000, ms % 1000 * 1000000};
+	struct timespec ts = begin_wait(ms, &open_mask);
 	for (;;) {
 		struct pollfd p = {listener, POLLIN, 0};
 		int r = ppoll(&p, 1, &ts, &open_mask);

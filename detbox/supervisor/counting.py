@@ -12,7 +12,6 @@ import os
 import select
 from typing import TYPE_CHECKING
 
-from detbox.decision import Decision
 from detbox.errors import NotDeterministic
 from detbox.handlers import timers
 from detbox.kernel import _native, siginfo
@@ -20,11 +19,10 @@ from detbox.kernel.numbers import NUMBERS
 from detbox.policy import BY_NUMBER, TABLE, Action
 from detbox.spin import PtraceStepper
 from detbox.spin.stepper import OFFSET, RIP, register
-from detbox.supervisor import passes, signals
+from detbox.supervisor import arming, passes, signals
 
 if TYPE_CHECKING:
-    from detbox.supervisor.loop import Handler, Supervisor
-    from detbox.supervisor.machine import Machine
+    from detbox.supervisor.loop import Supervisor
     from detbox.supervisor.task import Process, Task
 
 #: What a counted instruction stands for: what counting one really takes, so that a counted wait
@@ -44,7 +42,6 @@ LIFETIME_BUDGET = 300_000
 #: Real seconds beyond the time that a timer has left, after which a thread that still computes is given up.
 GRACE = 30.0
 
-_ARMING = ("setitimer", "alarm", "timer_settime", "setrlimit", "prlimit64")
 #: With an interrupt pending these would be restarted again and again (kernel/fork.c, copy_process()): their
 #: thread is asked to stop when the new one has been announced.
 _CREATING = frozenset(NUMBERS[name] for name in ("fork", "vfork", "clone", "clone3"))
@@ -74,29 +71,21 @@ class Counting:
         self._known = bytearray(max(BY_NUMBER) + 1)
         for row in TABLE:
             self._known[row.number] = not row.args and row.action in (Action.ALLOW, Action.REFUSE)
-        for name in _ARMING:
-            sup.table[NUMBERS[name]] = self._arming(sup.table[NUMBERS[name]])
+        arming.watch(sup, arming.TIMERS + arming.LIMITS, self._armed)
 
     # -- deterministic points -------------------------------------------------------
 
-    def _arming(self, handler: Handler | None) -> Handler | None:
-        """A call that arms a timer: the next stretches of code are counted."""
-        if handler is None:
-            return None
-
-        def armed(m: Machine, task: Task, arguments: tuple[int, ...]) -> Decision:
-            decision = handler(m, task, arguments)
-            due = timers.next_signal(task.process) if isinstance(decision, int) and decision >= 0 else None
-            if due is not None:
-                data = task.process.data
-                data[_BUDGET] = min(BUDGET, LIFETIME_BUDGET - data.get(_SPENT, 0))
-                data[_EXPIRED] = 0
-                self.active = True
-                if due[0] > SOON and (due[0] > LATER or self._deadly(task, *due[1:])):
-                    data[_BUDGET] = 0  # a watchdog
-            return decision
-
-        return armed
+    def _armed(self, task: Task) -> None:
+        """A timer was armed: the next stretches of code are counted."""
+        due = timers.next_signal(task.process)
+        if due is None:
+            return
+        data = task.process.data
+        data[_BUDGET] = min(BUDGET, LIFETIME_BUDGET - data.get(_SPENT, 0))
+        data[_EXPIRED] = 0
+        self.active = True
+        if due[0] > SOON and (due[0] > LATER or self._deadly(task, *due[1:])):
+            data[_BUDGET] = 0  # a watchdog
 
     def counts(self, process: Process) -> bool:
         """Whether stretches of this process may be counted: its looks at clocks end them, and have to be seen."""

@@ -12,7 +12,7 @@ from detbox.handlers import futex_exit, identity
 from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
 from detbox.machine.rng import RandomStream
-from detbox.supervisor import injection
+from detbox.supervisor import injection, signals
 from detbox.supervisor.task import Process, State, Task
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def leader_gone(sup: Supervisor, leader: Task) -> None:
 
     The kernel reports its exit only after theirs (delay_group_leader); until then it is a zombie.
     """
-    while _state_letter(sup, leader.tid) not in (b"Z", b"X"):
+    while not signals.is_zombie(sup.m, leader):
         time.sleep(0.0001)
     process = leader.process
     sup.hold(leader)
@@ -195,14 +195,6 @@ def leader_gone(sup: Supervisor, leader: Task) -> None:
     sup.m.tasks.pop(leader.tid, None)
     process.data["leader_gone"] = True
     futex_exit.after_exit(sup.m, leader)
-
-
-def _state_letter(sup: Supervisor, tid: int) -> bytes:
-    fd = os.open(f"{tid}/stat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=sup.m.proc_fd)
-    try:
-        return os.read(fd, 512).rpartition(b")")[2].split()[0]
-    finally:
-        os.close(fd)
 
 
 def leader_last(process: Process) -> list[int]:

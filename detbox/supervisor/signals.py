@@ -71,10 +71,11 @@ def killed(m: Machine, task: Task) -> bool:
         sets = pending(m, task)
     except (OSError, ValueError):
         return True
-    return bool((sets.private | sets.shared) & bit(signal.SIGKILL)) or sets.blocked == 0 and _is_zombie(m, task)
+    return bool((sets.private | sets.shared) & bit(signal.SIGKILL)) or sets.blocked == 0 and is_zombie(m, task)
 
 
-def _is_zombie(m: Machine, task: Task) -> bool:
+def is_zombie(m: Machine, task: Task) -> bool:
+    """Whether a thread has ended, for the kernel.  Raises OSError if nothing is known of it any more."""
     fd = os.open(f"{task.tid}/stat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=m.proc_fd)
     try:
         return os.read(fd, 512).rpartition(b")")[2].split()[0] in (b"Z", b"X")

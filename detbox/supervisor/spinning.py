@@ -34,10 +34,11 @@ from detbox.spin import (
 )
 from detbox.spin.decode import prepared
 from detbox.spin.stepper import OFFSET, RIP, register
+from detbox.supervisor import arming
 from detbox.supervisor.task import State
 
 if TYPE_CHECKING:
-    from detbox.supervisor.loop import Handler, Supervisor
+    from detbox.supervisor.loop import Supervisor
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Process, Task
 
@@ -45,7 +46,6 @@ _PTRACE_INTERRUPT = 0x4207
 _EVENT_STOP = 128
 #: Seconds between two ticks (the loop's TICK_MS).
 _TICK = 0.01
-_ARMING = ("setitimer", "alarm", "timer_settime")
 # How often a process is looked at after arming a timer or taking a signal: each time costs some
 # 4 ms at most, too much for one that takes thousands of signals and does not loop without end.
 _PROBES = 200
@@ -115,8 +115,7 @@ class Spinning:
         self._watch: _Watch | None = None
         sup.fork_hooks.append(self._on_fork)
         sup.exit_hooks.append(self._on_exit)
-        for name in _ARMING:
-            sup.table[NUMBERS[name]] = self._arming(sup.table[NUMBERS[name]])
+        arming.watch(sup, arming.TIMERS, self._armed)
 
     # -- finding ----------------------------------------------------------------
 
@@ -205,19 +204,10 @@ class Spinning:
 
     # -- loops that count until a timer's signal comes ------------------------------
 
-    def _arming(self, handler: Handler | None) -> Handler | None:
-        """A call that arms a timer: from its end on, an endless loop is looked for."""
-        if handler is None:
-            return None
-
-        def armed(m: Machine, task: Task, arguments: tuple[int, ...]) -> Decision:
-            decision = handler(m, task, arguments)
-            if isinstance(decision, int) and decision >= 0:
-                task.process.data.setdefault("spin_probes", _PROBES)
-                self.before_signal(task)
-            return decision
-
-        return armed
+    def _armed(self, task: Task) -> None:
+        """A timer was armed: from the call's end on, an endless loop is looked for."""
+        task.process.data.setdefault("spin_probes", _PROBES)
+        self.before_signal(task)
 
     def before_signal(self, task: Task) -> None:
         """Have the thread stop at the beginning of the handler (or at the end of its call)."""
