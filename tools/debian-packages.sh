@@ -13,5 +13,5 @@ if [ -n "$missing" ]; then
     $as_root apt-get update -qq
     # $missing is a list of words.
     # shellcheck disable=SC2086
-    DEBIAN_FRONTEND=noninteractive $as_root apt-get install -qq -y --no-install-recommends $missing
+    DEBIAN_FRONTEND=noninteractive $as_root apt-get install -qq -y --no-install-recommends $missing > /dev/null
 fi
