@@ -15,6 +15,7 @@ from detbox.machine.clock import CpuTime, user_and_system
 from detbox.machine.constants import USER_HZ
 from detbox.supervisor import signals
 from detbox.supervisor.image import OWN_MEMORY
+from detbox.supervisor.netview import Sockets
 from detbox.supervisor.task import Process, State, Task
 from detbox.synth import proc
 from detbox.synth.proc import Refused, Synthetic
@@ -90,7 +91,7 @@ def machine_view(m: Machine, caller: Task | None = None) -> MachineView:
         last_pid=max(processes),
         random_bytes=rng.bytes if rng is not None else bytes,
         virtual_inode=lambda major, minor, ino, path: _virtual_inode(m, major, minor, ino, path),
-        virtual_socket=lambda kind, ino: _virtual_socket(m, kind, ino),
+        socket=Sockets(m).get,
         virtual_uid=lambda uid: 0,
     )
 
@@ -109,12 +110,6 @@ def _virtual_inode(m: Machine, major: int, minor: int, ino: int, path: bytes) ->
         except OSError:
             return inodes.devices.get(os.makedev(major, minor), inodes_module.ROOT_DEV), _NO_INODE
     return known.dev, known.ino
-
-
-def _virtual_socket(m: Machine, kind: bytes, ino: int) -> int | None:
-    dev = m.inodes.pipe_dev if kind == b"pipe" else m.inodes.sock_dev
-    known = m.inodes.table.get((dev, ino))
-    return known.ino if known is not None else None
 
 
 def _state_letter(task: Task, caller: Task | None) -> str:

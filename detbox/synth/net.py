@@ -1,6 +1,6 @@
 """The rows of /proc/net: a machine whose only interface is loopback.
 
-Socket tables are the kernel's, sorted and without hash pointers, timers and sockets that are not the guest's.
+Socket tables are the kernel's, sorted and without hash pointers, timers and sockets that no guest process has open.
 Counters are zero: how many acknowledgements a transfer needs depends on real time.
 """
 
@@ -99,20 +99,21 @@ def _inet(head: str, width: int, tail: bytes) -> Renderer:
     """A renderer of a table of IP sockets, sorted by address.
 
     Timers and queues are zero, because acknowledgements come in real time; sockets without a descriptor
-    (time-wait, half-closed) are left out for the same reason.
+    (time-wait, not yet accepted), and those that vanish with the next acknowledgement, are left out for the same
+    reason, and whether our own end has been acknowledged is not told.
     """
+
+    tcp = tail is _TCP
 
     def render(query: Query) -> bytes:
         rows = []
         for line in query.reader(query.path).splitlines()[1:]:
             words = line.split()
-            if len(words) < 10 or not words[9].isdigit() or not words[7].isdigit():
+            if len(words) < 10 or not words[9].isdigit() or (tcp and words[3] in _VANISHING):
                 continue
-            ino = query.view.virtual_socket(b"socket", int(words[9]))
-            if ino is None or words[9] == b"0":
-                continue
-            uid = query.view.virtual_uid(int(words[7]))
-            rows.append((words[1], words[2], words[3], ino, uid))
+            held = query.view.socket(int(words[9]))
+            if held is not None:
+                rows.append((words[1], words[2], _FIN_WAIT.get(words[3], words[3]) if tcp else words[3], *held))
         lines = [head.encode().ljust(width) + b"\n"]
         for number, (local, remote, state, ino, uid) in enumerate(sorted(rows)):
             text = b"%4d: %s %s %s 00000000:00000000 00:00000000 00000000 %5d        0 %d" % (
@@ -126,7 +127,14 @@ def _inet(head: str, width: int, tail: bytes) -> Renderer:
 
 
 _TCP = b" 1 0000000000000000 100 0 0 10 0"
+#: States of include/net/tcp_states.h: CLOSE, LAST_ACK, CLOSING; FIN_WAIT1 becomes FIN_WAIT2.
+_VANISHING = (b"07", b"09", b"0B")
+_FIN_WAIT = {b"04": b"05"}
 _UDP = b" 2 0000000000000000 0"
+
+
+#: SS_CONNECTED of include/uapi/linux/net.h: the other side refers to the socket, too.
+_CONNECTED = b"03"
 
 
 def unix(query: Query) -> bytes:
@@ -136,14 +144,15 @@ def unix(query: Query) -> bytes:
         words = line.split(None, 7)
         if len(words) < 7 or not words[6].isdigit():
             continue
-        ino = query.view.virtual_socket(b"socket", int(words[6]))
-        if ino is not None:
-            rows.append((ino, words))
+        held = query.view.socket(int(words[6]))
+        if held is not None:
+            rows.append((held[0], words))
     lines = [b"Num       RefCount Protocol Flags    Type St Inode Path\n"]
     for ino, words in sorted(rows, key=lambda row: row[0]):
         path = b" " + words[7] if len(words) > 7 else b""
         middle = b" ".join(words[2:6])
-        lines.append(b"0000000000000000: 00000002 %s %5d%s\n" % (middle, ino, path))
+        users = 3 if words[5] == _CONNECTED else 2
+        lines.append(b"0000000000000000: %08X %s %5d%s\n" % (users, middle, ino, path))
     return b"".join(lines)
 
 

@@ -8,7 +8,6 @@ newer kernel cannot leak by adding one.
 from __future__ import annotations
 
 import errno
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -29,8 +28,6 @@ DYNAMIC = {"fd": 0o040500, "fdinfo": 0o040555, "map_files": 0o040500}
 #: Name of a memfd that stands for a procfs file: this prefix and the file's path.
 MEMFD_PREFIX = "detbox:"
 
-_NUMBERED = re.compile(rb"([a-z_]+):\[(\d+)\]")
-_MEMFD = re.compile(rb"/memfd:" + MEMFD_PREFIX.encode() + rb"(.*) \(deleted\)", re.DOTALL)
 
 
 class Level:
@@ -212,45 +209,8 @@ def mode(path: bytes, view: MachineView) -> int | None:
     return None if row is None or row.refuse else row.mode
 
 
-def link_text(path: bytes, text: bytes, view: MachineView, pid: int, tid: int) -> bytes:
-    """What readlink shows for a procfs link whose real target reads ``text``; ``pid``, ``tid``: who asks."""
-    fixed_links = {
-        b"/proc/self": b"%d" % pid,
-        b"/proc/thread-self": b"%d/task/%d" % (pid, tid),
-        b"/proc/mounts": b"self/mounts",
-        b"/proc/net": b"self/net",
-    }
-    if path in fixed_links:
-        return fixed_links[path]
-    stands_for = _MEMFD.fullmatch(text)
-    if stands_for:
-        return stands_for[1]
-    numbered = _NUMBERED.fullmatch(text)
-    if numbered is None:
-        return text
-    kind, number = numbered[1], int(numbered[2])
-    if kind.decode() in NAMESPACE_INODES:
-        return b"%s:[%d]" % (kind, NAMESPACE_INODES[kind.decode()])
-    return b"%s:[%d]" % (kind, view.virtual_socket(kind, number) or 0)
-
-
-def resolve_self(path: bytes, pid: int, tid: int) -> bytes:
-    """Replace a leading /proc/self, /proc/thread-self, /proc/mounts or /proc/net by the asking thread's
-    directory."""
-    for head, target in (
-        (b"/proc/self", b"/proc/%d" % pid),
-        (b"/proc/thread-self", b"/proc/%d/task/%d" % (pid, tid)),
-        (b"/proc/mounts", b"/proc/%d/mounts" % pid),
-        (b"/proc/net", b"/proc/%d/net" % pid),
-    ):
-        if path == head or path.startswith(head + b"/"):
-            return target + path[len(head) :]
-    return path
-
-
 def memfd_name(path: bytes) -> str:
-    """Name for the memfd that stands for ``path``, so that :func:`link_text` can undo it (kernel's limit:
-    249)."""
+    """Name for the memfd that stands for ``path`` (kernel's limit: 249)."""
     return (MEMFD_PREFIX + path.decode("latin-1"))[:249]
 
 

@@ -128,7 +128,7 @@ def _same_inode(major: int, minor: int, ino: int, path: bytes) -> tuple[int, int
     return (major << 8 | minor, ino)
 
 
-def _no_socket(kind: bytes, ino: int) -> int | None:
+def _no_socket(ino: int) -> tuple[int, int] | None:
     return None
 
 
@@ -149,8 +149,8 @@ class MachineView:
     time used".
     ``random_bytes(n)``: the next bytes of the reading process's seeded stream.
     ``virtual_inode(major, minor, ino, path) -> (dev_t, ino)``: what stat shows for a mapped file.
-    ``virtual_socket(kind, ino) -> ino``: idem for a pipe or socket (kind ``b"pipe"``, ``b"socket"``, or
-    another word of a /proc/PID/fd link), None for one that is not the guest's.
+    ``socket(ino) -> (ino, uid)``: virtual inode and owner of a socket that the guest has open, by its real
+    inode; None for others.
     ``virtual_uid(uid)``: the virtual owner for a uid that the kernel printed for the supervisor.
     ``last_pid``: the number given last, for /proc/loadavg and ns_last_pid (0: the highest one shown).
     """
@@ -172,7 +172,7 @@ class MachineView:
     last_pid: int = 0
     random_bytes: Callable[[int], bytes] = _zero_bytes
     virtual_inode: Callable[[int, int, int, bytes], tuple[int, int]] = _same_inode
-    virtual_socket: Callable[[bytes, int], int | None] = _no_socket
+    socket: Callable[[int], tuple[int, int] | None] = _no_socket
     virtual_uid: Callable[[int], int] = _same_uid
 
     def find(self, tid: int) -> tuple[ProcessView, ThreadView] | None:

@@ -65,6 +65,7 @@ GUESTS = (
     Guest("shell_jobs.sh", quick=True),
     Guest("signal_queue.c"),
     Guest("signal_restart.c"),
+    Guest("socket_tables.py"),
     Guest("spawn_kinds.c"),
     Guest("spin_waits.c", limit_s=120),
     Guest("stopped_jobs.c"),

@@ -45,6 +45,7 @@ ffff88802: 00000003 00000000 00000000 0001 03    77
 ffff88803: 00000003 00000000 00000000 0001 03  9004
 """
 HEADINGS = dict.fromkeys(b"msg sem tcp6 udp udp6 udplite udplite6 raw raw6".split(), b"x\n")
+_LINKS = {"self": "{0}", "thread-self": "{0}/task/{0}", "mounts": "self/mounts", "net": "self/net"}
 AUXV = struct.pack("<4Q", 6, 4096, 0, 0)
 FILES = HEADINGS | {b"shm": SHM, b"unix": UNIX, b"tcp": TCP}
 FILES |= {b"maps": MAPS, b"stat": STAT, b"auxv": b"the kernel's own"}
@@ -75,7 +76,7 @@ def machine() -> MachineView:
         {1: init_process(), 2: shell, 17: program}, uptime_ns=10_000_000_000, mounts=mounts,
         random_bytes=lambda count: bytes(range(count)),
         virtual_inode=lambda major, minor, ino, path: (os.makedev(0, 50), 1000 + ino),
-        virtual_socket=lambda kind, ino: ino - 9000 if ino > 9000 else None,
+        socket=lambda ino: (ino - 9000, 1000) if ino > 9000 else None,
     )  # fmt: skip
 
 
@@ -93,7 +94,7 @@ def write_proc(target: Path, view: MachineView, own_pid: int = 2) -> None:
                 place.mkdir()
                 fill(entry)
             elif stat.S_ISLNK(mode):
-                place.symlink_to(os.fsdecode(proc.link_text(entry, b"?", view, own_pid, own_pid)))
+                place.symlink_to(_LINKS.get(os.fsdecode(name), "?").format(own_pid))
             else:
                 place.write_bytes(_content(entry, view))
 

@@ -122,25 +122,6 @@ def test_directory_order() -> None:
     assert proc.listing(b"/proc/99", [b"x"], machine()) == []
 
 
-def test_links() -> None:
-    def text(path: bytes, real: bytes) -> bytes:
-        return proc.link_text(path, real, machine(), 17, 18)
-
-    assert text(b"/proc/self", b"1") == b"17"
-    assert text(b"/proc/thread-self", b"1/task/1") == b"17/task/18"
-    assert text(b"/proc/17/fd/3", b"socket:[9005]") == b"socket:[5]"
-    assert text(b"/proc/17/fd/3", b"pipe:[9007]") == b"pipe:[7]"
-    assert text(b"/proc/17/fd/3", b"anon_inode:[eventpoll]") == b"anon_inode:[eventpoll]"
-    assert text(b"/proc/17/ns/net", b"net:[4026532223]") == b"net:[4026531840]"
-    assert text(b"/proc/17/exe", b"/usr/bin/sleep") == b"/usr/bin/sleep"
-    memfd = b"/memfd:" + proc.memfd_name(b"/proc/17/stat").encode() + b" (deleted)"
-    assert text(b"/proc/17/fd/4", memfd) == b"/proc/17/stat"
-    assert proc.resolve_self(b"/proc/self/stat", 17, 18) == b"/proc/17/stat"
-    assert proc.resolve_self(b"/proc/thread-self/comm", 17, 18) == b"/proc/17/task/18/comm"
-    assert proc.resolve_self(b"/proc/net/tcp", 17, 18) == b"/proc/17/net/tcp"
-    assert proc.resolve_self(b"/proc/selfish", 17, 18) == b"/proc/selfish"
-
-
 def test_stat_has_52_fields_and_the_thread_its_own_times() -> None:
     whole = read("/proc/17/stat").split()
     thread = read("/proc/17/task/18/stat").split()

@@ -1,0 +1,83 @@
+"""/proc/net shows the sockets of all processes with their states, owners and the numbers that fstat gives."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+
+LISTEN, ESTABLISHED, CLOSE_WAIT, UNCONNECTED = "0A", "01", "08", "07"
+FIN_WAIT = ("04", "05")
+
+
+def table(name):
+    """Fields of the lines of a table by inode number."""
+    column = 6 if name == "unix" else 9
+    with open(f"/proc/net/{name}") as file:
+        rows = [line.split() for line in file.readlines()[1:]]
+    return {int(row[column]): row for row in rows}
+
+
+def number(sock):
+    ino = os.fstat(sock.fileno()).st_ino
+    assert os.readlink(f"/proc/self/fd/{sock.fileno()}") == f"socket:[{ino}]"
+    return ino
+
+
+def state(name, sock):
+    row = table(name)[number(sock)]
+    local = row[1].split(":")
+    assert int(local[1], 16) == sock.getsockname()[1], row
+    assert int(row[7]) == os.geteuid(), row
+    return row[3]
+
+
+listener = socket.create_server(("127.0.0.1", 0))
+before = number(listener)
+client = socket.create_connection(listener.getsockname())
+served, _ = listener.accept()
+assert table("tcp").keys() >= {number(listener), number(client), number(served)}
+assert state("tcp", listener) == LISTEN
+assert state("tcp", client) == state("tcp", served) == ESTABLISHED
+client.shutdown(socket.SHUT_WR)
+assert served.recv(1) == b""
+assert state("tcp", client) in FIN_WAIT and state("tcp", served) == CLOSE_WAIT
+assert number(listener) == before
+
+datagram = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+datagram.bind(("127.0.0.1", 0))
+assert state("udp", datagram) == UNCONNECTED
+if socket.has_ipv6:
+    six = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    assert state("tcp6", six) == LISTEN
+
+local = socket.socket(socket.AF_UNIX)
+local.bind("a socket")
+local.listen()
+one, other = socket.socketpair()
+rows = table("unix")
+assert rows[number(local)][3:6] == ["00010000", "0001", "01"] and rows[number(local)][7:] == ["a", "socket"]
+assert rows[number(one)][1] == rows[number(other)][1] == "00000003" and rows[number(one)][5] == "03"
+
+# Sockets that nobody has looked at yet, of another process.
+ready, tell = os.pipe()
+child = os.fork()
+if child == 0:
+    kept = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+    os.write(tell, b".")
+    kept[0].accept()  # nobody comes
+os.read(ready, 1)
+listening = [row for row in table("tcp").values() if row[3] == LISTEN]
+assert len(listening) >= 4
+sys.stdout.flush()
+for command in (["ss", "-anp"], ["netstat", "-anp"], ["lsof", "-n", "-i", "-U"]):
+    if shutil.which(command[0]):
+        print(command, flush=True)
+        subprocess.run(command, stderr=subprocess.DEVNULL, check=False)
+os.kill(child, 9)
+os.wait()
+gone = number(listener)
+listener.close()
+assert gone not in table("tcp")
+os.unlink("a socket")
+print("EXIT-SUCCESS")
