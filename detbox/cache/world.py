@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _MAX_LINKS = 40  # include/linux/namei.h MAXSYMLINKS
 #: File systems of the container's own making.
-MADE = (b"/proc", b"/sys", b"/dev", b"/.detbox")
+MADE = (b"/proc", b"/sys", b"/dev")
 #: (canonical path, directories and links passed on the way)
 Way = tuple[bytes, tuple[bytes, ...]]
 _MAGIC = (b"cwd", b"root", b"exe")

@@ -121,11 +121,11 @@ def _host_streams(spec: RunSpec) -> tuple[int, int, int]:
 
 def build(spec: RunSpec) -> tuple[int, Layers]:
     """Assemble the container's file system and enter it; a descriptor of a procfs mount of our own."""
-    steps = plan.steps(spec) + modules.steps()
-    where_modules_go = modules.places()
+    steps = plan.steps(spec)
     limited = operations.limited()
     _native.unshare(0x20000)  # CLONE_NEWNS: the keeper keeps the host's view
     _native.mount(None, b"/", None, operations.MS_REC | operations.MS_PRIVATE, None)
+    trees = modules.open_trees()
     # Sources are opened in the new namespace: the kernel mounts nothing from another one.
     for step in steps:
         step.prepare()
@@ -139,7 +139,7 @@ def build(spec: RunSpec) -> tuple[int, Layers]:
     proc_fd = own_proc()
     cover(os.fsencode(operations.staged("/proc/1")))
     operations.enter(operations.STAGE)
-    modules.follow(where_modules_go)
+    modules.follow(trees, proc_fd)
     socket.sethostname(spec.hostname)
     with contextlib.suppress(OSError):
         _native.raw_syscall(NUMBERS["setdomainname"], constants.DOMAINNAME.encode(), len(constants.DOMAINNAME))
@@ -157,7 +157,8 @@ def _layers(spec: RunSpec, steps: list[operations.Step], limited: bool) -> Layer
         mounts=frozenset(mounts),
         host=spec.image is None,
         limited=limited,
-        uppers={os.fsencode(step.path): os.fsencode(f"{step.scratch}/upper") for step in overlays},
+        scratch=next((step.fd for step in steps if isinstance(step, operations.Detach)), -1),
+        uppers={os.fsencode(step.path): os.fsencode(step.upper) for step in overlays},
         emptied=frozenset(os.fsencode(path) for step in overlays for path in step.emptied),
         owners={path: owner for step in images for path, owner in step.owners.items()},
     )
@@ -178,9 +179,7 @@ def own_proc() -> int:
     place = os.fsencode(operations.staged("/mnt"))
     os.makedirs(place, exist_ok=True)
     _native.mount("proc", place, "proc", operations.MS_NOSUID | operations.MS_NODEV | operations.MS_NOEXEC, None)
-    fd = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    _native.umount(place, 2)  # MNT_DETACH
-    return fd
+    return operations.detach(place)
 
 
 def raise_limits() -> None:

@@ -117,6 +117,11 @@ class Overlay(Step):
     mount_id: int = field(default=-1, repr=False)  # known once it is mounted; something may cover the path later
     _fd: int = field(default=-1, repr=False)
 
+    @property
+    def upper(self) -> str:
+        """The upper layer's path below what all scratch directories lie in."""
+        return f"{os.path.basename(self.scratch)}/upper"
+
     def describe(self) -> str:
         return f"overlay  {self.path} <- {self.source} (changes vanish)"
 
@@ -398,6 +403,29 @@ class Restage(Step):
 
     def execute(self) -> None:
         _native.mount(STAGE + self.path, os.fsencode(STAGE), None, MS_BIND | MS_REC, None)
+
+
+@dataclass
+class Detach(Step):
+    """A mount of detbox's own, which no path leads to from now on."""
+
+    path: str
+    fd: int = field(default=-1, repr=False)  # its only descriptor, once that is done
+
+    def describe(self) -> str:
+        return f"detach   {self.path}"
+
+    def execute(self) -> None:
+        place = os.fsencode(staged(self.path))
+        self.fd = detach(place)
+        os.rmdir(place)
+
+
+def detach(place: bytes) -> int:
+    """Take what is mounted at ``place`` out of the namespace; the descriptor through which it can be reached."""
+    fd = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    _native.umount(place, 2)  # MNT_DETACH
+    return fd
 
 
 def _mount(source: str, path: str, kind: str | None, flags: int, options: str | None) -> None:

@@ -59,7 +59,7 @@ def _covered(spec: RunSpec) -> bool:
 
 
 def _host_root(spec: RunSpec) -> list[Step]:
-    plan: list[Step] = [ops.Tmpfs("/", 0o755), ops.Directory(_SCRATCH, 0o700)]
+    plan: list[Step] = [ops.Tmpfs("/", 0o755), ops.Tmpfs(_SCRATCH, 0o700)]
     for name in sorted(os.listdir("/")):
         path = "/" + name
         if name in _OWN or path in (_SCRATCH, spec.guest_workdir):
@@ -68,6 +68,7 @@ def _host_root(spec: RunSpec) -> list[Step]:
             plan.append(ops.Symlink(path, os.readlink(path)))
         elif os.path.isdir(path) and os.stat(path).st_mode & _FOR_ALL == _FOR_ALL:
             plan.append(ops.Overlay(path, path, f"{_SCRATCH}/{name}", _PRIVATE_DEPTH.get(name, 2)))
+    plan.append(ops.Detach(_SCRATCH))
     plan += [ops.Directory(path, mode) for path, mode in _FRESH.items()]
     plan.append(ops.Tmpfs("/tmp", _FRESH["/tmp"]))
     return plan

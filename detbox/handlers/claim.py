@@ -166,7 +166,11 @@ def private(m: Machine, fd: int, st: os.stat_result, vnode: VInode) -> bool:
     # What the run has changed is in the upper layer.  The device's number does not tell: a copied file keeps
     # the lower one's (Documentation/filesystems/overlayfs.rst, "Inode properties").
     top = path[: path.index(b"/", 1)]
-    return not os.path.lexists(layers.uppers[top] + path[len(top) :])
+    try:
+        os.stat(layers.uppers[top] + path[len(top) :], dir_fd=layers.scratch, follow_symlinks=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    return False
 
 
 def check(

@@ -52,7 +52,7 @@ NAMESPACE_INODES = {
 }
 
 #: Mappings of these names belong to detbox itself and are left out of /proc/PID/maps.
-HIDDEN_MAPPING_PREFIXES = (b"/memfd:detbox", b"[anon:detbox", b"/.detbox/")
+HIDDEN_MAPPING_PREFIXES = (b"/memfd:detbox", b"[anon:detbox")
 
 
 def uuid_text(raw: bytes) -> str:

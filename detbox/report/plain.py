@@ -175,7 +175,7 @@ class _Proc(ops.Special):
 
 def _host_root() -> list[ops.Step]:
     """The host's own files: changes to them vanish."""
-    found: list[ops.Step] = [ops.Tmpfs("/", 0o755), ops.Directory(_SCRATCH, 0o700)]
+    found: list[ops.Step] = [ops.Tmpfs("/", 0o755), ops.Tmpfs(_SCRATCH, 0o700)]
     for name in sorted(os.listdir("/")):
         path = "/" + name
         if name in _OWN:
@@ -186,4 +186,4 @@ def _host_root() -> list[ops.Step]:
             with contextlib.suppress(PermissionError):
                 overlay = ops.Overlay(path, path, f"{_SCRATCH}/{name}", 0)
                 found.append(ops.Bind(path, path, True) if name in _PRIVATE else overlay)
-    return found
+    return [*found, ops.Detach(_SCRATCH)]

@@ -5,6 +5,7 @@ shared memory.  A line that begins with LEAK means that the attempt worked.  Non
 works, and nothing is tried unless this is a container's first process.
 """
 
+import contextlib
 import ctypes
 import errno
 import json
@@ -77,6 +78,45 @@ def look_into_the_supervisor() -> bool:
 @attempt
 def list_descriptors_of_the_supervisor() -> bool:
     return any(os.readlink(f"/proc/1/fd/{n}") for n in os.listdir("/proc/1/fd"))
+
+
+#: Where the supervisor's modules and the overlays' layers could be, below a root directory.
+OWN_PLACES = ("", "/python/0", "/etc/upper", "/usr/work")
+
+
+def found_own_places() -> list[str]:
+    top = os.open("/", os.O_PATH)
+    roots = ["", "/proc/1/root", "/proc/1/cwd", "/proc/self/root", f"/proc/self/fd/{top}", f"/dev/fd/{top}"]
+    roots += [f"/proc/1/task/1/{name}" for name in ("root", "cwd")]
+    found = [root + "/.detbox" + place for root in roots for place in OWN_PLACES]
+    found += [f"/proc/1/{kind}/{number}" for kind in ("fd", "task/1/fd") for number in range(64)]
+    found += ["/old_root/.detbox", "/mnt/self", "/scratch", "/root-of-image"]
+    return [path for path in found if os.path.lexists(path)]
+
+
+@attempt
+def own_files_of_the_supervisor() -> list[str]:
+    return found_own_places()
+
+
+@attempt
+def mounts_of_the_supervisor() -> bool:
+    with open("/proc/self/mountinfo") as stream:
+        return ".detbox" in stream.read()
+
+
+@attempt
+def own_files_from_a_nested_namespace() -> bool:
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(OSError):
+            call("unshare", 0x10020000)  # CLONE_NEWUSER | CLONE_NEWNS
+            for path in (b"/proc/1", b"/proc", b"/usr", b"/etc", b"/mnt", b"/tmp", b"/"):
+                LIBC.umount2(path, 2)  # MNT_DETACH: what is below?
+            LIBC.syscall(ctypes.c_long(428), -100, b"/", 0x8001)  # open_tree: OPEN_TREE_CLONE, AT_RECURSIVE
+            os._exit(7 if found_own_places() else 0)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
 
 
 @attempt
