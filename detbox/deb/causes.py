@@ -12,8 +12,8 @@ from detbox.report.perturb import Host, Observed
 _DATE = re.compile(rb"\d{4}-\d\d-\d\d|\d\d:\d\d:\d\d|\b(?:19|20)\d\d\b|\b1[5-9]\d{8}\b")
 _ADDRESS = re.compile(rb"0x[0-9a-f]{6,16}\b|\b(?:7f|55|56)[0-9a-f]{10}\b")
 _ELF = b"\x7fELF"
-#: The parts of a build's second place that its first one has not (see ``detbox.deb.verify``).
-OTHER_PLACE = b"other-place"
+#: What only the second build machine has (see ``detbox.deb.native``), and its name for people.
+_OF_OTHER = ((b"other-place", "build path"), (b"other-builder", "user's name"), (b"other-tools", "PATH"))
 
 
 def of_trees(left: Observed, right: Observed, hosts: Sequence[Host]) -> list[str]:
@@ -55,8 +55,7 @@ def of_bytes(left: bytes, right: bytes, hosts: Sequence[Host]) -> Iterable[str]:
     pieces = [[x for x in one if x not in others], [y for y in other if y not in known]]
     text = [b"\n".join(part) for part in pieces]
     found = [cause for cause, shown in _visible(hosts) if any(value in part for value in shown for part in text)]
-    if OTHER_PLACE in text[1]:
-        found.append("build path")
+    found += [cause for mark, cause in _OF_OTHER if mark in text[1]]
     if not found and _DATE.search(text[0]) and _DATE.search(text[1]):
         found.append("date")
     if not found and _ADDRESS.search(text[0]) and _ADDRESS.search(text[1]):

@@ -1,8 +1,8 @@
 """A build without detbox: the same script in an ordinary container over the same root.
 
 ``python -m detbox.deb.native ORDER`` runs it in the current directory, as one step of a perturbed host
-(:mod:`detbox.report.perturb`).  ORDER is a JSON file: ``root`` (directory), ``answer`` (file for the times) and
-``clock`` (path of libfaketime, or "").
+(:mod:`detbox.report.perturb`).  ORDER is a JSON file: ``root`` (directory), ``answer`` (file for the times),
+``clock`` (path of libfaketime, or "") and ``machine`` (fields of :class:`Machine`).
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import socket
 import struct
 import sys
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from detbox.deb.plan import SCRIPT
-from detbox.deb.root import BUILDER_ID
+from detbox.deb.root import BUILD_DIR, BUILDER, BUILDER_ID
 from detbox.kernel import _native
 
 _NEWNS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET = 0x20000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
@@ -36,10 +37,37 @@ _CLOCK = "/usr/lib/detbox-clock.so"
 LATER = f"env LD_PRELOAD={_CLOCK} FAKETIME=+400d FAKETIME_DONT_FAKE_MONOTONIC=1 NO_FAKE_STAT=1 FAKE_UTIME=0 "
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What a build machine has of its own, besides what hosts differ in: the rest of what Debian's own tests vary.
+
+    ``base``: where sources are unpacked.  ``builder``, ``uid``: the account.  ``path``: more of PATH.
+    ``jobs``: more parallel jobs than were declared, since build machines tell the number of their processors.
+    """
+
+    base: str
+    builder: str
+    uid: int
+    path: str = ""
+    jobs: int = 0
+
+    @property
+    def home(self) -> str:
+        """The builder's home, which does not exist."""
+        return f"/nonexistent/{self.builder}"
+
+
+#: Of the first and of the second build.
+MACHINES = (
+    Machine(BUILD_DIR, BUILDER, BUILDER_ID),
+    Machine(f"{BUILD_DIR}/other-place", "other-builder", 2222, "/opt/other-tools/bin", 1),
+)
+
+
 def main(order: str) -> int:
     """Runs the build; its exit status."""
     given = json.loads(Path(order).read_text())
-    work = os.getcwd()
+    work, machine = os.getcwd(), Machine(**given["machine"])
     scratch = Path(work).parent / "native"
     scratch.mkdir()
     _enter(scratch, Path(given["root"]), work, given["clock"])
@@ -47,7 +75,7 @@ def main(order: str) -> int:
     child = os.fork()
     if child == 0:
         _native.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        _build(str(scratch / "root"))
+        _build(str(scratch / "root"), machine)
     _, status = os.waitpid(child, 0)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     times = {"wall_s": time.monotonic() - started, "cpu_s": used.ru_utime + used.ru_stime}
@@ -90,7 +118,7 @@ def _enter(scratch: Path, root: Path, work: str, clock: str) -> None:
         (top / _CLOCK[1:]).write_bytes(Path(clock).read_bytes())
 
 
-def _build(top: str) -> None:
+def _build(top: str, machine: Machine) -> None:
     """In the child, PID 1 of its namespace; never returns."""
     status = 125
     try:
@@ -102,22 +130,37 @@ def _build(top: str) -> None:
         for number in (signal.SIGHUP, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        environment = dict(os.environ)
-        for name in _NOT_PASSED:
-            environment.pop(name, None)
         if _all_ids_exist():
-            os.setgroups([])
-            os.setresgid(BUILDER_ID, BUILDER_ID, BUILDER_ID)
-            os.setresuid(BUILDER_ID, BUILDER_ID, BUILDER_ID)
+            _become(machine)
         # PID 1 has no default actions of signals, and must collect orphans.
         child = os.fork()
         if child == 0:
-            os.execve("/bin/sh", ["sh", f"/work/{SCRIPT}"], environment)
+            os.execve("/bin/sh", ["sh", f"/work/{SCRIPT}"], _environment(machine))
         status = _wait_for(child)
     except BaseException as error:
         os.write(2, f"native build: {type(error).__name__}: {error}\n".encode())
     finally:
         os._exit(status)
+
+
+def _environment(machine: Machine) -> dict[str, str]:
+    found = {name: value for name, value in os.environ.items() if name not in _NOT_PASSED}
+    found |= {"USER": machine.builder, "LOGNAME": machine.builder, "HOME": machine.home}
+    if machine.path:
+        found["PATH"] += f":{machine.path}"
+    return found
+
+
+def _become(machine: Machine) -> None:
+    """The machine's builder, whom the root need not know yet."""
+    if machine.uid != BUILDER_ID:
+        with open("/etc/passwd", "a", encoding="ascii") as file:
+            file.write(f"{machine.builder}:x:{machine.uid}:{machine.uid}::{machine.home}:/bin/sh\n")
+        with open("/etc/group", "a", encoding="ascii") as file:
+            file.write(f"{machine.builder}:x:{machine.uid}:\n")
+    os.setgroups([])
+    os.setresgid(machine.uid, machine.uid, machine.uid)
+    os.setresuid(machine.uid, machine.uid, machine.uid)
 
 
 def _all_ids_exist() -> bool:
@@ -139,9 +182,9 @@ def _loopback_up() -> None:
         fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", _IFF_UP))
 
 
-def order(root: Path, place: Path, clock: str) -> dict[str, Any]:
+def order(root: Path, place: Path, clock: str, machine: Machine) -> dict[str, Any]:
     """The content of an order; the answer comes into ``place``."""
-    return {"root": str(root), "answer": str(place / "answer"), "clock": clock}
+    return {"root": str(root), "answer": str(place / "answer"), "clock": clock, "machine": asdict(machine)}
 
 
 if __name__ == "__main__":

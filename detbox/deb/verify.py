@@ -10,14 +10,14 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from detbox.deb import causes, plan, programs
 from detbox.deb.apt import Apt
 from detbox.deb.build import Job, prepare
-from detbox.deb.native import LATER, order
+from detbox.deb.native import LATER, MACHINES, Machine, order
 from detbox.errors import BuildFailed, TimedOut
 from detbox.report.perturb import Host, Observed, variants
 from detbox.report.scratch import Scratch
@@ -28,8 +28,6 @@ from detbox.report.verify import Progress, Row, Run, Verification, differences, 
 _DIFFOSCOPE_S = 300.0
 #: Programs that wait for a clock of their own may not end with another one: the limit, compared with the first build.
 _CLOCK_FACTOR, _CLOCK_MIN_S = 4.0, 60.0
-#: Where the second native build has its source.
-_OTHER_BASE = "/build/other-place"
 
 
 @dataclass
@@ -113,23 +111,25 @@ def native(job: Job, rows: Sequence[Row], clock: str, progress: Progress, stack:
     """Build twice without detbox; if a build breaks with another clock, once more with the host's."""
     hosts = variants(2, user=None, without=[row.name for row in rows if not row.applied])
     progress("natively, run 1 of 2")
-    one, times = _native_run(job, hosts[0], "", plan.BUILD_DIR, stack)
+    one, times = _native_run(job, hosts[0], "", MACHINES[0], stack)
     if one.status:
         return Native(False, "the build fails natively: " + last_lines(one, 5), times=times)
     progress("natively, run 2 of 2")
-    base = _OTHER_BASE if any(row.name == "path" and row.applied for row in rows) else plan.BUILD_DIR
+    machine = MACHINES[1]
+    if not any(row.name == "path" and row.applied for row in rows):
+        machine = replace(machine, base=MACHINES[0].base)
     note = ""
     other = None
     if clock:
         limit = max(_CLOCK_MIN_S, _CLOCK_FACTOR * times.get("wall_s", 0.0))
         try:
-            other, _ = _native_run(job, hosts[1], clock, base, stack, limit)
+            other, _ = _native_run(job, hosts[1], clock, machine, stack, limit)
             note = f"with a clock 400 days later the build fails (status {other.status})" if other.status else ""
         except TimedOut:
             note = "with a clock 400 days later the build does not end"
     later = other is not None and other.status == 0
     if other is None or not later:
-        other, _ = _native_run(job, hosts[1], "", base, stack)
+        other, _ = _native_run(job, hosts[1], "", machine, stack)
     if other.status:
         text = f"on the second host the build fails with status {other.status}: " + last_lines(other, 5)
         return Native(False, text, times=times)
@@ -139,16 +139,17 @@ def native(job: Job, rows: Sequence[Row], clock: str, progress: Progress, stack:
 
 
 def _native_run(
-    job: Job, host: Host, clock: str, base: str, stack: ExitStack, limit_s: float | None = None
+    job: Job, host: Host, clock: str, machine: Machine, stack: ExitStack, limit_s: float | None = None
 ) -> tuple[Observed, dict[str, float]]:
     places = stack.enter_context(Scratch())
     place = places.directory()
     inputs = place / "inputs"
     shutil.copytree(job.work, inputs, symlinks=True)
-    (inputs / plan.SCRIPT).write_text(plan.script(job.source, job.options, base, under=LATER if clock else ""))
-    content = order(job.root.path, place, clock)
+    options = replace(job.options, parallel=job.options.parallel + machine.jobs)
+    (inputs / plan.SCRIPT).write_text(plan.script(job.source, options, machine.base, under=LATER if clock else ""))
+    content = order(job.root.path, place, clock, machine)
     (place / "order").write_text(json.dumps(content))
-    declared = {name: value for name, value in job.options.environment().items() if name.startswith("DEB_")}
+    declared = {name: value for name, value in options.environment().items() if name.startswith("DEB_")}
     try:
         observed = host.run(
             [sys.executable, "-m", "detbox.deb.native", str(place / "order")], inputs,
