@@ -141,8 +141,8 @@ def graph(cls: Parser, words: list[str]) -> int:
     from detbox.report import graph as pictures
 
     description = (
-        "Draws the processes of a trace: their tree, when each ran in virtual time, and the files\n"
-        "that one wrote and another read.  Alike processes share a row, deep trees are folded."
+        "Draws the processes of a trace: their tree, when each ran in virtual time, and what went\n"
+        "from one to another: files, pipes, pairs of sockets.  Alike processes share a row, deep\ntrees are folded."
     )
     parser = _parser(cls, "graph", description)
     parser.add_argument("file", type=Path, metavar="FILE")

@@ -20,13 +20,11 @@ VECTORS_LEFT = frozenset(NUMBERS[name] for name in ("readv", "preadv", "preadv2"
 #: Calls whose argument 1 is a struct msghdr.
 MESSAGES_GIVEN = frozenset({NUMBERS["sendmsg"]})
 MESSAGES_LEFT = frozenset({NUMBERS["recvmsg"]})
-#: Calls whose end is not looked at: they do not come back, or come back through a stop of their own.
-ENDLESS = frozenset(
-    NUMBERS[name]
-    for name in ("exit", "exit_group", "rt_sigreturn", "clone", "clone3", "fork", "vfork", "execve", "execveat")
-)
 #: Calls that create a process, if they do not create a thread.
 CREATING = frozenset(NUMBERS[name] for name in ("clone", "clone3", "fork", "vfork"))
+#: Calls whose end is not looked at: those that never come back, and those that an interrupt would make the kernel
+#: begin again (kernel/fork.c, copy_process: a new process does not share signals that came before it).
+UNWATCHED = CREATING | frozenset(NUMBERS[name] for name in ("exit", "exit_group"))
 #: Calls that execute another program if they succeed.
 EXECUTING = frozenset(NUMBERS[name] for name in ("execve", "execveat"))
 #: Calls that open a file and may create it.
@@ -89,6 +87,8 @@ def path_arguments() -> dict[int, tuple[int, ...]]:
     """By call number: which arguments are paths (one or two)."""
     found = {}
     for number, labels in parameters().items():
+        if number == NUMBERS["getcwd"]:  # leaves a path
+            continue
         texts = [(place, label) for place, (kind, label) in enumerate(labels) if "char" in kind]
         first = [place for place, label in texts if label in _PATH_NAMES][:1]
         if first:

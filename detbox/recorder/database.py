@@ -54,7 +54,7 @@ TABLES: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
     "files": (
         "one row for each file and process that used it",
         {
-            "path": ("TEXT", "absolute; pipe:N for pipes"),
+            "path": ("TEXT", "absolute; pipe:N for pipes, socket:Na and socket:Nb for pairs"),
             "process": ("TEXT", "lineage"),
             "opened": ("INTEGER", "how often"),
             "bytes_read": ("INTEGER", "by read and its relatives"),

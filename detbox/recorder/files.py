@@ -1,7 +1,8 @@
 """Which files a run's processes use, followed through the calls of its trace.
 
 Descriptors, current directories and pipes are followed as the kernel would; symbolic links are not resolved, so a
-path is what the program named.  Pipes are called ``pipe:N`` and sockets ``socket:N``, in order of their creation.
+path is what the program named.  Pipes are called ``pipe:N``, and the ends of a pair of sockets ``socket:Na`` and
+``socket:Nb``, in order of their creation.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ _WRITES = _numbers("write", "pwrite64", "writev", "pwritev", "pwritev2", "sendto
 _BY_FD = _READS | _WRITES | _numbers("fstat", "lseek", "ftruncate", "fchmod", "fchown", "fsync", "fdatasync", "ioctl",
                                      "fcntl", "fchdir", "fstatfs", "fallocate", "flock", "fsetxattr")  # fmt: skip
 _PIPES, _PAIRS = _numbers("pipe", "pipe2"), _numbers("socketpair")
-_ANONYMOUS = _numbers("socket", "accept", "accept4", "epoll_create1", "eventfd2", "timerfd_create", "signalfd4",
-                      "memfd_create", "inotify_init1", "pidfd_open")  # fmt: skip
+_ANONYMOUS = _numbers("socket", "accept", "accept4", "epoll_create", "epoll_create1", "eventfd", "eventfd2", "signalfd",
+                      "signalfd4", "timerfd_create", "memfd_create", "inotify_init", "inotify_init1", "pidfd_open",
+                      "mq_open")  # fmt: skip
 _DUPLICATES = _numbers("dup", "dup2", "dup3")
 _FCNTL, _MMAP, _CHDIR, _FCHDIR = (NUMBERS[name] for name in ("fcntl", "mmap", "chdir", "fchdir"))
 _F_DUPFD = (0, 1030)  # F_DUPFD, F_DUPFD_CLOEXEC
@@ -36,16 +38,19 @@ _RENAMES = _numbers("rename", "renameat", "renameat2")
 _MAKES = _numbers("mkdir", "mkdirat", "mknod", "mknodat")
 _LINKS = _numbers("link", "linkat", "symlink", "symlinkat")
 #: By call: which argument names the output, which the input.
-_COPIES = {NUMBERS["copy_file_range"]: (2, 0), NUMBERS["sendfile"]: (0, 1), NUMBERS["splice"]: (2, 0)}
+_COPIES = {NUMBERS["copy_file_range"]: (2, 0), NUMBERS["sendfile"]: (0, 1), NUMBERS["splice"]: (2, 0),
+           NUMBERS["tee"]: (1, 0)}  # fmt: skip
 _O_TRUNC, _O_ACCMODE = os.O_TRUNC, os.O_ACCMODE
 _MAP_SHARED, _PROT_WRITE = 1, 2
 _AT_FDCWD = 0xFFFFFF9C
 _START = b"/work"
+#: How the names of pipes, and of the ends of pairs of sockets, begin.
+PIPE, PAIR = b"pipe:", b"socket:"
 
 
 @dataclass(slots=True)
 class Use:
-    """What one process did with one file.  ``order``: of the first event and of the last one that wrote."""
+    """What one process did with one file.  ``first_…`` and ``last_…``: numbers of events, -1 for none."""
 
     opened: int = 0
     bytes_read: int = 0
@@ -56,6 +61,7 @@ class Use:
     mapped: bool = False
     written: bool = False
     first_read: int = -1
+    last_read: int = -1
     first_written: int = -1
 
     @property
@@ -173,9 +179,11 @@ class Files:
             return ()
         if nr in _PIPES or nr in _PAIRS:
             self._anonymous += 1
-            made = b"%s:%d" % (b"pipe" if nr in _PIPES else b"socket", self._anonymous)
-            names[event.digest & 0xFFFF] = names[event.digest >> 16] = made
-            return (made,)
+            ends = (b"", b"") if nr in _PIPES else (b"a", b"b")
+            start = PIPE if nr in _PIPES else PAIR
+            made = tuple(b"%s%d%s" % (start, self._anonymous, end) for end in ends)
+            names[event.digest & 0xFFFF], names[event.digest >> 16] = made
+            return made if nr in _PAIRS else made[:1]
         if nr in _DUPLICATES:
             names[event.result] = name
         elif nr in _ANONYMOUS:
@@ -220,6 +228,7 @@ class Files:
 
     def _reads(self, use: Use, count: int) -> None:
         use.bytes_read += count
+        use.last_read = self._count
         if use.first_read < 0:
             use.first_read = self._count
 
@@ -228,6 +237,13 @@ class Files:
         use.written = True
         if use.first_written < 0:
             use.first_written = self._count
+
+
+def other_end(name: bytes) -> bytes:
+    """Where what is written to ``name`` can be read: at the other end of a pair of sockets, else there itself."""
+    if not name.startswith(PAIR):
+        return name
+    return name[:-1] + (b"b" if name.endswith(b"a") else b"a")
 
 
 _AT_CALLS = frozenset(number for name, number in NUMBERS.items() if name.endswith(("at", "at2", "statx")))

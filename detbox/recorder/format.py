@@ -12,7 +12,7 @@ from enum import IntEnum
 
 MAGIC = b"detbox-trace\n"
 #: Raised with each change of what follows.
-VERSION = 2
+VERSION = 3
 #: After the magic word: version, length of the description (JSON).
 HEAD = struct.Struct("<HI")
 
@@ -21,7 +21,7 @@ class Kind(IntEnum):
     """What a record is."""
 
     TASK = 1  # a thread appears: TASK, lineage
-    FORK = 2  # a process appears: FORK
+    FORK = 2  # a thread or process is created: FORK, after the child's TASK
     EXEC = 3  # EXEC, path, arguments separated by NUL
     EXIT = 4  # EXIT
     OUTPUT = 5  # OUTPUT
@@ -45,7 +45,7 @@ CREATED = 0x40  # the same: the call has created the file that it opens
 _VERDICT = 0x3F
 
 TASK = struct.Struct("<BIIIH")  # kind, thread, process's and thread's number in the guest, length of the lineage
-FORK = struct.Struct("<BII")  # kind, thread of the parent process, thread of the child
+FORK = struct.Struct("<BII")  # kind, thread of the parent (process: its first), thread of the child
 EXEC = struct.Struct("<BIQHI")  # kind, thread, virtual ns, length of the path, length of the arguments
 EXIT = struct.Struct("<BIQi")  # kind, thread, virtual ns, wait status
 OUTPUT = struct.Struct("<BBII")  # kind, stream, length, CRC-32
@@ -76,7 +76,7 @@ class Event:
     created: bool = False
     waited: bool = False  # the thread had to wait for it (joined calls only)
     argv: tuple[bytes, ...] = ()
-    other: int = 0  # FORK: the child's thread; OUTPUT: the stream
+    other: int = 0  # FORK: the child's thread; OUTPUT: the stream; TASK: the thread's number in the guest
     lineage: str = ""
     pid: int = 0
     status: int = 0
@@ -103,8 +103,8 @@ def decode(raw: bytes) -> Event:
         _, thread, nr, result, digest = RESULT.unpack(raw)
         return Event(kind, thread, nr=nr, result=result, digest=digest)
     if kind is Kind.TASK:
-        _, thread, pid, _, _ = TASK.unpack_from(raw)
-        return Event(kind, thread, pid=pid, lineage=raw[TASK.size :].decode())
+        _, thread, pid, tid, _ = TASK.unpack_from(raw)
+        return Event(kind, thread, pid=pid, other=tid, lineage=raw[TASK.size :].decode())
     if kind is Kind.FORK:
         return Event(kind, FORK.unpack(raw)[1], other=FORK.unpack(raw)[2])
     if kind is Kind.EXEC:

@@ -97,7 +97,7 @@ class Recorder:
                 digest = _left(task, nr, result)
         elif decision is CONTINUE:
             verdict = _CONTINUE
-            if self.results and nr not in calls.ENDLESS:
+            if self.results and nr not in calls.UNWATCHED:
                 verdict, decision = _WATCH, ContinueThen(self._on_result)
         elif type(decision) is Park:
             verdict = _PARK
@@ -164,6 +164,11 @@ class Recorder:
         """A process has been created."""
         mother = self._threads.get(parent.lineage, 0)
         self._add(FORK.pack(Kind.FORK, mother, self._name(child.lineage, child.pid, child.pid)))
+
+    def on_thread(self, parent: Task, child: Task) -> None:
+        """A thread has been created."""
+        mother = self._threads.get(parent.lineage) or self._appear(parent)
+        self._add(FORK.pack(Kind.FORK, mother, self._appear(child)))
 
     def on_exec(self, machine: Machine, task: Task) -> None:
         """A process executes a program."""

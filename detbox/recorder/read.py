@@ -116,7 +116,13 @@ class Thread:
 
     lineage: str
     pid: int
+    tid: int = 0
     argv: tuple[bytes, ...] = ()
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the thread that its process began with."""
+        return "/" not in self.lineage
 
     @property
     def process(self) -> str:
@@ -139,7 +145,7 @@ class Threads:
     def learn(self, event: Event) -> None:
         """Take note of a record about threads."""
         if event.kind is Kind.TASK:
-            thread = self.by_number[event.thread] = Thread(event.lineage, event.pid)
+            thread = self.by_number[event.thread] = Thread(event.lineage, event.pid, event.other)
             inherited = self._argv.get(thread.process) or self._argv.get(thread.process.rpartition(".")[0], ())
             self._argv.setdefault(thread.process, inherited)
             thread.argv = inherited
@@ -186,9 +192,12 @@ def joined(trace: Trace) -> Iterator[tuple[Event, Threads]]:
             if event.kind is Kind.TASK and begun[0].nr in CREATING:
                 begun.append(event)
                 continue
+            failed = _is_failure(begun[0], event)
             begun[0] = _ended(begun[0], event, threads)
             yield from ((waiting, threads) for waiting in begun)
             begun = []
+            if failed:
+                continue
         if event.kind is Kind.RESULT:
             continue
         if event.kind is Kind.CALL:
@@ -213,7 +222,15 @@ def _ended(call: Event, event: Event, threads: Threads) -> Event:
         digest = call.digest or event.digest
         return replace(call, verdict=Verdict.REPLY, result=event.result, digest=digest)
     if event.kind is Kind.FORK and call.nr in CREATING:
-        return replace(call, verdict=Verdict.REPLY, result=threads.by_number[event.other].pid)
+        return replace(call, verdict=Verdict.REPLY, result=threads.by_number[event.other].tid)
     if event.kind is Kind.EXEC and same and call.nr in EXECUTING:
         return replace(call, verdict=Verdict.REPLY, result=0)
+    if _is_failure(call, event):
+        return replace(call, verdict=Verdict.REPLY, result=event.result)
     return call
+
+
+def _is_failure(call: Event, event: Event) -> bool:
+    """Whether an event says that the descriptor, with which a call was to be answered, could not be installed."""
+    asked = (call.verdict, call.thread, call.nr, call.args) == (Verdict.INSTALL, event.thread, event.nr, event.args)
+    return asked and event.kind is Kind.CALL and event.verdict is Verdict.REPLY and event.time_ns == call.time_ns

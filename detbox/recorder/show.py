@@ -36,7 +36,9 @@ def what(event: Event, threads: Threads) -> str:
         return f"+++ {decode.ending(event.status)}"
     if event.kind is Kind.FORK:
         child = threads.by_number.get(event.other)
-        return f"+++ created process {child.lineage if child else '?'}"
+        kind = "process" if child is None or child.is_first else "thread"
+        return f"+++ created {kind} {child.lineage if child else '?'}"
     if event.kind is Kind.TASK:
-        return f"+++ appears: process {event.pid}"
+        who = f"process {event.pid}" if event.pid == event.other else f"thread {event.other} of process {event.pid}"
+        return f"+++ appears: {who}"
     return f"+++ {event.result} bytes to {_STREAMS.get(event.other, event.other)} (crc {event.digest:08x})"

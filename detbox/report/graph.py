@@ -13,12 +13,12 @@ from detbox.errors import UserError
 from detbox.recorder.files import Files
 from detbox.recorder.format import Kind
 from detbox.recorder.read import Trace, joined
-from detbox.report import graph_svg
+from detbox.report import graph_flows, graph_svg
+from detbox.report.graph_flows import Flow
 
 #: A picture with more rows than this is folded until it has no more.
 MAX_ROWS = 150
 _NS = 1e9
-_COMMON = (b"/dev/", b"/proc/", b"/sys/")
 
 
 @dataclass
@@ -60,15 +60,6 @@ class Node:
             yield from child.walk(depth + 1)
 
 
-@dataclass(frozen=True)
-class Flow:
-    """Files that one row has written and another read."""
-
-    source: Node
-    target: Node
-    paths: tuple[str, ...]
-
-
 @dataclass
 class Graph:
     """What the pictures are drawn from."""
@@ -87,6 +78,8 @@ def read(path: Path | str, real_times: Path | str | None = None, most: int = MAX
         files.learn(event, threads)
         if event.kind is Kind.FORK:
             child = threads.by_number[event.other]
+            if not child.is_first:
+                continue
             parent = nodes.get(threads.of(event).process)
             now = parent.end if parent is not None else 0.0
             _enter(nodes, child.process, child.command, now)
@@ -110,7 +103,7 @@ def read(path: Path | str, real_times: Path | str | None = None, most: int = MAX
         _fold_like(root)
     _fold_deep(roots, most)
     title = " ".join(trace.description.get("command", []))
-    return Graph(title, roots, _flows(files, roots), len(nodes))
+    return Graph(title, roots, graph_flows.flows(files, roots), len(nodes))
 
 
 def svg(log_path: Path | str, real_times: Path | str | None = None) -> str:
@@ -131,9 +124,10 @@ def dot(log_path: Path | str, real_times: Path | str | None = None) -> str:
     for node in rows:
         lines += [f"  p{number[id(node)]} -> p{number[id(child)]};" for child in node.children]
     for flow in graph.flows:
-        text = _quote("\n".join(short(flow.paths, 4)))
+        text = _quote("\n".join(short((*flow.paths, *flow.pipes), 4)))
         ends = f"p{number[id(flow.source)]} -> p{number[id(flow.target)]}"
-        lines.append(f'  {ends} [label={text}, style=dashed, color="#1a5fb4", constraint=false, fontsize=8];')
+        colour = graph_svg.GREEN if flow.paths else graph_svg.PURPLE
+        lines.append(f'  {ends} [label={text}, style=dashed, color="{colour}", constraint=false, fontsize=8];')
     return "\n".join([*lines, "}", ""])
 
 
@@ -256,40 +250,3 @@ def _fold_deep(roots: list[Node], most: int) -> None:
 
 def _absorb(node: Node, gone: list[Node]) -> None:
     node.folded += sum(below.count + below.folded for child in gone for below, _ in child.walk())
-
-
-# -- flows -----------------------------------------------------------------------------
-
-
-def _flows(files: Files, roots: list[Node]) -> list[Flow]:
-    row_of = {lineage: node for root in roots for node, _ in root.walk() for lineage in node.lineages}
-    writers: dict[bytes, list[tuple[int, str]]] = {}
-    readers: dict[bytes, list[tuple[int, str]]] = {}
-    for (lineage, path), use in files.uses.items():
-        if path.startswith(_COMMON) or path in (b"stdin", b"stdout", b"stderr") or b":" in path[:7]:
-            continue
-        if use.written:
-            writers.setdefault(path, []).append((use.first_written, lineage))
-        if use.read:
-            readers.setdefault(path, []).append((use.first_read, lineage))
-    between: dict[tuple[int, int], tuple[Node, Node, dict[str, None]]] = {}
-    for path in sorted(writers.keys() & readers.keys()):
-        text = os.fsdecode(path)
-        for when, reader in readers[path]:
-            before = [entry for entry in writers[path] if entry[0] < when and entry[1] != reader]
-            if not before:
-                continue
-            source, target = _row(row_of, max(before)[1]), _row(row_of, reader)
-            if source is not None and target is not None and source is not target:
-                key = id(source), id(target)
-                between.setdefault(key, (source, target, {}))[2][text] = None
-    return [Flow(source, target, tuple(paths)) for source, target, paths in between.values()]
-
-
-def _row(row_of: dict[str, Node], lineage: str) -> Node | None:
-    """The row of a process, or of the nearest one above that is shown."""
-    while lineage:
-        if lineage in row_of:
-            return row_of[lineage]
-        lineage = lineage.rpartition(".")[0]
-    return None

@@ -6,7 +6,8 @@ from html import escape
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from detbox.report.graph import Flow, Graph, Node
+    from detbox.report.graph import Graph, Node
+    from detbox.report.graph_flows import Flow
 
 _ROW, _TOP, _BOTTOM = 20, 64, 34
 _TREE, _BARS, _TEXT = 470, 330, 180  # widths: tree with commands, bars of time, durations
@@ -19,13 +20,17 @@ _MAX_FLOWS = 30
 _FILES = _ARCS + _LANE * (_LANES + 1) + 8  # where the names of files begin
 _NAMES = 260  # their width
 
-_STYLE = """
-svg { background: #fff; font: 12px "DejaVu Sans Mono", Menlo, Consolas, monospace; fill: #1b1f24; }
-.title { font-size: 14px; font-weight: bold; } .dim { fill: #6a737d; } .bad { fill: #b3261e; }
-.branch { stroke: #b6bec8; fill: none; } .stripe { fill: #f5f7f9; } .grid { stroke: #e1e5ea; }
-.bar { fill: #5b8def; } .bar.many { fill: #9db9f5; } .bar.failed { fill: #d9776f; }
-.flow { stroke: #2e7d5b; fill: none; stroke-width: 1.2; opacity: .75; } .file { fill: #2e7d5b; }
-.flow:hover { stroke: #d08700; stroke-width: 3; opacity: 1; }
+GREEN, PURPLE = "#2e7d5b", "#7b4fb5"  # files, pipes
+
+_STYLE = f"""
+svg {{ background: #fff; font: 12px "DejaVu Sans Mono", Menlo, Consolas, monospace; fill: #1b1f24; }}
+.title {{ font-size: 14px; font-weight: bold; }} .dim {{ fill: #6a737d; }} .bad {{ fill: #b3261e; }}
+.branch {{ stroke: #b6bec8; fill: none; }} .stripe {{ fill: #f5f7f9; }} .grid {{ stroke: #e1e5ea; }}
+.bar {{ fill: #5b8def; }} .bar.many {{ fill: #9db9f5; }} .bar.failed {{ fill: #d9776f; }}
+.flow {{ stroke: {GREEN}; fill: none; stroke-width: 1.2; opacity: .75; }}
+.file {{ fill: {GREEN}; }} .pipe {{ fill: {PURPLE}; }}
+.flow.piped {{ stroke: {PURPLE}; stroke-dasharray: 5 2; }}
+.flow:hover {{ stroke: #d08700; stroke-width: 3; opacity: 1; }}
 """
 
 
@@ -33,7 +38,7 @@ def draw(graph: Graph) -> str:
     """A whole SVG document."""
     rows = [pair for root in graph.roots for pair in root.walk()]
     place = {id(node): number for number, (node, _) in enumerate(rows)}
-    flows = sorted(graph.flows, key=lambda flow: -len(flow.paths))[:_MAX_FLOWS]
+    flows = sorted(graph.flows, key=lambda flow: -len(flow.paths) - len(flow.pipes))[:_MAX_FLOWS]
     flows.sort(key=lambda flow: abs(place[id(flow.source)] - place[id(flow.target)]))
     height = _TOP + len(rows) * _ROW + _BOTTOM
     width = _FILES + _NAMES if flows else _ARCS + 10
@@ -44,8 +49,7 @@ def draw(graph: Graph) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}" role="img">',
         f"<title>{_text(graph.title)}</title><style>{_STYLE}</style>",
-        '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
-        '<path d="M0 0 L8 4 L0 8 z" fill="#2e7d5b"/></marker></defs>',
+        f"<defs>{_tip('tip', GREEN)}{_tip('piped', PURPLE)}</defs>",
     ]
     parts += _head(graph, len(rows), span, height, bool(flows))
     for number, (node, depth) in enumerate(rows):
@@ -53,6 +57,14 @@ def draw(graph: Graph) -> str:
     parts += _branches(rows, place)
     parts += _arcs(flows, place, len(graph.flows))
     return "\n".join([*parts, "</svg>", ""])
+
+
+def _tip(name: str, colour: str) -> str:
+    """The head of an arrow."""
+    return (
+        f'<marker id="{name}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+        f'<path d="M0 0 L8 4 L0 8 z" fill="{colour}"/></marker>'
+    )
 
 
 def _y(number: int) -> float:
@@ -77,7 +89,8 @@ def _head(graph: Graph, rows: int, span: float, height: int, flows: bool) -> lis
         f'<text class="dim" x="{left + _BARS + 10}" y="44">duration</text>',
     ]
     if flows:
-        parts.append(f'<text class="dim" x="{_FILES}" y="44">files from other processes</text>')
+        kinds = '<tspan class="file">files</tspan>, <tspan class="pipe">pipes</tspan>'
+        parts.append(f'<text class="dim" x="{_FILES}" y="44">from other processes: {kinds}</text>')
     for quarter in range(5):
         x = left + _BARS * quarter / 4
         parts.append(f'<line class="grid" x1="{x}" y1="{_TOP - 12}" x2="{x}" y2="{height - _BOTTOM}"/>')
@@ -125,11 +138,9 @@ def _branches(rows: list[tuple[Node, int]], place: dict[int, int]) -> list[str]:
 
 
 def _arcs(flows: list[Flow], place: dict[int, int], total: int) -> list[str]:
-    from detbox.report.graph import short
-
     lanes: list[list[tuple[int, int]]] = [[] for _ in range(_LANES)]
     parts: list[str] = []
-    named: dict[int, list[str]] = {}
+    named: dict[int, tuple[list[str], list[str]]] = {}
     for flow in flows:
         source, target = place[id(flow.source)], place[id(flow.target)]
         low, high = sorted((source, target))
@@ -138,21 +149,34 @@ def _arcs(flows: list[Flow], place: dict[int, int], total: int) -> list[str]:
         )
         lanes[lane].append((low, high))
         x = _ARCS + (lane + 1) * _LANE
-        about = f"{flow.source.command} → {flow.target.command}: {', '.join(flow.paths)}"
+        about = f"{flow.source.command} → {flow.target.command}: {', '.join((*flow.paths, *flow.pipes))}"
+        kind, tip = ("flow", "tip") if flow.paths else ("flow piped", "piped")
         y, to = _y(source) + 3, _y(target) - 3
         turn = 5 if to > y else -5
         parts.append(
-            f'<path class="flow" marker-end="url(#tip)" d="M{_ARCS} {y} H{x - 5} Q{x} {y} {x} {y + turn} '
+            f'<path class="{kind}" marker-end="url(#{tip})" d="M{_ARCS} {y} H{x - 5} Q{x} {y} {x} {y + turn} '
             f'V{to - turn} Q{x} {to} {x - 5} {to} H{_ARCS + 1}"><title>{_text(about[:2000])}</title></path>'
         )
-        named.setdefault(target, []).extend(flow.paths)
-    room = int(_NAMES / _CHARS)
-    for target, paths in named.items():
-        text = ", ".join(short(tuple(dict.fromkeys(paths)), 3))
-        text = text if len(text) <= room else text[: room - 1] + "…"
-        parts.append(f'<text class="file" x="{_FILES}" y="{_y(target) + 4}">{_text(text)}</text>')
+        names = named.setdefault(target, ([], []))
+        names[0].extend(flow.paths)
+        names[1].extend(flow.pipes)
+    parts += [_names(target, *names) for target, names in named.items()]
     if total > len(flows):
         y = _y(max(place.values()) + 1) + 8
         text = f"{total - len(flows)} more connections are not drawn"
         parts.append(f'<text class="dim" x="{_ARCS}" y="{y}">{text}</text>')
     return parts
+
+
+def _names(target: int, files: list[str], pipes: list[str]) -> str:
+    """What comes into a row from others, beside it."""
+    from detbox.report.graph import short
+
+    room, parts = int(_NAMES / _CHARS), []
+    for kind, paths in (("file", files), ("pipe", pipes)):
+        text = ", ".join(short(tuple(dict.fromkeys(paths)), 3))
+        text = text if len(text) <= room else text[: max(room - 1, 0)] + "…"
+        room -= len(text) + 1
+        if text and room > -2:
+            parts.append(f'<tspan class="{kind}">{_text(text)}</tspan>')
+    return f'<text x="{_FILES}" y="{_y(target) + 4}">{" ".join(parts)}</text>'

@@ -47,7 +47,7 @@ def on_clone(sup: Supervisor, parent: Task, vfork: bool) -> None:
     tid = _native.event_message(parent.tid)
     sup.numbering.last_process = tid
     flags, child_tid = clone_flags(parent)
-    child = _new_thread(parent, tid) if flags & CLONE_THREAD else _new_process(sup, parent, tid, flags)
+    child = _new_thread(sup, parent, tid) if flags & CLONE_THREAD else _new_process(sup, parent, tid, flags)
     if flags & CLONE_CHILD_CLEARTID:
         futex_exit.set_clear_tid(sup.m, tid, child_tid)
     child.process.tasks[tid] = child
@@ -63,11 +63,13 @@ def on_clone(sup: Supervisor, parent: Task, vfork: bool) -> None:
         parent.state = State.VFORK
 
 
-def _new_thread(parent: Task, tid: int) -> Task:
+def _new_thread(sup: Supervisor, parent: Task, tid: int) -> Task:
     process = parent.process
     process.threads += 1
     task = Task(tid, process, f"{process.lineage}/{process.threads}")
     task.inherit(parent)
+    for hook in sup.thread_hooks:
+        hook(parent, task)
     return task
 
 
@@ -121,6 +123,7 @@ def on_exec(sup: Supervisor, task: Task) -> None:
         task.tid = tid
         process.tasks[tid] = task
         m.tasks[tid] = task
+    task.look = None  # for a call that fails; the interrupt that came with it ends with this stop (ptrace_stop)
     futex_exit.after_exec(m, task, former)
     process.mm = object()
     process.execs += 1

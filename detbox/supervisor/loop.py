@@ -63,6 +63,7 @@ class Supervisor:
         self.stops = 0
         self.notifications = 0
         self.fork_hooks: list[Callable[[Machine, Process, Process], None]] = []
+        self.thread_hooks: list[Callable[[Task, Task], None]] = []
         self.exec_hooks: list[Callable[[Machine, Task], None]] = []
         self.exit_hooks: list[Callable[[Machine, Process], None]] = []
         #: Asked when a program is about to start: None, or the exit status if its work has been done for it.
@@ -195,7 +196,7 @@ class Supervisor:
             self.finish_native(task)
         elif isinstance(decision, Park):
             if decision.extra.get("yield"):
-                self.m.scheduler.make_ready(task, lambda: self.finish(task, 0))
+                self.m.scheduler.make_ready(task, lambda: self.perform(task, 0))
             else:
                 self.m.scheduler.park(task, decision)
                 if decision.extra.get("sigwait") or task.data.pop("signal_check", None):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from detbox.decision import Decision
 from detbox.errors import NotDeterministic
 from detbox.kernel import _native
 from detbox.machine.clock import Clock
@@ -104,17 +105,13 @@ class Machine:
         """Drop the zombie children that the process has waited for."""
         lifecycle.forget_reaped(self._sup, process)
 
-    def finish(self, task: Task, result: int) -> None:
-        """Answer a held call."""
-        self._sup.finish(task, result)
+    def perform(self, task: Task, decision: Decision) -> None:
+        """Carry out what was decided about a held call."""
+        self._sup.perform(task, decision)
 
     def redo(self, task: Task) -> None:
         """Ask the handler of a held call again."""
         self._sup.decide(task)
-
-    def finish_native(self, task: Task) -> None:
-        """Let the kernel execute a held call."""
-        self._sup.finish_native(task)
 
     def notice_signals(self, process: Process) -> None:
         """Interrupt parked threads of a process that have to take a signal."""

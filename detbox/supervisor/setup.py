@@ -131,6 +131,7 @@ class Observation:
             recorder.bind(sup.m)
             sup.observers.append(recorder.on_call)
             sup.fork_hooks.append(recorder.on_fork)
+            sup.thread_hooks.append(recorder.on_thread)
             sup.exec_hooks.append(recorder.on_exec)
             sup.exit_hooks.append(recorder.on_exit)
         if self.real_times is not None:

@@ -14,6 +14,7 @@ import os
 import signal
 from typing import TYPE_CHECKING, NamedTuple
 
+from detbox.decision import CONTINUE, Wake
 from detbox.kernel import _native, siginfo
 from detbox.spin.stepper import OFFSET, register
 from detbox.supervisor.task import Process, State, Task
@@ -118,10 +119,11 @@ def interrupt(m: Machine, task: Task) -> None:
     park = m.scheduler.withdraw(task)
     if park is None:
         return
-    if "sigmask" in park.extra or "sigwait" in park.extra:
+    waits = "sigwait" in park.extra
+    if waits or "sigmask" in park.extra:
         # The kernel swaps the mask (or takes the signal) itself: with a signal
         # pending its own call cannot sleep.
-        m.scheduler.make_ready(task, lambda: m.finish_native(task))
+        m.scheduler.make_ready(task, lambda: m.perform(task, park.resume(Wake("event")) if waits else CONTINUE))
         return
     code = park.interrupted
     m.scheduler.make_ready(task, lambda: _end_wait(m, task, code() if callable(code) else -code))
@@ -146,7 +148,7 @@ def _end_wait(m: Machine, task: Task, result: int) -> None:
             # over threads that are stopped at that moment).  A stop makes this one look, too.
             task.look = _nothing
             _native.ptrace_request(_PTRACE_INTERRUPT, task.tid, 0, 0)
-    m.finish(task, result)
+    m.perform(task, result)
 
 
 def _nothing(task: Task, result: int) -> None:

@@ -31,6 +31,39 @@ threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
 [t.start() for t in threads]; [t.join() for t in threads]
 open("order", "w").write(repr(total))
 """
+ENDINGS = """
+import os, resource, signal, socket, subprocess, threading
+for path in ("/etc", "/absent"):
+    try:
+        os.execv(path, ["x"])
+    except OSError:
+        pass
+signal.signal(signal.SIGALRM, lambda *_: None)
+signal.alarm(1)
+signal.pause()
+os.sched_yield()
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+signal.alarm(1)
+assert signal.sigtimedwait([signal.SIGALRM], 5).si_code == 128
+thread = threading.Thread(target=os.getppid)
+thread.start()
+thread.join()
+left, right = socket.socketpair()
+if os.fork() == 0:
+    left.close()
+    right.send(right.recv(9)[::-1])
+    os._exit(0)
+right.close()
+left.send(b"question")
+left.recv(9)
+os.wait()
+resource.setrlimit(resource.RLIMIT_NOFILE, (4, 9))
+try:
+    [open("/etc/passwd") for _ in range(5)]
+except OSError:
+    pass
+os.execv("/bin/true", ["true"])
+"""
 BUILD = "echo one > a; (cat a; date) > b; ls c; sort b | cat > c; mv c d; rm a; exit 3"
 
 
@@ -104,6 +137,30 @@ def test_recording_changes_nothing(tmp_path: Path) -> None:
 
 def test_every_call_has_a_result(build: Path) -> None:
     assert rows(build, "SELECT DISTINCT name FROM calls WHERE result IS NULL") == [{"name": "exit_group"}]
+
+
+@pytest.fixture(scope="module")
+def endings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trace of a job whose calls end in all kinds of ways."""
+    directory = tmp_path_factory.mktemp("endings")
+    done = run_detbox("trace", "-o", "trace", "--", "python3", "-c", ENDINGS, cwd=directory)
+    assert done.returncode == 0, done.stderr.decode()
+    return directory / "trace"
+
+
+def test_calls_that_fail_or_are_interrupted_have_results(endings: Path) -> None:
+    unknown = rows(endings, "SELECT DISTINCT name FROM calls WHERE result IS NULL")
+    assert {row["name"] for row in unknown} <= {"exit", "exit_group"}
+    executed = rows(endings, "SELECT path, error FROM calls WHERE name = 'execve' AND id > 1")
+    assert [(row["path"], row["error"]) for row in executed] == [
+        ("/etc", "EACCES"), ("/absent", "ENOENT"), ("/bin/true", None),
+    ]  # fmt: skip
+    found = rows(endings, "SELECT name, result, error FROM calls WHERE name IN ('pause', 'rt_sigtimedwait', 'clone3')")
+    assert [(row["name"], row["error"] or row["result"]) for row in found] == [
+        ("pause", "ERESTARTNOHAND"), ("rt_sigtimedwait", 14), ("clone3", 3),
+    ]  # fmt: skip
+    opened = rows(endings, "SELECT error FROM calls WHERE path = '/etc/passwd' ORDER BY id DESC LIMIT 1")
+    assert opened == [{"error": "EMFILE"}]
 
 
 def test_files_that_were_read_written_created_and_removed(build: Path) -> None:
@@ -254,3 +311,14 @@ def test_the_picture(build: Path) -> None:
     assert all(word in text for word in ("sort b", "ls c", "ms real", "marker-end"))
     assert run_detbox("trace", "graph", str(build), "-o", "x.dot", cwd=build.parent).returncode == 0
     assert (build.parent / "x.dot").read_text().startswith("digraph")
+
+
+def test_pipes_and_pairs_of_sockets_are_in_the_picture(build: Path, endings: Path) -> None:
+    from detbox.report.graph import read
+
+    def flows(trace: Path) -> list[tuple[str, str, tuple[str, ...]]]:
+        return sorted((flow.source.lineages[0], flow.target.lineages[0], flow.pipes) for flow in read(trace).flows)
+
+    assert flows(endings) == [("1", "1.1", ("socket:1b",)), ("1.1", "1", ("socket:1a",))]
+    assert [names for _, _, names in flows(build) if names] == [("pipe:1",)]
+    assert 'class="flow piped"' in run_detbox("trace", "graph", str(build), cwd=build.parent).stdout.decode()
