@@ -76,7 +76,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("network", Kind.TEXT, "none|loopback", "network of the guest (default: loopback, its own)"),
     Option("stdin", Kind.PATH, "FILE", "read the guest's standard input from FILE (default: detbox's own)"),
     Option("timeout", Kind.TEXT, "TIME", "end the run after so much real time: seconds, or 90s, 5m, 2h"),
-    Option("memory", Kind.TEXT, "SIZE", "memory limit of the guest: bytes, or 512M, 4G"),
+    Option("memory", Kind.TEXT, "SIZE", "memory limit of each process and of the whole run: bytes, or 512M, 4G"),
     Option(
         "cache",
         Kind.MODE,

@@ -19,6 +19,8 @@ _OWN = frozenset(("proc", "sys", "dev", "tmp", "run", "home", "root", "mnt", "me
 #: Directories that stay in memory, and their modes.
 _FRESH = {"/tmp": 0o1777, "/run": 0o755, "/home": 0o755, "/root": 0o700, "/mnt": 0o755, "/srv": 0o755}
 _SCRATCH = "/.detbox"
+#: File systems in memory that the guest can fill.
+_LIMITED = ("/", _SCRATCH, "/tmp", "/run", "/dev/shm")
 _FOR_ALL = 0o005  # a directory that everybody may list and search: what only root could see is nobody's
 #: How many levels of directories are looked through for private ones, where it is not two (see Overlay).
 _PRIVATE_DEPTH = {"etc": 8, "var": 8}
@@ -36,7 +38,18 @@ def steps(spec: RunSpec) -> list[Step]:
         plan.append(ops.Bind(mount.src, mount.dst, read_only=not mount.rw))
     if spec.workdir_alias and not _covered(spec):
         plan.append(ops.Symlink(spec.workdir_alias, spec.guest_workdir))
+    if spec.memory_bytes is not None:
+        _limit(plan, spec.memory_bytes)
     return plan
+
+
+def _limit(plan: list[Step], size: int) -> None:
+    """No file system in memory takes more than ``size`` bytes: it is full at a moment that only the guest decides."""
+    unpacked = any(isinstance(step, ops.Unpack) for step in plan)
+    for step in plan:
+        # What a tarball holds is there before the guest; it counts only for the whole run's limit.
+        if isinstance(step, ops.Tmpfs) and step.path in _LIMITED and not (unpacked and step.path == "/"):
+            step.size = str(size)
 
 
 def describe(spec: RunSpec) -> str:

@@ -107,7 +107,7 @@ def _has_range(path: str) -> bool:
 
 def _memory_control() -> Finding:
     name = "memory limits by cgroup"
-    follows = "--memory limits each process, not their sum"
+    follows = "nothing: detbox itself looks at what a run uses, and ends one that exceeds --memory"
     own = next((line[3:] for line in _read("/proc/self/cgroup").splitlines() if line.startswith("0::")), None)
     top = Path("/sys/fs/cgroup")
     if own is None or not (top / "cgroup.controllers").exists():

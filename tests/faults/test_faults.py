@@ -19,7 +19,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "harness"))
 
-from under_detbox import detbox, environment, twice
+from under_detbox import detbox, environment, twice, unprivileged
 
 from detbox.errors import Deadlock, Interrupted, LimitExceeded, TimedOut
 
@@ -27,12 +27,14 @@ MARK = "DETBOX_FAULT_MARK"
 NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 
 
-def popen(command: list[str], work: Path, options: list[str], mark: str = "") -> subprocess.Popen[bytes]:
+def popen(
+    command: list[str], work: Path, options: list[str], mark: str = "", user: str | None = None
+) -> subprocess.Popen[bytes]:
     """detbox in a session of its own; ``mark`` is in the environment of it and of all that it starts."""
     env = os.environ | environment() | {MARK: mark}
     return subprocess.Popen(
         detbox(command, [*options, f"--env={MARK}"]), cwd=work, env=env, stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, user=user,
     )  # fmt: skip
 
 
@@ -207,9 +209,49 @@ EATER = "a = []\nwhile True: a.append(bytearray(b'x') * (1 << 22))"
 
 def test_memory_limit(tmp_path: Path) -> None:
     status, _, err = run(["python3", "-c", EATER], tmp_path, "--memory=200M", "--timeout=50")
-    assert status in {LimitExceeded.status, 1, 128 + signal.SIGKILL}, (status, err)
-    assert status != 1 or "MemoryError" in err
-    said_by_detbox(err)
+    assert status == 1 and "MemoryError" in err, (status, err)
+    script = "head -c 400M /dev/zero > /tmp/big; wc -c < /tmp/big"
+    status, out, err = run(["sh", "-c", script], tmp_path, "--memory=50M")
+    assert (status, out) == (0, b"52428800\n") and "No space left" in err, (status, out, err)
+
+
+# What none of them may have alone is allowed; a parent's pages that children share are counted once.
+TOGETHER = """
+import os, time
+shared = bytearray(b"x") * (45 << 20)
+for i in range(3):
+    if os.fork() == 0:
+        time.sleep(2)
+        os._exit(0)
+for i in range(3):
+    os.wait()
+with open("/dev/shm/shared", "wb") as file:
+    file.truncate(60 << 20)
+print("allowed", flush=True)
+for i in range(9):
+    if os.fork() == 0:
+        own = bytearray(b"y") * (30 << 20)
+        while True:
+            pass
+os.wait()
+"""
+FILES = "for d in /usr /tmp /dev/shm; do head -c 60M /dev/zero > $d/big; done; while :; do :; done"
+
+
+@pytest.mark.parametrize("user", [None, unprivileged()])
+@pytest.mark.parametrize("command", [["python3", "-c", TOGETHER], ["sh", "-c", FILES]], ids=["processes", "files"])
+def test_memory_limit_of_the_whole_run(command: list[str], user: str | None, tmp_path: Path) -> None:
+    mark = uuid.uuid4().hex
+    with tempfile.TemporaryDirectory() as work:
+        os.chmod(work, 0o777)
+        child = popen(command, Path(work), ["--timeout=50", "--memory=100M"], mark, user)
+        out, err = child.communicate(timeout=90)
+    report = said_by_detbox(err.decode())
+    assert child.returncode == LimitExceeded.status, (child.returncode, err)
+    assert "100 MiB allowed" in report and "MiB used" in report, report
+    assert ("MiB  python3 (PID" if command[0] == "python3" else "MiB  sh (PID 2)") in report, report
+    assert out == (b"allowed\n" if command[0] == "python3" else b"")
+    assert not marked(mark)
 
 
 BOMB = "import os\nfor i in range(1000000):\n    try: os.fork()\n    except OSError: pass"

@@ -1,0 +1,203 @@
+"""What a run uses of the host's memory, seen from outside by the process that waits for its end.
+
+A process meets its own limit (RLIMIT_DATA) and a file system in memory its size at a moment that depends on
+the guest alone.  The sum over all of them is looked at so often that the guest can exceed the limit by little until the
+next look, and so rarely that looking costs nothing.  A margin lets whoever exceeds a limit of its own meet that first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from detbox.errors import LimitExceeded
+from detbox.kernel import _native
+from detbox.kernel.numbers import NUMBERS
+
+#: Bytes per second: a processor cannot fill memory faster, since each new page is cleared and then written.
+_FASTEST = 2 << 30
+_SHORTEST_S, _LONGEST_S = 0.02, 1.0
+_SHARE = 25  # a look may take one of so many parts of the time until the next
+_SHOWN = 5  # processes that the message names
+_MIB = 1 << 20
+_MARGIN = 16 * _MIB  # and an eighth of the limit
+_KCMP_VM = 1  # include/uapi/linux/kcmp.h
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Bytes in use: by each process (PID in the container, name), and in files."""
+
+    processes: dict[tuple[int, str], int]
+    files: int
+
+    @property
+    def total(self) -> int:
+        """The sum."""
+        return sum(self.processes.values()) + self.files
+
+
+class Watch:
+    """Looks at one run.  ``limit``: bytes that it may use, or None for no limit."""
+
+    def __init__(self, keeper: int, limit: int | None) -> None:
+        self._keeper = keeper
+        self._limit = limit
+        self._bound = 0 if limit is None else limit + limit // 8 + _MARGIN
+        self._supervisor = 0
+        self._places: dict[str, int] = {}  # a directory in each file system in memory → its device
+        self._due = time.monotonic() + _SHORTEST_S
+
+    def left(self) -> float | None:
+        """Seconds until the next look; None if there is none to come."""
+        return None if self._limit is None else max(0.0, self._due - time.monotonic())
+
+    def look(self) -> None:
+        """Look if it is time to.  Raises LimitExceeded."""
+        begin = time.monotonic()
+        if self._limit is None or begin < self._due:
+            return
+        used = 0
+        pids = self._guests()
+        if pids:
+            files = sum(map(_used, self._places))
+            used = sum(map(_most, pids)) + files
+            if used > self._bound:
+                usage = Usage(_exact(pids, set(self._places.values())), files)
+                used = usage.total
+                if used > self._bound:
+                    raise LimitExceeded(_message(usage, self._limit), "raise --memory")
+        end = time.monotonic()
+        pause = min(max((self._bound - used) / _FASTEST, _SHORTEST_S), _LONGEST_S)
+        self._due = end + max(pause, (end - begin) * _SHARE)
+
+    def _guests(self) -> list[int]:
+        """All processes of the guest; none before it has started."""
+        if not self._supervisor:
+            self._supervisor = next(iter(_children(self._keeper)), 0)
+        found = _children(self._supervisor) if self._supervisor else []
+        if found and not self._places:
+            self._places = memory_file_systems(Path(f"/proc/{self._supervisor}"))
+        for pid in found:  # it grows
+            found += _children(pid)
+        return found
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/children", encoding="ascii") as file:
+                found += map(int, file.read().split())
+    return found
+
+
+def memory_file_systems(process: Path) -> dict[str, int]:
+    """A directory in each file system in memory that a process sees and this one does not, and its device."""
+    ours = {fields[2] for fields in _mounts(Path("/proc/self"))}
+    found: dict[str, int] = {}
+    overlays = 0
+    for fields in _mounts(process):
+        kind = fields[fields.index("-") + 1]
+        # All overlays' upper layers are in one file system, whose numbers each of them shows.
+        if fields[2] in ours or kind not in ("tmpfs", "overlay") or kind == "overlay" and overlays:
+            continue
+        major, minor = fields[2].split(":")
+        device, place = os.makedev(int(major), int(minor)), f"{process}/root{fields[4]}"
+        with contextlib.suppress(OSError):
+            if os.stat(place).st_dev == device:  # otherwise another mount covers it
+                found[place] = device
+                overlays += kind == "overlay"
+    return found
+
+
+def _mounts(process: Path) -> list[list[str]]:
+    return [line.split() for line in (process / "mountinfo").read_text(errors="replace").splitlines()]
+
+
+def _used(place: str) -> int:
+    try:
+        found = os.statvfs(place)
+    except OSError:
+        return 0
+    return (found.f_blocks - found.f_bfree) * found.f_frsize
+
+
+def _kib(path: str) -> dict[str, int]:
+    """The lines of a file that give a size, in bytes."""
+    found: dict[str, int] = {}
+    with contextlib.suppress(OSError), open(path, encoding="ascii", errors="replace") as file:
+        for line in file:
+            if line.endswith(" kB\n"):
+                name, _, rest = line.partition(":")
+                found[name] = found.get(name, 0) + int(rest[:-4]) * 1024
+    return found
+
+
+def _most(pid: int) -> int:
+    """Bytes that a process uses if it shares nothing."""
+    sizes = _kib(f"/proc/{pid}/status")
+    return sum(sizes.get(name, 0) for name in ("RssAnon", "RssShmem", "VmSwap"))
+
+
+def _exact(pids: list[int], devices: set[int]) -> dict[tuple[int, str], int]:
+    """What each process uses, where shared pages are divided among those who share them.
+
+    Pages of files in ``devices`` are left out: they are counted with the file systems.
+    """
+    found: dict[tuple[int, str], int] = {}
+    seen: dict[tuple[int, ...], int] = {}
+    for pid in pids:
+        sizes = _kib(f"/proc/{pid}/smaps_rollup")
+        shared = sizes.get("Pss_Shmem", 0)
+        used = sizes.get("Pss_Anon", 0) + shared + sizes.get("SwapPss", 0)
+        # The child of vfork(2) has no memory of its own.
+        twin = seen.setdefault(tuple(sizes.values()), pid)
+        if not used or twin != pid and _native.raw_syscall(NUMBERS["kcmp"], twin, pid, _KCMP_VM, 0, 0) == 0:
+            continue
+        if shared > _MIB:
+            used -= min(_mapped(pid, devices), shared)
+        found[_name(pid)] = used
+    return found
+
+
+def _mapped(pid: int, devices: set[int]) -> int:
+    """Bytes of the files of ``devices`` that a process has mapped (proc_pid_smaps(5))."""
+    found, counts = 0, False
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps", encoding="utf-8", errors="replace") as file:
+        for line in file:
+            name, _, rest = line.partition(" ")
+            if not name.endswith(":"):
+                major, minor = rest.split()[2].split(":")
+                counts = os.makedev(int(major, 16), int(minor, 16)) in devices
+            elif counts and name == "Pss:":
+                found += int(rest.split()[0]) * 1024
+    return found
+
+
+def _name(pid: int) -> tuple[int, str]:
+    name, number = "?", pid
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+        for line in file:
+            key, _, rest = line.partition(":")
+            if key == "Name":
+                name = rest.strip()
+            elif key == "NSpid":  # the first is the number here, the second the one in the container
+                number = int(rest.split()[:2][-1])
+    return number, name
+
+
+def _message(usage: Usage, limit: int) -> str:
+    most = sorted(usage.processes.items(), key=lambda item: (-item[1], item[0]))
+    lines = [
+        f"the run used more memory than it may: {limit / _MIB:.0f} MiB allowed, {usage.total / _MIB:.0f} MiB used",
+        *[f"  {size / _MIB:8.1f} MiB  {name} (PID {number})" for (number, name), size in most[:_SHOWN]],
+    ]
+    if len(most) > _SHOWN:
+        rest = sum(size for _, size in most[_SHOWN:])
+        lines.append(f"  {rest / _MIB:8.1f} MiB  {len(most) - _SHOWN} other processes")
+    lines.append(f"  {usage.files / _MIB:8.1f} MiB  files that vanish with the run")
+    return "\n".join(lines)
