@@ -25,7 +25,12 @@ STAMP_NS = 1_000
 PATIENCE = 64
 #: After each further so many looks in a row the cost doubles …
 DOUBLING = 16
-#: … up to this: a busy wait of an hour ends after some 36,000 looks.
+#: … 10 times, to 1 ms: programs that measure what they do (a Java compiler makes 5,000 looks in a row) are not
+#: taken through minutes.
+DOUBLINGS = 10
+#: Nobody measures for as long as this many looks without a call.  The cost doubles again after each so many …
+LONG_PATIENCE, LONG_DOUBLING = 10_000, 512
+#: … up to this: a busy wait of an hour ends after some 50,000 looks.
 LOOK_NS_MAX = 100_000_000
 #: Calls after a look for which a thread counts as one that looks at clocks: it may do so by itself.
 WATCHING = 64
@@ -175,8 +180,11 @@ class Clock:
             cpu.looks += 1
             cpu.watching = WATCHING
             if cpu.looks > PATIENCE:
-                # The shift is bounded so that a long wait does not build huge integers.
-                cost = min(LOOK_NS << min((cpu.looks - PATIENCE) // DOUBLING, 20), LOOK_NS_MAX)
+                doublings = min((cpu.looks - PATIENCE) // DOUBLING, DOUBLINGS)
+                if cpu.looks > LONG_PATIENCE:
+                    # Bounded so that a long wait does not build huge integers.
+                    doublings += min((cpu.looks - LONG_PATIENCE) // LONG_DOUBLING, DOUBLINGS)
+                cost = min(LOOK_NS << doublings, LOOK_NS_MAX)
             cpu.spend(cost)
         self.now += cost
         return self.now

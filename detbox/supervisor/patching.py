@@ -28,6 +28,8 @@ AREA = 0x4000
 #: Key of Process.data: the original bytes of overwritten instructions, by address.  Never changed in place.
 ORIGINALS = "overwritten code"
 _CODE_LINE = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) ..xp ([0-9a-f]+) \S+ [1-9]\d* +(/.*)")
+#: Valgrind's tools translate the code that they map and never execute it; their own instructions stand for it.
+_TRANSLATOR = re.compile(rb".*/valgrind/[^/]+-amd64-linux")
 _FileKey = tuple[int, int, int, int, int]
 
 
@@ -127,6 +129,8 @@ class Patching:
 
     def mapping(self, task: Task, fd: int, length: int, offset: int) -> Callable[[Task, int], None] | None:
         """What to do once a part of the guest's file ``fd`` is mapped as private code; None: nothing."""
+        if _TRANSLATOR.fullmatch(task.process.exe):
+            return None
         mine = task.process.files.borrow(task, fd)
         try:
             inside = sites.sites_in_mapping(self.file_sites(mine), self.kinds, offset, length, offset)
