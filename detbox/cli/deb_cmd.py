@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Builds Debian source packages so that every result is the same, bit for bit, on any
 host.  SOURCE is PKG or PKG=VERSION (fetched and checked by apt), a .dsc file, or an
-unpacked source directory.  The build root is an image (see `detbox image`) with the
+unpacked source directory; upstream:PKG is the release that PKG was made of, without
+Debian's changes, built by its own configure and make.  The build root is an image (see `detbox image`) with the
 build dependencies; it is kept for the next time.
 """
 

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import detbox
 from detbox.deb.build import Job
-from detbox.deb.plan import KINDS
+from detbox.deb.plan import command
 
 _STATEMENT = "https://in-toto.io/Statement/v1"
 _PREDICATE = "https://slsa.dev/provenance/v1"
@@ -32,7 +32,7 @@ def statement(job: Job, artefacts: dict[str, str], suite: str) -> dict[str, Any]
                     "source": source.name,
                     "version": source.version,
                     "suite": suite,
-                    "build": f"dpkg-buildpackage {KINDS[job.options.kind]}",
+                    "build": command(source, job.options),
                     "environment": job.options.environment(),
                 },
                 "internalParameters": {

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detbox.deb.source import UPSTREAM
+
 if TYPE_CHECKING:
     from detbox.deb.survey import Wanted
 
@@ -82,6 +84,9 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "packages": len(records), "status": dict(sorted(statuses.items())),
         "built_natively": len(built),
         "native_differs": sum(r["native"] == "differs" for r in built),
+        "native_differs_upstream": sum(
+            r["native"] == "differs" and r["package"].startswith(UPSTREAM) for r in built
+        ),
         "native_differs_identical_under_detbox": sum(
             r["native"] == "differs" and r["status"] == "identical" for r in built
         ),
@@ -98,7 +103,8 @@ def _facts(facts: Mapping[str, Any]) -> list[str]:
     return [
         f"{facts['packages']} source packages: {statuses}.",
         f"{facts['built_natively']} of them were also built natively on two hosts: {facts['native_differs']} "
-        f"differ, of which {facts['native_differs_identical_under_detbox']} are identical under detbox.",
+        f"differ ({facts['native_differs_upstream']} unpatched upstream releases), "
+        f"of which {facts['native_differs_identical_under_detbox']} are identical under detbox.",
         f"What the native differences look like: {causes}.",
         f"Time compared with the native build, median: {facts['wall_ratio_median']} (wall), "
         f"{facts['cpu_ratio_median']} (CPU); most CPU: {facts['cpu_ratio_worst']}.",

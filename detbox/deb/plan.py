@@ -23,6 +23,25 @@ while (<STDIN>) { my $line = sprintf("[%9.3f] %s", time - $start, $_); print $li
 close $log or die "log: $!";
 """
 
+# How a release is built that nobody has packaged.  The first word is the number of jobs, the second where to install.
+_RELEASE = r"""
+if [ -f configure ]; then
+    ./configure --prefix=/usr && make -j"$1" && make install DESTDIR="$2"
+elif [ -f CMakeLists.txt ]; then
+    cmake -S . -B build -DCMAKE_INSTALL_PREFIX=/usr && cmake --build build -j "$1" && DESTDIR="$2" cmake --install build
+elif [ -f meson.build ]; then
+    meson setup build --prefix=/usr && ninja -C build -j "$1" && DESTDIR="$2" meson install -C build
+elif [ -f Makefile.PL ]; then
+    perl Makefile.PL INSTALLDIRS=vendor && make -j"$1" && make install DESTDIR="$2"
+elif [ -f dune-project ]; then
+    dune build -j "$1" @install && dune install --prefix=/usr --destdir="$2"
+elif [ -f Makefile ] || [ -f makefile ]; then
+    make -j"$1" && cp -R . "$2"
+else
+    echo "no build system that is known here"; exit 1
+fi
+"""
+
 
 @dataclass(frozen=True)
 class BuildOptions:
@@ -53,8 +72,13 @@ class BuildOptions:
 
 
 def stem(source: Source, architecture: str = "amd64") -> str:
-    """The beginning of the names of .changes, .buildinfo and log."""
-    return f"{source.name}_{without_epoch(source.version)}_{architecture}"
+    """The beginning of the names of .changes, .buildinfo and log, and of the results of a release."""
+    return f"{source.name}_{without_epoch(source.version)}_{'upstream' if source.release else architecture}"
+
+
+def command(source: Source, options: BuildOptions) -> str:
+    """What builds the source, for people."""
+    return "the release's own build system" if source.release else f"dpkg-buildpackage {KINDS[options.kind]}"
 
 
 def script(source: Source, options: BuildOptions, base: str = BUILD_DIR, work: str = "/work", under: str = "") -> str:
@@ -65,6 +89,25 @@ def script(source: Source, options: BuildOptions, base: str = BUILD_DIR, work: s
     place = f"{base}/{source.name}"
     q = shlex.quote
     log = f"{stem(source)}.build"
+    steps = _release if source.release else _package
+    return f"""\
+# Unpacks and builds {source.label}.
+umask 022
+mkdir -p {q(place)} {work}/{OUT} && cd {q(place)} || exit 1
+build() {{
+    {steps(source, options, work, under)}
+}}
+{{ build 2>&1 </dev/null; echo $? >{work}/{STATUS}; }} | perl -e {q(_STAMPS)} {work}/{OUT}/{q(log)}
+read status <{work}/{STATUS}
+rm {work}/{STATUS}
+[ "$status" = 0 ] || exit "$status"
+cd {q(place)} || exit 1
+{_collect(source, work)}
+"""
+
+
+def _package(source: Source, options: BuildOptions, work: str, under: str) -> str:
+    q = shlex.quote
     if source.dsc:
         unpack = f"dpkg-source --no-check -x {q(f'{work}/{SOURCES}/{source.dsc}')}"
         enter = "cd */"
@@ -73,17 +116,20 @@ def script(source: Source, options: BuildOptions, base: str = BUILD_DIR, work: s
         unpack = f"cp -R {q(f'{work}/{SOURCES}/{source.tree}')} . && chmod -R u+rwX,go+rX,go-w {q(source.tree)}"
         enter = f"cd {q(source.tree)}"
     gain = "" if source.needs_root == "no" else " -rfakeroot"
-    return f"""\
-# Unpacks and builds {source.label}.
-umask 022
-mkdir -p {q(place)} {work}/{OUT} && cd {q(place)} || exit 1
-build() {{
-    {unpack} && {enter} && {under}dpkg-buildpackage -us -uc {KINDS[options.kind]}{gain}
-}}
-{{ build 2>&1 </dev/null; echo $? >{work}/{STATUS}; }} | perl -e {q(_STAMPS)} {work}/{OUT}/{q(log)}
-read status <{work}/{STATUS}
-rm {work}/{STATUS}
-[ "$status" = 0 ] || exit "$status"
-cd {q(place)} || exit 1
-cp -p *.changes $(sed -n '/^Checksums-Sha256:/,/^[^ ]/s/^ [^ ]* [^ ]* //p' *.changes) {work}/{OUT}/
-"""
+    return f"{unpack} && {enter} && {under}dpkg-buildpackage -us -uc {KINDS[options.kind]}{gain}"
+
+
+def _release(source: Source, options: BuildOptions, work: str, under: str) -> str:
+    q = shlex.quote
+    tree = q(f"{source.name}-{source.version}")
+    tarball = q(f"{work}/{SOURCES}/{source.release}")
+    unpack = f"mkdir {tree} installed && tar -xf {tarball} -C {tree} --strip-components=1 --no-same-owner"
+    return f'{unpack} && cd {tree} && {under}sh -c {q(_RELEASE)} sh {options.parallel} "$PWD/../installed"'
+
+
+def _collect(source: Source, work: str) -> str:
+    """The results to their place: what was installed as a tarball, whose wrapping is as neutral as that of a .deb."""
+    if source.release:
+        neutral = f"--sort=name --owner=0 --group=0 --numeric-owner --mtime=@{source.epoch_s}"
+        return f"tar {neutral} -cf {work}/{OUT}/{shlex.quote(stem(source))}.tar -C installed ."
+    return f"cp -p *.changes $(sed -n '/^Checksums-Sha256:/,/^[^ ]/s/^ [^ ]* [^ ]* //p' *.changes) {work}/{OUT}/"

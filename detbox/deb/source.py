@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from detbox.deb import control, programs
@@ -15,12 +15,16 @@ from detbox.errors import HostError, UserError
 
 _KEYRINGS = Path("/usr/share/keyrings")
 _NAMED = re.compile(r"([a-z0-9][a-z0-9+.-]+)(?:=(\S+))?")
+#: What precedes a source package whose unpatched upstream release is meant.
+UPSTREAM = "upstream:"
+_RELEASE = re.compile(r"\.orig\.tar\.[a-z0-9]+")
 
 
 @dataclass(frozen=True)
 class Source:
     """A source package in ``place``: ``files`` beside each other, or an unpacked ``tree``.
 
+    ``release``: name of the upstream tarball, if that is to be built as it is, without Debian's changes.
     ``epoch_s``: the changelog's date, in seconds since 1970.  ``checked``: how authenticity was checked, as text.
     ``digests``: SHA-256 of every input by its name.
     """
@@ -30,6 +34,7 @@ class Source:
     place: Path
     dsc: str = ""  # name of the .dsc in ``place``; "" for an unpacked tree
     tree: str = ""  # name of the unpacked tree in ``place``
+    release: str = ""
     epoch_s: int = 0
     needs_root: str = "binary-targets"  # Rules-Requires-Root
     checked: str = ""
@@ -49,8 +54,10 @@ class Source:
 def obtain(what: str, place: Path, apt: Apt) -> Source:
     """The source package that ``what`` names: PKG[=VERSION], a .dsc file or a directory; copied into ``place``.
 
-    Raises UserError or HostError.
+    After ``upstream:`` a package or .dsc stands for the release that it was made of.  Raises UserError or HostError.
     """
+    if what.startswith(UPSTREAM):
+        return _release_of(obtain(what.removeprefix(UPSTREAM), place, apt))
     if what.endswith(".dsc") or os.path.isfile(what):
         return _from_dsc(Path(what), place)
     if os.path.isdir(what) and (os.sep in what or not _NAMED.fullmatch(what) or _is_source(Path(what))):
@@ -61,6 +68,14 @@ def obtain(what: str, place: Path, apt: Apt) -> Source:
     apt.prepare()
     dsc = apt.fetch_source(match[1], match[2], place)
     return _described(dsc, place, "by the archive's signature")
+
+
+def _release_of(source: Source) -> Source:
+    found = [name for name in source.digests if _RELEASE.search(name) and not name.endswith(".asc")]
+    if not found:
+        raise UserError(f"{source.label} has no upstream release beside Debian's changes")
+    version = control.without_epoch(source.version).rpartition("-")[0]
+    return replace(source, version=version, release=found[0])
 
 
 def _is_source(path: Path) -> bool:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from detbox.deb import table
+from detbox.deb.source import UPSTREAM
 from detbox.errors import HostError, UserError
 from detbox.report.verify import environment as import_environment
 
@@ -36,6 +37,7 @@ CREATE TABLE IF NOT EXISTS packages (
     status TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', result TEXT NOT NULL DEFAULT '{}', seconds REAL NOT NULL
 );
 """
+_NAME = re.compile(rf"({UPSTREAM})?[a-z0-9][a-z0-9+.-]+(=\S+)?")
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def read_list(path: Path) -> tuple[list[Wanted], list[Wanted]]:
         if words == ["[reserve]"]:
             into = reserve
         elif words:
-            if len(words) > 2 or not re.fullmatch(r"[a-z0-9][a-z0-9+.-]+(=\S+)?", words[0]):
+            if len(words) > 2 or not _NAME.fullmatch(words[0]):
                 raise UserError(f"{path}, line {number}: not a source package and its kind: {line!r}")
             into.append(Wanted(words[0], words[1] if len(words) == 2 else "other", number))
     if not chosen:

@@ -162,11 +162,11 @@ def _native_run(
 
 
 def compare_packages(one: Observed, other: Observed, hosts: Sequence[Host], stack: ExitStack) -> Native:
-    """The binary packages of two native builds (a .buildinfo names the path and the date by its nature)."""
+    """The binary packages, or what a release installed (a .buildinfo names the path and the date by its nature)."""
     prefix = plan.OUT + "/"
     names = sorted(
         path for path in one.tree.keys() | other.tree.keys()
-        if path.startswith(prefix) and path.endswith((".deb", ".udeb"))
+        if path.startswith(prefix) and path.endswith((".deb", ".udeb", ".tar"))
     )  # fmt: skip
     result = Native(True, compared=len(names))
     place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="detbox-differ-")))
@@ -189,8 +189,12 @@ def compare_packages(one: Observed, other: Observed, hosts: Sequence[Host], stac
     return result
 
 
-def _unpacked(deb: Path, into: Path) -> Observed:
-    programs.call(["dpkg-deb", "-R", str(deb), str(into)])
+def _unpacked(packed: Path, into: Path) -> Observed:
+    if packed.suffix == ".tar":
+        into.mkdir()
+        programs.call(["tar", "-xf", str(packed), "-C", str(into)])
+    else:
+        programs.call(["dpkg-deb", "-R", str(packed), str(into)])
     return Observed(0, b"", b"", snapshot(into, (os.geteuid(), os.getegid())), work=into)
 
 

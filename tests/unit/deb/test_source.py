@@ -17,16 +17,20 @@ from detbox.errors import UserError
 _CHANGELOG = b"x (1.0) unstable; urgency=low\n\n  * New.\n\n -- A B <a@b.example>  Sun, 01 Jan 2023 00:00:00 +0000\n"
 
 
-def make_source(place: Path) -> Path:
-    """A .dsc of a native source package with nothing but a changelog."""
-    with tarfile.open(place / "x_1.0.tar.xz", "w:xz") as archive:
-        member = tarfile.TarInfo("x-1.0/debian/changelog")
+def make_source(place: Path, version: str = "1.0", *others: str) -> Path:
+    """A .dsc with nothing but a changelog, beside tarballs of ``others``' names, which are empty."""
+    changes = f"x_{version}.{'debian.' if others else ''}tar.xz"
+    with tarfile.open(place / changes, "w:xz") as archive:
+        member = tarfile.TarInfo("debian/changelog" if others else "x-1.0/debian/changelog")
         member.size = len(_CHANGELOG)
         archive.addfile(member, io.BytesIO(_CHANGELOG))
-    data = (place / "x_1.0.tar.xz").read_bytes()
-    dsc = place / "x_1.0.dsc"
-    digest = hashlib.sha256(data).hexdigest()
-    dsc.write_text(f"Source: x\nVersion: 1.0\nChecksums-Sha256:\n {digest} {len(data)} x_1.0.tar.xz\n")
+    listed = ""
+    for name in (*others, changes):
+        with (place / name).open("ab") as file:
+            size = file.tell()
+        listed += f" {hashlib.sha256((place / name).read_bytes()).hexdigest()} {size} {name}\n"
+    dsc = place / f"x_{version}.dsc"
+    dsc.write_text(f"Source: x\nVersion: {version}\nChecksums-Sha256:\n{listed}")
     return dsc
 
 
@@ -36,6 +40,24 @@ def test_a_dsc(tmp_path: Path) -> None:
     source = obtain(str(make_source(tmp_path)), there, Apt("bookworm", tmp_path / "apt"))
     assert (source.name, source.version, source.epoch_s) == ("x", "1.0", 1_672_531_200)
     assert "dpkg-source --no-check -x /work/source/x_1.0.dsc" in script(source, BuildOptions())
+
+
+def test_an_upstream_release(tmp_path: Path) -> None:
+    there = tmp_path / "work"
+    there.mkdir()
+    dsc = make_source(tmp_path, "1.0-2", "x_1.0.orig.tar.gz", "x_1.0.orig.tar.gz.asc")
+    source = obtain(f"upstream:{dsc}", there, Apt("bookworm", tmp_path / "apt"))
+    assert (source.version, source.release) == ("1.0", "x_1.0.orig.tar.gz")
+    text = script(source, BuildOptions(parallel=3))
+    assert "tar -xf /work/source/x_1.0.orig.tar.gz" in text
+    assert "dpkg" not in text
+
+
+def test_a_native_package_has_no_release(tmp_path: Path) -> None:
+    there = tmp_path / "work"
+    there.mkdir()
+    with pytest.raises(UserError, match="no upstream release"):
+        obtain(f"upstream:{make_source(tmp_path)}", there, Apt("bookworm", tmp_path / "apt"))
 
 
 def test_an_altered_file(tmp_path: Path) -> None:

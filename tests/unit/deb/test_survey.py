@@ -20,9 +20,9 @@ _RESULT = {
 
 def test_a_list_and_its_reserve(tmp_path: Path) -> None:
     path = tmp_path / "list"
-    path.write_text("# head\nhello autotools\nsl\n[reserve]\nbc autotools\n")
+    path.write_text("# head\nhello autotools\nupstream:hello\n[reserve]\nbc autotools\n")
     chosen, reserve = survey.read_list(path)
-    assert [(item.name, item.kind) for item in chosen] == [("hello", "autotools"), ("sl", "other")]
+    assert [(item.name, item.kind) for item in chosen] == [("hello", "autotools"), ("upstream:hello", "other")]
     assert [item.name for item in reserve] == ["bc"]
 
 
