@@ -149,8 +149,8 @@ def _verify(arguments: argparse.Namespace) -> int:
             rows, user = choose(arguments.perturb, arguments.no_perturb, b"", job.spec())
             result = verify.boxed(job, rows, user, runs, progress, stack)
             if arguments.native:
-                clock = verify.clock_library(arguments.suite)
-                plain = verify.native(job, rows, clock, progress, stack)
+                given = verify.tools(arguments.suite)
+                plain = verify.native(job, rows, given, progress, stack)
         report = verify.diffoscope(result.pair) if result.pair else ""
         statement = attest.text(job, result.artefacts, arguments.suite)
         if arguments.output and result.identical:

@@ -2,7 +2,8 @@
 
 ``python -m detbox.deb.native ORDER`` runs it in the current directory, as one step of a perturbed host
 (:mod:`detbox.report.perturb`).  ORDER is a JSON file: ``root`` (directory), ``answer`` (file for the times),
-``clock`` (path of libfaketime, or "") and ``machine`` (fields of :class:`Machine`).
+``clock`` (path of libfaketime, or ""), ``locales`` (directory of their sources, or "") and ``machine`` (fields of
+:class:`Machine`).
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import resource
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,7 @@ _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 # Ours, and what changes the meaning of a build's commands: the tools of Debian do not pass such variables on.
 _NOT_PASSED = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "POSIXLY_CORRECT", "MAKEFLAGS", "CFLAGS")
 _CLOCK = "/usr/lib/detbox-clock.so"
+_LOCALES = "/usr/share/i18n"
 #: What precedes a build that has a later wall clock.  Times of files that were shifted, too, would look like a
 #: difference of the package; and dpkg-source cannot unpack with it.
 LATER = f"env LD_PRELOAD={_CLOCK} FAKETIME=+400d FAKETIME_DONT_FAKE_MONOTONIC=1 NO_FAKE_STAT=1 FAKE_UTIME=0 "
@@ -57,6 +61,14 @@ class Machine:
         return f"/nonexistent/{self.builder}"
 
 
+@dataclass(frozen=True)
+class Tools:
+    """What is taken from the archive for other clocks and locales: host paths, "" for what cannot be had."""
+
+    clock: str = ""
+    locales: str = ""
+
+
 #: Of the first and of the second build.
 MACHINES = (
     Machine(BUILD_DIR, BUILDER, BUILDER_ID),
@@ -70,7 +82,7 @@ def main(order: str) -> int:
     work, machine = os.getcwd(), Machine(**given["machine"])
     scratch = Path(work).parent / "native"
     scratch.mkdir()
-    _enter(scratch, Path(given["root"]), work, given["clock"])
+    _enter(scratch, Path(given["root"]), work, given)
     started = time.monotonic()
     child = os.fork()
     if child == 0:
@@ -83,8 +95,8 @@ def main(order: str) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
-def _enter(scratch: Path, root: Path, work: str, clock: str) -> None:
-    """Namespaces, and the file system below ``scratch/root``."""
+def _enter(scratch: Path, root: Path, work: str, given: Mapping[str, Any]) -> None:
+    """Namespaces, and the file system below ``scratch/root``.  ``given``: the order."""
     uid, gid = os.geteuid(), os.getegid()
     _native.unshare(_NEWNS | _NEWIPC | _NEWPID | _NEWNET | (_NEWUSER if uid else 0))
     if uid:
@@ -114,8 +126,11 @@ def _enter(scratch: Path, root: Path, work: str, clock: str) -> None:
     for name, target in (("ptmx", "pts/ptmx"), ("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"),
                          ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2")):  # fmt: skip
         (top / "dev" / name).symlink_to(target)
-    if clock:
-        (top / _CLOCK[1:]).write_bytes(Path(clock).read_bytes())
+    if given["clock"]:
+        (top / _CLOCK[1:]).write_bytes(Path(given["clock"]).read_bytes())
+    if given["locales"]:
+        (top / _LOCALES[1:]).mkdir(exist_ok=True)
+        _native.mount(given["locales"], os.fsencode(top / _LOCALES[1:]), None, _MS_BIND, None)
 
 
 def _build(top: str, machine: Machine) -> None:
@@ -130,6 +145,7 @@ def _build(top: str, machine: Machine) -> None:
         for number in (signal.SIGHUP, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        _make_locale(os.environ["LC_ALL"])
         if _all_ids_exist():
             _become(machine)
         # PID 1 has no default actions of signals, and must collect orphans.
@@ -141,6 +157,14 @@ def _build(top: str, machine: Machine) -> None:
         os.write(2, f"native build: {type(error).__name__}: {error}\n".encode())
     finally:
         os._exit(status)
+
+
+def _make_locale(name: str) -> None:
+    """Make a locale of the host's one that the build root has: with a missing one tests of packages fail."""
+    language, _, charmap = name.partition(".")
+    if charmap and os.path.exists(f"{_LOCALES}/locales/{language}"):
+        command = ["localedef", "-i", language, "-f", charmap, name]
+        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
 
 
 def _environment(machine: Machine) -> dict[str, str]:
@@ -182,9 +206,9 @@ def _loopback_up() -> None:
         fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", _IFF_UP))
 
 
-def order(root: Path, place: Path, clock: str, machine: Machine) -> dict[str, Any]:
+def order(root: Path, place: Path, tools: Tools, machine: Machine) -> dict[str, Any]:
     """The content of an order; the answer comes into ``place``."""
-    return {"root": str(root), "answer": str(place / "answer"), "clock": clock, "machine": asdict(machine)}
+    return {"root": str(root), "answer": str(place / "answer"), **asdict(tools), "machine": asdict(machine)}
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from typing import Any
 from detbox.deb import causes, plan, programs
 from detbox.deb.apt import Apt
 from detbox.deb.build import Job, prepare
-from detbox.deb.native import LATER, MACHINES, Machine, order
+from detbox.deb.native import LATER, MACHINES, Machine, Tools, order
 from detbox.errors import BuildFailed, TimedOut
 from detbox.report.perturb import Host, Observed, variants
 from detbox.report.scratch import Scratch
@@ -103,15 +104,16 @@ def _out(run: Run) -> Path:
 
 
 def last_lines(observed: Observed, count: int = 15) -> str:
-    """The end of a build's log."""
-    return b"\n".join((observed.stdout + observed.stderr).splitlines()[-count:]).decode("utf-8", "replace")
+    """The end of a build's log, which is on standard output."""
+    return b"\n".join((observed.stdout or observed.stderr).splitlines()[-count:]).decode("utf-8", "replace")
 
 
-def native(job: Job, rows: Sequence[Row], clock: str, progress: Progress, stack: ExitStack) -> Native:
+def native(job: Job, rows: Sequence[Row], given: Tools, progress: Progress, stack: ExitStack) -> Native:
     """Build twice without detbox; if a build breaks with another clock, once more with the host's."""
     hosts = variants(2, user=None, without=[row.name for row in rows if not row.applied])
     progress("natively, run 1 of 2")
-    one, times = _native_run(job, hosts[0], "", MACHINES[0], stack)
+    without = replace(given, clock="")
+    one, times = _native_run(job, hosts[0], without, MACHINES[0], stack)
     if one.status:
         return Native(False, "the build fails natively: " + last_lines(one, 5), times=times)
     progress("natively, run 2 of 2")
@@ -120,16 +122,16 @@ def native(job: Job, rows: Sequence[Row], clock: str, progress: Progress, stack:
         machine = replace(machine, base=MACHINES[0].base)
     note = ""
     other = None
-    if clock:
+    if given.clock:
         limit = max(_CLOCK_MIN_S, _CLOCK_FACTOR * times.get("wall_s", 0.0))
         try:
-            other, _ = _native_run(job, hosts[1], clock, machine, stack, limit)
+            other, _ = _native_run(job, hosts[1], given, machine, stack, limit)
             note = f"with a clock 400 days later the build fails (status {other.status})" if other.status else ""
         except TimedOut:
             note = "with a clock 400 days later the build does not end"
     later = other is not None and other.status == 0
     if other is None or not later:
-        other, _ = _native_run(job, hosts[1], "", machine, stack)
+        other, _ = _native_run(job, hosts[1], without, machine, stack)
     if other.status:
         text = f"on the second host the build fails with status {other.status}: " + last_lines(other, 5)
         return Native(False, text, times=times)
@@ -139,15 +141,16 @@ def native(job: Job, rows: Sequence[Row], clock: str, progress: Progress, stack:
 
 
 def _native_run(
-    job: Job, host: Host, clock: str, machine: Machine, stack: ExitStack, limit_s: float | None = None
+    job: Job, host: Host, given: Tools, machine: Machine, stack: ExitStack, limit_s: float | None = None
 ) -> tuple[Observed, dict[str, float]]:
     places = stack.enter_context(Scratch())
     place = places.directory()
     inputs = place / "inputs"
     shutil.copytree(job.work, inputs, symlinks=True)
     options = replace(job.options, parallel=job.options.parallel + machine.jobs)
-    (inputs / plan.SCRIPT).write_text(plan.script(job.source, options, machine.base, under=LATER if clock else ""))
-    content = order(job.root.path, place, clock, machine)
+    under = LATER if given.clock else ""
+    (inputs / plan.SCRIPT).write_text(plan.script(job.source, options, machine.base, under=under))
+    content = order(job.root.path, place, given, machine)
     (place / "order").write_text(json.dumps(content))
     declared = {name: value for name, value in options.environment().items() if name.startswith("DEB_")}
     try:
@@ -210,17 +213,24 @@ def diffoscope(pair: tuple[Path, Path]) -> str:
     return done.stdout if done.returncode == 1 else f"diffoscope failed: {done.stderr.strip()[-500:]}"
 
 
-def clock_library(suite: str) -> str:
-    """The host path of libfaketime, out of the archive; "" if it cannot be had."""
+def tools(suite: str) -> Tools:
+    """libfaketime and the sources of locales, out of the archive."""
     apt = Apt(suite)
-    kept = apt.top / "libfaketime.so.1"
-    if kept.exists():
-        return str(kept)
-    with tempfile.TemporaryDirectory(prefix="detbox-clock-") as place:
-        programs.call(["apt-get", "download", "-qq", "libfaketime"], cwd=Path(place), env=apt.environment(None))
-        for deb in Path(place).glob("*.deb"):
-            programs.call(["dpkg-deb", "-x", str(deb), f"{place}/x"])
-        for found in Path(place).glob("x/usr/lib/*/faketime/libfaketime.so.1"):
-            shutil.copy(found, kept)
-            return str(kept)
-    return ""
+    return Tools(
+        _from_archive(apt, "libfaketime", "usr/lib/*/faketime/libfaketime.so.1"),
+        _from_archive(apt, "locales", "usr/share/i18n"),
+    )
+
+
+def _from_archive(apt: Apt, package: str, wanted: str) -> str:
+    """The host path of a file or directory of a package; "" if it cannot be had."""
+    kept = apt.top / "tools" / package
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="fetch-", dir=kept.parent) as place:
+            programs.call(["apt-get", "download", "-qq", package], cwd=Path(place), env=apt.environment(None))
+            for deb in Path(place).glob("*.deb"):
+                programs.call(["dpkg-deb", "-x", str(deb), f"{place}/x"])
+            with contextlib.suppress(OSError):  # another survey was faster
+                os.rename(f"{place}/x", kept)
+    return str(next(kept.glob(wanted), ""))
