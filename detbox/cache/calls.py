@@ -47,14 +47,17 @@ def _probe(*names: str) -> Callable[[Probe], Probe]:
 
 
 def _look(k: Tracker, t: Task, dirfd: int, path: bytes, follow: bool, aspects: int) -> None:
-    if path[:1] != b"/" and dirfd & _M32 != CWD:
+    # Programs ask the same again and again: what is known already is left at that.
+    if path[:1] == b"/":
+        question = (path, b"", aspects << 1 | follow)
+    elif dirfd & _M32 == CWD:
+        question = (path, t.process.fs.cwd_path(), aspects << 1 | follow)
+    else:
         found = k.find(t, dirfd, path, follow)
         if found is not None:
             k.touch(t, found, aspects)
         return
-    # Programs ask the same again and again: what is known already is left at that.
     known = k.looked(t)
-    question = (path, b"" if path[:1] == b"/" else t.process.fs.cwd_path(), follow, aspects)
     if question not in known:
         found = k.find(t, dirfd, path, follow)
         if found is not None:
@@ -84,19 +87,15 @@ def statx(k: Tracker, t: Task, a: Args) -> None:
         _stat(k, t, a[0], t.cstr(a[1]), not a[2] & _NOFOLLOW)
 
 
-def _by_path(follow: bool, aspects: int) -> Probe:
-    def probe(k: Tracker, t: Task, a: Args) -> None:
-        _look(k, t, CWD, t.cstr(a[0]), follow, aspects)
-
-    return probe
-
-
-for _call, _follow, _aspects in (
-    ("access", True, KIND), ("readlink", False, KIND), ("statfs", True, KIND), ("chdir", True, KIND),
-    ("getxattr", True, KIND | XATTR), ("lgetxattr", False, KIND | XATTR),
-    ("listxattr", True, KIND | XATTR), ("llistxattr", False, KIND | XATTR),
-):  # fmt: skip
-    PROBES[NUMBERS[_call]] = _by_path(_follow, _aspects)
+#: Calls that only look at a path, their first argument: whether a link at its end is followed, and at what.
+LOOKS = {
+    NUMBERS[name]: (follow, aspects)
+    for name, follow, aspects in (
+        ("access", True, KIND), ("readlink", False, KIND), ("statfs", True, KIND), ("chdir", True, KIND),
+        ("getxattr", True, KIND | XATTR), ("lgetxattr", False, KIND | XATTR),
+        ("listxattr", True, KIND | XATTR), ("llistxattr", False, KIND | XATTR),
+    )
+}  # fmt: skip
 
 
 @_probe("chroot")

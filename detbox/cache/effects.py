@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import stat
 from typing import TYPE_CHECKING, Any
 
 from detbox.cache import facts
 from detbox.cache.execution import OWN
-from detbox.cache.facts import ABSENT, CONTENT, KIND, LIST, PYTIME
+from detbox.cache.facts import ABSENT, CONTENT, IDENTITY, KIND, LIST, PYTIME
 from detbox.cache.recall import Record
 from detbox.cache.summary import data_of, text
 from detbox.cache.world import join, parent_of
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 _TEMPORARY = b"/.detbox-"
 _DEVICES = [b"/dev", *(b"/dev/" + name for name in (b"null", b"zero", b"full", b"random", b"urandom"))]
+_IDENTITY = 6  # its place in a row
+_encoded = json.JSONEncoder(separators=(",", ":")).encode
 _LETTERS = {"f": "file", "d": "directory", "l": "symlink", "p": "fifo", "s": "socket"}
 
 
@@ -48,9 +51,7 @@ class Effects:
         try:
             changes = self._changes(mine)
             numbered = self._numbered(mine, {data_of(change["path"]) for change in changes})
-            rows = {
-                text(path): (mine.have[path] & 0xFF, self._row(mine, path, fact)) for path, fact in mine.facts.items()
-            }
+            rows = ",".join([self._row(mine, path, fact) for path, fact in mine.facts.items()])
             output, turns = observed.since(mine.output_from)
             blob = self._store.put_bytes(output) if output else ""
         except Unknown as unknown:
@@ -60,23 +61,44 @@ class Effects:
             mine.reasons.setdefault(f"the cache cannot keep it: {error.strerror}")
             return None
         return Record(
-            mine.key, rows, changes, {text(path): mine.have.get(path, 0) >> OWN for path in mine.changed}, numbered,
+            mine.key, {}, changes, {text(path): mine.have.get(path, 0) >> OWN for path in mine.changed}, numbered,
             blob, turns, mine.positions, process.status or 0, m.clock.now,
             self._inodes.next_number, last_process, process.cpu.ns, process.cpu.children_ns,
+            facts_text=f"{{{rows}}}",
         )  # fmt: skip
 
-    def _row(self, mine: Execution, path: bytes, fact: facts.Fact) -> list[Any]:
-        if fact.identity is not None and (fact.identity[0] or 0) >= mine.first_inode:
-            fact.identity = [None, *fact.identity[1:]]  # the execution has numbered it, by listing its directory, say
-        if fact.signature is not None:
-            known = (path, fact.signature)
-            if known not in self._hashed:
-                st = self._tracker.status(path)
-                if st is None or facts.signature_of(st) != fact.signature:
-                    raise Unknown(f"{text(path)} was changed from outside")
-                self._hashed[known] = facts.content_of(path)
-            fact.content = self._hashed[known]
-        return fact.full_row()
+    def _row(self, mine: Execution, path: bytes, fact: facts.Fact) -> str:
+        """A fact with its path as JSON; that of a shared one is made once."""
+        aspects = mine.have[path] & 0xFF
+        # What the execution has numbered itself, by listing its directory, say, it did not find numbered.
+        numbered = aspects & IDENTITY and fact.identity is not None and (fact.identity[0] or 0) >= mine.first_inode
+        if fact.shared and not numbered:
+            if fact.texts is None:
+                fact.texts = {}
+            known = fact.texts.get(aspects)
+            if known is not None:
+                return known
+        if aspects & CONTENT:
+            self._hash(path, fact)
+        row = fact.full_row(aspects)
+        if numbered and fact.identity is not None:
+            row[_IDENTITY] = [None, *fact.identity[1:]]
+        told = _encoded(text(path)) + ":" + _encoded([aspects, row])
+        if fact.texts is not None and not numbered:
+            fact.texts[aspects] = told
+        return told
+
+    def _hash(self, path: bytes, fact: facts.Fact) -> None:
+        """Content that has not been changed since it was looked at."""
+        if fact.signature is None:
+            return
+        known = (path, fact.signature)
+        if known not in self._hashed:
+            st = self._tracker.status(path)
+            if st is None or facts.signature_of(st) != fact.signature:
+                raise Unknown(f"{text(path)} was changed from outside")
+            self._hashed[known] = facts.content_of(path)
+        fact.content = self._hashed[known]
 
     def _changes(self, mine: Execution) -> list[dict[str, Any]]:
         names: dict[tuple[int, int], str] = {}
@@ -86,7 +108,8 @@ class Effects:
                 raise Unknown("changes a file of the system")
             fact = mine.facts.get(path)
             before = (fact.kind if fact is not None else None) or ""
-            change = self._change(mine, path, before, fact.identity if fact is not None else None)
+            looked = fact is not None and mine.have[path] & IDENTITY
+            change = self._change(mine, path, before, fact.identity if fact is not None and looked else None)
             if change is None:
                 continue
             inode = change.pop("inode")
@@ -182,7 +205,7 @@ class Effects:
             tracker.ledger.touch(parent, data_of(path), aspects)
         for path, aspects in record.marks.items():
             place = data_of(path)
-            tracker.ledger.touch(parent, place, KIND | facts.IDENTITY)
+            tracker.ledger.touch(parent, place, KIND | IDENTITY)
             tracker.ledger.settle(place)
             tracker.ledger.mark(parent, place, aspects)
         self._carry_out(record, blobs, staged)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from stat import S_IFMT
 from typing import TYPE_CHECKING
 
@@ -60,8 +59,9 @@ class Execution:
         self.facts: dict[bytes, Fact] = {}
         self.entries: dict[bytes, set[bytes]] = {}  # directory → names in it that were touched for a change
         self.changed: dict[bytes, None] = {}  # paths, in the order of their first change
-        self.looked: set[tuple[bytes, bytes, bool, int]] = set()
+        self.looked: set[tuple[bytes, bytes, int]] = set()
         self.looked_at = 0
+        self.passed: set[tuple[bytes, ...]] = set()  # ways whose steps are facts
         self.reasons: dict[str, None] = {}  # why it cannot be cached
         # Of an execution inside of a run:
         self.key = ""
@@ -94,6 +94,7 @@ class Ledger:
         """``inodes``: the run's, if what only the guest can see is wanted as well."""
         self.root = Execution(None, "run")
         self._inodes = inodes
+        self._latest: dict[bytes, Fact] = {}  # of paths that the run has not changed
         self._pending: dict[bytes, list[Fact]] = {}  # content that is still to be hashed
         self._owner = owner
 
@@ -105,6 +106,14 @@ class Ledger:
             self._fill(execution, path, missing)
 
     def _fill(self, execution: Execution, path: bytes, missing: int) -> None:
+        root = self.root
+        if path not in root.changed and not missing & LIST:
+            lacking = missing & ~root.have.get(path, 0)
+            if lacking:
+                self._learn(root, path, lacking, self._look(path, lacking))
+            if execution is not root:
+                self._share(execution, path, missing)
+            return
         seen: Fact | None = None
         for one in execution.line():
             have = one.have.get(path, 0)
@@ -112,27 +121,61 @@ class Ledger:
             if not lacking:
                 break  # those further out know at least as much
             if seen is None:
-                seen = self._again(one, path, missing) or self._look(path, missing)
-            one.have[path] = have | lacking
-            fact = one.facts.get(path)
-            if fact is None:
-                fact = one.facts[path] = Fact()
-            self._take(one, path, fact, seen, lacking)
+                seen = self._look(path, missing)
+            self._learn(one, path, lacking, seen)
             missing = lacking
 
-    def _again(self, one: Execution, path: bytes, wanted: int) -> Fact | None:
-        """What the run has seen before of a path that it has not changed since."""
-        root = self.root
-        if one is root or path in root.changed or wanted & ~root.have.get(path, 0):
-            return None
-        fact = root.facts[path]
-        if self._inodes is not None and fact.place is not None:
-            entry = self._inodes.table.get(fact.place)
-            if entry is not None:
-                fact = replace(fact)
-                fact.identity = [entry.ino, entry.uid, entry.gid, entry.btime]
-                fact.times = [entry.atime, entry.mtime, entry.ctime]
-        return fact
+    def _learn(self, one: Execution, path: bytes, aspects: int, seen: Fact) -> None:
+        """Take some aspects of what has been ``seen`` down in a fact of its own."""
+        have = one.have.get(path, 0)
+        fact = one.facts.get(path)
+        if fact is None:
+            fact = one.facts[path] = Fact()
+        elif fact.shared and one is not self.root:
+            fact = one.facts[path] = self._copied(path, fact, have & _ASPECTS)
+        if one is self.root:
+            self._latest.pop(path, None)
+        one.have[path] = have | aspects
+        self._take(one, path, fact, seen, aspects)
+
+    def _share(self, execution: Execution, path: bytes, missing: int) -> None:
+        """What the run has not changed is one fact for all who look at it; ``have`` tells what is each one's part."""
+        known = self._present(path)
+        one: Execution | None = execution
+        while one is not None:
+            have = one.have.get(path, 0)
+            missing &= ~have
+            if not missing:
+                return  # those further out know at least as much
+            if one.facts.setdefault(path, known) is known:
+                one.have[path] = have | missing
+            else:
+                self._learn(one, path, missing, known)
+            one = one.parent
+
+    def _present(self, path: bytes) -> Fact:
+        """The fact of a path that the run has not changed, with what the guest sees of its inode by now."""
+        known = self._latest.get(path)
+        if known is None:
+            known = self._latest[path] = self.root.facts[path]
+            known.shared = True
+        if self._inodes is not None and known.place is not None:
+            entry = self._inodes.table.get(known.place)
+            if entry is None or entry.fmt != known.fmt:
+                return known
+            if entry is not known.entry or entry.times is not known.entry_times:
+                known = self._latest[path] = self._copied(path, known, _ASPECTS)
+                known.shared = True
+                known.entry, known.entry_times = entry, entry.times
+                known.identity = [entry.ino, entry.uid, entry.gid, entry.btime]
+                known.times = [entry.atime, entry.mtime, entry.ctime]
+        return known
+
+    def _copied(self, path: bytes, fact: Fact, aspects: int) -> Fact:
+        """Some aspects of a fact; a list of entries is never shared."""
+        copy = Fact()
+        self._take(None, path, copy, fact, aspects & ~LIST)
+        return copy
 
     def _look(self, path: bytes, wanted: int) -> Fact:
         kind, st = facts.kind_of(path)
@@ -140,6 +183,7 @@ class Ledger:
         if st is None:
             return fact
         fact.place = (st.st_dev, st.st_ino)
+        fact.fmt = S_IFMT(st.st_mode)
         if self._owner is not None:
             fact.kind = kind + self._owner(path, st)
         if kind[0] == "f":
@@ -156,9 +200,9 @@ class Ledger:
             fact.identity, fact.times = seen_by_guest(self._inodes, st)
         return fact
 
-    def _take(self, one: Execution, path: bytes, fact: Fact, seen: Fact, aspects: int) -> None:
+    def _take(self, one: Execution | None, path: bytes, fact: Fact, seen: Fact, aspects: int) -> None:
         if aspects & KIND:
-            fact.kind, fact.inode, fact.place = seen.kind, seen.inode, seen.place
+            fact.kind, fact.inode, fact.place, fact.fmt = seen.kind, seen.inode, seen.place, seen.fmt
         if aspects & SIZE:
             fact.size = seen.size
         if aspects & CONTENT:
@@ -166,7 +210,7 @@ class Ledger:
         if aspects & CONTENT and seen.signature is not None:
             fact.signature = seen.signature
             self._pending.setdefault(path, []).append(fact)
-        if aspects & LIST:
+        if aspects & LIST and one is not None:
             self._first_listing(one, path, fact)
         if aspects & XATTR:
             fact.xattrs = seen.xattrs
@@ -212,10 +256,6 @@ class Ledger:
         top = directory + b"/"
         for path in [path for path in self._pending if path.startswith(top)]:
             self.settle(path)
-
-    def pending(self) -> dict[bytes, list[Fact]]:
-        """Facts about content that is still as it was when they were observed."""
-        return self._pending
 
     def mark(self, execution: Execution, path: bytes, aspects: int) -> None:
         """The execution has changed these aspects of ``path``."""

@@ -12,11 +12,14 @@ import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from errno import errorcode
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 
 from detbox.machine.pycache import recorded_mtime
+
+if TYPE_CHECKING:
+    from detbox.machine.inodes import VInode
 
 #: Aspects of a path, as bits: existence, type, mode, number of names and text of a link; size; content;
 #: names and types of a directory's entries; the user's attributes; the time that a compiled Python file records.
@@ -48,6 +51,12 @@ class Fact:
     place: tuple[int, int] | None = None  # real (device, inode)
     inode: tuple[int, int] | None = None  # of a file with several names: real (device, inode)
     signature: Signature | None = None  # of a file whose content is still to be hashed
+    fmt: int = 0  # S_IFREG, …
+    # A fact that several executions share, each of which has looked at some aspects of it:
+    shared: bool = False
+    entry: VInode | None = None  # what the guest saw of the inode
+    entry_times: bytes = b""
+    texts: dict[int, str] | None = None  # rows in JSON, by aspects
 
     def row(self) -> list[Any]:
         """For a manifest, without trailing Nones."""
@@ -56,10 +65,15 @@ class Fact:
             values.pop()
         return values
 
-    def full_row(self) -> list[Any]:
-        """For the manifest of an execution inside of a run: with what only the guest can see."""
-        values = [self.kind, self.size, self.content, self.listing, self.xattrs, self.pytime, self.identity, self.times]
-        values.append(self.numbered)
+    def full_row(self, aspects: int) -> list[Any]:
+        """For the manifest of an execution inside of a run: some aspects, with what only the guest can see."""
+        listing, numbered = (self.listing, self.numbered) if aspects & LIST else (None, None)
+        values = [
+            self.kind if aspects & KIND else None, self.size if aspects & SIZE else None,
+            self.content if aspects & CONTENT else None, listing, self.xattrs if aspects & XATTR else None,
+            self.pytime if aspects & PYTIME else None, self.identity if aspects & IDENTITY else None,
+            self.times if aspects & TIMES else None, numbered,
+        ]  # fmt: skip
         while values and values[-1] is None:
             values.pop()
         return values

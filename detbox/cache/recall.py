@@ -49,10 +49,13 @@ class Record:
     cpu_ns: int
     children_ns: int
     format: int = FORMAT
+    facts_text: str = ""  # the facts of a new result, as JSON
 
     def to_bytes(self) -> bytes:
         """For the store."""
-        return zlib.compress(json.dumps(vars(self), separators=(",", ":")).encode(), 1)
+        rest = {name: value for name, value in vars(self).items() if name not in ("facts", "facts_text")}
+        text = json.dumps(rest, separators=(",", ":"))
+        return zlib.compress(f'{text[:-1]},"facts":{self.facts_text}}}'.encode(), 1)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Record | None:

@@ -9,7 +9,7 @@ from stat import S_IFMT, S_ISDIR, S_ISLNK, S_ISREG
 from typing import TYPE_CHECKING, Any
 
 from detbox.cache import calls, facts
-from detbox.cache.execution import Execution, Ledger
+from detbox.cache.execution import OWN, Execution, Ledger
 from detbox.cache.facts import CONTENT, IDENTITY, KIND, LIST, PYTIME, SIZE, TIMES, XATTR
 from detbox.cache.world import World, made, parent_of, steady
 from detbox.decision import Decision
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from detbox.supervisor.task import Args, Process, Task
 
 _EVERYTHING = KIND | SIZE | CONTENT | LIST | XATTR | PYTIME | IDENTITY | TIMES
+_MADE = frozenset((b"proc", b"sys/", b"sys", b"dev/", b"dev", b".det"))
 _M32 = 0xFFFFFFFF
 _HEAD = 256  # BINPRM_BUF_SIZE: what the kernel looks at of a program
 _PT_INTERP = 3
@@ -44,6 +45,7 @@ class Tracker:
         self.root = self.ledger.root
         self.origin: dict[bytes, bytes] = {}  # where something that was moved stood at first
         self._moved: dict[bytes, bytes] = {}  # what a call in progress adds to that
+        self._interpreters: dict[bytes, bytes | None] = {}  # of programs that the run has not changed
         self._killed = False
 
     def wrap(self, handlers: dict[int, Handler]) -> dict[int, Handler]:
@@ -51,6 +53,9 @@ class Tracker:
         return {nr: self._wrapped(nr, handler) for nr, handler in handlers.items()}
 
     def _wrapped(self, nr: int, handler: Handler) -> Handler:
+        look = calls.LOOKS.get(nr)
+        if look is not None:
+            return self._looking(handler, *look)
         probe = calls.PROBES.get(nr)
         if probe is None:
             return handler
@@ -70,14 +75,34 @@ class Tracker:
 
         return tracking
 
+    def _looking(self, handler: Handler, follow: bool, aspects: int) -> Handler:
+        """For calls that look at the path that is their first argument, and change nothing: the commonest ones."""
+        world, kind = self.world, aspects << 1 | follow
+
+        def looking(m: Machine, t: Task, a: Args) -> Decision:
+            path = t.cstr(a[0])
+            execution = self.of(t)
+            if execution.looked_at != world.changes:
+                execution.looked_at = world.changes
+                execution.looked.clear()
+            question = (path, b"" if path[:1] == b"/" else t.process.fs.cwd_path(), kind)
+            if question not in execution.looked:
+                found = self.find(t, AT_FDCWD, path, follow)
+                if found is not None:
+                    self.touch(t, found, aspects)
+                    execution.looked.add(question)
+            return handler(m, t, a)
+
+        return looking
+
     # -- what the probes ask --------------------------------------------------------------
 
     def of(self, t: Task) -> Execution:
         """The execution that a thread belongs to."""
         return self.root
 
-    def looked(self, t: Task) -> set[tuple[bytes, bytes, bool, int]]:
-        """What the execution has asked about paths since a name last changed: (path, directory, follow, aspects)."""
+    def looked(self, t: Task) -> set[tuple[bytes, bytes, int]]:
+        """What the execution has asked about paths since a name last changed: (path, directory, kind of question)."""
         execution = self.of(t)
         if execution.looked_at != self.world.changes:
             execution.looked_at = self.world.changes
@@ -86,11 +111,13 @@ class Tracker:
 
     def touch(self, t: Task, path: bytes, aspects: int) -> None:
         """The thread looks at a canonical path."""
-        if path[1:5] in (b"proc", b"sys/", b"sys", b"dev/", b"dev", b".det") and made(path):
-            return
         if self.nested:
             aspects |= (IDENTITY if aspects & KIND else 0) | (TIMES if aspects & SIZE else 0)
-        self.ledger.touch(self.of(t), path, aspects)
+        execution = self.of(t)
+        have = execution.have.get(path, 0)
+        if not aspects & ~(have | have >> OWN) or (path[1:5] in _MADE and made(path)):
+            return
+        self.ledger.touch(execution, path, aspects)
 
     def unable(self, t: Task, reason: str, *, whole: bool = True) -> None:
         """What the thread does cannot be cached."""
@@ -112,9 +139,11 @@ class Tracker:
         found, passed = self.world.find(t, base, path, follow)
         if passed:
             execution = self.of(t)
-            for step in passed:
-                if not made(step):
-                    self.ledger.touch(execution, step, KIND)
+            if passed not in execution.passed:
+                execution.passed.add(passed)
+                for step in passed:
+                    if not made(step):
+                        self.ledger.touch(execution, step, KIND)
         if self.nested and made(found) and not steady(found, t.process.pid):
             self.unable(t, f"looks at {os.fsdecode(found)}", whole=False)
         return found
@@ -184,7 +213,7 @@ class Tracker:
         if made(path):
             return None
         self.ledger.settle(path)
-        if self.now(path) != "f":
+        if self.now(path) not in "f-":
             self.names_change()
         return [(path, _EVERYTHING), self._parent(t, path)]
 
@@ -220,7 +249,12 @@ class Tracker:
             if found is None:
                 return
             self.touch(t, found, KIND | SIZE | CONTENT | XATTR)
-            interpreter = _interpreter(found)
+            if found in self.root.changed:
+                interpreter = _interpreter(found)
+            elif found in self._interpreters:
+                interpreter = self._interpreters[found]
+            else:
+                interpreter = self._interpreters[found] = _interpreter(found)
             if not interpreter:
                 return
             path, dirfd = interpreter, AT_FDCWD

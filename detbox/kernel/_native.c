@@ -82,6 +82,16 @@ static PyObject *read_mem(PyObject *self, PyObject *const *a, Py_ssize_t n)
 	return out;
 }
 
+/* The last string that read_cstr() has found: whoever follows a run's paths reads
+ * each of them just before the handler does.  It holds until a guest may have
+ * run or its memory was written. */
+static struct { pid_t tid; unsigned long addr; PyObject *text; } last_cstr;
+
+static void forget_cstr(void)
+{
+	Py_CLEAR(last_cstr.text);
+}
+
 static PyObject *write_mem(PyObject *self, PyObject *const *a, Py_ssize_t n)
 {
 	if (n != 3) { PyErr_SetString(PyExc_TypeError, "write_mem(tid, addr, data)"); return NULL; }
@@ -92,6 +102,7 @@ static PyObject *write_mem(PyObject *self, PyObject *const *a, Py_ssize_t n)
 	struct iovec l = {b.buf, (size_t)b.len}, r = {(void *)addr, (size_t)b.len};
 	ssize_t put = b.len ? process_vm_writev(tid, &l, 1, &r, 1, 0) : 0;
 	Py_ssize_t len = b.len;
+	forget_cstr();
 	PyBuffer_Release(&b);
 	if (put != len) return fail_with(put < 0 && errno != EFAULT ? errno : EFAULT);
 	Py_RETURN_NONE;
@@ -105,6 +116,7 @@ static PyObject *read_cstr(PyObject *self, PyObject *const *a, Py_ssize_t n)
 	pid_t tid = (pid_t)PyLong_AsLong(a[0]);
 	unsigned long addr = PyLong_AsUnsignedLongMask(a[1]);
 	if (PyErr_Occurred()) return NULL;
+	if (last_cstr.text && last_cstr.tid == tid && last_cstr.addr == addr) return Py_NewRef(last_cstr.text);
 	char buf[PATH_LIMIT];
 	size_t have = 0;
 	while (have < PATH_LIMIT) {
@@ -117,7 +129,14 @@ static PyObject *read_cstr(PyObject *self, PyObject *const *a, Py_ssize_t n)
 		ssize_t got = process_vm_readv(tid, &l, 1, &r, 1, 0);
 		if (got <= 0) return fail_with(got < 0 && errno != EFAULT ? errno : EFAULT);
 		char *end = memchr(buf + have, 0, (size_t)got);
-		if (end) return PyBytes_FromStringAndSize(buf, end - buf);
+		if (end) {
+			forget_cstr();
+			PyObject *text = PyBytes_FromStringAndSize(buf, end - buf);
+			last_cstr.tid = tid;
+			last_cstr.addr = addr;
+			last_cstr.text = Py_XNewRef(text);
+			return text;
+		}
 		have += (size_t)got;
 	}
 	return fail_with(ENAMETOOLONG);
@@ -191,6 +210,7 @@ static struct timespec begin_wait(long ms, sigset_t *open_mask)
 static PyObject *wait_event(PyObject *self, PyObject *const *a, Py_ssize_t n)
 {
 	if (n != 3) { PyErr_SetString(PyExc_TypeError, "wait_event(listener, control, timeout_ms)"); return NULL; }
+	forget_cstr();
 	int listener = (int)PyLong_AsLong(a[0]), control = (int)PyLong_AsLong(a[1]);
 	long ms = PyLong_AsLong(a[2]);
 	if (PyErr_Occurred()) return NULL;
@@ -224,6 +244,7 @@ static PyObject *wait_event(PyObject *self, PyObject *const *a, Py_ssize_t n)
 static PyObject *await_call(PyObject *self, PyObject *const *a, Py_ssize_t n)
 {
 	if (n != 3) { PyErr_SetString(PyExc_TypeError, "await_call(listener, tid, timeout_ms)"); return NULL; }
+	forget_cstr();
 	int listener = (int)PyLong_AsLong(a[0]), tid = (int)PyLong_AsLong(a[1]), status;
 	long ms = PyLong_AsLong(a[2]);
 	if (PyErr_Occurred()) return NULL;
@@ -247,6 +268,7 @@ static PyObject *await_call(PyObject *self, PyObject *const *a, Py_ssize_t n)
 static PyObject *reply(PyObject *self, PyObject *const *a, Py_ssize_t n)
 {
 	if (n != 5) { PyErr_SetString(PyExc_TypeError, "reply(listener, id, value, error, flags)"); return NULL; }
+	forget_cstr();
 	struct seccomp_notif_resp r;
 	int listener = (int)PyLong_AsLong(a[0]);
 	r.id = PyLong_AsUnsignedLongLong(a[1]);
@@ -261,6 +283,7 @@ static PyObject *reply(PyObject *self, PyObject *const *a, Py_ssize_t n)
 static PyObject *add_fd(PyObject *self, PyObject *const *a, Py_ssize_t n)
 {
 	if (n != 6) { PyErr_SetString(PyExc_TypeError, "add_fd(listener, id, fd, at, cloexec, send)"); return NULL; }
+	forget_cstr();
 	struct seccomp_notif_addfd q;
 	memset(&q, 0, sizeof q);
 	int listener = (int)PyLong_AsLong(a[0]);
@@ -387,6 +410,7 @@ static PyObject *seize(PyObject *self, PyObject *args)
 static PyObject *ptrace_request(PyObject *self, PyObject *const *a, Py_ssize_t n)
 {
 	if (n != 4) { PyErr_SetString(PyExc_TypeError, "ptrace_request(request, tid, addr, data)"); return NULL; }
+	forget_cstr();
 	long req = PyLong_AsLong(a[0]), tid = PyLong_AsLong(a[1]);
 	unsigned long addr = PyLong_AsUnsignedLongMask(a[2]), data = PyLong_AsUnsignedLongMask(a[3]);
 	if (PyErr_Occurred()) return NULL;
@@ -474,6 +498,7 @@ static PyObject *single_step(PyObject *self, PyObject *args)
 {
 	int tid, status;
 	struct user_regs_struct r;
+	forget_cstr();
 	if (!PyArg_ParseTuple(args, "i", &tid)) return NULL;
 	if (ptrace(PTRACE_SINGLESTEP, tid, NULL, NULL)) return fail();
 	while (waitpid(tid, &status, __WALL) < 0)
@@ -575,6 +600,7 @@ static PyObject *step_many(PyObject *self, PyObject *args)
 	long count, done = 0;
 	Py_buffer known;
 	struct meeting place;
+	forget_cstr();
 	if (!PyArg_ParseTuple(args, "ily*", &tid, &count, &known)) return NULL;
 	meet(tid, &place);
 	while (done < count && (why = one_step(tid, known.buf, (size_t)known.len, &status)) == STEPPED_ALL) done++;
@@ -623,6 +649,7 @@ static PyObject *survey(PyObject *self, PyObject *args)
 	int tid, status = 0, why = STEPPED_ALL;
 	long count, done = 0;
 	struct meeting place;
+	forget_cstr();
 	if (!PyArg_ParseTuple(args, "il", &tid, &count)) return NULL;
 	if (count > MOST_MOMENTS) count = MOST_MOMENTS;
 	meet(tid, &place);
