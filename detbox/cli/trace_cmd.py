@@ -75,15 +75,8 @@ def run(parser_class: type[argparse.ArgumentParser], arguments: argparse.Namespa
     )
     from detbox.container.launch import run as launch
 
-    _stay_on_one_processor()
     outcome = launch(spec)
     run_cmd.report(spec, outcome)
     if outcome.trouble:
         raise HostError(outcome.trouble, "the run itself has ended, and its results are kept")
     return run_cmd.status_of(spec, outcome)
-
-
-def _stay_on_one_processor() -> None:
-    """The end of a call that the kernel executes is a ptrace stop: across processors it costs three times as much."""
-    allowed = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {allowed[os.getpid() % len(allowed)]})

@@ -16,7 +16,7 @@ from typing import Any
 
 from detbox.cache.observed import Observed
 from detbox.cache.store import Store
-from detbox.container import modules, operations, plan
+from detbox.container import modules, operations, placement, plan
 from detbox.cpu import model
 from detbox.cpu.siteindex import SiteIndex
 from detbox.errors import CommandNotFound, CommandNotInvocable, HostError, InternalError
@@ -78,6 +78,7 @@ def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
     if observed is not None:
         observed.connect(sup)
     path = find_command(spec)
+    placement.stay_here()
     cell = mmap.mmap(-1, 4096)
     launcher = _start_first_process(spec, console, path, cell)
     machine.listener = _take_listener(launcher, cell)

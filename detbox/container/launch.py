@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from detbox import errors
-from detbox.container import guest, storeimage, usage
+from detbox.container import guest, placement, storeimage, usage
 from detbox.container.outcome import Outcome
 from detbox.cpu import service
 from detbox.cpu.sitecache import SiteCache
@@ -68,7 +68,7 @@ def _run(spec: RunSpec) -> Outcome:
         if os.read(ready_read, 1):
             _map_ids(keeper)
             os.write(mapped_write, b"m")
-        text = _await_result(spec, result_read, usage.Watch(keeper, spec.memory_bytes))
+        text = _await_result(spec, result_read, keeper)
     finally:
         for fd in (result_read, mapped_write, ready_read, life_write):
             with contextlib.suppress(OSError):
@@ -77,7 +77,7 @@ def _run(spec: RunSpec) -> Outcome:
     return _outcome(text)
 
 
-def _await_result(spec: RunSpec, result: int, watch: usage.Watch) -> bytes:
+def _await_result(spec: RunSpec, result: int, keeper: int) -> bytes:
     """Collect the supervisor's report; a signal, the time limit or the memory limit ends the run."""
     parts: list[bytes] = []
     wakeup_read, wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -86,9 +86,10 @@ def _await_result(spec: RunSpec, result: int, watch: usage.Watch) -> bytes:
     try:
         import time
 
+        watches = (usage.Watch(keeper, spec.memory_bytes), placement.Placement(keeper))
         end = None if spec.timeout_s is None else time.monotonic() + spec.timeout_s
         while True:
-            limits = [watch.left(), None if end is None else max(0.0, end - time.monotonic())]
+            limits = [*[watch.left() for watch in watches], None if end is None else max(0.0, end - time.monotonic())]
             left = min((limit for limit in limits if limit is not None), default=None)
             ready, _, _ = select.select([result, wakeup_read], [], [], left)
             if wakeup_read in ready:
@@ -102,7 +103,8 @@ def _await_result(spec: RunSpec, result: int, watch: usage.Watch) -> bytes:
                 parts.append(data)
             elif end is not None and time.monotonic() >= end:
                 raise TimedOut(f"the run took longer than {spec.timeout_s:g} seconds", "raise --timeout")
-            watch.look()
+            for watch in watches:
+                watch.look()
     finally:
         signal.set_wakeup_fd(old_wakeup)
         for number, handler in old.items():

@@ -47,7 +47,6 @@ class Watch:
         self._keeper = keeper
         self._limit = limit
         self._bound = 0 if limit is None else limit + limit // 8 + _MARGIN
-        self._supervisor = 0
         self._places: dict[str, int] = {}  # a directory in each file system in memory → its device
         self._due = time.monotonic() + _SHORTEST_S
 
@@ -75,18 +74,22 @@ class Watch:
         self._due = end + max(pause, (end - begin) * _SHARE)
 
     def _guests(self) -> list[int]:
-        """All processes of the guest; none before it has started."""
-        if not self._supervisor:
-            self._supervisor = next(iter(_children(self._keeper)), 0)
-        found = _children(self._supervisor) if self._supervisor else []
-        if found and not self._places:
-            self._places = memory_file_systems(Path(f"/proc/{self._supervisor}"))
-        for pid in found:  # it grows
-            found += _children(pid)
-        return found
+        found = processes(self._keeper)
+        if len(found) > 1 and not self._places:
+            self._places = memory_file_systems(Path(f"/proc/{found[0]}"))
+        return found[1:]
 
 
-def _children(pid: int) -> list[int]:
+def processes(keeper: int) -> list[int]:
+    """The supervisor, and all processes of the guest once it has started; ``keeper`` is the supervisor's parent."""
+    found = children(keeper)
+    for pid in found:  # it grows
+        found += children(pid)
+    return found
+
+
+def children(pid: int) -> list[int]:
+    """A process's children: none if it has ended."""
     found: list[int] = []
     with contextlib.suppress(OSError):
         for task in os.listdir(f"/proc/{pid}/task"):

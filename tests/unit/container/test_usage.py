@@ -44,5 +44,5 @@ def test_who_uses_how_much() -> None:
             assert 32 < int(heads[0].split()[-3]) < 60, "shared pages are counted once"
             assert len(heads) == 4 and all("MiB  " in line for line in heads[1:])
         finally:
-            for pid in [keeper.pid, *usage._children(keeper.pid), *watch._guests()]:
+            for pid in [keeper.pid, *usage.processes(keeper.pid)]:
                 os.kill(pid, 9)
