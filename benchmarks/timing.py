@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
+from detbox.values import own_directory
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 #: A command that takes longer than this (seconds) fails: no row may eat the whole table's time.
 LIMIT_S = 240
@@ -52,8 +54,7 @@ def detbox_command(command: Sequence[str], options: Sequence[str] = ()) -> list[
 
 def cache_dir() -> Path:
     """Where the benchmarks keep what they need again."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "detbox-benchmarks"
+    return Path(own_directory("cache", os.environb), "benchmarks")
 
 
 def _environment() -> dict[str, str]:

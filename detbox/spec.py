@@ -187,7 +187,7 @@ def make_spec(
         cpus=values.number(get("cpus"), "--cpus", 1, MAX_CPUS, default=DEFAULT_CPUS),
         cpu_model=values.choice(get("cpu_model"), "--cpu-model", CPU_MODELS),
         cpuid_backend=values.choice(get("cpuid_backend"), "--cpuid-backend", CPUID_BACKENDS),
-        site_cache=_site_cache(host_env),
+        site_cache=values.site_directory(host_env),
         user=user,
         network=values.choice(get("network"), "--network", NETWORKS),
         stdin=stdin,
@@ -245,13 +245,6 @@ def _epoch(given: Any, declared: Mapping[bytes, bytes]) -> int:
             )
         return values.moment_ns(source.decode(), "SOURCE_DATE_EPOCH")
     return DEFAULT_EPOCH_NS
-
-
-def _site_cache(host_env: Mapping[bytes, bytes]) -> str | None:
-    # A home that does not exist is a way to say that there is none.
-    if b"XDG_CACHE_HOME" not in host_env and not os.path.isdir(host_env.get(b"HOME", b"")):
-        return None
-    return values.site_directory(host_env)
 
 
 def _cache(
@@ -367,7 +360,7 @@ def _image(given: str | bytes | None, cwd: str, host_env: Mapping[bytes, bytes])
     if "/" not in name:
         from detbox.images.store import Store, default_path
 
-        store = Store(default_path({os.fsdecode(key): os.fsdecode(value) for key, value in host_env.items()}))
+        store = Store(default_path(host_env))
         image = store.find(name)
         if image is not None:
             return str(image.root)

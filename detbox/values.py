@@ -114,23 +114,46 @@ def remote_cache(given: Any, host_env: Mapping[bytes, bytes], cwd: str) -> str |
     return text
 
 
+#: By kind of a user's files: the variable with their directory, and where it is below the home without one.
+_OWN = {"cache": (b"XDG_CACHE_HOME", ".cache"), "data": (b"XDG_DATA_HOME", ".local/share")}
+
+
+def own_directory(kind: str, host_env: Mapping[bytes, bytes]) -> str:
+    """The absolute path of detbox's own directory among a user's files of ``kind``: "cache" or "data"."""
+    variable, default = _OWN[kind]
+    base = os.fsdecode(host_env.get(variable, b""))
+    # The base directory specification says that a relative path is to be ignored.
+    return os.path.join(base if base.startswith("/") else os.path.join(home(host_env), default), "detbox")
+
+
+def home(host_env: Mapping[bytes, bytes]) -> str:
+    """The user's home: what HOME says, else the user database; / if neither does."""
+    import pwd
+
+    declared = host_env.get(b"HOME")
+    if declared:
+        return os.fsdecode(declared)
+    try:
+        return pwd.getpwuid(os.getuid()).pw_dir or "/"
+    except KeyError:
+        return "/"
+
+
 def cache_directory(given: Any, host_env: Mapping[bytes, bytes], cwd: str) -> str:
     """The absolute path of the cache's directory."""
     if given is None:
         declared = os.fsdecode(host_env.get(b"DETBOX_CACHE", b""))
-        base = os.fsdecode(host_env.get(b"XDG_CACHE_HOME", b""))
-        home = os.fsdecode(host_env.get(b"HOME", b"/"))
-        base = base if base.startswith("/") else os.path.join(home, ".cache")
-        given = declared if "/" in declared else os.path.join(base, "detbox", "results")
+        given = declared if "/" in declared else os.path.join(own_directory("cache", host_env), "results")
     return os.path.abspath(os.path.join(cwd, os.fsdecode(given)))
 
 
-def site_directory(host_env: Mapping[bytes, bytes]) -> str:
-    """Where sites of files are remembered: below $XDG_CACHE_HOME, by default ~/.cache."""
-    base = os.fsdecode(host_env.get(b"XDG_CACHE_HOME", b""))
-    # The base directory specification says that a relative path is to be ignored.
-    root = base if base.startswith("/") else os.path.join(os.fsdecode(host_env.get(b"HOME") or b"/"), ".cache")
-    return os.path.join(root, "detbox", "sites")
+def site_directory(host_env: Mapping[bytes, bytes]) -> str | None:
+    """Where sites of files are remembered; None if there is no place."""
+    declared = host_env.get(b"XDG_CACHE_HOME", b"").startswith(b"/")
+    # A home that does not exist is a way to say that there is none.
+    if not declared and not os.path.isdir(host_env.get(b"HOME", b"")):
+        return None
+    return os.path.join(own_directory("cache", host_env), "sites")
 
 
 def choice(given: Any, option: str, known: Sequence[str]) -> str:

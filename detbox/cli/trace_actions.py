@@ -71,10 +71,11 @@ def query(cls: Parser, words: list[str]) -> int:
     """`detbox trace query`."""
     from pathlib import Path
 
-    from detbox.recorder import database
+    from detbox.recorder import database, tables
     from detbox.recorder.read import Trace
+    from detbox.values import own_directory
 
-    parser = _parser(cls, "query", "Answers an SQL query about a trace.  The tables:\n\n" + database.schema())
+    parser = _parser(cls, "query", "Answers an SQL query about a trace.  The tables:\n\n" + tables.schema())
     parser.add_argument("file", type=Path, metavar="FILE", nargs="?")
     parser.add_argument("sql", metavar="'SELECT …'", nargs="?")
     parser.add_argument("--examples", action="store_true", help="print queries to start from, and do nothing else")
@@ -84,12 +85,12 @@ def query(cls: Parser, words: list[str]) -> int:
     how.add_argument("--csv", action="store_true", help="print CSV with a line of headings")
     chosen = parser.parse_intermixed_args(words)
     if chosen.examples or chosen.tables:
-        write(_examples() if chosen.examples else database.schema())
+        write(_examples() if chosen.examples else tables.schema())
         return 0
     if chosen.file is None or not chosen.sql:
         raise UserError("which query?", "detbox trace query FILE 'SELECT …'; --examples shows some")
     trace = Trace(chosen.file)
-    base = database.load(trace)
+    base = database.opened(trace, Path(own_directory("cache", os.environb), "traces"))
     say_if_cut(trace)
     names, rows = database.query(base, chosen.sql)
     form = _json if chosen.json else _csv if chosen.csv else _table
@@ -98,7 +99,7 @@ def query(cls: Parser, words: list[str]) -> int:
 
 
 def _examples() -> str:
-    from detbox.recorder.database import EXAMPLES
+    from detbox.recorder.tables import EXAMPLES
 
     return "\n".join(f"# {meaning}\ndetbox trace query FILE \"{text}\"\n" for meaning, text in EXAMPLES)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from detbox.deb import programs
 from detbox.errors import HostError, SourceNotAvailable, UserError
+from detbox.values import own_directory
 
 #: Lists older than this are fetched again, in seconds.
 _FRESH_S = 12 * 3600.0
@@ -41,10 +42,9 @@ Debug::NoLocking "true";
 _INST = re.compile(r"^Inst (\S+) (?:\[\S+\] )?\((\S+) .*\[(\w+)\]\)", re.MULTILINE)
 
 
-def default_path(env: Mapping[str, str]) -> Path:
+def default_path(env: Mapping[bytes, bytes]) -> Path:
     """Where lists and downloaded packages are kept: in the user's cache directory."""
-    cache = env.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(cache) / "detbox" / "apt"
+    return Path(own_directory("cache", env), "apt")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Apt:
 
     def __init__(self, suite: str, top: Path | None = None) -> None:
         self.suite = suite
-        self.top = (top or default_path(os.environ)) / suite
+        self.top = (top or default_path(os.environb)) / suite
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 from detbox.errors import HostError, UserError
 from detbox.images import dpkg, inside, manifest, tidy, tree
 from detbox.images.manifest import Entry
+from detbox.values import own_directory
 
 if TYPE_CHECKING:
     from detbox.images.recipe import Recipe
@@ -40,12 +41,10 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 _DIGEST = re.compile(r"(sha256:)?[0-9a-f]{12,64}")
 
 
-def default_path(env: Mapping[str, str]) -> Path:
+def default_path(env: Mapping[bytes, bytes]) -> Path:
     """Where the store is unless told otherwise: DETBOX_STORE, or in the user's data directory."""
-    if env.get("DETBOX_STORE"):
-        return Path(env["DETBOX_STORE"])
-    data = env.get("XDG_DATA_HOME") or os.path.join(os.path.expanduser("~"), ".local/share")
-    return Path(data) / "detbox" / "store"
+    given = env.get(b"DETBOX_STORE")
+    return Path(os.fsdecode(given)) if given else Path(own_directory("data", env), "store")
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class Store:
     """A store in a directory, made when something is first added.  Raises HostError for another format."""
 
     def __init__(self, path: Path | None = None) -> None:
-        self.path = (path or default_path(os.environ)).absolute()
+        self.path = (path or default_path(os.environb)).absolute()
         marker = self.path / "FORMAT"
         if marker.exists() and marker.read_text() != FORMAT:
             found = marker.read_text()[:60].strip()

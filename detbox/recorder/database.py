@@ -1,130 +1,38 @@
-"""A trace as an SQLite database, for queries."""
+"""A trace as an SQLite database, for queries: made once, and kept for the next one."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import sqlite3
+import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import detbox
 from detbox.errors import UserError
 from detbox.kernel.numbers import NAMES
 from detbox.recorder import decode
 from detbox.recorder.calls import GIVEN, MESSAGES_GIVEN, NUMBERS_LEFT, VECTORS_GIVEN
 from detbox.recorder.files import Files
 from detbox.recorder.format import Event, Kind, Verdict
-from detbox.recorder.read import Threads, Trace, joined
+from detbox.recorder.read import Thread, Threads, Trace, joined
+from detbox.recorder.tables import TABLES
 
-#: By table: what it has, and the type and meaning of each column.
-TABLES: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
-    "processes": (
-        "one row for each process",
-        {
-            "process": ("TEXT", "lineage: 1, 1.1, 1.2, 1.2.1 …"),
-            "parent": ("TEXT", "lineage of the process that created it"),
-            "pid": ("INTEGER", "its number in the guest"),
-            "command": ("TEXT", "what it executed last, or the creator's command"),
-            "program": ("TEXT", "path of the executed file, NULL if it executed nothing"),
-            "start_s": ("REAL", "virtual seconds"),
-            "end_s": ("REAL", "virtual seconds, NULL if the run was ended before"),
-            "status": ("INTEGER", "exit status, NULL if a signal ended it"),
-            "signal": ("TEXT", "the signal that ended it"),
-            "calls": ("INTEGER", "number of recorded calls"),
-        },
-    ),
-    "calls": (
-        "one row for each call, in order",
-        {
-            "id": ("INTEGER PRIMARY KEY", "order in the run"),
-            "process": ("TEXT", "lineage of the process"),
-            "thread": ("TEXT", "lineage of the thread; 1/1 is a thread of 1"),
-            "time_s": ("REAL", "virtual seconds"),
-            "name": ("TEXT", "of the call"),
-            "arguments": ("TEXT", "as `trace show` prints them"),
-            "path": ("TEXT", "absolute path of the file, also if the call names a descriptor"),
-            "path2": ("TEXT", "the second path of rename, link …"),
-            "result": ("INTEGER", "NULL if it is not known"),
-            "error": ("TEXT", "ENOENT …, NULL if the call succeeded"),
-            "written_crc": ("INTEGER", "CRC-32 of the data that the call handed over"),
-            "read_crc": ("INTEGER", "CRC-32 of the data that the call left in memory"),
-            "waited": ("INTEGER", "1 if the thread had to wait"),
-        },
-    ),
-    "files": (
-        "one row for each file and process that used it",
-        {
-            "path": ("TEXT", "absolute; pipe:N for pipes, socket:Na and socket:Nb for pairs"),
-            "process": ("TEXT", "lineage"),
-            "opened": ("INTEGER", "how often"),
-            "bytes_read": ("INTEGER", "by read and its relatives"),
-            "bytes_written": ("INTEGER", "by write and its relatives"),
-            "read": ("INTEGER", "1 if read, mapped or executed"),
-            "written": ("INTEGER", "1 if written, truncated, created or renamed to"),
-            "created": ("INTEGER", "1 if the process created it"),
-            "removed": ("INTEGER", "1 if the process removed it or renamed it away"),
-            "executed": ("INTEGER", "1 if executed"),
-        },
-    ),
-    "outputs": (
-        "one row for each piece of standard output and error",
-        {
-            "id": ("INTEGER PRIMARY KEY", "order"),
-            "call": ("INTEGER", "id of the call that wrote it"),
-            "process": ("TEXT", "lineage of the writer"),
-            "stream": ("TEXT", "stdout or stderr"),
-            "bytes": ("INTEGER", "length"),
-            "crc": ("INTEGER", "CRC-32"),
-        },
-    ),
-}
-
-#: Queries that say what the tables are good for: (what it tells, the query).
-EXAMPLES: tuple[tuple[str, str], ...] = (
-    ("the commonest calls", "SELECT name, count(*) AS times FROM calls GROUP BY name ORDER BY times DESC LIMIT 10"),
-    (
-        "which processes took longest (virtual time)",
-        "SELECT process, round(end_s - start_s, 6) AS seconds, command FROM processes ORDER BY seconds DESC LIMIT 10",
-    ),
-    (
-        "commands that failed",
-        "SELECT process, status, signal, command FROM processes WHERE status <> 0 OR signal <> ''",
-    ),
-    (
-        "files that the run created and kept",
-        "SELECT path, sum(bytes_written) AS bytes FROM files GROUP BY path "
-        "HAVING max(created) AND NOT max(removed) ORDER BY path",
-    ),
-    (
-        "inputs: what was read and never written",
-        "SELECT path, count(*) AS readers FROM files WHERE read AND path LIKE '/%' GROUP BY path "
-        "HAVING path NOT IN (SELECT path FROM files WHERE written) ORDER BY readers DESC, path LIMIT 20",
-    ),
-    (
-        "who wrote what another process read",
-        "SELECT w.process AS writer, w.path, r.process AS reader FROM files w JOIN files r USING (path) "
-        "WHERE w.written AND r.read AND w.process <> r.process LIMIT 20",
-    ),
-    (
-        "files that were looked for and not found",
-        "SELECT path, count(*) AS times FROM calls WHERE error = 'ENOENT' GROUP BY path ORDER BY times DESC LIMIT 10",
-    ),
-    (
-        "who printed how much",
-        "SELECT stream, command, sum(bytes) AS bytes FROM outputs JOIN processes USING (process) "
-        "GROUP BY stream, command ORDER BY bytes DESC",
-    ),
-    (
-        "what a process looked at a clock for",
-        "SELECT process, name, count(*) AS times FROM calls "
-        "WHERE name IN ('clock_gettime', 'gettimeofday', 'time') GROUP BY process, name ORDER BY times DESC LIMIT 10",
-    ),
-)
-
+#: Raised with each change of the tables, or of what is read from a trace.
+LAYOUT = 1
+#: How much room the databases of former questions may take.
+MOST_BYTES = 1 << 30
+_DRAFT_S = 3600.0
 _NS = 1e9
 _STREAMS = {1: "stdout", 2: "stderr"}
 _TAKES = frozenset({*GIVEN, *VECTORS_GIVEN, *MESSAGES_GIVEN})
-_RAW = ("nr", "a0", "a1", "a2", "a3", "a4", "a5", "named", "named2")
+_RAW = ("nr", "registers", "named", "named2")
+_REGISTERS = struct.Struct("<6Q")
 
 
 @dataclass
@@ -162,7 +70,7 @@ class _Import:
                 continue
             number += 1
             thread = threads.of(event)
-            row = self._row(thread.process, thread.pid, thread.command)
+            row = self.processes.get(thread.process) or self._row(thread)
             row.calls += 1
             if row.start is None:
                 row.start = event.time_ns / _NS
@@ -173,41 +81,41 @@ class _Import:
 
     @staticmethod
     def _call(number: int, event: Event, process: str, thread: str, paths: tuple[bytes, ...]) -> tuple[Any, ...]:
-        result = event.result if event.known else None
-        error = decode.error_name(event.result) or None if event.known else None
-        takes = event.nr in _TAKES
-        crc = event.digest if event.digest and event.nr not in NUMBERS_LEFT else None
-        names = [os.fsdecode(path).encode("utf-8", "backslashreplace").decode() for path in paths[:2]]
-        path, path2 = (*names, None, None)[:2]
+        nr, verdict = event.nr, event.verdict
+        result = event.result if verdict is Verdict.REPLY else None
+        error = decode.error_name(result) if result is not None and result < 0 else ""
+        takes = nr in _TAKES
+        crc = event.digest if event.digest and nr not in NUMBERS_LEFT else None
+        path = _name(paths[0]) if paths else None
+        path2 = _name(paths[1]) if len(paths) > 1 else None
         return (
-            number, process, thread, event.time_ns / _NS, NAMES.get(event.nr, str(event.nr)), path, path2, result,
-            error, crc if takes else None, None if takes else crc, int(event.waited or event.verdict is Verdict.PARK),
-            event.nr, *map(_signed, event.args), event.path, event.path2,
+            number, process, thread, event.time_ns / _NS, NAMES.get(nr) or str(nr), path, path2, result,
+            error or None, crc if takes else None, None if takes else crc,
+            int(event.waited or verdict is Verdict.PARK), nr, _REGISTERS.pack(*event.args), event.path, event.path2,
         )  # fmt: skip
 
     def _process(self, event: Event, threads: Threads) -> None:
         if event.kind is Kind.FORK:
             child = threads.by_number[event.other]
-            self._row(child.process, child.pid, child.command)
+            self._row(child)
         elif event.kind is Kind.EXEC:
             thread = threads.of(event)
-            row = self._row(thread.process, thread.pid, thread.command)
+            row = self._row(thread)
             row.command, row.program = _text(thread.command), os.fsdecode(event.path)
             row.start = event.time_ns / _NS if row.start is None else row.start
         elif event.kind is Kind.EXIT:
-            thread = threads.of(event)
-            row = self._row(thread.process, thread.pid, thread.command)
+            row = self._row(threads.of(event))
             row.end = event.time_ns / _NS
             if os.WIFSIGNALED(event.status):
                 row.signal = decode.ending(event.status).rpartition(" ")[2]
             else:
                 row.status = os.WEXITSTATUS(event.status)
 
-    def _row(self, process: str, pid: int, command: str) -> _Row:
-        if process not in self.processes:
-            parent = process.rpartition(".")[0] or None
-            self.processes[process] = _Row(parent, pid, _text(command))
-        return self.processes[process]
+    def _row(self, thread: Thread) -> _Row:
+        if thread.process not in self.processes:
+            parent = thread.process.rpartition(".")[0] or None
+            self.processes[thread.process] = _Row(parent, thread.pid, _text(thread.command))
+        return self.processes[thread.process]
 
 
 def _text(text: str) -> str:
@@ -215,28 +123,96 @@ def _text(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _signed(value: int) -> int:
-    """A register as SQLite's integers have it."""
-    return value - (1 << 64) if value >> 63 else value
+def _name(path: bytes) -> str:
+    return path.decode("utf-8", "backslashreplace")
 
 
-def _decoded(nr: int, *rest: Any) -> str:
-    values = tuple(value & (1 << 64) - 1 for value in rest[:6])
-    return _text(decode.arguments(nr, values, *rest[6:]))
+def _decoded(nr: int, registers: bytes, *names: bytes) -> str:
+    return _text(decode.arguments(nr, _REGISTERS.unpack(registers), *names))
 
 
-def load(trace: Trace) -> sqlite3.Connection:
-    """A database in memory with the documented tables; it can only be read.  Raises UserError for a damaged trace."""
-    base = sqlite3.connect(":memory:")
+def opened(trace: Trace, kept: Path | None) -> sqlite3.Connection:
+    """A database with the documented tables, which can only be read.  Raises UserError for a damaged trace.
+
+    ``kept``: a directory for databases of former questions; one that cannot be used is done without.
+    """
+    place = _place(trace, kept) if kept is not None else None
+    base = _known(place) if place is not None else None
+    if base is not None:
+        trace.complete = True
+    elif place is None:
+        base = sqlite3.connect(":memory:")
+        _fill(base, trace)
+    else:
+        base = _made(place, trace)
     base.create_function("decoded", len(_RAW), _decoded, deterministic=True)
+    shown = [name if name != "arguments" else f"decoded({', '.join(_RAW)}) AS arguments" for name in TABLES["calls"][1]]
+    base.execute(f"CREATE TEMP VIEW calls AS SELECT {', '.join(shown)} FROM all_calls")
+    base.execute("PRAGMA query_only = ON")
+    return base
+
+
+def _place(trace: Trace, kept: Path) -> Path | None:
+    """The database's file: its name tells the trace's content, and how it was read."""
+    try:
+        with trace.path.open("rb") as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=20)).hexdigest()
+        kept.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return kept / f"{digest}-{LAYOUT}-{detbox.__version__}.sqlite"
+
+
+def _known(place: Path) -> sqlite3.Connection | None:
+    """The database of a former question."""
+    try:
+        os.utime(place)  # it is in use; see _make_room
+        base = sqlite3.connect(f"{place.as_uri()}?mode=ro&immutable=1", uri=True)
+        base.execute("SELECT count(*) FROM outputs")
+    except (OSError, sqlite3.Error):
+        return None
+    return base
+
+
+def _made(place: Path, trace: Trace) -> sqlite3.Connection:
+    """A new database, kept for the next question if the trace is whole; in memory if it cannot be written."""
+    draft = place.with_name(f".{os.getpid()}-{place.name}")
+    base = sqlite3.connect(draft)
+    try:
+        base.execute("PRAGMA journal_mode = OFF")
+        base.execute("PRAGMA synchronous = OFF")
+        _fill(base, trace)
+        if trace.complete:
+            os.rename(draft, place)
+            with contextlib.suppress(OSError):  # of another process that does the same
+                _make_room(place.parent)
+        return base
+    except (OSError, sqlite3.Error):
+        base.close()
+        base = sqlite3.connect(":memory:")
+        _fill(base, Trace(trace.path))
+        return base
+    finally:
+        draft.unlink(missing_ok=True)  # the open file lives on
+
+
+def _make_room(directory: Path) -> None:
+    """Remove the databases that were not used for longest, and drafts of processes that were killed."""
+    found = sorted(((entry.stat().st_mtime, entry) for entry in os.scandir(directory)), key=lambda pair: -pair[0])
+    total = 0
+    for used, entry in found:
+        total += entry.stat().st_size
+        if total > MOST_BYTES or entry.name.startswith(".") and time.time() - used > _DRAFT_S:
+            os.unlink(entry.path)
+
+
+def _fill(base: sqlite3.Connection, trace: Trace) -> None:
     for table, (_, columns) in TABLES.items():
         if table != "calls":
             base.execute(f"CREATE TABLE {table} ({', '.join(f'{name} {kind}' for name, (kind, _) in columns.items())})")
     columns = TABLES["calls"][1]
     stored = [name for name in columns if name != "arguments"]
     base.execute(f"CREATE TABLE all_calls ({', '.join([*(f'{n} {columns[n][0]}' for n in stored), *_RAW])})")
-    shown = [name if name != "arguments" else f"decoded({', '.join(_RAW)}) AS arguments" for name in columns]
-    base.execute(f"CREATE VIEW calls AS SELECT {', '.join(shown)} FROM all_calls")
     rows = _Import(trace)
     marks = ", ".join("?" * (len(stored) + len(_RAW)))
     base.executemany(f"INSERT INTO all_calls VALUES ({marks})", rows.calls())
@@ -247,15 +223,13 @@ def load(trace: Trace) -> sqlite3.Connection:
     )  # fmt: skip
     base.executemany(
         "INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        ((_text(os.fsdecode(path)), process, use.opened, use.bytes_read, use.bytes_written, use.read, use.written,
+        ((_name(path), process, use.opened, use.bytes_read, use.bytes_written, use.read, use.written,
           use.created, use.removed, use.executed) for (process, path), use in rows.files.uses.items()),
     )  # fmt: skip
     base.executemany(
         "INSERT INTO outputs VALUES (?, ?, ?, ?, ?, ?)", ((n, *row) for n, row in enumerate(rows.outputs, 1))
     )
     base.commit()
-    base.execute("PRAGMA query_only = ON")
-    return base
 
 
 def query(base: sqlite3.Connection, text: str) -> tuple[list[str], list[tuple[Any, ...]]]:
@@ -268,12 +242,3 @@ def query(base: sqlite3.Connection, text: str) -> tuple[list[str], list[tuple[An
     except (sqlite3.Error, sqlite3.Warning) as error:
         tables = ", ".join(TABLES)
         raise UserError(f"the query cannot be run: {error}", f"the tables are {tables}; --tables shows them") from None
-
-
-def schema() -> str:
-    """The tables and their columns, for people."""
-    lines = []
-    for table, (meaning, columns) in TABLES.items():
-        lines.append(f"{table}: {meaning}")
-        lines += [f"  {name:<14} {kind.split()[0]:<8} {what}" for name, (kind, what) in columns.items()]
-    return "\n".join(lines) + "\n"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import posixpath
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from detbox.kernel.numbers import NUMBERS
 from detbox.recorder.calls import OPENING, path_arguments
@@ -155,7 +156,7 @@ class Files:
             number = event.args[place - 1] & 0xFFFFFFFF
             if number != _AT_FDCWD and number in process.names and _takes_directory(event.nr, place):
                 base = process.names[number]
-        return posixpath.normpath(posixpath.join(base, text)).replace(b"//", b"/")
+        return _joined(base, text)
 
     # -- calls that name descriptors ------------------------------------------------
 
@@ -237,6 +238,11 @@ class Files:
         use.written = True
         if use.first_written < 0:
             use.first_written = self._count
+
+
+@lru_cache(maxsize=1 << 16)
+def _joined(base: bytes, text: bytes) -> bytes:
+    return posixpath.normpath(posixpath.join(base, text)).replace(b"//", b"/")
 
 
 def other_end(name: bytes) -> bytes:

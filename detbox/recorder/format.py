@@ -56,7 +56,7 @@ END = struct.Struct("<BQ")  # kind, number of records before
 PATH_LENGTH = struct.Struct("<H")
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Event:
     """One decoded record; fields that its kind does not have keep their defaults.
 
@@ -81,22 +81,26 @@ class Event:
     pid: int = 0
     status: int = 0
 
-
     @property
     def known(self) -> bool:
         """Whether ``result`` is the call's result."""
         return self.verdict is Verdict.REPLY
 
 
+_KINDS = [None, *Kind]
+_VERDICTS = list(Verdict)
+
+
 def decode(raw: bytes) -> Event:
     """The meaning of one whole record."""
-    kind = Kind(raw[0])
+    kind = _KINDS[raw[0]]
+    assert kind is not None
     if kind is Kind.CALL:
         _, thread, nr, verdict, now, *rest = CALL.unpack_from(raw)
         text = raw[CALL.size + PATH_LENGTH.size :] if verdict & HAS_PATH else b""
         path, _, path2 = text.partition(b"\0")
         return Event(
-            kind, thread, now, nr, Verdict(verdict & _VERDICT), tuple(rest[:6]), rest[6], rest[7], path, path2,
+            kind, thread, now, nr, _VERDICTS[verdict & _VERDICT], tuple(rest[:6]), rest[6], rest[7], path, path2,
             bool(verdict & CREATED),
         )  # fmt: skip
     if kind is Kind.RESULT:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,10 @@ from detbox.recorder.format import (
 )  # fmt: skip
 
 _CHUNK = 1 << 16
-_FIXED = {Kind.FORK: FORK, Kind.EXIT: EXIT, Kind.OUTPUT: OUTPUT, Kind.RESULT: RESULT, Kind.END: END}
-_HEADS = {**_FIXED, Kind.TASK: TASK, Kind.EXEC: EXEC, Kind.CALL: CALL}
+_HEADS: dict[int, struct.Struct] = {
+    Kind.TASK: TASK, Kind.FORK: FORK, Kind.EXEC: EXEC, Kind.EXIT: EXIT, Kind.OUTPUT: OUTPUT, Kind.CALL: CALL,
+    Kind.RESULT: RESULT, Kind.END: END,
+}  # fmt: skip
 _VERDICT_AT = 7  # of the verdict's byte in a CALL
 
 
@@ -92,9 +94,8 @@ def _end(data: bytes, at: int, path: Path) -> int | None:
     """Where the record at ``at`` ends; None if it is not all there."""
     if at >= len(data):
         return None
-    try:
-        head = _HEADS[Kind(data[at])]
-    except ValueError:
+    head = _HEADS.get(data[at])
+    if head is None:
         raise UserError(f"{path} is damaged: no record begins with {data[at]}", "record it again") from None
     end = at + head.size
     if end > len(data):
@@ -110,29 +111,22 @@ def _end(data: bytes, at: int, path: Path) -> int | None:
     return end if end <= len(data) else None
 
 
-@dataclass
 class Thread:
-    """A thread as known at some point of a trace."""
+    """A thread as known at some point of a trace.
 
-    lineage: str
-    pid: int
-    tid: int = 0
-    argv: tuple[bytes, ...] = ()
+    ``lineage`` and ``process``: its own and its process's lineage.  ``command``: what it executes, as one line.
+    """
+
+    __slots__ = ("command", "lineage", "pid", "process", "tid")
+
+    def __init__(self, lineage: str, pid: int, tid: int = 0, command: str = "") -> None:
+        self.lineage, self.pid, self.tid, self.command = lineage, pid, tid, command
+        self.process = lineage.partition("/")[0]
 
     @property
     def is_first(self) -> bool:
         """Whether it is the thread that its process began with."""
-        return "/" not in self.lineage
-
-    @property
-    def process(self) -> str:
-        """The lineage of its process."""
-        return self.lineage.partition("/")[0]
-
-    @property
-    def command(self) -> str:
-        """What it executes, as one line."""
-        return " ".join(os.fsdecode(word) for word in self.argv)
+        return self.lineage == self.process
 
 
 class Threads:
@@ -140,21 +134,22 @@ class Threads:
 
     def __init__(self) -> None:
         self.by_number: dict[int, Thread] = {}
-        self._argv: dict[str, tuple[bytes, ...]] = {}
+        self._commands: dict[str, str] = {}
+        self._of_process: dict[str, list[Thread]] = {}
 
     def learn(self, event: Event) -> None:
         """Take note of a record about threads."""
         if event.kind is Kind.TASK:
             thread = self.by_number[event.thread] = Thread(event.lineage, event.pid, event.other)
-            inherited = self._argv.get(thread.process) or self._argv.get(thread.process.rpartition(".")[0], ())
-            self._argv.setdefault(thread.process, inherited)
-            thread.argv = inherited
+            known = self._commands
+            thread.command = known.get(thread.process) or known.get(thread.process.rpartition(".")[0], "")
+            known.setdefault(thread.process, thread.command)
+            self._of_process.setdefault(thread.process, []).append(thread)
         elif event.kind is Kind.EXEC:
-            thread = self.by_number[event.thread]
-            self._argv[thread.process] = event.argv
-            for other in self.by_number.values():
-                if other.process == thread.process:
-                    other.argv = event.argv
+            process = self.by_number[event.thread].process
+            command = self._commands[process] = " ".join(map(os.fsdecode, event.argv))
+            for thread in self._of_process[process]:
+                thread.command = command
 
     def of(self, event: Event) -> Thread:
         """The thread of a record."""
@@ -164,7 +159,7 @@ class Threads:
         """Lineage and command of the process and of those above it, the first process first."""
         parts = thread.process.split(".")
         names = [".".join(parts[: length + 1]) for length in range(len(parts))]
-        return [(name, " ".join(map(os.fsdecode, self._argv.get(name, ())))) for name in names]
+        return [(name, self._commands.get(name, "")) for name in names]
 
 
 def events(trace: Trace) -> Iterator[tuple[Event, Threads]]:
@@ -193,7 +188,7 @@ def joined(trace: Trace) -> Iterator[tuple[Event, Threads]]:
                 begun.append(event)
                 continue
             failed = _is_failure(begun[0], event)
-            begun[0] = _ended(begun[0], event, threads)
+            _end_call(begun[0], event, threads)
             yield from ((waiting, threads) for waiting in begun)
             begun = []
             if failed:
@@ -206,7 +201,7 @@ def joined(trace: Trace) -> Iterator[tuple[Event, Threads]]:
                 waits[event.thread] = waited or event
                 continue
             if waited is not None:
-                event = replace(event, time_ns=waited.time_ns, waited=True)
+                event.time_ns, event.waited = waited.time_ns, True
             if event.verdict is not Verdict.REPLY:
                 begun = [event]
                 continue
@@ -215,22 +210,24 @@ def joined(trace: Trace) -> Iterator[tuple[Event, Threads]]:
         yield event, threads
 
 
-def _ended(call: Event, event: Event, threads: Threads) -> Event:
-    """A call with the result that the event after it tells, if it is one that does."""
-    same = call.thread == event.thread
-    if event.kind is Kind.RESULT and same and call.nr == event.nr:
-        digest = call.digest or event.digest
-        return replace(call, verdict=Verdict.REPLY, result=event.result, digest=digest)
-    if event.kind is Kind.FORK and call.nr in CREATING:
-        return replace(call, verdict=Verdict.REPLY, result=threads.by_number[event.other].tid)
-    if event.kind is Kind.EXEC and same and call.nr in EXECUTING:
-        return replace(call, verdict=Verdict.REPLY, result=0)
-    if _is_failure(call, event):
-        return replace(call, verdict=Verdict.REPLY, result=event.result)
-    return call
+def _end_call(call: Event, event: Event, threads: Threads) -> None:
+    """Give a call the result that the event after it tells, if it is one that does."""
+    kind, same = event.kind, call.thread == event.thread
+    if kind is Kind.RESULT and same and call.nr == event.nr:
+        call.result, call.digest = event.result, call.digest or event.digest
+    elif kind is Kind.FORK and call.nr in CREATING:
+        call.result = threads.by_number[event.other].tid
+    elif kind is Kind.EXEC and same and call.nr in EXECUTING:
+        call.result = 0
+    elif _is_failure(call, event):
+        call.result = event.result
+    else:
+        return
+    call.verdict = Verdict.REPLY
 
 
 def _is_failure(call: Event, event: Event) -> bool:
     """Whether an event says that the descriptor, with which a call was to be answered, could not be installed."""
-    asked = (call.verdict, call.thread, call.nr, call.args) == (Verdict.INSTALL, event.thread, event.nr, event.args)
-    return asked and event.kind is Kind.CALL and event.verdict is Verdict.REPLY and event.time_ns == call.time_ns
+    if call.verdict is not Verdict.INSTALL or event.kind is not Kind.CALL or event.verdict is not Verdict.REPLY:
+        return False
+    return (call.thread, call.nr, call.args, call.time_ns) == (event.thread, event.nr, event.args, event.time_ns)

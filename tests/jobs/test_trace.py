@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import detbox
-from detbox.recorder.database import EXAMPLES, TABLES
+from detbox.recorder.tables import EXAMPLES, TABLES
 
 ROOT = Path(detbox.__file__).parents[1]
 

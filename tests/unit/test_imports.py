@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "synth": {"cpu", *_VALUES},
     "handlers": {"cpu", "synth", *_VALUES},
     "policy": {"decision", "handlers"},
-    "recorder": _VALUES,
+    "recorder": {"", *_VALUES},
     "spin": {"cpu", *_VALUES},
     "scheduler": _VALUES,
     "supervisor": {
@@ -51,7 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "cache": {"", "handlers", "images", "spec", *_VALUES},
     "container": {"cache", "cpu", "guest", "handlers", "images", "policy", "spec", "supervisor", "synth", *_VALUES},
     "report": {"", "api", "container", "images", "recorder", "spec", *_VALUES},
-    "deb": {"", "container", "images", "report", "spec", *_VALUES},
+    "deb": {"", "container", "images", "report", "spec", "values", *_VALUES},
     "cli": {
         "",
         "api",

@@ -66,5 +66,13 @@ def test_other_files_have_no_sites(tmp_path: Path, content: bytes) -> None:
 
 
 def test_where_it_is() -> None:
-    assert values.site_directory({b"XDG_CACHE_HOME": b"/c", b"HOME": b"/h"}) == "/c/detbox/sites"
-    assert values.site_directory({b"XDG_CACHE_HOME": b"relative", b"HOME": b"/h"}) == "/h/.cache/detbox/sites"
+    assert values.site_directory({b"XDG_CACHE_HOME": b"/c", b"HOME": b"/absent"}) == "/c/detbox/sites"
+    assert values.site_directory({b"XDG_CACHE_HOME": b"relative", b"HOME": b"/tmp"}) == "/tmp/.cache/detbox/sites"
+    assert values.site_directory({b"HOME": b"/absent"}) is None
+
+
+def test_where_a_user_keeps_things() -> None:
+    assert values.own_directory("data", {b"HOME": b"/h"}) == "/h/.local/share/detbox"
+    assert values.own_directory("data", {b"HOME": b"/h", b"XDG_DATA_HOME": b"/d"}) == "/d/detbox"
+    database = values.own_directory("cache", {})
+    assert database.startswith("/") and database == values.own_directory("cache", {b"HOME": b""})
