@@ -37,7 +37,7 @@ def causes_table() -> str:
 
 def perturbations_table() -> str:
     """The Markdown table of perturbations."""
-    needs = {"root": "root", "tmpfs": "`/dev/shm`", "always": ""}
+    needs = {"root": "root", "tmpfs": "`/dev/shm`", "several": "several processors", "always": ""}
     rows = [f"| `{row.name.replace(' ', '-')}` | {row.changes} | {needs[row.needs]} |" for row in PERTURBATIONS]
     return "\n".join(["| name | what it changes | needs |", "| --- | --- | --- |", *rows]) + "\n"
 

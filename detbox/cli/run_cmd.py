@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from detbox.cli.messages import say
 from detbox.errors import DetboxError, NotDeterministic, UserError
 from detbox.options import OPTIONS, WORDS, Kind, Option
+from detbox.report import leftovers
 from detbox.spec import RunSpec, make_spec
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     outcome = _launch(spec)
     report(spec, outcome)
+    leftovers.collect()
     return status_of(spec, outcome)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from detbox.cli import run_cmd, trace_actions
 from detbox.errors import HostError, UserError
+from detbox.report import leftovers
 
 _DESCRIPTION = """\
 Records the events of a deterministic run: every call that detbox decides, with its
@@ -77,6 +78,7 @@ def run(parser_class: type[argparse.ArgumentParser], arguments: argparse.Namespa
 
     outcome = launch(spec)
     run_cmd.report(spec, outcome)
+    leftovers.collect()
     if outcome.trouble:
         raise HostError(outcome.trouble, "the run itself has ended, and its results are kept")
     return run_cmd.status_of(spec, outcome)

@@ -12,6 +12,7 @@ from detbox.cli import run_cmd
 from detbox.cli.messages import say
 from detbox.cli.progress import colours
 from detbox.errors import DetboxError, HostError, InternalError, UserError
+from detbox.report import leftovers
 from detbox.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
     kept = keep.place(arguments.keep) if arguments.keep else None
     for signo in (signal.SIGTERM, signal.SIGHUP):  # the runs and their copies are to vanish then as well
         signal.signal(signo, signal.default_int_handler)
+    leftovers.collect()
     stdin = _stdin(spec)
     rows, user = choose(arguments.perturb, arguments.no_perturb, stdin, spec)
     with Verification(spec, stdin, runs, rows, user) as verification:

@@ -28,7 +28,8 @@ from typing import Any
 
 from detbox.report.copies import Copies
 from detbox.report.enter import end_with_parent, enter
-from detbox.report.scratch import MEMORY_DIR, Scratch, remove_tree
+from detbox.report.leftovers import MEMORY_DIR
+from detbox.report.scratch import Scratch, remove_tree
 from detbox.report.tree import Entry, snapshot
 
 _ALWAYS = "always"
@@ -41,7 +42,7 @@ class Perturbation:
     name: str
     changes: str
     values: tuple[Any, ...]
-    needs: str = _ALWAYS  # "always", "root" or "tmpfs"
+    needs: str = _ALWAYS  # "always", "root", "tmpfs" or "several" (processors)
 
     def applicable(self) -> bool:
         """Whether this process has what the row needs."""
@@ -53,6 +54,8 @@ class Perturbation:
             return "only root can change it"
         if self.needs == "tmpfs" and not os.access(MEMORY_DIR, os.W_OK | os.X_OK):
             return f"{MEMORY_DIR} cannot be written"
+        if self.needs == "several" and len(os.sched_getaffinity(0)) < 2:
+            return "there is only one processor to use"
         return ""
 
 
@@ -81,7 +84,7 @@ PERTURBATIONS: tuple[Perturbation, ...] = (
     Perturbation("inodes", "other files created among the inputs", (0, 7, 3)),
     Perturbation("mtimes", "seconds added to the inputs' times", (0, -86_400 * 900, 86_400 * 30)),
     Perturbation("file system", "disk or memory under the work directory", ("disk", "memory"), "tmpfs"),
-    Perturbation("processors", "how many of the allowed CPUs it may use, the last ones", (None, 1)),
+    Perturbation("processors", "how many of the allowed CPUs it may use, the last ones", (None, 1), "several"),
     Perturbation("load", "busy processes in the background", (0, 1)),
     Perturbation("nice", "niceness and scheduling class", (0, 5)),
     Perturbation("limits", "soft resource limits", ({}, _SOFT_LIMITS)),

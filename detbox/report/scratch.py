@@ -1,11 +1,14 @@
 """Directories for the runs' copies that vanish with the process that made them, however it ends.
 
 A process that is killed cannot clean up.  So another one, in a session of its own, waits for the end of a pipe that
-only its maker holds, and removes what is left.
+only its maker holds, and removes what is left.  If that one is killed as well, the directories have at least lost their
+lock, and the next run of any detbox removes them.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import secrets
 import shutil
@@ -14,8 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-#: Where memory can be used as a disk.
-MEMORY_DIR = Path("/dev/shm")
+from detbox.report.leftovers import MEMORY_DIR, PREFIX
+
 #: Real seconds in which processes that still write to a directory are waited for.
 _PATIENCE_S = 30.0
 
@@ -27,11 +30,12 @@ class Scratch:
     """
 
     def __init__(self) -> None:
-        name = f"detbox-verify-{secrets.token_hex(6)}"
+        name = f"{PREFIX}{secrets.token_hex(6)}"
         self.disk = Path(tempfile.gettempdir()).resolve() / name
         usable = os.access(MEMORY_DIR, os.W_OK | os.X_OK)
-        self.memory = MEMORY_DIR / name if usable else self.disk / "memory"
+        self.memory = Path(MEMORY_DIR, name) if usable else self.disk / "memory"
         self._life = self._keeper = -1
+        self._locks: list[int] = []
 
     def __enter__(self) -> Scratch:
         end, self._life = os.pipe2(os.O_CLOEXEC)
@@ -40,12 +44,12 @@ class Scratch:
             _keep(end, (self.disk, self.memory))
         os.close(end)
         for place in (self.disk, self.memory):
-            place.mkdir()
-            place.chmod(0o755)
+            self._locks.append(_locked(place))
         return self
 
     def __exit__(self, *exc: object) -> None:
-        os.close(self._life)
+        for lock in (self._life, *self._locks):
+            os.close(lock)
         os.waitpid(self._keeper, 0)
 
     def directory(self, memory: bool = False) -> Path:
@@ -53,6 +57,32 @@ class Scratch:
         made = Path(tempfile.mkdtemp(dir=self.memory if memory else self.disk))
         made.chmod(0o755)
         return made
+
+
+def _locked(place: Path) -> int:
+    """Make a directory; a descriptor that holds a lock on it, which no child inherits."""
+    while True:
+        place.mkdir()
+        with contextlib.suppress(FileNotFoundError):  # it was taken for one that nobody uses
+            place.chmod(0o755)
+            lock = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if place.exists():
+                return lock
+            os.close(lock)
+
+
+def remove_if_unused(place: str) -> None:
+    """Remove a directory that nobody has locked, as far as that is possible."""
+    try:
+        lock = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove_tree(Path(place))
+        finally:
+            os.close(lock)
+    except OSError:  # it is in use, or its cleaner is at work
+        pass
 
 
 def _keep(end: int, places: tuple[Path, ...]) -> None:

@@ -63,6 +63,28 @@ def test_nothing_is_left_when_it_is_killed(after_s: float, work: Path) -> None:
     assert name not in Path("/proc/self/mountinfo").read_text()
 
 
+def test_what_is_left_when_its_cleaner_is_killed_too_goes_with_the_next_run(work: Path) -> None:
+    command = [sys.executable, "-m", "detbox"]
+    script = ["verify", "--perturb=file-system", "--", "sh", "-c", "while :; do :; done"]
+    with tempfile.TemporaryDirectory(prefix="detbox-test-") as name:
+        variables = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": name}
+        verification = subprocess.Popen([*command, *script], cwd=work, env=variables, stderr=subprocess.DEVNULL)
+        children = Path(f"/proc/{verification.pid}/task/{verification.pid}/children")
+        late = time.monotonic() + 30
+        while not list(Path(name).glob("*/*/w/a")) and time.monotonic() < late:
+            time.sleep(0.02)
+        places = [place for copies in Path(name).iterdir() for place in (copies, Path("/dev/shm", copies.name))]
+        subprocess.run([*command, "run", "--", "true"], cwd=work, env=variables, check=True)
+        assert len(places) == 2 and all(place.is_dir() for place in places)  # they are in use
+        cleaner = next(pid for pid in map(int, children.read_text().split()) if os.getsid(pid) == pid)
+        for pid in (cleaner, verification.pid):
+            os.kill(pid, signal.SIGKILL)
+        verification.wait()
+        assert all(place.is_dir() for place in places)
+        subprocess.run([*command, "run", "--", "true"], cwd=work, env=variables, check=True)
+        assert not any(place.exists() for place in places)
+
+
 def test_a_command_that_fails_in_one_run_only(work: Path, tmp_path: Path) -> None:
     script = "import random, sys; print('made'); open('out', 'w').write('x'); sys.exit(random.getrandbits(60) % 97)"
     words = ["--leak", "getrandom", "--perturb=umask", f"--keep={tmp_path}/kept", "--", "python3", "-c", script]
