@@ -7,8 +7,9 @@ setup(
         Extension(
             "detbox.kernel._native",
             sources=["detbox/kernel/_native.c"],
-            depends=["detbox/guest/clock.c"],
-            extra_compile_args=["-O2", "-Wall", "-Wextra", "-Wno-unused-parameter"],
+            depends=["detbox/guest/clock.c", "detbox/kernel/directories.c"],
+            extra_compile_args=["-O2", "-Wall", "-Wextra", "-Wno-unused-parameter", "-pthread"],
+            extra_link_args=["-pthread"],
         )
     ]
 )

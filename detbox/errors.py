@@ -72,6 +72,19 @@ class HostError(DetboxError):
     summary = "the host lacks something; `detbox doctor` says what"
 
 
+def missing_module(error: ImportError) -> HostError | None:
+    """What the host lacks if a module cannot be imported; None if it is one that is detbox's own fault."""
+    import sys
+
+    name = (error.name or "").partition(".")[0]
+    remedy = f"install detbox for this Python: {sys.executable} -m pip install detbox"
+    if error.name == "detbox.kernel._native":
+        return HostError(f"detbox's C extension was not built for this Python ({sys.executable})", remedy)
+    if not isinstance(error, ModuleNotFoundError) or name in ("", "detbox"):
+        return None
+    return HostError(f"the Python module {name} is missing from this Python ({sys.executable})", remedy)
+
+
 class SourceNotAvailable(HostError):
     """The archive's index lists a source package that the archive does not have."""
 

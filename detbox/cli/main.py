@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import detbox
 from detbox.cli.messages import say, say_error
-from detbox.errors import DetboxError, InternalError, Interrupted, UserError
+from detbox.errors import DetboxError, InternalError, Interrupted, UserError, missing_module
 
 _DESCRIPTION = """\
 Runs programs deterministically: the same inputs give the same bytes, whatever
@@ -89,10 +89,20 @@ def guarded(body: Callable[[], int]) -> int:
         # The reader of our own output (`detbox syscalls | head`) went away: nobody is left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except ImportError as error:
+        lacking = missing_module(error)
+        if lacking is None:
+            return _bug(error)
+        say_error(lacking)
+        return lacking.status
     except Exception as error:  # the edge of the program: whatever arrives here is our bug
-        _say_traceback()
-        say_error(InternalError(f"{type(error).__name__}: {error}"))
-        return InternalError.status
+        return _bug(error)
+
+
+def _bug(error: Exception) -> int:
+    _say_traceback()
+    say_error(InternalError(f"{type(error).__name__}: {error}"))
+    return InternalError.status
 
 
 def _say_traceback() -> None:

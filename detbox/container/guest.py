@@ -35,6 +35,7 @@ from detbox.supervisor.machine import Machine
 from detbox.supervisor.setup import Observation, first_process, install_hooks, user_ids
 
 MAIN_PID = 2
+NEXT_PROCESS = "/proc/sys/kernel/ns_last_pid"  # there with CONFIG_CHECKPOINT_RESTORE
 PR_SET_TSC, PR_TSC_SIGSEGV = 26, 2
 ADDR_NO_RANDOMIZE = 0x0040000
 CLONE_NEWUSER = 0x10000000
@@ -80,7 +81,7 @@ def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
     path = find_command(spec)
     placement.stay_here()
     cell = mmap.mmap(-1, 4096)
-    launcher = _start_first_process(spec, console, path, cell)
+    launcher = _start_first_process(spec, console, path, cell, proc_fd)
     machine.listener = _take_listener(launcher, cell)
     _native.sync_wake_up(machine.listener)
     first_process(sup, launcher)
@@ -131,7 +132,10 @@ def build(spec: RunSpec) -> tuple[int, Layers]:
     for step in steps:
         step.prepare()
     os.umask(0o022)
+    makers = len(os.sched_getaffinity(0)) if os.access(NEXT_PROCESS, os.W_OK) else 1
     for step in steps:
+        if isinstance(step, operations.Overlay):
+            step.makers = makers
         try:
             step.execute()
         except OSError as error:
@@ -214,18 +218,18 @@ def find_command(spec: RunSpec) -> bytes:
     raise CommandNotFound(f"{os.fsdecode(name)} is not in the container")
 
 
-def _start_first_process(spec: RunSpec, console: Console, path: bytes, cell: mmap.mmap) -> int:
+def _start_first_process(
+    spec: RunSpec, console: Console, path: bytes, cell: mmap.mmap, proc_fd: int
+) -> int:
     go_read, go_write = os.pipe2(os.O_CLOEXEC)
     ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
-    pid = os.fork()
+    pid = _fork_with_main_pid(proc_fd)
     if pid == 0:
         try:
             _first_process_body(spec, console, path, cell, go_read, ready_write)
         except BaseException as error:
             os.write(ready_write, f"{type(error).__name__}: {error}".encode())
         os._exit(126)
-    if pid != MAIN_PID:
-        raise InternalError(f"the first guest process has PID {pid}")
     os.close(go_read)
     os.close(ready_write)
     _expect(ready_read)
@@ -239,6 +243,26 @@ def _start_first_process(spec: RunSpec, console: Console, path: bytes, cell: mma
     os.close(go_write)
     os.set_blocking(ready_read, False)
     return pid
+
+
+def _fork_with_main_pid(proc_fd: int) -> int:
+    """fork(2) with a child that is number 2, although threads have used such numbers."""
+    end = time.monotonic() + LAUNCH_TIMEOUT_S
+    while True:
+        with contextlib.suppress(OSError):
+            fd = os.open(NEXT_PROCESS[len("/proc/"):], os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc_fd)
+            os.write(fd, b"%d" % (MAIN_PID - 1))
+            os.close(fd)
+        pid = os.fork()
+        if pid in (0, MAIN_PID):
+            if pid == 0 and os.getpid() != MAIN_PID:
+                os._exit(0)
+            return pid
+        # A thread has ended, and the kernel has not given its number back yet.
+        os.waitpid(pid, 0)
+        if time.monotonic() > end:
+            raise InternalError(f"the first guest process has PID {pid}")
+        time.sleep(0.001)
 
 
 def _expect(ready: int) -> None:

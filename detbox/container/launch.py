@@ -150,6 +150,9 @@ def _child(body: Any, result: int) -> None:
         report_error(result, error)
     except KeyboardInterrupt:
         pass
+    except ImportError as error:
+        lacking = errors.missing_module(error) or errors.InternalError(f"ImportError: {error}")
+        report_error(result, lacking, "" if isinstance(lacking, HostError) else traceback.format_exc())
     except BaseException as error:
         report_error(result, errors.InternalError(f"{type(error).__name__}: {error}"), traceback.format_exc())
     finally:
@@ -225,8 +228,7 @@ def _serve(spec: RunSpec, requests: int) -> None:
             if not word:
                 return
             if word == b"l":
-                _loopback_up()
-                sock.sendall(b"u")
+                service.send(sock, _loopback_up())
                 continue
             service.answer(sock, word, fds[0], cache, index)
             os.close(fds[0])
@@ -239,14 +241,14 @@ def _socketpair() -> tuple[int, int]:
     return one.detach(), other.detach()
 
 
-def _loopback_up() -> None:
-    """Bring up the network namespace's only device."""
+def _loopback_up() -> list[str]:
+    """Bring up the network namespace's only device; what could not be set."""
     from pyroute2.iproute import IPRoute
 
     from detbox.container import loopback
 
     with IPRoute() as route:
         route.link("set", index=1, state="up")
-    loopback.prepare()
+    return loopback.prepare()
 
 

@@ -112,6 +112,7 @@ class Overlay(Step):
     path: str
     scratch: str  # guest path of the directory on a tmpfs that holds the upper layer
     depth: int = 2  # 0: what its owner alone may see is shown to the guest
+    makers: int = 1  # threads that make directories
     emptied: list[str] = field(default_factory=list, repr=False)  # guest paths of directories shown empty
     owners: dict[bytes, tuple[int, int]] = field(default_factory=dict, repr=False)  # as the image's manifest says
     mount_id: int = field(default=-1, repr=False)  # known once it is mounted; something may cover the path later
@@ -152,7 +153,7 @@ class Overlay(Step):
         top = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         mask = os.umask(0)  # modes are copied
         try:
-            for path in _native.make_directories(self._fd, top, depth, 0o5 if self.depth else 0):
+            for path in _native.make_directories(self._fd, top, depth, 0o5 if self.depth else 0, self.makers):
                 if path.count(b"/") <= self.depth:
                     self.emptied.append(self.path + os.fsdecode(path))
         finally:

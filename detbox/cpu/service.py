@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import struct
+from typing import Any
 
 from detbox.cpu.sitecache import SiteCache
 from detbox.cpu.siteindex import SiteIndex
@@ -37,8 +38,19 @@ def answer(sock: socket.socket, word: bytes, fd: int, cache: SiteCache, index: S
             rows = [moved.to_row() for moved in moves]
     except (OSError, ValueError):
         pass
-    body = json.dumps(rows).encode()
+    send(sock, rows)
+
+
+def send(sock: socket.socket, value: object) -> None:
+    """The keeper's answer to one request."""
+    body = json.dumps(value).encode()
     sock.sendall(_LENGTH.pack(len(body)) + body)
+
+
+def receive(sock: socket.socket) -> Any:
+    """What the keeper answered.  Raises EOFError if it is gone."""
+    (length,) = _LENGTH.unpack(_receive(sock, _LENGTH.size))
+    return json.loads(_receive(sock, length))
 
 
 class Finder:
@@ -62,8 +74,7 @@ class Finder:
         with socket.socket(fileno=self._requests) as sock:
             try:
                 socket.send_fds(sock, [word], [fd])
-                (length,) = _LENGTH.unpack(_receive(sock, _LENGTH.size))
-                rows: list[list[object]] = json.loads(_receive(sock, length))
+                rows: list[list[object]] = receive(sock)
             finally:
                 sock.detach()
         return rows

@@ -42,10 +42,10 @@ def socket(m: Machine, t: Task, a: Args) -> Decision:
         return -EINVAL
     if family not in _INET:
         if family == host.AF_NETLINK:
-            m.need_loopback()
+            m.need_loopback(t)
         t.process.files.forget_all()
         return _made_by_guest(m, 1)
-    m.need_loopback()
+    m.need_loopback(t)
     sock = host.socket(family, kind & ~host.SOCK_CLOEXEC, protocol)
     if kind & _TYPE_BITS == host.SOCK_STREAM:
         # Nagle's algorithm holds data back until a timer or the peer's acknowledgement comes.

@@ -880,68 +880,7 @@ static PyObject *py_personality(PyObject *self, PyObject *args)
 	return r < 0 ? fail() : PyLong_FromLong(r);
 }
 
-/* One level of make_directories; both descriptors are closed.  `path`: NUL-terminated, at `length` characters. */
-static int copy_level(int source, int target, int depth, int asked, dev_t dev, char *path, size_t length, PyObject *refused)
-{
-	DIR *dir = fdopendir(source);
-	if (!dir) { close(source); close(target); return 0; }
-	int bad = 0;
-	struct stat own;
-	int inherits = fstat(target, &own) || own.st_mode & S_ISGID; /* the group's bit goes to new directories */
-	for (struct dirent *e; !bad && (e = readdir(dir));) {
-		size_t n = strlen(e->d_name);
-		struct stat st;
-		if ((e->d_type != DT_DIR && e->d_type != DT_UNKNOWN) || !strcmp(e->d_name, ".") || !strcmp(e->d_name, "..")) continue;
-		if (length + n + 2 > PATH_MAX || fstatat(source, e->d_name, &st, AT_SYMLINK_NOFOLLOW) || !S_ISDIR(st.st_mode)) continue;
-		if (mkdirat(target, e->d_name, st.st_mode & 01777)) continue;
-		if (inherits || st.st_mode & 06022) /* what the umask takes away, too */
-			fchmodat(target, e->d_name, st.st_mode & 07777, 0);
-		/* Two links are its own name and its ".": no subdirectories.  File systems that do not count say 1. */
-		if ((st.st_mode & asked) == asked && st.st_nlink == 2 && !faccessat(source, e->d_name, R_OK | X_OK, AT_EACCESS)) continue;
-		path[length] = '/';
-		memcpy(path + length + 1, e->d_name, n + 1);
-		int to = openat(target, e->d_name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-		int from = -1;
-		if ((st.st_mode & asked) == asked)
-			from = openat(source, e->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-		if (from < 0) {
-			fsetxattr(to, "user.overlay.opaque", "y", 1, 0);
-			PyObject *name = PyBytes_FromString(path);
-			bad = !name || PyList_Append(refused, name);
-			Py_XDECREF(name);
-		} else if (depth > 1 && st.st_dev == dev) {
-			bad = copy_level(from, to, depth - 1, asked, dev, path, length + n + 1, refused);
-			continue;
-		} else {
-			close(from);
-		}
-		close(to);
-	}
-	closedir(dir);
-	close(target);
-	return bad;
-}
-
-/* make_directories(source, target, depth, asked) -> paths of those that lack the bits `asked` of the mode
- *
- * Makes the directories below one descriptor also below the other, for an overlay's upper layer.
- * Other file systems that are mounted below the source are left out, as an overlay leaves them out.
- * The umask must be 0.  A directory that cannot be read counts as one that lacks them.  Those in the result are made opaque. */
-static PyObject *make_directories(PyObject *self, PyObject *args)
-{
-	int fds[2], depth, asked;
-	char path[PATH_MAX] = "";
-	struct stat st;
-	if (!PyArg_ParseTuple(args, "iiii", &fds[0], &fds[1], &depth, &asked)) return NULL;
-	if (fstat(fds[0], &st)) return fail();
-	int from = openat(fds[0], ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (from < 0) return fail();
-	int to = openat(fds[1], ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (to < 0) { close(from); return fail(); }
-	PyObject *refused = PyList_New(0);
-	if (refused && copy_level(from, to, depth, asked, st.st_dev, path, 0, refused)) Py_CLEAR(refused);
-	return refused;
-}
+#include "directories.c"
 
 #define FAST(name, fn) {name, (PyCFunction)(void (*)(void))fn, METH_FASTCALL, NULL}
 static PyMethodDef methods[] = {

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Hashable, Iterable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from detbox.cpu import service
 from detbox.decision import Decision
 from detbox.errors import NotDeterministic
 from detbox.kernel import _native
@@ -154,9 +156,15 @@ class Machine:
         """A siginfo without host-dependent values."""
         return signals.repaired(signo, info) or info
 
-    def need_loopback(self) -> None:
+    def need_loopback(self, task: Task) -> None:
         """Bring the loopback device up, the first time that the guest wants a socket."""
         if not self.data.get("loopback") and self.spec.network != "none":
             self.data["loopback"] = True
-            os.write(self.requests, b"l")
-            os.read(self.requests, 1)
+            with socket.socket(fileno=self.requests) as sock:
+                sock.sendall(b"l")
+                try:
+                    failed = service.receive(sock)
+                finally:
+                    sock.detach()
+            for setting in failed:
+                self.doubt(task, f"the host refuses a setting of the loopback device ({setting}): timing may show")

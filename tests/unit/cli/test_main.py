@@ -102,3 +102,12 @@ def test_start_imports_little() -> None:
     assert not parts & {"detbox.container", "detbox.supervisor", "detbox.handlers", "detbox.synth", "detbox.images"}
     packages = {name.partition(".")[0] for name in done.stdout.split()}
     assert not packages & {"capstone", "elftools", "ptrace", "pyroute2", "pychroot", "sqlite3", "xxhash", "rich"}
+
+
+def test_a_missing_module_is_what_the_host_lacks() -> None:
+    code = "import sys; sys.modules[sys.argv[1]] = None; from detbox.cli.main import main; sys.exit(main(sys.argv[2:]))"
+    for name, shown in (("xxhash", "module xxhash"), ("detbox.kernel._native", "C extension")):
+        words = [sys.executable, "-c", code, name, "run", "--", "true"]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+        assert_refused(done)
+        assert shown in done.stderr and sys.executable in done.stderr and "bug" not in done.stderr

@@ -111,7 +111,7 @@ class Machine:
     def signal(self, target: object, signo: int, *, code: int) -> None:
         self.signals.append(signo)
 
-    def need_loopback(self) -> None:
+    def need_loopback(self, task: Any) -> None:
         """There is a loopback device already."""
 
     def pending_signals(self, t: object) -> int:

@@ -1,0 +1,182 @@
+/* A tree of directories made again elsewhere, for the upper layer of an overlay.
+ *
+ * An ordinary user's container needs some 20,000 of them before it can start, so
+ * what counts is the number of system calls for each, and that several threads
+ * share the work.  Threads touch nothing of Python's.
+ */
+#include <pthread.h>
+
+#define MAKERS_MAX 4 /* threads; more wait for the same locks of the kernel */
+#define SPLIT_LEVELS 2 /* directories above are given to whichever thread is free */
+
+struct subtree {
+	struct subtree *next;
+	int depth;
+	char path[]; /* relative, without a slash at its beginning */
+};
+
+struct making {
+	int source, target;
+	mode_t asked;
+	dev_t dev;
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	struct subtree *todo, *refused;
+	int busy, failed;
+};
+
+struct linux_dirent64_head {
+	uint64_t ino;
+	int64_t off;
+	unsigned short reclen;
+	unsigned char type;
+	char name[];
+};
+
+static struct subtree *subtree(const char *path, int depth, struct subtree *next)
+{
+	struct subtree *s = malloc(sizeof *s + strlen(path) + 1);
+	if (!s) return NULL;
+	s->next = next;
+	s->depth = depth;
+	strcpy(s->path, path);
+	return s;
+}
+
+static void add_subtree(struct making *m, struct subtree **list, const char *path, int depth)
+{
+	pthread_mutex_lock(&m->lock);
+	struct subtree *s = subtree(path, depth, *list);
+	if (s) *list = s;
+	else m->failed = 1;
+	pthread_cond_signal(&m->changed);
+	pthread_mutex_unlock(&m->lock);
+}
+
+/* Not everybody may list and search it: what it holds is not looked at, and the overlay shows nothing of it. */
+static void refuse(struct making *m, const char *path)
+{
+	int to = openat(m->target, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	fsetxattr(to, "user.overlay.opaque", "y", 1, 0);
+	close(to);
+	add_subtree(m, &m->refused, path, 0);
+}
+
+static void make_below(struct making *m, int from, char *path, size_t length, int level, int depth, int inherits);
+
+/* One directory: `name`, whose path ends at `length`, in the directory `from`. */
+static void make_one(struct making *m, int from, const char *name, char *path, size_t length, int level, int depth, int inherits)
+{
+	struct stat st;
+	if (fstatat(from, name, &st, AT_SYMLINK_NOFOLLOW) || !S_ISDIR(st.st_mode)) return;
+	if (mkdirat(m->target, path, st.st_mode & 01777)) return;
+	if (inherits || st.st_mode & 06022) /* the group's bit goes to new directories; the umask takes bits away */
+		fchmodat(m->target, path, st.st_mode & 07777, 0);
+	int shown = !(m->asked & ~st.st_mode);
+	/* Two links are its own name and its ".": no subdirectories.  File systems that do not count say 1.
+	 * With these bits whoever asks may list and search it. */
+	if (shown && st.st_nlink == 2 && ((st.st_mode & 0555) == 0555 || !faccessat(from, name, R_OK | X_OK, AT_EACCESS)))
+		return;
+	int to = shown ? openat(from, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC) : -1;
+	if (to < 0) {
+		refuse(m, path);
+	} else if (depth > 1 && st.st_dev == m->dev && level < SPLIT_LEVELS) {
+		close(to);
+		add_subtree(m, &m->todo, path, depth - 1);
+	} else if (depth > 1 && st.st_dev == m->dev) {
+		make_below(m, to, path, length, level + 1, depth - 1, st.st_mode & S_ISGID);
+	} else {
+		close(to);
+	}
+}
+
+/* All directories below `from`, which is closed; `inherits`: its copy has the group's bit. */
+static void make_below(struct making *m, int from, char *path, size_t length, int level, int depth, int inherits)
+{
+	enum { ROOM = 32768 };
+	char *room = malloc(ROOM);
+	long got = 0;
+	if (!room) m->failed = 1;
+	while (room && (got = syscall(SYS_getdents64, from, room, ROOM)) > 0) {
+		for (long at = 0; at < got;) {
+			struct linux_dirent64_head *e = (void *)(room + at);
+			at += e->reclen;
+			size_t n = strlen(e->name);
+			if ((e->type != DT_DIR && e->type != DT_UNKNOWN) || !strcmp(e->name, ".") || !strcmp(e->name, "..")) continue;
+			if (length + n + 2 > PATH_MAX) continue;
+			if (length) path[length] = '/';
+			memcpy(path + length + !!length, e->name, n + 1);
+			make_one(m, from, e->name, path, length + !!length + n, level, depth, inherits);
+		}
+	}
+	free(room);
+	close(from);
+}
+
+static void *maker(void *arg)
+{
+	struct making *m = arg;
+	char path[PATH_MAX];
+	pthread_mutex_lock(&m->lock);
+	for (;;) {
+		struct subtree *s = m->todo;
+		if (!s && !m->busy) break;
+		if (!s) {
+			pthread_cond_wait(&m->changed, &m->lock);
+			continue;
+		}
+		m->todo = s->next;
+		m->busy++;
+		pthread_mutex_unlock(&m->lock);
+		int level = 0;
+		for (char *c = s->path; *c; c++) level += *c == '/';
+		struct stat st = {0};
+		int from = openat(m->source, *s->path ? s->path : ".", O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+		if (from >= 0 && !fstatat(m->target, s->path, &st, AT_EMPTY_PATH)) {
+			strcpy(path, s->path);
+			make_below(m, from, path, strlen(path), *path ? level + 1 : 0, s->depth, st.st_mode & S_ISGID);
+		}
+		free(s);
+		pthread_mutex_lock(&m->lock);
+		m->busy--;
+		pthread_cond_broadcast(&m->changed);
+	}
+	pthread_mutex_unlock(&m->lock);
+	return NULL;
+}
+
+/* make_directories(source, target, depth, asked, makers) -> paths of those that lack the bits `asked`, sorted
+ *
+ * As many threads as `makers` make the directories below one descriptor also below the other, for an overlay's upper layer.
+ * Other file systems that are mounted below the source are left out, as an overlay leaves them out.
+ * The umask must be 0.  A directory that cannot be read counts as one that lacks them.  Those in the result are made opaque. */
+static PyObject *make_directories(PyObject *self, PyObject *args)
+{
+	struct making m = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
+	struct stat st;
+	int depth, makers, started = 0;
+	if (!PyArg_ParseTuple(args, "iiiIi", &m.source, &m.target, &depth, &m.asked, &makers)) return NULL;
+	if (fstat(m.source, &st)) return fail();
+	m.dev = st.st_dev;
+	m.todo = subtree("", depth, NULL);
+	if (!m.todo) return PyErr_NoMemory();
+	pthread_t others[MAKERS_MAX];
+	Py_BEGIN_ALLOW_THREADS
+	while (started + 1 < makers && started + 1 < MAKERS_MAX && !pthread_create(&others[started], NULL, maker, &m)) started++;
+	maker(&m);
+	while (started) pthread_join(others[--started], NULL);
+	Py_END_ALLOW_THREADS
+	PyObject *refused = PyList_New(0);
+	for (struct subtree *s = m.refused, *next; s; s = next) {
+		PyObject *name = refused ? PyBytes_FromFormat("/%s", s->path) : NULL;
+		if (refused && (!name || PyList_Append(refused, name))) Py_CLEAR(refused);
+		Py_XDECREF(name);
+		next = s->next;
+		free(s);
+	}
+	if (refused && (m.failed || PyList_Sort(refused))) {
+		Py_CLEAR(refused);
+		if (!PyErr_Occurred()) PyErr_NoMemory();
+	}
+	return refused;
+}
