@@ -53,6 +53,9 @@ NAMESPACE_INODES = {
 
 #: Mappings of these names belong to detbox itself and are left out of /proc/PID/maps.
 HIDDEN_MAPPING_PREFIXES = (b"/memfd:detbox", b"[anon:detbox")
+#: Where the counting copies of a program's code are (detbox.counted), as (start, end); hidden as well.  Nothing else
+#: comes so far from both ends of the address space by itself.
+COPIES = (0x3FF0_0000_0000, 0x3FF0_0400_0000)
 
 
 def uuid_text(raw: bytes) -> str:

@@ -17,7 +17,7 @@ from detbox.handlers import futex_exit
 from detbox.kernel import _native
 from detbox.kernel.numbers import NAMES
 from detbox.scheduler.core import turn_length
-from detbox.supervisor import lifecycle, passes, signals
+from detbox.supervisor import lifecycle, signals
 from detbox.supervisor.counting import Counting
 from detbox.supervisor.guestclock import GuestClock
 from detbox.supervisor.image import Image, Start
@@ -25,6 +25,7 @@ from detbox.supervisor.jobs import STOP_SIGNALS, Jobs
 from detbox.supervisor.machine import Machine
 from detbox.supervisor.nested import Nested
 from detbox.supervisor.numbering import Numbering
+from detbox.supervisor.overdue import Overdue
 from detbox.supervisor.spinning import Spinning
 from detbox.supervisor.task import Process, State, Task
 
@@ -76,6 +77,7 @@ class Supervisor:
         self.image = Image(self)
         self.spinning = Spinning(self)
         self.counting = Counting(self)
+        self.overdue = Overdue(self)
         self.jobs = Jobs(self)
         self.nested = Nested(self)
         machine.scheduler.sweep = self.jobs.sweep
@@ -308,6 +310,8 @@ class Supervisor:
             return
         self.hold(task)
         self.m.scheduler.stirred = True
+        if self.counting.active and signo != signal.SIGTRAP:
+            self.counting.copying.surface(task)
         if event == 0:
             self.on_signal(task, signo)
         elif event == EVENT_STOP:
@@ -325,7 +329,7 @@ class Supervisor:
 
     def on_signal(self, task: Task, signo: int) -> None:
         """Signal-delivery stop: trapped instructions are emulated, all else is delivered."""
-        if signo == signal.SIGTRAP and (self.counting.on_trap(task) or self.spinning.on_trap(task)):
+        if signo == signal.SIGTRAP and (self.counting.copying.on_trap(task) or self.spinning.on_trap(task)):
             return
         info = _native.get_siginfo(task.tid)
         if signo in (signal.SIGSEGV, signal.SIGILL, signal.SIGTRAP) and self.image.trapped(task, signo, info):
@@ -390,10 +394,11 @@ class Supervisor:
         """The running thread has made no call for a while."""
         for task in self.m.tasks.values():
             if task.state is State.RUNNING:
-                if not passes.active(task):
-                    self.spinning.on_tick(task)
+                if self.counting.copying.inside(task):
+                    return
+                self.spinning.on_tick(task)
                 if task.state is State.RUNNING:
-                    self.counting.on_tick(task)
+                    self.overdue.on_tick(task)
                 return
 
     def deadlock(self) -> None:

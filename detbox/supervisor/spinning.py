@@ -136,10 +136,10 @@ class Spinning:
         others = scheduler.ready or self.parked or sup.m.timers.next_deadline() is not None
         if watch.waited < (watch.pace.delay if others else max(watch.pace.delay, _ALONE_DELAY)):
             return
-        if task.look is None and self._interrupt(task):
+        if task.look is None and self.interrupt(task):
             self._prove(task, watch)
 
-    def _interrupt(self, task: Task) -> bool:
+    def interrupt(self, task: Task) -> bool:
         """Stop the thread in the middle of its own code; False if something else came first."""
         sup = self.sup
         if _native.ptrace_request(_PTRACE_INTERRUPT, task.tid, 0, 0) < 0:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from detbox.machine.constants import HIDDEN_MAPPING_PREFIXES
+from detbox.machine.constants import COPIES, HIDDEN_MAPPING_PREFIXES
 from detbox.synth.table import Query
 
 #: The kernel's own pages: their number and sizes differ from one kernel version to the next.
@@ -79,6 +79,8 @@ def mappings(query: Query) -> Iterator[Mapping]:
         if ino:
             dev, ino = query.view.virtual_inode(int(match[5], 16), int(match[6], 16), ino, name)
         start, end = int(match[1], 16), int(match[2], 16)
+        if (start, end) == COPIES:
+            continue
         if start < process.own_memory[1] <= end:
             # The kernel joins it with a mapping of the guest's that it touches and that has the same rights.
             end = process.own_memory[0]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 FLAGS = ("-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread")
-LIBRARIES = ("-lutil", "-lrt")
+LIBRARIES = ("-lutil", "-lrt", "-lm")
 
 
 def cache_dir() -> Path:

@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "api": {"options"},
     "doctor": {"cpu"},
     "cpu": {"decision", "machine"},
+    "counted": {"machine"},
     "guest": set(),
     "machine": {"decision"},
     "synth": {"cpu", *_VALUES},
@@ -37,6 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "spin": {"cpu", *_VALUES},
     "scheduler": _VALUES,
     "supervisor": {
+        "counted",
         "cpu",
         "guest",
         "handlers",

@@ -1,0 +1,1 @@
+"""Copies of a program's code that count how often its loops turn."""

@@ -1,0 +1,231 @@
+"""Has a thread execute counting copies of its code (see detbox/counted) instead of the code itself."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from detbox.counted.store import PLACE, SIZE, Copies
+from detbox.handlers.mapping import OWN_MAPPING
+from detbox.kernel import _native, registers
+from detbox.kernel.numbers import NUMBERS
+from detbox.policy import BY_NUMBER, TABLE, Action
+from detbox.spin import PtraceStepper
+from detbox.spin.stepper import OFFSET, RIP, register
+from detbox.supervisor import injection
+
+if TYPE_CHECKING:
+    from detbox.counted.translate import Exit
+    from detbox.decision import Decision
+    from detbox.supervisor.loop import Supervisor
+    from detbox.supervisor.machine import Machine
+    from detbox.supervisor.task import Process, Task
+
+#: Key of a task's data: instructions left of its stretch, while it is stopped.
+LEFT = "counting"
+#: Instructions of a process that are stepped over, since they cannot be copied; and what each of them counts, by the
+#: time that it takes (some 20 us).
+STEPS, STEP_WEIGHT = 300_000, 80_000
+_INSIDE = "counting_inside"  # in a task's data: it runs in a copy
+_STEPPED = "counting_steps"  # in a process's data: steps made in its life
+_UNABLE = "counting_unable"  # in a process's data: there is no room for copies
+_STEPPED_ALL, _BEFORE_CALL, _OTHER_STOP = 0, 1, 2
+_ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
+#: Private code of a file that cannot be written to.
+_CODE_LINE = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) r-xp \S+ \S+ [1-9].*")
+_PROT_EXEC = 4
+# PROT_READ | PROT_WRITE | PROT_EXEC; MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE
+_PROTECTION, _FLAGS = 7, 0x104022
+_NO_FILE = OWN_MAPPING | 0xFFFFFFFF
+_MADV_DONTFORK = 10
+# Steps that a thread in a copy takes at most to a place that the original code has, too.
+_LOST = 200
+
+
+class _TaskMemory:
+    """A stopped thread's memory, for its copies."""
+
+    def __init__(self, tid: int) -> None:
+        self._tid = tid
+
+    def read(self, address: int, length: int) -> bytes:
+        return _native.read_mem(self._tid, address, length)
+
+    def write(self, address: int, data: bytes) -> None:
+        _native.write_mem(self._tid, address, data)
+
+
+class Copying:
+    """The copies of one run's programs.  ``reached(task)``: called when a thread has done all that it was to do."""
+
+    def __init__(self, sup: Supervisor, reached: Callable[[Task], None]) -> None:
+        self.sup = sup
+        self._reached = reached
+        self._copies: dict[object, Copies] = {}
+        # Calls that the filter decides alone, whatever their arguments: they are stepped over.
+        self._known = bytearray(max(BY_NUMBER) + 1)
+        for row in TABLE:
+            self._known[row.number] = not row.args and row.action in (Action.ALLOW, Action.REFUSE)
+        mapped = sup.table[NUMBERS["mmap"]]
+        assert mapped is not None
+
+        def mmap(m: Machine, task: Task, arguments: tuple[int, ...]) -> Decision:
+            if arguments[2] & _PROT_EXEC and task.process.mm in self._copies:
+                self._copies[task.process.mm].forget()
+            return mapped(m, task, arguments)
+
+        sup.table[NUMBERS["mmap"]] = mmap
+        sup.exit_hooks.append(self._on_exit)
+
+    def _on_exit(self, m: Machine, process: Process) -> None:
+        living = {other.mm for other in m.processes.values() if other is not process}
+        self._copies = {mm: copies for mm, copies in self._copies.items() if mm in living}
+
+    # -- going on ----------------------------------------------------------------------
+
+    @staticmethod
+    def inside(task: Task) -> bool:
+        """Whether a thread runs in a copy."""
+        return _INSIDE in task.data
+
+    def begin(self, task: Task, left: int) -> None:
+        """Let a thread go on that is stopped in its own code, for ``left`` instructions or up to its next call."""
+        loops, mm = self.sup.spinning.loops, task.process.mm
+        if loops.armed(mm):
+            loops.disarm(mm, PtraceStepper(task.tid))
+        if self._of(task) is None:
+            self._free(task)
+        else:
+            self._go_on(task, left)
+
+    def _free(self, task: Task) -> None:
+        """Let a thread go on in its own code, uncounted."""
+        self.sup.spinning.loops.arm(task.process.mm, PtraceStepper(task.tid))
+        self.sup.cont(task, 0)
+
+    def _go_on(self, task: Task, left: int) -> None:
+        memory, data = _TaskMemory(task.tid), task.process.data
+        copies = self._copies[task.process.mm]
+        while left > 0:
+            regs = _native.get_regs(task.tid)
+            entry = copies.entry(memory, register(regs, RIP))
+            if entry is not None:
+                copies.set_left(memory, left)
+                self._at(task, entry)
+                task.data[_INSIDE] = True
+                self.sup.cont(task, 0)
+                return
+            data[_STEPPED] = data.get(_STEPPED, 0) + 1
+            if data[_STEPPED] > STEPS:
+                self._free(task)
+                return
+            _, status, why = _native.step_many(task.tid, 1, self._known)
+            if why == _BEFORE_CALL and self._unseen(task):
+                _, status, why = _native.step_many(task.tid, 1, b"\1" * len(self._known))
+            if why == _BEFORE_CALL:
+                self._free(task)
+                return
+            left -= STEP_WEIGHT
+            if why == _OTHER_STOP:
+                task.data[LEFT] = max(left, 1)
+                self.sup.on_stop(task.tid, status)
+                return
+            if select.select([self.sup.control], [], [], 0)[0]:
+                raise KeyboardInterrupt
+        self._reached(task)
+
+    @staticmethod
+    def _at(task: Task, address: int) -> None:
+        regs = registers.get(task.tid)
+        regs.rip = address
+        registers.put(task.tid, regs)
+
+    def _unseen(self, task: Task) -> bool:
+        """Whether the filter lets the call that comes next pass (or refuses it) because of its arguments."""
+        regs = _native.get_regs(task.tid)
+        row = BY_NUMBER.get(register(regs, OFFSET["rax"]))
+        if row is None or not row.args:
+            return False
+        arguments = tuple(register(regs, OFFSET[name]) for name in _ARGUMENTS)
+        return row.verdict(arguments)[0] is not Action.WATCH
+
+    # -- coming back -------------------------------------------------------------------
+
+    def on_trap(self, task: Task) -> bool:
+        """A SIGTRAP stop; True if it was at a breakpoint in a copy, and has been dealt with."""
+        if _INSIDE not in task.data:
+            return False
+        memory, copies = _TaskMemory(task.tid), self._copies[task.process.mm]
+        address = register(_native.get_regs(task.tid), RIP)
+        why = copies.exit(memory, address)
+        if why is None:
+            self.surface(task)
+            return False
+        if why.why in ("jump", "computed") and (entry := copies.follow(memory, address, why)) is not None:
+            self._at(task, entry)
+            self.sup.cont(task, 0)
+            return True
+        del task.data[_INSIDE]
+        self._at(task, why.target)
+        self._came_out(task, why, 0 if why.why == "counted" else copies.left(memory))
+        return True
+
+    def _came_out(self, task: Task, why: Exit, left: int) -> None:
+        if why.why == "counted" or left <= 0:
+            self._reached(task)
+        else:
+            self._go_on(task, left)
+
+    def surface(self, task: Task) -> None:
+        """Something else has stopped a thread: it is taken to where it would be in its own code."""
+        if not task.data.pop(_INSIDE, False):
+            return
+        memory, copies = _TaskMemory(task.tid), self._copies[task.process.mm]
+        for _ in range(_LOST):
+            regs = registers.get(task.tid)
+            mark = copies.original(regs.rip)
+            if mark is not None or not copies.inside(regs.rip):
+                break
+            _native.single_step(task.tid)
+        if mark is not None:
+            regs.rip = mark.address
+            if mark.saved is not None:
+                setattr(regs, mark.saved[0], copies.slot(memory, mark.saved[1]))
+            registers.put(task.tid, regs)
+        task.data[LEFT] = max(copies.left(memory), 1)
+
+    # -- the memory --------------------------------------------------------------------
+
+    def _of(self, task: Task) -> Copies | None:
+        """The copies of a thread's code; None if there is no room for them."""
+        mm, data = task.process.mm, task.process.data
+        if mm not in self._copies and not data.get(_UNABLE):
+            place = injection.call(task, NUMBERS["mmap"], PLACE, SIZE, _PROTECTION, _FLAGS, _NO_FILE, 0)
+            if place != PLACE:
+                data[_UNABLE] = True
+                return None
+            injection.call(task, NUMBERS["madvise"], PLACE, SIZE, _MADV_DONTFORK)
+            self._copies[mm] = Copies(_Ranges(self.sup, task.process).around)
+        return self._copies.get(mm)
+
+
+class _Ranges:
+    """Where the unchanging code of a process is."""
+
+    def __init__(self, sup: Supervisor, process: Process) -> None:
+        self._sup = sup
+        self._process = process
+
+    def around(self, address: int) -> tuple[int, int] | None:
+        """Start and end of the mapping around an address, or None."""
+        tid = next(iter(self._process.tasks))
+        maps = os.open(f"{tid}/maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._sup.m.proc_fd)
+        with open(maps, "rb") as lines:
+            for match in filter(None, map(_CODE_LINE.match, lines)):
+                start, end = int(match[1], 16), int(match[2], 16)
+                if start <= address < end:
+                    return start, end
+        return None

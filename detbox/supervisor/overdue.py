@@ -1,0 +1,156 @@
+"""Threads that compute without a call while somebody's timer has long been due by the host's clock.
+
+Where instructions are counted (counting.py) that does not happen.  What is left is decided by the processor time
+that the thread has really used: if the timer's signal ends it, the run goes on, and says so; otherwise it ends with
+a report.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from detbox.errors import NotDeterministic
+from detbox.handlers import limits, timers
+from detbox.kernel import _native
+from detbox.spin.stepper import RIP, register
+from detbox.supervisor import signals
+
+if TYPE_CHECKING:
+    from detbox.supervisor.loop import Supervisor
+    from detbox.supervisor.task import Process, Task
+
+#: Seconds of real processor time beyond the time that a thread's own timer has left, after which it is given up.
+GRACE = 30.0
+#: Before so many seconds nothing is done; then a thread has used up a timer of an ancestor's if it has
+#: computed for twice the time that this has left.
+LEAST, TIMES = 5.0, 2
+_TICKS = 50  # between two looks at the processor time
+_PTRACE_INTERRUPT = 0x4207
+
+
+@dataclass(slots=True)
+class _Watch:
+    """Since a thread's last call: its virtual CPU time, the real one in seconds, the virtual time, and ticks."""
+
+    cpu_ns: int
+    used: float
+    since: int
+    ticks: int = 0
+
+
+class Overdue:
+    """The threads of one run that have made no call for long."""
+
+    def __init__(self, sup: Supervisor) -> None:
+        self.sup = sup
+        self._watches: dict[Task, _Watch] = {}
+
+    def on_tick(self, task: Task) -> None:
+        """The running thread has made no call for one tick.
+
+        Raises NotDeterministic if it computes far beyond the time that its own timer has left.
+        """
+        watch = self._watches.get(task)
+        if watch is None or watch.cpu_ns != task.cpu.ns:
+            living = self.sup.m.tasks.values()
+            self._watches = {each: old for each, old in self._watches.items() if each in living}
+            self._watches[task] = _Watch(task.cpu.ns, self._used(task), self.sup.m.clock.now)
+            return
+        watch.ticks += 1
+        if watch.ticks % _TICKS:
+            return
+        used = self._used(task) - watch.used
+        if used < LEAST:
+            return
+        due = timers.next_signal(task.process)
+        if due is not None:
+            if used > GRACE + due[0] / 1e9:
+                del self._watches[task]
+                self._own(task, *due)
+            return
+        left = self._ancestors(task)
+        if left is not None and used > TIMES * (self.sup.m.clock.now + left - watch.since) / 1e9:
+            self._let_others(task, watch, left)
+
+    def _used(self, task: Task) -> float:
+        """Seconds of real processor time of a running thread."""
+        name = f"{task.process.pid}/task/{task.tid}/schedstat"
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.sup.m.proc_fd)
+        except OSError:
+            return 0.0
+        with open(fd, "rb") as line:
+            return int(line.read().split()[0]) / 1e9
+
+    # -- an ancestor's timer -------------------------------------------------------------
+
+    def _ancestors(self, task: Task) -> int | None:
+        """Nanoseconds to the first signal of a timer of an ancestor that waits; None if there is none."""
+        left = [
+            due[0]
+            for process in _above(task.process)
+            if process.mm is not task.process.mm and (due := timers.next_signal(process)) is not None
+        ]
+        return min(left, default=None)
+
+    def _let_others(self, task: Task, watch: _Watch, left: int) -> None:
+        sup = self.sup
+        if task.look is not None or not sup.spinning.interrupt(task):
+            return
+        sup.m.doubt(task, "computed until the time limit of a process above it; real time decided when")
+        sup.counting.pass_time(task, left)
+        watch.cpu_ns = task.cpu.ns
+        sup.m.scheduler.make_ready(task, lambda: sup.cont(task, 0))
+
+    # -- its own timer -------------------------------------------------------------------
+
+    def _own(self, task: Task, left: int, signo: int, receiver: Task | Process) -> None:
+        sup = self.sup
+        if self._deadly(task, signo, receiver):
+            limited = limits.next_signal(task.process) == (left, signo, receiver)
+            what = "it reached its limit of processor time" if limited else "its own timer's signal ended it"
+            sup.m.doubt(task, f"{what} in a long computation; real time decided when")
+            sup.counting.pass_time(task, left)
+            return
+        who = f"process {task.process.pid} ({os.fsdecode(task.process.comm)}), thread {task.tid}"
+        raise NotDeterministic(
+            f"{who}, computes without a system call at {self._place(task)}, "
+            f"and signal {signo} of its timer is due in {left / 1e9:.3f} s",
+            "its instructions cannot be counted here; let it make a system call from time to time",
+        )
+
+    def _deadly(self, task: Task, signo: int, receiver: Task | Process) -> bool:
+        """Whether the signal would end the process (or do nothing): it is neither caught nor blocked."""
+        if receiver is not task and receiver is not task.process:
+            return False
+        sets = signals.pending(self.sup.m, task)
+        return not (sets.caught | sets.blocked) & signals.bit(signo)
+
+    def _place(self, task: Task) -> str:
+        """Where a running thread is: the address, and the offset in the mapped file."""
+        try:
+            _native.ptrace_request(_PTRACE_INTERRUPT, task.tid, 0, 0)
+            _native.wait_tid(task.tid, 0)
+            rip = register(_native.get_regs(task.tid), RIP)
+            maps = os.open(f"{task.tid}/maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.sup.m.proc_fd)
+        except OSError:
+            return "an unknown place"
+        with open(maps, "rb") as lines:
+            for line in lines:
+                fields = line.split(None, 5)
+                start, end = (int(part, 16) for part in fields[0].split(b"-"))
+                if start <= rip < end and len(fields) > 5:
+                    offset = rip - start + int(fields[2], 16)
+                    return f"{rip:#x} ({os.fsdecode(fields[5].strip())}+{offset:#x})"
+        return f"{rip:#x}"
+
+
+def _above(process: Process) -> list[Process]:
+    found = []
+    ancestor = process.parent
+    while ancestor is not None:
+        found.append(ancestor)
+        ancestor = ancestor.parent
+    return found

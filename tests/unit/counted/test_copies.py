@@ -1,0 +1,117 @@
+"""Copies of code that count: what is rewritten, how they lead to each other, and the way back to the original."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from detbox.counted.store import PLACE, Copies
+from detbox.counted.translate import ENTRY_WEIGHT, LOOKUP, translate
+
+HERE, SLOTS = 0x401000, PLACE
+AT = SLOTS + 0x200000
+
+
+class FakeMemory:
+    """A program's code, and the copies' memory."""
+
+    def __init__(self, code: bytes) -> None:
+        self.pages = {HERE: bytearray(code.ljust(4096, b"\xcc"))}
+
+    def read(self, address: int, length: int) -> bytes:
+        page = self.pages.setdefault(address & ~4095, bytearray(4096))
+        return bytes(page[address & 4095 : (address & 4095) + length])
+
+    def write(self, address: int, data: bytes) -> None:
+        for offset, byte in enumerate(data):
+            page = self.pages.setdefault((address + offset) & ~4095, bytearray(4096))
+            page[(address + offset) & 4095] = byte
+
+
+def copies() -> Copies:
+    return Copies(lambda address: (HERE, HERE + 4096) if HERE <= address < HERE + 4096 else None)
+
+
+def test_plain_instructions_are_copied_and_counted() -> None:
+    code = bytes.fromhex("4801d8 ffc1 ebf9")  # add rax, rbx; inc ecx; jmp, to the start
+    copy = translate(code, HERE, AT, SLOTS)
+    assert copy is not None
+    assert bytes.fromhex("4801d8ffc1e9") in copy.code[copy.plain :]
+    assert struct.pack("<i", -(ENTRY_WEIGHT + 3)) in copy.code[: copy.plain]
+    counted, back = copy.exits.values()
+    assert (counted.why, counted.target) == ("counted", HERE)
+    assert (back.why, back.target, back.counted) == ("jump", HERE, True)
+
+
+@pytest.mark.parametrize("code", ["0f05", "0fa2", "0f31", "0f0b", "cc", "0fc7f0", "c7f800000000", "9d"])
+def test_what_traps_is_left_to_the_original(code: str) -> None:
+    assert translate(bytes.fromhex(code), HERE, AT, SLOTS) is None
+    copy = translate(b"\x90" + bytes.fromhex(code), HERE, AT, SLOTS)
+    assert copy is not None
+    assert [why.target for why in copy.exits.values() if why.why == "native"] == [HERE + 1]
+
+
+def test_return_addresses_are_the_original_ones() -> None:
+    copy = translate(bytes.fromhex("e810000000"), HERE, AT, SLOTS)
+    assert copy is not None
+    assert b"\x68" + struct.pack("<I", HERE + 5) in copy.code
+    assert [why.target for why in copy.exits.values() if why.why == "jump"] == [HERE + 0x15]
+
+
+@pytest.mark.parametrize("code", ["c3", "c21000", "ffe0", "ff142500000000", "41ffd2", "ff6008", "ff2510000000"])
+def test_computed_branches_are_looked_up(code: str) -> None:
+    copy = translate(bytes.fromhex(code), HERE, AT, SLOTS)
+    assert copy is not None
+    distance = struct.unpack("<i", copy.code[-4:])[0]
+    assert AT + len(copy.code) + distance == SLOTS + LOOKUP
+
+
+def test_addresses_relative_to_the_instruction_stay() -> None:
+    copy = translate(bytes.fromhex("488d0510000000 c3"), HERE, AT, SLOTS)  # lea rax, [rip + 16]
+    assert copy is not None
+    assert b"\x48\xb8" + struct.pack("<Q", HERE + 0x17) in copy.code
+    # add [rip + 16], rdi: another register holds the address, and a fault there can be told.
+    copy = translate(bytes.fromhex("48013d10000000 c3"), HERE, AT, SLOTS)
+    assert copy is not None
+    assert b"\x48\xbe" + struct.pack("<Q", HERE + 0x17) + bytes.fromhex("48013e") in copy.code
+    assert [mark.saved[0] for mark in copy.marks if mark.saved] == ["rsi"]
+
+
+def test_copies_lead_to_each_other_once_both_are_made() -> None:
+    memory, made = FakeMemory(bytes.fromhex("7502 90c3 90ebf9")), copies()  # jnz over; nop; ret; nop; jmp to the start
+    first = made.entry(memory, HERE)
+    assert first == AT and made.inside(first)
+    copy = translate(memory.read(HERE, 4096), HERE, AT, SLOTS)
+    assert copy is not None
+    offset, why = next((at, why) for at, why in copy.exits.items() if why.why == "jump" and why.target == HERE + 4)
+    assert made.exit(memory, AT + offset) == why and not why.counted
+    second = made.follow(memory, AT + offset, why)
+    assert second is not None
+    distance = struct.unpack("<i", memory.read(AT + why.patch, 4))[0]
+    assert AT + why.patch + 4 + distance == second
+    assert made.made == 2
+
+
+def test_a_mark_tells_where_the_program_is() -> None:
+    memory, made = FakeMemory(bytes.fromhex("4801d8 ffc1 c3")), copies()
+    assert made.entry(memory, HERE) == AT
+    copy = translate(memory.read(HERE, 4096), HERE, AT, SLOTS)
+    assert copy is not None
+    found = made.original(AT + copy.plain + 3)
+    assert found is not None and found.address == HERE + 3
+    assert made.original(AT + 1) is None
+
+
+def test_code_that_may_change_is_not_copied() -> None:
+    assert copies().entry(FakeMemory(b"\x90\xc3"), 0x7000) is None
+
+
+def test_changed_code_is_copied_anew() -> None:
+    memory, made = FakeMemory(b"\x90\xc3"), copies()
+    made.entry(memory, HERE)
+    memory.pages[HERE][0] = 0x99
+    made.forget()
+    entry = made.entry(memory, HERE)
+    assert entry == AT
+    assert b"\x99" in memory.read(AT, 128)
