@@ -30,6 +30,7 @@ _ORDER = (
     AT_SYSINFO_EHDR, AT_MINSIGSTKSZ, AT_HWCAP, AT_PAGESZ, AT_CLKTCK, AT_PHDR, AT_PHENT, AT_PHNUM, AT_BASE, AT_FLAGS,
     AT_ENTRY, AT_UID, AT_EUID, AT_GID, AT_EGID, AT_SECURE, AT_RANDOM, AT_HWCAP2, AT_EXECFN, AT_PLATFORM,
 )  # fmt: skip
+_VECTOR = struct.Struct(f"<{2 * len(_ORDER) + 2}Q")
 _RANDOM_SIZE = 16
 _CLOCK_TICKS = 100  # USER_HZ of x86
 _PAGE_SIZE = 4096
@@ -135,5 +136,7 @@ def _vector(found: dict[int, int], values: AuxValues) -> bytes:
     if not values.vdso:
         del merged[AT_SYSINFO_EHDR]
     # A pair that there is not becomes AT_IGNORE, so that the number of pairs stays the same.
-    pairs = [(kind, merged[kind]) if kind in merged else (AT_IGNORE, 0) for kind in _ORDER]
-    return b"".join(struct.pack("<QQ", kind, value) for kind, value in [*pairs, (AT_NULL, 0)])
+    words: list[int] = []
+    for kind in _ORDER:
+        words += (kind, merged[kind]) if kind in merged else (AT_IGNORE, 0)
+    return _VECTOR.pack(*words, AT_NULL, 0)

@@ -24,6 +24,7 @@ one by one after asking cpuid.
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -191,6 +192,7 @@ def cpuid(model: CpuModel, cpus: int, cpu: int, leaf: int, subleaf: int = 0) -> 
     return _extended_leaf(model, cpus, leaf) if leaf >= 0x80000000 else _NOTHING
 
 
+@functools.cache
 def hwcap(model: CpuModel, cpus: int) -> int:
     """AT_HWCAP: on x86 the EDX of leaf 1 (arch/x86/include/asm/elf.h)."""
     return _word(model, cpus, 1, 3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from detbox.cpu.edits import Edit
 
@@ -27,14 +27,18 @@ def poke(tid: int, address: int, data: bytes) -> None:
         os.close(fd)
 
 
-def apply(tid: int, edits: Iterable[Edit]) -> bool:
-    """Make all edits; False, perhaps with some of them made, once the memory is not what an edit expects."""
+def apply(tid: int, edits: Sequence[Edit], base: int = 0) -> bool:
+    """Make all edits, or none and return False if the memory is not what one of them expects.
+
+    ``base``: what is added to their addresses.
+    """
     fd = _open(tid)
     try:
         for edit in edits:
-            if _read(fd, edit.address, len(edit.old)) != edit.old:
+            if _read(fd, base + edit.address, len(edit.old)) != edit.old:
                 return False
-            os.pwrite(fd, edit.new, edit.address)
+        for edit in edits:
+            os.pwrite(fd, edit.new, base + edit.address)
     except OSError:
         return False
     finally:

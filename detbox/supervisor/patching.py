@@ -44,6 +44,15 @@ class ExecPlan:
     counter: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What is to be overwritten where a part of a file is mapped; addresses count from the mapping's start."""
+
+    places: dict[int, Site]
+    originals: dict[int, bytes]
+    edits: list[Edit]
+
+
 @dataclass(slots=True)
 class Patching:
     """The patches of one run.  ``kinds``: the instructions that the processor does not trap by itself."""
@@ -52,6 +61,7 @@ class Patching:
     finder: Finder
     kinds: Collection[str]
     _sites: dict[_FileKey, list[Site]] = field(default_factory=dict)
+    _parts: dict[tuple[_FileKey, int, int], _Part] = field(default_factory=dict)
     _plans: dict[tuple[_FileKey, int, int], ExecPlan] = field(default_factory=dict)
 
     # -- at exec --------------------------------------------------------------------
@@ -133,34 +143,44 @@ class Patching:
             return None
         mine = task.process.files.borrow(task, fd)
         try:
-            inside = sites.sites_in_mapping(self.file_sites(mine), self.kinds, offset, length, offset)
+            part = self._part(mine, length, offset)
         except OSError:
             return None  # not readable, so it cannot be mapped either
         finally:
             os.close(mine)
-        if not inside:
-            return None
+        return (lambda thread, address: self._overwrite(thread, address, part)) if part.places else None
 
-        def overwrite(thread: Task, address: int) -> None:
-            self._overwrite(thread, {address + at - offset: site for at, site in inside.items()})
+    def _part(self, fd: int, length: int, offset: int) -> _Part:
+        key = (_key(os.fstat(fd)), length, offset)
+        if key not in self._parts:
+            places = sites.sites_in_mapping(self.file_sites(fd), self.kinds, 0, length, offset)
+            originals = {at: os.pread(fd, site.length, site.offset) for at, site in places.items()}
+            patches = [(at, sites.trap_bytes(site.length)) for at, site in places.items()]
+            self._parts[key] = _Part(places, originals, edits.join(patches, _reader(fd, offset)))
+        return self._parts[key]
 
-        return overwrite
-
-    def _overwrite(self, task: Task, places: dict[int, Site]) -> None:
+    def _overwrite(self, task: Task, address: int, part: _Part) -> None:
         """Overwrite those sites that memory shows as the file does (it may be mapped beyond its end)."""
+        if memory.apply(task.tid, part.edits, address):
+            found = {address + at: old for at, old in part.originals.items()}
+        else:
+            found = self._overwrite_some(task, address, part)
+        task.process.data[ORIGINALS] = task.process.data.get(ORIGINALS, {}) | found
+
+    def _overwrite_some(self, task: Task, address: int, part: _Part) -> dict[int, bytes]:
         found: dict[int, bytes] = {}
         every = []
-        for at, site in places.items():
+        for at, site in part.places.items():
             try:
-                old = memory.peek(task.tid, at, site.length)
+                old = memory.peek(task.tid, address + at, site.length)
             except OSError:
                 continue
             instruction = decode(old)
             if instruction is not None and (instruction.kind, instruction.length) == (site.kind, site.length):
-                found[at] = old
-                every.append(Edit(at, old, sites.trap_bytes(site.length)))
+                found[address + at] = old
+                every.append(Edit(address + at, old, sites.trap_bytes(site.length)))
         memory.apply(task.tid, every)
-        task.process.data[ORIGINALS] = task.process.data.get(ORIGINALS, {}) | found
+        return found
 
     # -- at a trap ----------------------------------------------------------------------
 
