@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import mmap
 import os
@@ -12,10 +13,8 @@ import socket
 import struct
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from detbox.cache.observed import Observed
-from detbox.cache.store import Store
 from detbox.container import modules, operations, placement, plan
 from detbox.cpu import model
 from detbox.cpu.siteindex import SiteIndex
@@ -34,6 +33,9 @@ from detbox.supervisor.loop import TRACE_OPTIONS, Supervisor
 from detbox.supervisor.machine import Machine
 from detbox.supervisor.setup import Observation, first_process, install_hooks, user_ids
 
+if TYPE_CHECKING:
+    from detbox.cache.store import Store
+
 MAIN_PID = 2
 NEXT_PROCESS = "/proc/sys/kernel/ns_last_pid"  # there with CONFIG_CHECKPOINT_RESTORE
 PR_SET_TSC, PR_TSC_SIGSEGV = 26, 2
@@ -46,6 +48,7 @@ LAUNCH_TIMEOUT_S = 20.0
 def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
     """The supervisor process from its first moment to the report."""
     started = time.perf_counter()
+    gc.freeze()  # what is here now stays
     host = _host_streams(spec)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
@@ -54,7 +57,7 @@ def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
     host_features = model.host_features()
     observation = Observation(spec)
     # Opened before the root changes: afterwards there is no path to it.
-    store = Store(spec.cache_dir) if spec.cache_base and spec.cache_dir is not None else None
+    store = _store(spec)
     index = SiteIndex(Path(spec.site_cache) if spec.site_cache else None)
     proc_fd, layers = build(spec)
     raise_limits()
@@ -62,7 +65,11 @@ def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
     machine = Machine(spec, console, proc_fd, model.MODELS[spec.cpu_model])
     machine.requests = requests
     machine.layers = layers
-    observed = Observed(machine, store) if spec.observe_fd >= 0 else None
+    observed = None
+    if spec.observe_fd >= 0:
+        from detbox.cache.observed import Observed  # 15 ms, and only runs that are observed need it
+
+        observed = Observed(machine, store)
     handlers = observation.handlers({row.number: row.handler for row in TABLE if row.handler is not None})
     if observed is not None:
         handlers = observed.wrap(handlers)
@@ -108,6 +115,14 @@ def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
         "interleaving": observation.interleaving.summary(),
     }
     os.write(result, json.dumps(report).encode())
+
+
+def _store(spec: RunSpec) -> Store | None:
+    if not spec.cache_base or spec.cache_dir is None:
+        return None
+    from detbox.cache.store import Store
+
+    return Store(spec.cache_dir)
 
 
 def _host_streams(spec: RunSpec) -> tuple[int, int, int]:
