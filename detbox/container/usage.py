@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +49,7 @@ class Watch:
         self._limit = limit
         self._bound = 0 if limit is None else limit + limit // 8 + _MARGIN
         self._places: dict[str, int] = {}  # a directory in each file system in memory → its device
+        self._shared_before = 0 if limit is None else _shared_memory()
         self._due = time.monotonic() + _SHORTEST_S
 
     def left(self) -> float | None:
@@ -63,9 +65,9 @@ class Watch:
         pids = self._guests()
         if pids:
             files = sum(map(_used, self._places))
-            used = sum(map(_most, pids)) + files
+            used = _most(pids, files, _shared_memory() - self._shared_before)
             if used > self._bound:
-                usage = Usage(_exact(pids, set(self._places.values())), files)
+                usage = _exact(pids, files, set(self._places.values()))
                 used = usage.total
                 if used > self._bound:
                     raise LimitExceeded(_message(usage, self._limit), "raise --memory")
@@ -140,18 +142,29 @@ def _kib(path: str) -> dict[str, int]:
     return found
 
 
-def _most(pid: int) -> int:
-    """Bytes that a process uses if it shares nothing."""
-    sizes = _kib(f"/proc/{pid}/status")
-    return sum(sizes.get(name, 0) for name in ("RssAnon", "RssShmem", "VmSwap"))
+def _shared_memory() -> int:
+    """Bytes of all file systems in memory and shared memory of the machine."""
+    return _kib("/proc/meminfo").get("Shmem", 0)
 
 
-def _exact(pids: list[int], devices: set[int]) -> dict[tuple[int, str], int]:
+def _most(pids: list[int], files: int, grown: int) -> int:
+    """Bytes that the processes use at most.  ``grown``: by so much has the machine's shared memory grown."""
+    own = shared = 0
+    for pid in pids:
+        sizes = _kib(f"/proc/{pid}/status")
+        own += sizes.get("RssAnon", 0) + sizes.get("VmSwap", 0)
+        shared += sizes.get("RssShmem", 0)
+    return own + max(shared + files, grown)
+
+
+def _exact(pids: list[int], files: int, devices: set[int]) -> Usage:
     """What each process uses, where shared pages are divided among those who share them.
 
-    Pages of files in ``devices`` are left out: they are counted with the file systems.
+    Files in memory count with ``files``, which those in the file systems of ``devices`` do already, and not for the
+    processes that have mapped them.
     """
     found: dict[tuple[int, str], int] = {}
+    open_files = _open_memory_files(pids)
     seen: dict[tuple[int, ...], int] = {}
     for pid in pids:
         sizes = _kib(f"/proc/{pid}/smaps_rollup")
@@ -162,20 +175,35 @@ def _exact(pids: list[int], devices: set[int]) -> dict[tuple[int, str], int]:
         if not used or twin != pid and _native.raw_syscall(NUMBERS["kcmp"], twin, pid, _KCMP_VM, 0, 0) == 0:
             continue
         if shared > _MIB:
-            used -= min(_mapped(pid, devices), shared)
+            used -= min(_mapped(pid, devices, open_files), shared)
         found[_name(pid)] = used
+    return Usage(found, files + sum(open_files.values()))
+
+
+def _open_memory_files(pids: list[int]) -> dict[tuple[int, int], int]:
+    """Device and inode of each file of memfd_create(2) that a process has open, and its bytes."""
+    found: dict[tuple[int, int], int] = {}
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for number in os.listdir(f"/proc/{pid}/fd"):
+                place = f"/proc/{pid}/fd/{number}"
+                if os.readlink(place).startswith("/memfd:"):
+                    st = os.stat(place)
+                    found[st.st_dev, st.st_ino] = st.st_blocks * 512
     return found
 
 
-def _mapped(pid: int, devices: set[int]) -> int:
-    """Bytes of the files of ``devices`` that a process has mapped (proc_pid_smaps(5))."""
+def _mapped(pid: int, devices: set[int], files: Container[tuple[int, int]]) -> int:
+    """Bytes of the files, and of those on the devices, that a process has mapped (proc_pid_smaps(5))."""
     found, counts = 0, False
     with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps", encoding="utf-8", errors="replace") as file:
         for line in file:
             name, _, rest = line.partition(" ")
             if not name.endswith(":"):
-                major, minor = rest.split()[2].split(":")
-                counts = os.makedev(int(major, 16), int(minor, 16)) in devices
+                _, _, numbers, inode = rest.split()[:4]
+                major, minor = numbers.split(":")
+                device = os.makedev(int(major, 16), int(minor, 16))
+                counts = device in devices or (device, int(inode)) in files
             elif counts and name == "Pss:":
                 found += int(rest.split()[0]) * 1024
     return found

@@ -235,11 +235,23 @@ for i in range(9):
             pass
 os.wait()
 """
+HIDDEN = """
+import mmap, os
+print("allowed", flush=True)
+fd = os.memfd_create("hidden")
+os.truncate(fd, 60 << 20)
+shown = mmap.mmap(fd, 60 << 20)
+while True:
+    os.write(fd, b"x" * (1 << 20))
+"""
 FILES = "for d in /usr /tmp /dev/shm; do head -c 60M /dev/zero > $d/big; done; while :; do :; done"
 
 
 @pytest.mark.parametrize("user", [None, unprivileged()])
-@pytest.mark.parametrize("command", [["python3", "-c", TOGETHER], ["sh", "-c", FILES]], ids=["processes", "files"])
+@pytest.mark.parametrize(
+    "command", [["python3", "-c", TOGETHER], ["python3", "-c", HIDDEN], ["sh", "-c", FILES]],
+    ids=["processes", "memfd", "files"],
+)
 def test_memory_limit_of_the_whole_run(command: list[str], user: str | None, tmp_path: Path) -> None:
     mark = uuid.uuid4().hex
     with tempfile.TemporaryDirectory() as work:
