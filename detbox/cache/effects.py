@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from detbox.cache import facts
 from detbox.cache.execution import OWN
 from detbox.cache.facts import ABSENT, CONTENT, IDENTITY, KIND, LIST, PYTIME
-from detbox.cache.recall import Record
+from detbox.cache.recall import Record, parsed
 from detbox.cache.summary import data_of, text
 from detbox.cache.world import join, parent_of
 from detbox.machine.inodes import VInode
@@ -27,6 +27,8 @@ _TEMPORARY = b"/.detbox-"
 _DEVICES = [b"/dev", *(b"/dev/" + name for name in (b"null", b"zero", b"full", b"random", b"urandom"))]
 _IDENTITY = 6  # its place in a row
 _encoded = json.JSONEncoder(separators=(",", ":")).encode
+#: Changes that ways may pass through: see World.changed.
+_ON_WAYS, _WAYS = frozenset(("directory", "symlink")), frozenset("dl")
 _LETTERS = {"f": "file", "d": "directory", "l": "symlink", "p": "fifo", "s": "socket"}
 
 
@@ -51,7 +53,7 @@ class Effects:
         try:
             changes = self._changes(mine)
             numbered = self._numbered(mine, {data_of(change["path"]) for change in changes})
-            rows = ",".join([self._row(mine, path, fact) for path, fact in mine.facts.items()])
+            rows = [self._row(mine, path, fact) for path, fact in mine.facts.items()]
             output, turns = observed.since(mine.output_from)
             blob = self._store.put_bytes(output) if output else ""
         except Unknown as unknown:
@@ -61,14 +63,13 @@ class Effects:
             mine.reasons.setdefault(f"the cache cannot keep it: {error.strerror}")
             return None
         return Record(
-            mine.key, {}, changes, {text(path): mine.have.get(path, 0) >> OWN for path in mine.changed}, numbered,
+            mine.key, rows, changes, {text(path): mine.have.get(path, 0) >> OWN for path in mine.changed}, numbered,
             blob, turns, mine.positions, process.status or 0, m.clock.now,
             self._inodes.next_number, last_process, process.cpu.ns, process.cpu.children_ns,
-            facts_text=f"{{{rows}}}",
         )  # fmt: skip
 
     def _row(self, mine: Execution, path: bytes, fact: facts.Fact) -> str:
-        """A fact with its path as JSON; that of a shared one is made once."""
+        """The line of a fact; that of a shared one is made once."""
         aspects = mine.have[path] & 0xFF
         # What the execution has numbered itself, by listing its directory, say, it did not find numbered.
         numbered = aspects & IDENTITY and fact.identity is not None and (fact.identity[0] or 0) >= mine.first_inode
@@ -83,7 +84,7 @@ class Effects:
         row = fact.full_row(aspects)
         if numbered and fact.identity is not None:
             row[_IDENTITY] = [None, *fact.identity[1:]]
-        told = _encoded(text(path)) + ":" + _encoded([aspects, row])
+        told = _encoded([text(path), aspects, row])
         if fact.texts is not None and not numbered:
             fact.texts[aspects] = told
         return told
@@ -201,16 +202,20 @@ class Effects:
             return False
         parent = mine.parent
         assert parent is not None
-        for path, (aspects, _) in record.facts.items():
-            tracker.ledger.touch(parent, data_of(path), aspects)
-        for path, aspects in record.marks.items():
-            place = data_of(path)
+        for line in record.facts:
+            if line not in parent.told:
+                path, aspects, _ = parsed(line)
+                tracker.ledger.touch(parent, path, aspects)
+        parent.told.update(record.facts)
+        for name, aspects in record.marks.items():
+            place = data_of(name)
             tracker.ledger.touch(parent, place, KIND | IDENTITY)
             tracker.ledger.settle(place)
             tracker.ledger.mark(parent, place, aspects)
         self._carry_out(record, blobs, staged)
         self._number(t, record)
-        tracker.names_change()
+        if any(change["do"] in _ON_WAYS or change["was"] in _WAYS for change in record.changes):
+            tracker.names_change()
         view = memoryview(blobs.get(record.output, b""))
         for stream, size in record.turns:
             tracker.m.console.write(stream, bytes(view[:size]))
@@ -304,9 +309,10 @@ class Effects:
         for place, number in record.numbered:
             st = os.stat(f"/proc/{t.tid}/fd/{place}") if isinstance(place, int) else os.lstat(data_of(place))
             self._inodes.put(st, number)
-        for path, (aspects, _) in record.facts.items():
+        for line in record.facts:
+            path, aspects, _ = parsed(line)
             if aspects & PYTIME:
-                self._python_source(data_of(path))
+                self._python_source(path)
 
     def _python_source(self, path: bytes) -> None:
         st = self._tracker.status(path)

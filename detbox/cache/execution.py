@@ -62,6 +62,7 @@ class Execution:
         self.looked: set[tuple[bytes, bytes, int]] = set()
         self.looked_at = 0
         self.passed: set[tuple[bytes, ...]] = set()  # ways whose steps are facts
+        self.told: set[str] = set()  # facts of results that were put in place of executions inside
         self.reasons: dict[str, None] = {}  # why it cannot be cached
         # Of an execution inside of a run:
         self.key = ""

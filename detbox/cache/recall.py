@@ -7,18 +7,20 @@ import os
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from detbox.cache import facts
 from detbox.cache.execution import numbers_of, seen_by_guest
-from detbox.cache.summary import data_of
+from detbox.cache.summary import data_of, text
 
 if TYPE_CHECKING:
     from detbox.cache.execution import Execution
     from detbox.cache.nested import Nested
+    from detbox.machine.inodes import VInode
     from detbox.supervisor.task import Task
 
-FORMAT = 1
+FORMAT = 3
 _KIND, _SIZE, _CONTENT, _LISTING, _XATTRS, _PYTIME, _IDENTITY, _TIMES, _NUMBERED = range(9)
 _NAMES = ("kind", "size", "content", "list of entries", "attributes", "time of its compiled file", "inode or owner",
           "times", "inodes of its entries")  # fmt: skip
@@ -28,14 +30,14 @@ _NAMES = ("kind", "size", "content", "list of entries", "attributes", "time of i
 class Record:
     """The result of one execution.
 
-    ``facts``: by canonical path, the observed aspects and a row of :class:`~detbox.cache.facts.Fact`.  ``changes``:
-    as in ``summary``, each with the guest's view of the inode.  ``marks``: aspects that it has changed, by path.
+    ``facts``: lines, see :func:`parsed`; results have most of them in common.  ``changes``: as in ``summary``,
+    each with the guest's view of the inode.  ``marks``: aspects that it has changed, by path.
     ``numbered``: inode numbers that it has given to others' files, in order: ``[path or descriptor, number]``.
     ``positions``: of inherited files, by descriptor.  The rest are the values that the run's counters have at its end.
     """
 
     key: str
-    facts: dict[str, tuple[int, list[Any]]]
+    facts: list[str]
     changes: list[dict[str, Any]]
     marks: dict[str, int]
     numbered: list[tuple[str | int, int]]
@@ -49,20 +51,19 @@ class Record:
     cpu_ns: int
     children_ns: int
     format: int = FORMAT
-    facts_text: str = ""  # the facts of a new result, as JSON
 
     def to_bytes(self) -> bytes:
         """For the store."""
-        rest = {name: value for name, value in vars(self).items() if name not in ("facts", "facts_text")}
-        text = json.dumps(rest, separators=(",", ":"))
-        return zlib.compress(f'{text[:-1]},"facts":{self.facts_text}}}'.encode(), 1)
+        rest = {name: value for name, value in vars(self).items() if name != "facts"}
+        return zlib.compress("\n".join((json.dumps(rest, separators=(",", ":")), *self.facts)).encode(), 1)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Record | None:
         """The inverse; None if it is not one, or of another format."""
         try:
-            raw = json.loads(zlib.decompress(data))
-            return cls(**raw) if raw.get("format") == FORMAT else None
+            head, *rows = zlib.decompress(data).decode().split("\n")
+            raw = json.loads(head)
+            return cls(**raw, facts=rows) if raw.get("format") == FORMAT else None
         except (ValueError, TypeError, AttributeError, zlib.error):
             return None
 
@@ -78,7 +79,8 @@ class Recall:
     def __init__(self, nested: Nested) -> None:
         self._nested = nested
         self._m = nested.m
-        self._untouched: dict[str, _Seen] = {}
+        self._untouched: dict[bytes, _Seen] = {}
+        self._held: dict[str, _Held] = {}
 
     def find(self, t: Task, mine: Execution) -> Record | None:
         """The result of the execution, if one fits; it has then been put in place.  Otherwise says why not."""
@@ -102,22 +104,58 @@ class Recall:
         return None
 
     def _first_change(self, record: Record) -> str | None:
-        changed = self._nested.tracker.root.changed
-        for path, (_, row) in record.facts.items():
-            seen = self._untouched.get(path)
-            if seen is None:
-                place = data_of(path)
-                seen = _Seen(self._nested, place)
-                if place not in changed:
-                    self._untouched[path] = seen
-            elif seen.path in changed:
-                del self._untouched[path]
-                seen = _Seen(self._nested, seen.path)
-            for aspect, expected in enumerate(row):
-                if expected is not None and seen.aspect(aspect) != expected:
-                    has_content = len(row) > _CONTENT and row[_CONTENT] is not None
-                    return f"{path}: {_NAMES[_CONTENT if aspect == _SIZE and has_content else aspect]}"
+        changed, table = self._nested.tracker.root.changed, self._m.inodes.table
+        for line in record.facts:
+            held = self._held.get(line)
+            if held is None or held.path in changed or held.is_other(table):
+                why = self._look(line)
+                if why is not None:
+                    return why
         return None
+
+    def _look(self, line: str) -> str | None:
+        """What is not as the fact has it; one that holds is remembered as long as nobody changes its path."""
+        try:
+            path, _, row = parsed(line)
+        except (ValueError, TypeError):
+            return "the result is damaged"
+        changed = path in self._nested.tracker.root.changed
+        seen = self._untouched.get(path)
+        if seen is None or changed:
+            seen = _Seen(self._nested, path)
+            if not changed:
+                self._untouched[path] = seen
+        for aspect, expected in enumerate(row):
+            if expected is not None and seen.aspect(aspect) != expected:
+                has_content = len(row) > _CONTENT and row[_CONTENT] is not None
+                return f"{text(path)}: {_NAMES[_CONTENT if aspect == _SIZE and has_content else aspect]}"
+        if not changed and len(row) <= _NUMBERED:
+            self._held[line] = seen.held(by_guest=len(row) > _IDENTITY)
+        return None
+
+
+@lru_cache(1 << 16)
+def parsed(line: str) -> tuple[bytes, int, list[Any]]:
+    """Canonical path, observed aspects, and row of a fact of a :class:`Record`.  Raises ValueError, TypeError."""
+    path, aspects, row = json.loads(line)
+    return data_of(path), aspects, row
+
+
+@dataclass(slots=True)
+class _Held:
+    """What a fact that holds depends on: a path, and the inode and times that the guest sees there, if they count."""
+
+    path: bytes
+    place: tuple[int, int] | None
+    entry: VInode | None
+    times: bytes
+
+    def is_other(self, table: dict[tuple[int, int], VInode]) -> bool:
+        """Whether the guest sees something else by now."""
+        if self.place is None:
+            return False
+        entry = table.get(self.place)
+        return entry is not self.entry or (entry is not None and entry.times is not self.times)
 
 
 class _Seen:
@@ -139,6 +177,14 @@ class _Seen:
         if which not in self._known:
             self._known[which] = _LOOKS[which](self.path, self._st)
         return self._known[which]
+
+    def held(self, *, by_guest: bool) -> _Held:
+        """To be asked later; ``by_guest``: whether inode and times count."""
+        if self._st is None or not by_guest:
+            return _Held(self.path, None, None, b"")
+        place = (self._st.st_dev, self._st.st_ino)
+        entry = self._inodes.table.get(place)
+        return _Held(self.path, place, entry, entry.times if entry is not None else b"")
 
     def _by_guest(self, which: int) -> Any:
         if self._st is None:
