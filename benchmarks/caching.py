@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
@@ -13,14 +11,9 @@ from benchmarks import hello
 from benchmarks.rows import Bench, Result, seconds
 from benchmarks.timing import detbox_command, run
 
-PROGRAM = Path(__file__).with_name("programs") / "kmers.py"
 #: Files have an old time, as a user's have: what has just been written is hashed again.
 OLD_S = 1_500_000_000
 FILES = 10_000
-JOBS = 40
-#: Letters of one sample: about two seconds of work.
-LETTERS = 600_000
-CHANGED_PERCENT = (0, 5, 50, 100)
 
 
 def cache(bench: Bench) -> Iterator[Result]:
@@ -30,29 +23,6 @@ def cache(bench: Bench) -> Iterator[Result]:
     yield from _hit(bench, store, f"a job with {FILES:,} input files", ["sh", "-c", "cat */* | md5sum > /work/sum"],
                     _many(bench), 0.3)  # fmt: skip
     yield from _hello(bench, store)
-
-
-def batch(bench: Bench) -> Iterator[Result]:
-    """Many small jobs, of whose inputs some have changed."""
-    top = bench.scratch / "samples"
-    chance = random.Random(1)
-    for number in range(JOBS):
-        (top / str(number)).mkdir(parents=True)
-        shutil.copy(PROGRAM, top / str(number))
-        _sample(top / str(number) / "sample.fa", chance)
-    plain = _all_jobs(top, [])
-    options = ["--cache", f"--cache-dir={bench.scratch / 'store'}"]
-    _all_jobs(top, options)
-    for percent in CHANGED_PERCENT:
-        for number in chance.sample(range(JOBS), JOBS * percent // 100):
-            _sample(top / str(number) / "sample.fa", chance)
-        took = _all_jobs(top, options)
-        limit = 10.0 if percent == 5 else None
-        yield Result(
-            f"{JOBS} small jobs, {percent} % of the inputs changed; with the cache against without", seconds(plain),
-            seconds(took), f"{plain / took:.3g} times faster", f"{limit:g} times" if limit else "",
-            plain / took >= limit if limit else None,
-        )  # fmt: skip
 
 
 def _hit(
@@ -106,19 +76,3 @@ def _many(bench: Bench) -> Path:
         path.write_text(f"{number}\n" * 50)
         os.utime(path, (OLD_S, OLD_S))
     return work
-
-
-def _sample(path: Path, chance: random.Random) -> None:
-    text = "".join(chance.choices("ACGT", k=LETTERS))
-    path.write_text("".join(f">read{at}\n{text[at : at + 150]}\n" for at in range(0, LETTERS, 150)))
-
-
-def _all_jobs(top: Path, options: list[str]) -> float:
-    """Seconds that all jobs take, one after the other."""
-    total = 0.0
-    for number in range(JOBS):
-        work = top / str(number)
-        (work / "table").unlink(missing_ok=True)
-        command = ["/usr/bin/python3", "kmers.py", "sample.fa", "table"]
-        total += run(detbox_command(command, options), work)[0].wall
-    return total

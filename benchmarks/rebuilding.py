@@ -1,0 +1,150 @@
+"""What the cache saves when some inputs have changed: a C project, side by side with ccache, and a batch of jobs."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+from benchmarks.rows import Bench, Result, seconds
+from benchmarks.timing import Cost, detbox_command, run
+
+PROGRAM = Path(__file__).with_name("programs") / "kmers.py"
+#: Files have an old time, as a user's have: what has just been written is hashed again.
+OLD_S = 1_500_000_000
+FILES = 200
+JOBS = 200
+#: Letters of one sample: about a seventh of a second of work.
+LETTERS = 45_000
+CHANGED_PERCENT = (0, 5, 50, 100)
+MAKEFILE = """\
+CC = gcc
+OBJECTS = main.o {objects}
+program: $(OBJECTS)
+	$(CC) -o $@ $(OBJECTS)
+objects: $(OBJECTS)
+%.o: %.c common.h
+	$(CC) -O1 -c -o $@ $<
+clean:
+	rm -f $(OBJECTS) program
+"""
+SOURCE = """\
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "common.h"
+int f{number}(int x)
+{{
+	char text[64];
+	snprintf(text, sizeof text, "%d", x * {number} + COMMON);
+	return atoi(text) + (int)strlen(text);
+}}
+"""
+
+
+def project(bench: Bench) -> Iterator[Result]:
+    """A clean rebuild of a C project: as it was, and after an edit; then the same with ccache."""
+    work = _project(bench.scratch / "project")
+    options = ["--cache", f"--cache-dir={bench.scratch / 'project-store'}"]
+    what = f"clean rebuild of {FILES} C files"
+    command = ["sh", "-c", "make clean && make"]
+    plain = run(detbox_command(command), work)[0]
+    first = run(detbox_command(command, options), work)[0]
+    yield _first(what, plain, first)
+    hits = [run(detbox_command(command, options), work)[0] for _ in range(bench.repetitions)]
+    yield _faster(f"{what}, nothing changed", plain, hits, 20)
+    edited = []
+    for number in range(bench.repetitions):
+        _edit(work / f"f{number}.c")
+        edited.append(run(detbox_command(command, options), work)[0])
+    yield _faster(f"{what}, one of them edited", plain, edited, 10)
+    yield from _ccache(bench, work, options)
+
+
+def _ccache(bench: Bench, work: Path, options: list[str]) -> Iterator[Result]:
+    """Compiling alone, which is all that ccache knows; its column is that of native runs."""
+    what = f"clean rebuild of {FILES} C files without linking; against ccache"
+    if shutil.which("ccache") is None:
+        yield Result(f"{what}: not measured (no ccache)", "", "", "", "2 times", None)
+        return
+    store = bench.scratch / "ccache"
+    native = ["env", f"CCACHE_DIR={store}", "sh", "-c", "make clean && make objects CC='ccache gcc'"]
+    boxed = detbox_command(["sh", "-c", "make clean && make objects"], options)
+    for command in (native, boxed):
+        run(command, work)
+    for changed, note in ((False, "nothing changed"), (True, "one of them edited")):
+        theirs, ours = [], []
+        for number in range(bench.repetitions):
+            if changed:
+                _edit(work / f"f{number}.c")
+            theirs.append(run(native, work)[0].wall)
+            ours.append(run(boxed, work)[0].wall)
+        low, high = median(theirs), median(ours)
+        yield Result(f"{what}, {note}", seconds(low), seconds(high), f"{high / low:.3g} times", "2 times",
+                     high / low <= 2)  # fmt: skip
+
+
+def batch(bench: Bench) -> Iterator[Result]:
+    """Many small jobs that a script starts, of whose inputs some have changed."""
+    work = bench.scratch / "samples"
+    (work / "in").mkdir(parents=True)
+    shutil.copy(PROGRAM, work)
+    chance = random.Random(1)
+    for number in range(JOBS):
+        _sample(work / "in" / str(number), chance)
+    script = "rm -rf out; mkdir out; for one in in/*; do /usr/bin/python3 kmers.py $one out/${one#in/}; done"
+    command = ["sh", "-c", script]
+    options = ["--cache", f"--cache-dir={bench.scratch / 'batch-store'}"]
+    what = f"batch of {JOBS} small jobs"
+    plain = run(detbox_command(command), work)[0]
+    yield _first(what, plain, run(detbox_command(command, options), work)[0])
+    for percent in CHANGED_PERCENT:
+        for number in chance.sample(range(JOBS), JOBS * percent // 100):
+            _sample(work / "in" / str(number), chance)
+        took = run(detbox_command(command, options), work)[0]
+        yield _faster(f"{what}, {percent} % of the inputs changed", plain, [took], 10 if percent == 5 else None)
+
+
+def _first(what: str, plain: Cost, first: Cost) -> Result:
+    ratio = first.wall / plain.wall
+    return Result(
+        f"{what} with an empty cache; against the run without", seconds(plain.wall), seconds(first.wall),
+        f"{ratio:.3g} times", "1.25 times", ratio <= 1.25, f"{first.cpu / plain.cpu:.3g} times",
+    )  # fmt: skip
+
+
+def _faster(what: str, plain: Cost, cached: list[Cost], least: float | None) -> Result:
+    wall, cpu = median(cost.wall for cost in cached), median(cost.cpu for cost in cached)
+    ratio = plain.wall / wall
+    return Result(
+        f"{what}; with the cache against without", seconds(plain.wall), seconds(wall), f"{ratio:.3g} times faster",
+        f"{least:g} times" if least else "", ratio >= least if least else None, f"{plain.cpu / cpu:.3g} times less",
+    )  # fmt: skip
+
+
+def _project(top: Path) -> Path:
+    top.mkdir()
+    numbers = range(FILES - 1)
+    for number in numbers:
+        (top / f"f{number}.c").write_text(SOURCE.format(number=number))
+    (top / "common.h").write_text("#define COMMON 7\n")
+    declared = "".join(f"int f{number}(int);\n" for number in numbers)
+    called = "".join(f" + f{number}({number})" for number in numbers)
+    (top / "main.c").write_text(f"{declared}int main(void)\n{{\n\treturn (0{called}) == 0;\n}}\n")
+    (top / "Makefile").write_text(MAKEFILE.format(objects=" ".join(f"f{number}.o" for number in numbers)))
+    for path in top.iterdir():
+        os.utime(path, (OLD_S, OLD_S))
+    return top
+
+
+def _edit(path: Path) -> None:
+    with path.open("a") as file:
+        file.write(f"int edit{os.urandom(4).hex()};\n")
+
+
+def _sample(path: Path, chance: random.Random) -> None:
+    text = "".join(chance.choices("ACGT", k=LETTERS))
+    path.write_text("".join(f">read{at}\n{text[at : at + 150]}\n" for at in range(0, LETTERS, 150)))
