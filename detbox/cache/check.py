@@ -15,8 +15,6 @@ from detbox.cache.places import Places
 from detbox.cache.store import Store
 from detbox.cache.summary import data_of
 
-#: A file that has changed so shortly before it was hashed may change again unseen: file systems' clocks tick.
-_RACY_NS = 2_000_000_000
 _KIND, _SIZE, _CONTENT, _LISTING, _XATTRS, _PYTIME = range(6)
 _NAMES = ("", "size", "content", "list of entries", "attributes", "time of its compiled file")
 
@@ -150,7 +148,7 @@ def _hint_name(manifest: Manifest) -> str:
 
 def _lasting(st: os.stat_result) -> Any:
     """A file's signature as a hint; None if it is too fresh to be trusted."""
-    if time.time_ns() - max(st.st_mtime_ns, st.st_ctime_ns) < _RACY_NS:
+    if time.time_ns() - max(st.st_mtime_ns, st.st_ctime_ns) < facts.RACY_NS:
         return None
     return list(facts.signature_of(st))
 

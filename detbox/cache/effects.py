@@ -53,7 +53,7 @@ class Effects:
         try:
             changes = self._changes(mine)
             numbered = self._numbered(mine, {data_of(change["path"]) for change in changes})
-            rows = [self._row(mine, path, fact) for path, fact in mine.facts.items()]
+            rows = self._rows(mine)
             output, turns = observed.since(mine.output_from)
             blob = self._store.put_bytes(output) if output else ""
         except Unknown as unknown:
@@ -68,26 +68,30 @@ class Effects:
             self._inodes.next_number, last_process, process.cpu.ns, process.cpu.children_ns,
         )  # fmt: skip
 
-    def _row(self, mine: Execution, path: bytes, fact: facts.Fact) -> str:
-        """The line of a fact; that of a shared one is made once."""
-        aspects = mine.have[path] & 0xFF
-        # What the execution has numbered itself, by listing its directory, say, it did not find numbered.
-        numbered = aspects & IDENTITY and fact.identity is not None and (fact.identity[0] or 0) >= mine.first_inode
-        if fact.shared and not numbered:
-            if fact.texts is None:
-                fact.texts = {}
-            known = fact.texts.get(aspects)
-            if known is not None:
-                return known
+    def _rows(self, mine: Execution) -> list[str]:
+        """The lines of all facts; that of a shared one is made once."""
+        have, first = mine.have, mine.first_inode
+        found = []
+        for path, fact in mine.facts.items():
+            aspects = have[path] & 0xFF
+            # What the execution has numbered itself, by listing its directory, say, it did not find numbered.
+            numbered = bool(aspects & IDENTITY and fact.identity and (fact.identity[0] or 0) >= first)
+            line = fact.lines.get(aspects) if fact.lines is not None and not numbered else None
+            found.append(line or self._row(path, fact, aspects, numbered))
+        return found
+
+    def _row(self, path: bytes, fact: facts.Fact, aspects: int, numbered: bool) -> str:
         if aspects & CONTENT:
             self._hash(path, fact)
         row = fact.full_row(aspects)
         if numbered and fact.identity is not None:
             row[_IDENTITY] = [None, *fact.identity[1:]]
-        told = _encoded([text(path), aspects, row])
-        if fact.texts is not None and not numbered:
-            fact.texts[aspects] = told
-        return told
+        line = _encoded([text(path), aspects, row])
+        if fact.shared and not numbered:
+            if fact.lines is None:
+                fact.lines = {}
+            fact.lines[aspects] = line
+        return line
 
     def _hash(self, path: bytes, fact: facts.Fact) -> None:
         """Content that has not been changed since it was looked at."""
@@ -164,9 +168,11 @@ class Effects:
             return []
         paths: dict[tuple[int, int], bytes] = {}
         for path in self._looked_at(mine):
-            st = self._tracker.status(path)
-            if st is not None:
-                paths.setdefault((st.st_dev, st.st_ino), path)
+            place = self._tracker.ledger.place_of(mine, path)
+            if place is None:
+                st = self._tracker.status(path)
+                place = (st.st_dev, st.st_ino) if st is not None else (0, 0)
+            paths.setdefault(place, path)
         found: list[tuple[str | int, int]] = []
         for entry in fresh:
             if entry.key in mine.numbers:

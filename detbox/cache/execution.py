@@ -103,7 +103,12 @@ class Ledger:
         """``path`` is being looked at: its state is a fact for whoever does not know it yet."""
         have = execution.have.get(path, 0)
         missing = wanted & ~(have | have >> OWN)
-        if missing:
+        if not missing:
+            return
+        root = self.root
+        if execution is not root and not missing & (~root.have.get(path, 0) | LIST) and path not in root.changed:
+            self._share(execution, path, missing)
+        else:
             self._fill(execution, path, missing)
 
     def _fill(self, execution: Execution, path: bytes, missing: int) -> None:
@@ -171,6 +176,13 @@ class Ledger:
                 known.identity = [entry.ino, entry.uid, entry.gid, entry.btime]
                 known.times = [entry.atime, entry.mtime, entry.ctime]
         return known
+
+    def place_of(self, one: Execution, path: bytes) -> tuple[int, int] | None:
+        """Real (device, inode) of what is at a path now, (0, 0) for nothing; None if that takes a look."""
+        fact = one.facts.get(path)
+        if fact is None or path in self.root.changed:
+            return None
+        return fact.place if fact.kind != facts.ABSENT else (0, 0)
 
     def _copied(self, path: bytes, fact: Fact, aspects: int) -> Fact:
         """Some aspects of a fact; a list of entries is never shared."""

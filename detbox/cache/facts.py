@@ -28,6 +28,8 @@ KIND, SIZE, CONTENT, LIST, XATTR, PYTIME = 1, 2, 4, 8, 16, 32
 #: of birth; the times of access and change.
 IDENTITY, TIMES = 64, 128
 ABSENT = "-"
+#: A file that has changed so shortly before it was hashed may change again unseen: file systems' clocks tick.
+RACY_NS = 2_000_000_000
 _CHUNK = 1 << 20
 _OVERLAY = "user.overlay."
 
@@ -56,7 +58,7 @@ class Fact:
     shared: bool = False
     entry: VInode | None = None  # what the guest saw of the inode
     entry_times: bytes = b""
-    texts: dict[int, str] | None = None  # rows in JSON, by aspects
+    lines: dict[int, str] | None = None  # of results, by aspects
 
     def row(self) -> list[Any]:
         """For a manifest, without trailing Nones."""

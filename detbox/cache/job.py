@@ -66,7 +66,7 @@ class Job:
         self._places = Places(sources)
         bound = (spec.guest_workdir, *(mount.dst for mount in spec.mounts)) if os.geteuid() else ()
         self._checker = Checker(self._places, store, bound)
-        self._known = key.parts(spec, sources)
+        self._known = key.parts(spec, sources, store)
         self._key = key.key_of(self._known)
         self._input = Input(spec)
         self._why = ""

@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from functools import lru_cache
-from typing import Any
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import detbox
 from detbox.cache import manifest
-from detbox.cache.facts import content_of
+from detbox.cache.facts import RACY_NS, content_of
 from detbox.cache.places import Sources
 from detbox.cache.summary import text
 from detbox.images.place import place_of
 from detbox.spec import RunSpec
+
+if TYPE_CHECKING:
+    from detbox.cache.store import Store
 
 #: What does not change a run's results, or is known from facts.
 _LEFT_OUT = frozenset((
@@ -25,8 +29,8 @@ _LEFT_OUT = frozenset((
 ))  # fmt: skip
 
 
-def parts(spec: RunSpec, sources: Sources) -> dict[str, Any]:
-    """Everything that the key is made from, by name."""
+def parts(spec: RunSpec, sources: Sources, store: Store) -> dict[str, Any]:
+    """Everything that the key is made from, by name.  ``store``: see :func:`engine`."""
     raw = json.loads(spec.to_json())
     found = {name: value for name, value in raw.items() if name not in _LEFT_OUT}
     found["mounts"] = [[m.dst, m.rw, _read_only(m.src)] for m in spec.mounts]
@@ -36,7 +40,7 @@ def parts(spec: RunSpec, sources: Sources) -> dict[str, Any]:
     found["file system"] = sorted(text(os.fsencode(guest)) for guest, _ in sources.shown)
     found["ordinary user"] = os.geteuid() != 0
     found["format"] = manifest.FORMAT
-    found["detbox"] = [detbox.__version__, engine()]
+    found["detbox"] = [detbox.__version__, engine(store)]
     if spec.image is not None and os.path.isfile(spec.image):
         found["image"] = content_of(os.fsencode(spec.image))
     elif spec.image is not None and (place := place_of(spec.image)):
@@ -65,19 +69,33 @@ def _read_only(path: str) -> bool:
     return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
 
 
-@lru_cache
-def engine() -> str:
-    """A digest of detbox itself: another engine may give other results."""
+def engine(store: Store) -> str:
+    """A digest of detbox itself: another engine may give other results.  ``store`` remembers it by the files' times."""
     import xxhash
 
     top = os.path.dirname(os.path.abspath(detbox.__file__))
+    files = sorted(_sources(top, ""))
+    name = "engine " + xxhash.xxh3_128(repr((top, files)).encode()).hexdigest()
+    known = store.hint(name)
+    if known is not None:
+        return known.decode("ascii")
     digest = xxhash.xxh3_128()
-    for directory, directories, files in os.walk(top):
-        directories[:] = sorted(name for name in directories if name != "__pycache__")
-        for name in sorted(files):
-            if name.endswith((".py", ".so", ".c", ".h", ".S")):
-                path = os.path.join(directory, name)
-                digest.update(os.path.relpath(path, top).encode() + b"\0")
-                with open(path, "rb") as file:
-                    digest.update(file.read())
+    for path, *_ in files:
+        digest.update(path.encode() + b"\0")
+        with open(os.path.join(top, path), "rb") as file:
+            digest.update(file.read())
+    newest = max(max(mtime, ctime) for _, _, mtime, ctime, _ in files)
+    if time.time_ns() - newest > RACY_NS:
+        store.set_hint(name, digest.hexdigest().encode())
     return digest.hexdigest()
+
+
+def _sources(top: str, below: str) -> Iterator[tuple[str, int, int, int, int]]:
+    """Path, size, times and inode of each file that the engine is made of."""
+    with os.scandir(os.path.join(top, below)) as entries:
+        for entry in entries:
+            if entry.name.endswith((".py", ".so", ".c", ".h", ".S")):
+                st = entry.stat()
+                yield below + entry.name, st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino
+            elif entry.name != "__pycache__" and entry.is_dir():
+                yield from _sources(top, f"{below}{entry.name}/")

@@ -80,12 +80,10 @@ class Restore:
         self._find_times()
         for number, (path, change) in enumerate(self._changes):
             if change["do"] == "file":
-                data = store.open_blob(change["blob"])
-                if data is None:
-                    return False
                 name = self._stage + b"/%d" % number
-                with open(name, "xb") as file:
-                    file.write(data)
+                with open(name, "x+b", buffering=0) as file:
+                    if not store.write_blob(change["blob"], file.fileno()):
+                        return False
                 _attributes(name, change)
                 self._staged[path] = name
         return True

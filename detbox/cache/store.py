@@ -7,6 +7,7 @@ that a store goes on working in a process whose root directory has become anothe
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ from detbox.errors import HostError
 #: Format of the directory; a directory of another one is left alone.
 FORMAT = 2
 _CHUNK = 1 << 20
+_FICLONE = 0x40049409  # include/uapi/linux/fs.h
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _REST = re.compile(r"[0-9a-f]{62}")
 #: How many results of one key are looked through.
@@ -95,9 +97,11 @@ class Store:
         try:
             digest = hashlib.sha256()
             with self._temporary() as (fd, name):
-                while data := os.read(source, _CHUNK):
+                cloned = _cloned(fd, source)
+                while data := os.read(fd if cloned else source, _CHUNK):
                     digest.update(data)
-                    _write(fd, data)
+                    if not cloned:
+                        _write(fd, data)
                 found = digest.hexdigest()
                 if not self._refreshed(found):
                     self._keep(name, found)
@@ -110,8 +114,7 @@ class Store:
         if not is_digest(digest):
             return None
         try:
-            fd = os.open(_place(digest), os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._dir)
-            with open(fd, "rb") as file:
+            with open(self._blob(digest), "rb") as file:
                 data = file.read()
         except OSError:
             return None
@@ -120,6 +123,25 @@ class Store:
         self.remove_blob(digest)
         return None
 
+    def write_blob(self, digest: str, fd: int) -> bool:
+        """Write the content of a blob to an empty file, as a clone where the file system has such; whether it is whole.
+
+        Raises OSError.
+        """
+        if not is_digest(digest):
+            return False
+        with contextlib.suppress(FileNotFoundError), open(self._blob(digest), "rb") as blob:
+            if _cloned(fd, blob.fileno()):
+                if _digest(fd) == digest:
+                    return True
+                os.ftruncate(fd, 0)
+        data = self.open_blob(digest)
+        if data is None:
+            return False
+        os.lseek(fd, 0, os.SEEK_SET)
+        _write(fd, data)
+        return True
+
     def has(self, digest: str) -> bool:
         """Whether a blob is there (not whether it is whole)."""
         try:
@@ -127,6 +149,9 @@ class Store:
         except OSError:
             return False
         return True
+
+    def _blob(self, digest: str) -> int:
+        return os.open(_place(digest), os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._dir)
 
     def remove_blob(self, digest: str) -> None:
         """Forget a blob."""
@@ -191,7 +216,7 @@ class Store:
     def _temporary(self) -> Iterator[tuple[int, str]]:
         """A new file (descriptor, name) that is gone afterwards unless it was kept."""
         name = f"tmp/{os.getpid()}-{os.urandom(8).hex()}"
-        fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=self._dir)
+        fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=self._dir)
         try:
             yield fd, name
         finally:
@@ -201,9 +226,12 @@ class Store:
 
     def _keep(self, name: str, digest: str) -> None:
         # No fsync: a blob that a power cut has torn fails its verification, and is then made again.
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(digest[:2], 0o700, dir_fd=self._dir)
-        os.rename(name, _place(digest), src_dir_fd=self._dir, dst_dir_fd=self._dir)
+        try:
+            os.rename(name, _place(digest), src_dir_fd=self._dir, dst_dir_fd=self._dir)
+        except FileNotFoundError:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(digest[:2], 0o700, dir_fd=self._dir)
+            os.rename(name, _place(digest), src_dir_fd=self._dir, dst_dir_fd=self._dir)
 
     # -- results -----------------------------------------------------------------------
 
@@ -349,6 +377,22 @@ def is_digest(text: object) -> bool:
 
 def _place(digest: str) -> str:
     return f"{digest[:2]}/{digest[2:]}"
+
+
+def _cloned(target: int, source: int) -> bool:
+    """Whether an empty file now shares the other one's content."""
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+    except OSError:
+        return False
+    return True
+
+
+def _digest(fd: int) -> str:
+    digest = hashlib.sha256()
+    while data := os.read(fd, _CHUNK):
+        digest.update(data)
+    return digest.hexdigest()
 
 
 def _write(fd: int, data: bytes) -> None:

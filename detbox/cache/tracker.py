@@ -41,6 +41,11 @@ class Tracker:
         self._bound = [os.fsencode(path) for path in (m.spec.guest_workdir, *(one.dst for one in m.spec.mounts))]
         #: Part of the KIND of a path, where the kernel's permissions depend on it.
         self.owner = self._owner if m.layers.limited else None
+        # What comes with aspects: the inode is seen with the KIND, times with the SIZE.
+        self._together = [
+            aspects | ((IDENTITY if aspects & KIND else 0) | (TIMES if aspects & SIZE else 0) if nested else 0)
+            for aspects in range(256)
+        ]
         self.ledger = Ledger(self.owner, m.inodes if nested else None)
         self.root = self.ledger.root
         self.origin: dict[bytes, bytes] = {}  # where something that was moved stood at first
@@ -77,11 +82,11 @@ class Tracker:
 
     def _looking(self, handler: Handler, follow: bool, aspects: int) -> Handler:
         """For calls that look at the path that is their first argument, and change nothing: the commonest ones."""
-        world, kind = self.world, aspects << 1 | follow
+        world, kind, of = self.world, aspects << 1 | follow, self.of
 
         def looking(m: Machine, t: Task, a: Args) -> Decision:
             path = t.cstr(a[0])
-            execution = self.of(t)
+            execution = of(t)
             if execution.looked_at != world.changes:
                 execution.looked_at = world.changes
                 execution.looked.clear()
@@ -111,8 +116,7 @@ class Tracker:
 
     def touch(self, t: Task, path: bytes, aspects: int) -> None:
         """The thread looks at a canonical path."""
-        if self.nested:
-            aspects |= (IDENTITY if aspects & KIND else 0) | (TIMES if aspects & SIZE else 0)
+        aspects = self._together[aspects]
         execution = self.of(t)
         have = execution.have.get(path, 0)
         if not aspects & ~(have | have >> OWN) or (path[1:5] in _MADE and made(path)):
@@ -136,7 +140,8 @@ class Tracker:
         if t.process.fs.special:
             self.unable(t, "has a root directory of its own")
             return None
-        found, passed = self.world.find(t, base, path, follow)
+        way = self.world.found.get((b"" if path[:1] == b"/" else base, path, follow))
+        found, passed = way or self.world.find(t, base, path, follow)
         if passed:
             execution = self.of(t)
             if passed not in execution.passed:
@@ -144,7 +149,7 @@ class Tracker:
                 for step in passed:
                     if not made(step):
                         self.ledger.touch(execution, step, KIND)
-        if self.nested and made(found) and not steady(found, t.process.pid):
+        if self.nested and found[1:5] in _MADE and made(found) and not steady(found, t.process.pid):
             self.unable(t, f"looks at {os.fsdecode(found)}", whole=False)
         return found
 

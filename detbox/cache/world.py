@@ -71,7 +71,7 @@ class World:
 
     def __init__(self, m: Machine) -> None:
         self.m = m
-        self._found: dict[tuple[bytes, bytes, bool], Way] = {}  # whatever has been asked since a name changed
+        self.found: dict[tuple[bytes, bytes, bool], Way] = {}  # whatever has been asked since a name changed
         self._ways: dict[tuple[bytes, bytes], Way] = {}  # of directories
         self._missing: dict[tuple[bytes, bytes], Way] = {}  # ways that end early
         self._plain: set[bytes] = set()  # canonical paths that are no links
@@ -80,7 +80,7 @@ class World:
     def changed(self) -> None:
         """A name that ways may pass through has changed."""
         self.changes += 1
-        self._found.clear()
+        self.found.clear()
         self._ways.clear()
         self._missing.clear()
         self._plain.clear()
@@ -88,7 +88,7 @@ class World:
     def appeared(self) -> None:
         """A directory has been made."""
         self.changes += 1
-        self._found.clear()
+        self.found.clear()
         self._missing.clear()
 
     def find(self, t: Task, base: bytes, path: bytes, follow: bool) -> Way:
@@ -97,12 +97,12 @@ class World:
         What it leads to need not exist; a way that ends early ends at what is missing or no directory.
         """
         key = (b"" if path[:1] == b"/" else base, path, follow)
-        known = self._found.get(key)
+        known = self.found.get(key)
         if known is None:
             known = self._look(t, base, path, follow)
             # The links of procfs lead everybody elsewhere.
             if not any(step.startswith(b"/proc") for step in (known[0], *known[1])):
-                self._found[key] = known
+                self.found[key] = known
         return known
 
     def _look(self, t: Task, base: bytes, path: bytes, follow: bool) -> Way:

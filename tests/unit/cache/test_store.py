@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from detbox.cache import gc
+from detbox.cache.key import engine
 from detbox.cache.store import FORMAT, Store
 
 
@@ -258,3 +259,40 @@ def test_leftovers_of_a_killed_process_go(store: Store) -> None:
     os.utime(leftover, (1, 1))
     gc.collect(store)
     assert not leftover.exists()
+
+
+def test_files_are_cloned_where_that_is_possible(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cloned(target: int, source: int) -> bool:
+        os.pwrite(target, (wrong and wrong.pop()) or os.pread(source, 100, 0), 0)
+        return True
+
+    wrong: list[bytes] = []
+    monkeypatch.setattr("detbox.cache.store._cloned", cloned)
+    (tmp_path / "file").write_bytes(b"content")
+    digest = store.put_file(str(tmp_path / "file"))
+    assert store.open_blob(digest) == b"content"
+    for _ in ("right", "wrong"):
+        with (tmp_path / "copy").open("w+b", buffering=0) as file:
+            assert store.write_blob(digest, file.fileno())
+        assert (tmp_path / "copy").read_bytes() == b"content"
+        wrong.append(b"something else, and longer")
+
+
+def test_the_digest_of_the_engine_follows_its_files(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "engine" / "part" / "one.py"
+    source.parent.mkdir(parents=True)
+    source.write_text("1")
+    os.utime(source, (0, 0))
+    monkeypatch.setattr("detbox.__file__", str(tmp_path / "engine" / "__init__.py"))
+    monkeypatch.setattr("detbox.cache.key.RACY_NS", -(10**12))
+    first = engine(store)
+    assert engine(store) == first
+    source.write_text("2")
+    second = engine(store)
+    assert second != first
+    source.write_text("1")
+    assert engine(store) == first
