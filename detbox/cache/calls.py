@@ -67,7 +67,9 @@ def _look(k: Tracker, t: Task, dirfd: int, path: bytes, follow: bool, aspects: i
 
 def _stat(k: Tracker, t: Task, dirfd: int, path: bytes, follow: bool) -> None:
     if path:
-        _look(k, t, dirfd, path, follow, KIND | SIZE | (PYTIME if path.endswith(b".py") else 0))
+        _look(k, t, dirfd, path, follow, KIND | SIZE)
+        if path.endswith(b".py") and (follow or k.now(k.find(t, dirfd, path, False) or b"") == "f"):
+            _look(k, t, dirfd, path, False, KIND | PYTIME)
 
 
 @_probe("stat", "lstat")

@@ -89,7 +89,7 @@ class Checker:
             elif aspect == _XATTRS:
                 actual = facts.xattrs_digest(place)
             else:
-                actual = facts.python_time(place, st.st_size if st is not None else 0)
+                actual = facts.python_time(place, st)
             if actual != expected:
                 has_content = len(row) > _CONTENT and row[_CONTENT] is not None
                 return _NAMES[_CONTENT if aspect == _SIZE and has_content else aspect]

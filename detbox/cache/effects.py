@@ -321,9 +321,13 @@ class Effects:
                 self._python_source(path)
 
     def _python_source(self, path: bytes) -> None:
-        st = self._tracker.status(path)
-        entry: VInode | None = self._inodes.known(st) if st is not None else None
-        if st is not None and entry is not None and not entry.source:
+        """What stat() does for a source that it is asked about by this path."""
+        try:
+            st = os.stat(path)
+        except OSError:
+            return
+        entry: VInode | None = self._inodes.known(st)
+        if entry is not None and not entry.source:
             self._inodes.python_source(entry, path, None, st.st_size)
 
 

@@ -205,8 +205,8 @@ class Ledger:
                 fact.inode = (st.st_dev, st.st_ino)
             if wanted & CONTENT:
                 fact.signature = facts.signature_of(st)
-            if wanted & PYTIME:
-                fact.pytime = facts.python_time(path, st.st_size)
+        if wanted & PYTIME and kind[0] in "fl":
+            fact.pytime = facts.python_time(path, st)
         if wanted & XATTR:
             fact.xattrs = facts.xattrs_digest(path)
         if self._inodes is not None and wanted & (IDENTITY | TIMES):

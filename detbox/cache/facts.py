@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from detbox.machine.pycache import recorded_mtime
+from detbox.machine.pycache import recorded, recorded_mtime
 
 if TYPE_CHECKING:
     from detbox.machine.inodes import VInode
@@ -172,10 +172,16 @@ def xattrs_digest(path: bytes) -> str:
     return xxhash.xxh3_128(repr(xattrs_of(path)).encode()).hexdigest()
 
 
-def python_time(path: bytes, size: int) -> int:
-    """What the compiled file of the Python source ``path`` records; -1 for nothing."""
-    recorded = recorded_mtime(path, None, size)
-    return -1 if recorded is None else recorded
+def python_time(path: bytes, st: os.stat_result | None) -> int:
+    """What the compiled file of the Python source ``path`` (with this status) records; -1 for nothing.
+
+    A source that is reached by a link has its compiled file beside the link: it counts if its size is the source's.
+    """
+    if st is not None and stat.S_ISLNK(st.st_mode):
+        found = recorded(path, None)
+        return -1 if found is None else found[0] << 32 | found[1]
+    mtime = recorded_mtime(path, None, st.st_size if st is not None else 0)
+    return -1 if mtime is None else mtime
 
 
 def below(path: bytes, tops: Iterable[bytes]) -> bool:

@@ -214,5 +214,5 @@ _LOOKS: dict[int, Callable[[bytes, os.stat_result | None], Any]] = {
     _CONTENT: lambda path, st: facts.content_of(path),
     _LISTING: _listing,
     _XATTRS: lambda path, st: facts.xattrs_digest(path),
-    _PYTIME: lambda path, st: facts.python_time(path, st.st_size if st is not None else 0),
+    _PYTIME: facts.python_time,
 }

@@ -19,6 +19,12 @@ _TAGS = [b"cpython-3%d" % minor for minor in range(16, 5, -1)]
 
 def recorded_mtime(path: bytes, dir_fd: int | None, size: int) -> int | None:
     """Seconds since 1970 that a compiled file records for the source ``path`` of ``size`` bytes, or None."""
+    found = recorded(path, dir_fd)
+    return found[0] if found is not None and found[1] == size & 0xFFFFFFFF else None
+
+
+def recorded(path: bytes, dir_fd: int | None) -> tuple[int, int] | None:
+    """Time in seconds since 1970 and size in bytes that a compiled file records for the source ``path``, or None."""
     head, _, name = path.rpartition(b"/")
     stem = (head + b"/" if head or path[:1] == b"/" else b"") + b"__pycache__/" + name[:-3]
     for index, tag in enumerate(_TAGS):
@@ -37,6 +43,6 @@ def recorded_mtime(path: bytes, dir_fd: int | None, size: int) -> int | None:
             _TAGS.insert(0, _TAGS.pop(index))
         if len(header) < _HEADER.size:
             return None
-        _, flags, mtime, recorded_size = _HEADER.unpack(header)
-        return mtime if flags == 0 and recorded_size == size & 0xFFFFFFFF else None
+        _, flags, mtime, size = _HEADER.unpack(header)
+        return (mtime, size) if flags == 0 else None
     return None

@@ -204,6 +204,8 @@ INSIDE = (
     ("sh -c 'sleep 1 & exit 0'; wait", "not"),
     ("python3 -c 'import os; print(os.getpid(), os.stat(\"a1\"))'", "hit"),
     ("sh -c 'cat a1 a2'; sh -c 'cat a1'", "miss miss hit"),
+    # The time of Debian's sitecustomize.py is in a compiled file that lies beside a link to it.
+    ("/usr/bin/python3 -c 'print(1)'; /usr/bin/python3 -c 'print(2)'", "hit hit"),
 )
 
 
