@@ -155,7 +155,8 @@ def recording(bench: Bench) -> Iterator[Result]:
     recorded_run = [*plain_run[:3], "trace", "-o", str(trace), "--", "./configure"]
     plain: list[float] = []
     recorded: list[float] = []
-    for turn in range(bench.repetitions + 1):
+    # A turn takes half a minute: three tell enough.
+    for turn in range(min(bench.repetitions, 3) + 1):
         for command, times in ((plain_run, plain), (recorded_run, recorded)):
             cost = run(command, hello.fresh(tree, copy))[0].wall
             if turn:
