@@ -185,6 +185,7 @@ def _become(machine: Machine) -> None:
     os.setgroups([])
     os.setresgid(machine.uid, machine.uid, machine.uid)
     os.setresuid(machine.uid, machine.uid, machine.uid)
+    _native.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # new credentials clear it (prctl(2))
 
 
 def _all_ids_exist() -> bool:

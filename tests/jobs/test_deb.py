@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -80,6 +81,33 @@ def make_source(place: Path, step: str = ":", dependencies: str = "") -> Path:
     (tree / "debian/rules").write_text(_RULES.format(step=step))
     (tree / "debian/rules").chmod(0o755)
     return tree
+
+
+def make_release(place: Path) -> Path:
+    """The .dsc of a release with nothing but a Makefile, and of Debian's changes to it."""
+    listed = ""
+    for name, member, text in (
+        ("few-lines_1.0.orig.tar.gz", "few-lines-1.0/Makefile", "all:\n\tdate >date; pwd >place; id -un >user\n"),
+        ("few-lines_1.0-1.debian.tar.xz", "debian/changelog", _CHANGELOG.replace("1.0", "1.0-1")),
+    ):
+        (place / member).parent.mkdir()
+        (place / member).write_text(text)
+        subprocess.run(["tar", "-caf", name, member], cwd=place, check=True)
+        content = (place / name).read_bytes()
+        listed += f"\n {hashlib.sha256(content).hexdigest()} {len(content)} {name}"
+    dsc = place / "few-lines_1.0-1.dsc"
+    dsc.write_text(f"Source: few-lines\nVersion: 1.0-1\nChecksums-Sha256:{listed}\n")
+    return dsc
+
+
+def test_a_release_that_nobody_has_packaged(image: None, tmp_path: Path) -> None:
+    what = f"upstream:{make_release(tmp_path)}"
+    verified = detbox("verify", "--native", "--json", "--no-perturb", "load", what, cwd=tmp_path)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    said = json.loads(verified.stdout)
+    assert sorted(said["artefacts"]) == ["few-lines_1.0_upstream.build", "few-lines_1.0_upstream.tar"]
+    assert [name.partition(": ")[2] for name in said["native"]["files"]] == ["date", "place", "user"]
+    assert {"date", "build path"} <= set(said["native"]["causes"])
 
 
 def test_build_verify_and_rebuild(image: None, tmp_path: Path) -> None:
