@@ -140,6 +140,7 @@ def graph(cls: Parser, words: list[str]) -> int:
     from pathlib import Path
 
     from detbox.report import graph as pictures
+    from detbox.report import graph_svg
 
     description = (
         "Draws the processes of a trace: their tree, when each ran in virtual time, and what went\n"
@@ -155,8 +156,9 @@ def graph(cls: Parser, words: list[str]) -> int:
     kind = Path(chosen.output).suffix if chosen.output else ".svg"
     if kind not in (".svg", ".dot"):
         raise UserError(f"{chosen.output}: what kind of picture?", "give a name that ends in .svg or .dot")
-    draw = pictures.svg if kind == ".svg" else pictures.dot
-    text = draw(chosen.file, chosen.real_times)
+    found = pictures.read(chosen.file, chosen.real_times)
+    text = graph_svg.draw(found) if kind == ".svg" else pictures.dot(found)
+    say_if_cut(found.trace)
     if chosen.output is None:
         write(text)
         return 0
@@ -189,6 +191,9 @@ def diff(cls: Parser, words: list[str]) -> int:
         write("the traces are the same\n")
         return 0
     write("\n".join(found.lines()) + "\n")
+    for trace, event in ((left, found.left), (right, found.right)):
+        if event is None:
+            say_if_cut(trace)
     return 1
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
 from detbox.cli import run_cmd, trace_actions
 from detbox.errors import HostError, UserError
 from detbox.report import leftovers
+from detbox.spec import RunSpec
 
 _DESCRIPTION = """\
 Records the events of a deterministic run: every call that detbox decides, with its
@@ -70,15 +73,47 @@ def run(parser_class: type[argparse.ArgumentParser], arguments: argparse.Namespa
     spec = run_cmd.spec_from(arguments)
     if spec.dry_run:
         raise UserError("--dry-run records nothing", "detbox run --dry-run shows the container's set-up")
-    real_times = os.path.abspath(arguments.real_times) if arguments.real_times else None
-    spec = spec.with_changes(
-        record=os.path.abspath(arguments.output), record_results=not arguments.no_results, record_times=real_times
-    )
     from detbox.container.launch import run as launch
 
-    outcome = launch(spec)
+    with ExitStack() as files:
+        record, times = (
+            files.enter_context(_written(os.path.abspath(path), spec)) if path else None
+            for path in (arguments.output, arguments.real_times)
+        )
+        spec = spec.with_changes(record=record, record_times=times, record_results=not arguments.no_results)
+        outcome = launch(spec)
     run_cmd.report(spec, outcome)
     leftovers.collect()
     if outcome.trouble:
         raise HostError(outcome.trouble, "the run itself has ended, and its results are kept")
     return run_cmd.status_of(spec, outcome)
+
+
+@contextmanager
+def _written(path: str, spec: RunSpec) -> Iterator[str]:
+    """The path under which the run writes the file ``path``.
+
+    In a directory that the command sees it is a file without a name, which gets its name at the end: the command
+    would see it grow.
+    """
+    tops = [os.path.realpath(top) for top in (spec.workdir, *(mount.src for mount in spec.mounts))]
+    place = os.path.realpath(os.path.dirname(path))
+    fd = -1
+    if not os.path.isdir(path) and any(os.path.commonpath([top, place]) == top for top in tops):
+        with suppress(OSError):  # not every file system has such files
+            fd = os.open(place, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+    if fd < 0:
+        yield path
+        return
+    try:
+        yield f"/proc/self/fd/{fd}"  # the run's processes inherit it
+    finally:
+        draft = f"{path}.{os.getpid()}"
+        try:
+            if os.fstat(fd).st_size:  # otherwise the run has not even begun
+                os.link(f"/proc/self/fd/{fd}", draft, src_dir_fd=fd)  # without a src_dir_fd, link(2) does not follow
+                os.replace(draft, path)
+        except OSError as error:
+            raise HostError(f"{path} cannot be written: {error.strerror}", "give another name") from None
+        finally:
+            os.close(fd)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -105,14 +106,14 @@ def run(arguments: argparse.Namespace) -> int:
             with phases() as progress:
                 verdict = _verify(verification, arguments.native, page is not None, progress)
                 progress("writing the report")
-                if page is not None:
-                    _write_page(page, verdict)
                 text = _text(verdict, arguments.json)
+            sys.stdout.write(text)
+            sys.stdout.flush()
+            if page is not None:
+                _write_page(page, verdict)
             _keep_outputs(verification, verdict, kept)
         except (DetboxError, OSError) as error:
             raise _with_first_run(error, verification, kept) from error
-    sys.stdout.write(text)
-    sys.stdout.flush()
     return 0 if verdict.identical else 1
 
 
@@ -196,14 +197,17 @@ def _text(verdict: Verdict, as_json: bool) -> str:
 
 
 def _page(given: str | None) -> Path | None:
-    """The file for the page, which can be written."""
+    """The file for the page, which can be written.  It is made afterwards: it may be among the inputs' files."""
     from pathlib import Path
 
     if given is None:
         return None
     path = Path(given).absolute()
     try:
-        path.touch()
+        if path.exists():
+            path.open("ab").close()
+        elif not os.access(path.parent, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES if path.parent.is_dir() else errno.ENOENT))
     except OSError as error:
         raise UserError(f"--html {given}: {error.strerror}", "name a file that can be written") from None
     return path
@@ -215,7 +219,8 @@ def _write_page(path: Path, verdict: Verdict) -> None:
     try:
         path.write_bytes(page(verdict).encode("utf-8", "backslashreplace"))
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}", "name a file that can be written") from None
+        path.unlink(missing_ok=True)
+        raise HostError(f"--html {path}: {error.strerror}", "the report above is whole; name another file") from None
 
 
 def _keep_outputs(verification: Verification, verdict: Verdict, kept: Path | None) -> None:
@@ -239,7 +244,8 @@ def _with_first_run(error: Exception, verification: Verification, kept: Path | N
     assert isinstance(error, DetboxError)
     if verification.first is not None:
         try:
-            place = keep.keep({"run-1": verification.first}, kept or keep.place(None))
+            spare = kept if kept is not None and not kept.exists() else keep.place(None)
+            place = keep.keep({"run-1": verification.first}, spare)
         except (OSError, UserError) as failure:
             remedy = f"the results of the first run could not be kept: {failure}"
         else:

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from detbox.kernel.numbers import NAMES, NUMBERS
-from detbox.recorder import calls
+from detbox.recorder import calls, constants
 from detbox.recorder.format import Event, Verdict
 
 _MAX_ERRNO = 4095
@@ -18,6 +18,7 @@ _ADDRESSES = frozenset(NUMBERS[name] for name in ("mmap", "brk", "mremap", "shma
 _OCTAL = ("mode_t", "umode_t")
 _SMALL = 10_000  # larger numbers of unknown meaning are shown in hexadecimal
 _AT_FDCWD, _LOW = -100, 0xFFFFFFFF
+_AT_EMPTY_PATH = 0x1000
 _AT_FLAGS = (
     (0x100, "AT_SYMLINK_NOFOLLOW"), (0x200, "AT_REMOVEDIR"), (0x400, "AT_SYMLINK_FOLLOW"),
     (0x800, "AT_NO_AUTOMOUNT"), (0x1000, "AT_EMPTY_PATH"),
@@ -48,7 +49,9 @@ def _tables() -> tuple[dict[str, dict[str, dict[int, str]]], dict[tuple[str, str
         ("waitid", "options"): _WAIT_FLAGS, ("unlinkat", "flag"): _AT_FLAGS,
         **{(name, label): _AT_FLAGS for name in at for label in ("flags", "flag")},
     }  # fmt: skip
-    return SYSCALL_ARG_DICT, bits
+    named = {**SYSCALL_ARG_DICT, **constants.NAMED}
+    named["socketpair"] = named["socket"]
+    return named, bits
 
 
 _NO_BITS = {
@@ -65,7 +68,7 @@ def arguments(nr: int, values: tuple[int, ...], path: bytes = b"", path2: bytes 
     paths = dict(zip(calls.path_arguments().get(nr, ()), (path, path2), strict=False))
     words = []
     for place, ((kind, label), value) in enumerate(zip(labels, values, strict=False)):
-        if paths.get(place):
+        if paths.get(place) or (place in paths and value and _takes_empty(name, values)):
             words.append(quoted(paths[place]))
         elif label == "mode" and name in ("open", "openat") and not values[place - 1] & os.O_CREAT:
             break  # whatever the register holds: the kernel does not look at it
@@ -74,17 +77,24 @@ def arguments(nr: int, values: tuple[int, ...], path: bytes = b"", path2: bytes 
     return ", ".join(words)
 
 
+def _takes_empty(name: str, values: tuple[int, ...]) -> bool:
+    """Whether a call has AT_EMPTY_PATH, and may so name a descriptor alone."""
+    place = {"newfstatat": 3, "statx": 2, "fchownat": 4, "linkat": 4, "execveat": 4, "faccessat2": 3}.get(name)
+    return place is not None and bool(values[place] & _AT_EMPTY_PATH)
+
+
 def quoted(text: bytes) -> str:
     """A path as strace shows it."""
     return '"' + os.fsdecode(text).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
 
 
 def _value(name: str, kind: str, label: str, value: int) -> str:
-    constants, bits = _tables()
+    known, bits = _tables()
     low = value & _LOW
-    named = constants.get(name, {}).get(label, {}).get(low)
+    flags = constants.FUTEX_FLAGS if (name, label) == ("futex", "op") else ()
+    named = known.get(name, {}).get(label, {}).get(low & ~sum(bit for bit, _ in flags))
     if named is not None:
-        return named
+        return "|".join([named, *(word for bit, word in flags if low & bit)])
     if (name, label) in bits:
         return _flags(low, bits[name, label], _NO_BITS.get((name, label), "0"))
     if label in ("dirfd", "dfd", "olddfd", "newdfd") and _signed(low, 32) == _AT_FDCWD:

@@ -26,7 +26,8 @@ def _numbers(*names: str) -> frozenset[int]:
 _READS = _numbers("read", "pread64", "readv", "preadv", "preadv2", "recvfrom", "recvmsg", "getdents64")
 _WRITES = _numbers("write", "pwrite64", "writev", "pwritev", "pwritev2", "sendto", "sendmsg")
 _BY_FD = _READS | _WRITES | _numbers("fstat", "lseek", "ftruncate", "fchmod", "fchown", "fsync", "fdatasync", "ioctl",
-                                     "fcntl", "fchdir", "fstatfs", "fallocate", "flock", "fsetxattr")  # fmt: skip
+                                     "fcntl", "fchdir", "fstatfs", "fallocate", "flock", "fsetxattr",
+                                     "newfstatat", "statx", "fchownat", "utimensat")  # fmt: skip
 _PIPES, _PAIRS = _numbers("pipe", "pipe2"), _numbers("socketpair")
 _ANONYMOUS = _numbers("socket", "accept", "accept4", "epoll_create", "epoll_create1", "eventfd", "eventfd2", "signalfd",
                       "signalfd4", "timerfd_create", "memfd_create", "inotify_init", "inotify_init1", "pidfd_open",

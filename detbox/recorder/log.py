@@ -115,7 +115,7 @@ class Recorder:
         if count < 6:  # the other registers hold whatever the program left there
             args = args[:count] + _NONE[count:]
         if not self._started:  # the first execve comes from the supervisor's own memory
-            args, paths = _NONE, ()
+            args = _NONE
         thread = self._threads.get(task.lineage) or self._appear(task)
         now = self._clock.now - self._begin
         if paths:

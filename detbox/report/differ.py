@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from detbox.report.perturb import Difference, Observed
 
 #: Lines of a diff that are shown, and bytes of a content that are looked at line by line.
 MAX_LINES, MAX_BYTES = 40, 1 << 20
+_LOOK = 4096  # bytes that tell text from data
 _ROW = 16  # bytes in a line of hexadecimal
 #: Real seconds that diffoscope may take.
 DIFFOSCOPE_S = 60
@@ -32,6 +33,23 @@ def explain(difference: Difference, left: Observed, right: Observed) -> list[str
     if ours is None or theirs is None or ours == theirs:
         return []
     return _diffoscope(one, other) or content(ours, theirs)
+
+
+def text_first(differences: Sequence[Difference], left: Observed, right: Observed) -> list[Difference]:
+    """The same with the contents that people can read before those of other files."""
+
+    def is_data(difference: Difference) -> bool:
+        for run in (left, right) if difference.what == "tree" and difference.where.endswith(" sha256") else ():
+            try:
+                if run.work is not None:
+                    with (run.work / difference.path).open("rb") as file:
+                        if b"\0" in file.read(_LOOK):
+                            return True
+            except OSError:
+                return True
+        return False
+
+    return sorted(differences, key=is_data)
 
 
 def file_content(path: Path) -> bytes | None:

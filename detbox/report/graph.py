@@ -68,6 +68,7 @@ class Graph:
     roots: list[Node]
     flows: list[Flow]
     processes: int
+    trace: Trace
 
 
 def read(path: Path | str, real_times: Path | str | None = None, most: int = MAX_ROWS) -> Graph:
@@ -103,17 +104,11 @@ def read(path: Path | str, real_times: Path | str | None = None, most: int = MAX
         _fold_like(root)
     _fold_deep(roots, most)
     title = " ".join(trace.description.get("command", []))
-    return Graph(title, roots, graph_flows.flows(files, roots), len(nodes))
+    return Graph(title, roots, graph_flows.flows(files, roots), len(nodes), trace)
 
 
-def svg(log_path: Path | str, real_times: Path | str | None = None) -> str:
-    """The picture of a trace as a self-contained SVG document.  Raises UserError."""
-    return graph_svg.draw(read(log_path, real_times))
-
-
-def dot(log_path: Path | str, real_times: Path | str | None = None) -> str:
-    """The same graph in Graphviz's language.  Raises UserError."""
-    graph = read(log_path, real_times)
+def dot(graph: Graph) -> str:
+    """The graph in Graphviz's language."""
     rows = [node for root in graph.roots for node, _ in root.walk()]
     number = {id(node): place for place, node in enumerate(rows)}
     lines = ["digraph run {", "  rankdir=LR;", '  node [shape=box, fontname="monospace", fontsize=10];']

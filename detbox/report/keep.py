@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -14,16 +15,18 @@ from detbox.report.verify import Run
 
 
 def place(given: str | None) -> Path:
-    """A new directory for what is kept: ``given``, which must be empty or new, or one of our own choice.
+    """The directory for what is kept: ``given``, which must be empty or new, or a new one of our own choice.
 
-    Raises UserError.
+    ``given`` is made when there is something to keep: it may be among the inputs' files.  Raises UserError.
     """
     if given is None:
         return Path(tempfile.mkdtemp(prefix="detbox-kept-"))
     path = Path(given).absolute()
     try:
-        path.mkdir(exist_ok=True)
-        if any(path.iterdir()):
+        if not path.exists():
+            if not os.access(path.parent, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES if path.parent.is_dir() else errno.ENOENT))
+        elif any(path.iterdir()):
             raise UserError(f"--keep {given}: is not empty", "name a new directory")
     except OSError as error:
         raise UserError(f"--keep {given}: {error.strerror}", "name a new directory") from None
@@ -33,8 +36,17 @@ def place(given: str | None) -> Path:
 def keep(runs: Mapping[str, Run], target: Path) -> Path:
     """Move the outputs of runs, by name, into ``target``.  Nothing else may look at the runs' trees afterwards.
 
-    Raises OSError.
+    Raises OSError, whose file is told.
     """
+    try:
+        target.mkdir(exist_ok=True)
+        _keep(runs, target)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), error.filename or str(target)) from error
+    return target
+
+
+def _keep(runs: Mapping[str, Run], target: Path) -> None:
     for name, run in runs.items():
         into = target / name
         into.mkdir()
@@ -44,7 +56,6 @@ def keep(runs: Mapping[str, Run], target: Path) -> Path:
         (into / "report.json").write_text(json.dumps({**report, "detbox": run.answer}, indent=2))
         if run.observed.work is not None:
             _move(run.observed.work, into / "tree")
-    return target
 
 
 def _move(source: Path, target: Path) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 
 import detbox
 from detbox.errors import DetboxError
-from detbox.report import graph
-from detbox.report.differ import file_content
+from detbox.report import graph, graph_svg
+from detbox.report.differ import file_content, text_first
 from detbox.report.page_style import STYLE
 from detbox.report.perturb import Difference
 from detbox.report.shown import command_line, markup, shortened
@@ -42,7 +42,7 @@ def _body(verdict: Verdict) -> Iterator[str]:
     yield f'<header><p class="tool">detbox verify</p><h1><code>{markup(command_line(verdict.spec.command))}</code></h1>'
     yield f'<p class="verdict {"good" if good else "bad"}">{word}</p>'
     yield f"<p>{len(verdict.boxed.runs)} runs on hosts that differ: {markup(verdict.summary())}.</p>"
-    yield "".join(f'<p class="note">{markup(note)}</p>' for note in verdict.notes)
+    yield "".join(f'<p class="note">{markup(note)}</p>' for note in (*_everywhere(verdict), *verdict.notes))
     yield "</header>"
     if verdict.native is not None:
         yield _cards(verdict)
@@ -65,6 +65,11 @@ def _body(verdict: Verdict) -> Iterator[str]:
     if graph:
         yield _section("processes", "Processes of the first run", f'<div class="scroll graph">{graph}</div>')
     yield f"<footer>made by detbox {markup(detbox.__version__)}; nothing was normalised before comparing</footer>"
+
+
+def _everywhere(verdict: Verdict) -> list[str]:
+    """What is to be said of runs that do not differ."""
+    return failures(verdict.boxed) if verdict.identical else []
 
 
 def _section(name: str, title: str, text: str) -> str:
@@ -126,7 +131,8 @@ def _contents(differences: Sequence[Difference], left: Run, right: Run) -> Itera
     for what in ("stdout", "stderr"):
         if getattr(one, what) != getattr(other, what):
             yield what, getattr(one, what), getattr(other, what)
-    for path in dict.fromkeys(d.path for d in differences if d.path and d.where.endswith(" sha256")):
+    changed = [d for d in differences if d.path and d.where.endswith(" sha256")]
+    for path in dict.fromkeys(d.path for d in text_first(changed, one, other)):
         if one.work is not None and other.work is not None:
             values = [file_content(work / path) for work in (one.work, other.work)]
             if values[0] is not None and values[1] is not None:
@@ -213,7 +219,8 @@ def _graph(verdict: Verdict) -> str:
     if verdict.trace is None:
         return ""
     try:
-        picture = graph.svg(verdict.trace, verdict.trace.with_name(verdict.trace.name + "-times"))
+        times = verdict.trace.with_name(verdict.trace.name + "-times")
+        picture = graph_svg.draw(graph.read(verdict.trace, times))
     except (DetboxError, OSError):
         return ""
     return picture[picture.find("<svg") :]

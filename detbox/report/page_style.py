@@ -59,6 +59,9 @@ pre { background: var(--panel); border: 1px solid var(--line); border-radius: 6p
 .stack { margin: 4px 0; padding-left: 22px; } .stack b { font-weight: 600; margin-right: 8px; }
 .graph { background: #fff; border: 1px solid var(--line); border-radius: 6px; padding: 8px; }
 footer { margin-top: 44px; color: var(--soft); font-size: 13px; }
-@media (max-width: 700px) { .cards { grid-template-columns: 1fr; } main { padding: 16px 12px; } }
+.grid th, .grid td:first-child { overflow-wrap: break-word; }
+@media (max-width: 700px) { .grid th, .grid td { padding-right: 8px; font-size: 13.5px; } td code { font-size: 11.5px; }
+  dl { grid-template-columns: 1fr; } dd { margin-bottom: 6px; }
+  .cards { grid-template-columns: 1fr; } main { padding: 16px 12px; } }
 @media print { details { break-inside: avoid; } }
 """

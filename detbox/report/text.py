@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from detbox.report.differ import explain
+from detbox.report.differ import explain, text_first
 from detbox.report.perturb import Difference
 from detbox.report.shown import command_line, shortened, shown
 from detbox.report.verdict import Verdict, count, failures, label, ranked
@@ -66,7 +66,7 @@ def _comparison(title: str, comparison: Comparison, paint: Paint) -> Iterator[st
     if len(comparison.differences) > _LISTED:
         yield f"  … and {len(comparison.differences) - _LISTED} more (--json and --html have all)"
     left, right = comparison.runs[0].observed, comparison.runs[comparison.other].observed
-    for difference in comparison.differences:
+    for difference in text_first(comparison.differences, left, right):
         found = explain(difference, left, right)
         if found:
             yield f"  the first content that differs, {paint('name', difference.path or difference.what)}:"

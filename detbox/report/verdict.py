@@ -130,10 +130,10 @@ def ranked(differences: Sequence[Difference]) -> list[Difference]:
 
 
 def failures(comparison: Comparison) -> list[str]:
-    """Sentences about a command that failed in some of its runs, and not in others."""
+    """Sentences about a command that failed in some of its runs, or in all."""
     statuses = [run.observed.status for run in comparison.runs]
     if len(set(statuses)) == 1:
-        return []
+        return [f"the command failed in every run ({_status(statuses[0])})"] if statuses[0] else []
     bad = [f"run {number} ({_status(status)})" for number, status in enumerate(statuses, 1) if status]
     good = [f"run {number}" for number, status in enumerate(statuses, 1) if not status]
     return [f"the command failed in {', '.join(bad)}" + (f" and not in {', '.join(good)}" if good else "")]

@@ -148,6 +148,16 @@ def endings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory / "trace"
 
 
+def test_the_command_does_not_see_a_trace_in_its_directory(tmp_path: Path) -> None:
+    for name in ("trace", "./trace"):
+        words = ["-o", name, "--real-times", "times", "--", "sh", "-c", "ls; rm -f trace times; exit 3"]
+        done = run_detbox("trace", *words, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (3, b"")
+        assert done.stdout in (b"", b"times\ntrace\n")
+        assert sorted(os.listdir(tmp_path)) == ["times", "trace"]
+        assert rows(tmp_path / "trace", "SELECT count(*) AS n FROM processes") == [{"n": 3}]
+
+
 def test_calls_that_fail_or_are_interrupted_have_results(endings: Path) -> None:
     unknown = rows(endings, "SELECT DISTINCT name FROM calls WHERE result IS NULL")
     assert {row["name"] for row in unknown} <= {"exit", "exit_group"}
@@ -272,10 +282,10 @@ def test_a_full_disk_while_recording_leaves_the_run_alone(tmp_path: Path) -> Non
 
 
 def test_a_run_that_is_killed_leaves_a_readable_trace(tmp_path: Path) -> None:
-    words = ["trace", "-o", "trace", "--", "sh", "-c", "while :; do echo x > file; done"]
-    run = subprocess.Popen(
-        [sys.executable, "-m", "detbox", *words], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
+    (tmp_path / "work").mkdir()
+    words = ["trace", "-o", "../trace", "--", "sh", "-c", "while :; do echo x > file; done"]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.Popen([sys.executable, "-m", "detbox", *words], cwd=tmp_path / "work", env=variables)
     deadline = time.monotonic() + 60
     while not (tmp_path / "trace").exists() or (tmp_path / "trace").stat().st_size < 50_000:
         assert time.monotonic() < deadline

@@ -194,6 +194,9 @@ def test_the_end_of_a_call_is_joined_with_its_beginning(tmp_path: Path) -> None:
         ("kill", (5, 9), "5, SIGKILL"),
         ("access", (0, 5), "NULL, X_OK|R_OK"),
         ("socket", (1, 1, 0), "AF_FILE, SOCK_STREAM, "),
+        ("ioctl", (0, 0x5401, 0), "0, TCGETS, "),
+        ("futex", (1, 0x189, 0), "0x1, FUTEX_WAIT_BITSET|FUTEX_PRIVATE_FLAG|FUTEX_CLOCK_REALTIME, 0"),
+        ("newfstatat", (3, 0x1000, 0x2000, 0x1000), '3, "", 0x2000, AT_EMPTY_PATH'),
     ],
 )
 def test_arguments_are_decoded(name: str, values: tuple[int, ...], text: str) -> None:

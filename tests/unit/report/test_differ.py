@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from detbox.report import differ
-from detbox.report.perturb import Difference, Observed
+from detbox.report.perturb import Difference, Observed, compare
+from detbox.report.tree import snapshot
 
 
 def test_texts_are_compared_by_line() -> None:
@@ -35,6 +38,19 @@ def test_other_contents_are_shown_as_bytes(left: bytes, right: bytes, at: int) -
     assert f"at byte {at} " in shown[0]
     assert any(line.startswith("-") for line in shown)
     assert any(line.startswith("+") for line in shown)
+
+
+def test_texts_are_shown_before_data(tmp_path: Path) -> None:
+    runs = []
+    for number in range(2):
+        work = tmp_path / str(number)
+        work.mkdir()
+        (work / "a").write_bytes(b"\0%d" % number)
+        (work / "b").write_text(str(number))
+        runs.append(Observed(0, b"", b"", snapshot(work, (0, 0)), 0, work))
+    found = compare(*runs)
+    assert next(d.path for d in found if d.where.endswith(" sha256")) == "a"
+    assert next(d.path for d in differ.text_first(found, *runs) if d.where.endswith(" sha256")) == "b"
 
 
 def test_what_is_equal_needs_no_words() -> None:
