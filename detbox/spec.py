@@ -212,7 +212,7 @@ def make_spec(
 def _command(command: Sequence[str | bytes]) -> tuple[bytes, ...]:
     words = tuple(os.fsencode(word) for word in command)
     if not words:
-        raise UserError("no command was given", "write it after the options: detbox run -- CMD ARG…")
+        raise UserError("no command was given", "write it after the options: … -- CMD ARG…")
     if not words[0]:
         raise CommandNotFound("the command's name is empty")
     if any(b"\0" in word for word in words):

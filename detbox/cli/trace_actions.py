@@ -175,6 +175,7 @@ def diff(cls: Parser, words: list[str]) -> int:
 
     from detbox.recorder.compare import first_divergence
     from detbox.recorder.read import Trace
+    from detbox.report.causes import BY_CALL
 
     parser = _parser(
         cls, "diff", "Finds the first event in which two traces differ.",
@@ -190,7 +191,7 @@ def diff(cls: Parser, words: list[str]) -> int:
             say_if_cut(trace)
         write("the traces are the same\n")
         return 0
-    write("\n".join(found.lines()) + "\n")
+    write("\n".join(found.lines(BY_CALL.get(found.call, ""))) + "\n")
     for trace, event in ((left, found.left), (right, found.right)):
         if event is None:
             say_if_cut(trace)

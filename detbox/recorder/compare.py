@@ -14,27 +14,10 @@ from itertools import zip_longest
 from detbox.kernel.numbers import NAMES
 from detbox.recorder import show
 from detbox.recorder.format import Event, Kind, Verdict, decode
-from detbox.recorder.read import Threads, Trace
+from detbox.recorder.read import Threads, Trace, join
 
 #: How many events before the divergence are shown.
 CONTEXT = 6
-
-#: What a difference at one of these calls comes from.
-CAUSES: dict[str, tuple[str, ...]] = {
-    "clock": ("clock_gettime", "gettimeofday", "time", "times", "getrusage", "clock_getres", "getitimer"),
-    "random": ("getrandom",),
-    "order of directory entries": ("getdents64", "getdents"),
-    "process number": ("getpid", "gettid", "getppid", "getpgid", "getsid", "clone", "fork", "vfork", "clone3"),
-    "address": ("mmap", "brk", "mremap"),
-    "host's name or kernel": ("uname",),
-    "number of processors": ("sched_getaffinity", "getcpu"),
-    "memory and load": ("sysinfo", "prlimit64"),
-    "file system": ("statfs", "fstatfs"),
-    "file metadata": ("stat", "lstat", "fstat", "newfstatat", "statx"),
-    "umask": ("umask",),
-    "content of a file or pipe": ("read", "pread64", "recvfrom", "readlink", "readlinkat"),
-    "data that the program computed": ("write", "pwrite64", "writev", "sendto"),
-}
 
 
 @dataclass(frozen=True)
@@ -58,17 +41,12 @@ class Divergence:
         event = self.left or self.right
         return NAMES.get(event.nr, str(event.nr)) if event is not None and event.nr >= 0 else ""
 
-    @property
-    def cause(self) -> str:
-        """The class of cause, where the call tells it."""
-        return next((cause for cause, names in CAUSES.items() if self.call in names), "")
-
-    def lines(self) -> list[str]:
-        """The report for people."""
+    def lines(self, cause: str = "") -> list[str]:
+        """The report for people.  ``cause``: the class of what such a difference comes from."""
         found = [f"first divergent event (number {self.index}), thread {self.thread}:"]
         found += [f"  run 1: {self.texts[0]}", f"  run 2: {self.texts[1]}"]
-        if self.cause:
-            found.append(f"  cause: {self.cause}")
+        if cause:
+            found.append(f"  cause: {cause}")
         found.append("  processes, outermost first:")
         found += [f"    {lineage}: {command}" for lineage, command in self.stack]
         found.append("  events before it:")
@@ -78,7 +56,7 @@ class Divergence:
 
 def first_divergence(left: Trace, right: Trace) -> Divergence | None:
     """Where two traces part; None if they are the same."""
-    threads, recent = Threads(), deque[bytes](maxlen=CONTEXT)
+    threads, recent = Threads(), deque[bytes](maxlen=3 * CONTEXT)
     pairs = zip_longest(left.records(), right.records())
     for index, (one, other) in enumerate(pairs):
         if one == other:
@@ -97,12 +75,20 @@ def _divergence(
     left, right = (_with_call(event, recent) for event in (left, right))
     known = left or right
     assert known is not None
-    before = [show.line(decode(raw), threads) for raw in recent]
+    before = [show.line(event, threads) for event in _context(known, recent, threads)]
     if known.kind is Kind.TASK:
         threads.learn(known)
     texts = ["the run has ended" if event is None else show.line(event, threads).strip() for event in (left, right)]
     who = threads.of(known)
     return Divergence(index, left, right, (texts[0], texts[1]), who.lineage, threads.ancestors(who), before)
+
+
+def _context(known: Event, recent: deque[bytes], threads: Threads) -> list[Event]:
+    """The last events before the one at which runs part, each call in one piece."""
+    found = [event for event in join(map(decode, recent), threads) if event.verdict is not Verdict.PARK]
+    if found and found[-1].kind is Kind.CALL and not found[-1].known and found[-1].args == known.args:
+        found.pop()  # its end is where they part
+    return found[-CONTEXT:]
 
 
 def _with_call(event: Event | None, recent: deque[bytes]) -> Event | None:

@@ -6,7 +6,7 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -177,19 +177,30 @@ def joined(trace: Trace) -> Iterator[tuple[Event, Threads]]:
     The result of a call is known if ``event.known``.
     """
     threads = Threads()
-    waits: dict[int, Event] = {}
-    begun: list[Event] = []  # a call whose end may follow, and what came after it
+    for event in join(_learned(trace, threads), threads):
+        yield event, threads
+
+
+def _learned(trace: Trace, threads: Threads) -> Iterator[Event]:
     for raw in trace.records():
         event = decode(raw)
-        if event.kind is not Kind.RESULT:
+        if event.kind is Kind.TASK or event.kind is Kind.EXEC:
             threads.learn(event)
+        yield event
+
+
+def join(records: Iterable[Event], threads: Threads) -> Iterator[Event]:
+    """Decoded records with one for each call; calls that still wait come at the end."""
+    waits: dict[int, Event] = {}
+    begun: list[Event] = []  # a call whose end may follow, and what came after it
+    for event in records:
         if begun:
             if event.kind is Kind.TASK and begun[0].nr in CREATING:
                 begun.append(event)
                 continue
             failed = _is_failure(begun[0], event)
             _end_call(begun[0], event, threads)
-            yield from ((waiting, threads) for waiting in begun)
+            yield from begun
             begun = []
             if failed:
                 continue
@@ -205,9 +216,8 @@ def joined(trace: Trace) -> Iterator[tuple[Event, Threads]]:
             if event.verdict is not Verdict.REPLY:
                 begun = [event]
                 continue
-        yield event, threads
-    for event in (*begun, *waits.values()):
-        yield event, threads
+        yield event
+    yield from (*begun, *waits.values())
 
 
 def _end_call(call: Event, event: Event, threads: Threads) -> None:

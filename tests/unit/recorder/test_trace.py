@@ -117,6 +117,24 @@ def test_the_first_divergence_is_found_when_later_events_shift(tmp_path: Path) -
     assert len(found.before) == 3
 
 
+def test_the_events_before_a_divergence_are_whole_calls(tmp_path: Path) -> None:
+    task: Any = FakeTask("1")
+    for place in range(2):
+        recorder = Recorder(os.open(tmp_path / str(place), os.O_WRONLY | os.O_CREAT), {}, results=True)
+        machine: Any = Machine(tmp_path)
+        recorder.bind(machine)
+        recorder.on_exec(machine, task)
+        for result in (7, place):
+            task.nr, task.args = NUMBERS["read"], (3, 0x1000, 100, 0, 0, 0)
+            decision = recorder.on_call(task, CONTINUE)
+            assert isinstance(decision, ContinueThen)
+            decision.look(task, result)
+        recorder.close(ended=True)
+    found = first_divergence(Trace(tmp_path / "0"), Trace(tmp_path / "1"))
+    assert found is not None and found.texts[0].endswith("= 0") and "= 1" in found.texts[1]
+    assert [text.split(" = ")[-1][0] for text in found.before if "read(" in text] == ["7"]
+
+
 def test_one_run_may_end_earlier(tmp_path: Path) -> None:
     short = record(tmp_path / "a", CALLS[:2], close=False)
     found = first_divergence(Trace(short), Trace(record(tmp_path / "b", CALLS)))
