@@ -33,7 +33,7 @@ class Kind(IntEnum):
 class Verdict(IntEnum):
     """What the supervisor decided about a call."""
 
-    REPLY = 0  # answered; the result is known
+    REPLY = 0  # answered, or the answer is certain; the result is known
     CONTINUE = 1  # left to the kernel; the result is not known
     WATCH = 2  # left to the kernel; a RESULT may follow
     PARK = 3  # the thread waits; the call comes again

@@ -5,6 +5,7 @@ A record costs one ``struct.pack`` and, for a call that names a path or hands ov
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from detbox.decision import CONTINUE, ContinueThen, Decision, InstallFd, Park
-from detbox.kernel.numbers import NAMES
+from detbox.kernel.numbers import NAMES, NUMBERS
 from detbox.recorder import calls
 from detbox.recorder.format import (
     CALL,
@@ -45,12 +46,21 @@ _PATH_MAX, _DATA_MAX, _VECTORS_MAX = 4096, 1 << 20, 64
 _SEGMENT = struct.Struct("<QQ")  # struct iovec
 _MSGHDR_VECTOR, _MSGHDR_VECTOR_AT = struct.Struct("<QQ"), 16  # msg_iov and msg_iovlen in struct msghdr
 _NONE = (0, 0, 0, 0, 0, 0)
+_ROBUST_HEAD = 24  # sizeof(struct robust_list_head)
 _UNKNOWN: tuple[int, tuple[int, ...], bool, bool] = (6, (), False, False)
 # Plain numbers: an enumeration's members cost a look-up each.
 _CALL = int(Kind.CALL)
 _REPLY, _CONTINUE, _WATCH, _PARK, _INSTALL = (
     int(v) for v in (Verdict.REPLY, Verdict.CONTINUE, Verdict.WATCH, Verdict.PARK, Verdict.INSTALL)
 )
+
+
+#: Calls that the kernel executes, and whose result is certain: each program makes them, and a stop costs much.
+#: (kernel/fork.c, set_tid_address; kernel/futex/syscalls.c, set_robust_list)
+_FORESEEN: dict[int, Callable[[Task], int]] = {
+    NUMBERS["set_tid_address"]: lambda task: task.tid,
+    NUMBERS["set_robust_list"]: lambda task: 0 if task.args[1] == _ROBUST_HEAD else -errno.EINVAL,
+}
 
 
 class Recorder:
@@ -97,7 +107,9 @@ class Recorder:
                 digest = _left(task, nr, result)
         elif decision is CONTINUE:
             verdict = _CONTINUE
-            if self.results and nr not in calls.UNWATCHED:
+            if nr in _FORESEEN and not task.process.namespaces:
+                verdict, result = _REPLY, _FORESEEN[nr](task)
+            elif self.results and nr not in calls.UNWATCHED:
                 verdict, decision = _WATCH, ContinueThen(self._on_result)
         elif type(decision) is Park:
             verdict = _PARK
