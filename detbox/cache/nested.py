@@ -41,6 +41,7 @@ _REACHING = {
     "shmget": "uses System V shared memory", "semget": "uses System V semaphores", "msgget": "uses System V queues",
     "mq_open": "uses a message queue", "inotify_init": "watches files", "inotify_init1": "watches files",
     "pidfd_open": "uses process descriptors", "sched_setaffinity": "sets affinity", "setpriority": "sets priority",
+    "process_vm_readv": "reads other memory", "process_vm_writev": "writes other memory",
     "prlimit64": "", "setns": "joins a namespace", "unshare": "makes namespaces",
 }  # fmt: skip
 _F_LOCKS = frozenset((5, 6, 7, 36, 37, 38))  # F_GETLK, F_SETLK, F_SETLKW, and those of open file descriptions

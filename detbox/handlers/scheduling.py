@@ -6,7 +6,8 @@ import os
 import struct
 from collections.abc import Callable, Iterable
 from errno import E2BIG, EACCES, EINVAL, EPERM, ESRCH
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from detbox.decision import Decision, Park, Wake
 from detbox.kernel.timespec import pack_timespec
@@ -36,10 +37,17 @@ def _thread(m: Machine, t: Task, pid: int, negative: int = EINVAL) -> Task:
     """The thread that a ``pid`` argument means (0: the caller); OSError(ESRCH), ``negative`` for such a number."""
     if pid < 0:
         raise OSError(negative, "negative thread number")
+    if pid == 1:
+        return _first()
     found = t if pid == 0 else m.tasks.get(pid)
     if found is None:
         raise OSError(ESRCH, "no such thread")
     return found
+
+
+def _first() -> Any:
+    """What stands for the supervisor, as the guest sees it: root's, with nothing set, and nothing stays set."""
+    return SimpleNamespace(data={}, process=SimpleNamespace(creds=SimpleNamespace(ruid=0, euid=0)))
 
 
 def _may_change(t: Task, other: Task, errno: int = EPERM) -> None:

@@ -11,6 +11,7 @@ from detbox.handlers import (
     futex2,
     futex_exit,
     mqueue,
+    other_memory,
     prctl,
     processes,
     signals,
@@ -75,8 +76,10 @@ ROWS: tuple[Row, ...] = (
     refuse("rseq", ENOSYS, PROCESSES, "shows the CPU number in memory; the C library does without"),
     refuse("ptrace", EPERM, PROCESSES, "the supervisor traces every process; there can be one tracer only",
            missing="debuggers and strace in the guest"),
-    *(refuse(name, EPERM, PROCESSES, "reads or writes other processes behind the scheduler's back")
-      for name in ("process_vm_readv", "process_vm_writev")),
+    *emulated(
+        PROCESSES, "copied by the supervisor while the other process is held, whatever the host says of debugging",
+        process_vm_readv=other_memory.process_vm_readv, process_vm_writev=other_memory.process_vm_writev,
+    ),
     refuse("kcmp", ENOSYS, PROCESSES, "its order follows kernel addresses"),
     *(refuse(name, ENOSYS, PROCESSES, "32-bit segments are not supported")
       for name in ("modify_ldt", "set_thread_area", "get_thread_area")),

@@ -43,6 +43,7 @@ _ABOUT = {
     "setpriority": (1,), "sched_setaffinity": (0,), "sched_getaffinity": (0,), "sched_getscheduler": (0,),
     "sched_setscheduler": (0,), "sched_getparam": (0,), "sched_setparam": (0,), "sched_getattr": (0,),
     "sched_setattr": (0,), "sched_rr_get_interval": (0,), "get_robust_list": (0,),
+    "process_vm_readv": (0,), "process_vm_writev": (0,),
 }  # fmt: skip
 
 

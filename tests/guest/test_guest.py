@@ -53,6 +53,7 @@ GUESTS = (
     Guest("mmap_shared.c"),
     Guest("nested_namespaces.sh"),
     Guest("open_limits.c"),
+    Guest("other_processes.c"),
     Guest("pipes.c", quick=True),
     Guest("polling.c"),
     Guest("posix_ipc.c"),

@@ -1,0 +1,84 @@
+"""Memory of other guest processes: copied by the supervisor, whom no setting of the host's (Yama) keeps from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from errno import EFAULT, EINVAL, EPERM, ESRCH
+from typing import TYPE_CHECKING
+
+from detbox.decision import Decision
+from detbox.handlers.futex_core import signed
+from detbox.handlers.waiting import Segments, iovec
+from detbox.machine.creds import CAP_SYS_PTRACE
+
+if TYPE_CHECKING:
+    from detbox.supervisor.machine import Machine
+    from detbox.supervisor.task import Args, Task
+
+_PAGE = 4096
+
+
+def process_vm_readv(m: Machine, t: Task, a: Args) -> Decision:
+    """``process_vm_readv(pid, local, count, remote, count, flags)``: the bytes that could be copied."""
+    local, remote = _vectors(t, a)
+    return _copied(_other(m, t, a[0]), remote, t, local) if local and remote else 0
+
+
+def process_vm_writev(m: Machine, t: Task, a: Args) -> Decision:
+    """``process_vm_writev(pid, local, count, remote, count, flags)``: likewise."""
+    local, remote = _vectors(t, a)
+    return _copied(t, local, _other(m, t, a[0]), remote) if local and remote else 0
+
+
+def _vectors(t: Task, a: Args) -> tuple[Segments, Segments]:
+    """The parts of both sides that are not empty."""
+    if a[5]:
+        raise OSError(EINVAL, "flags")
+    local, remote = iovec(t, a[1], a[2]), iovec(t, a[3], a[4])
+    return [part for part in local if part[1]], [part for part in remote if part[1]]
+
+
+def _other(m: Machine, t: Task, number: int) -> Task:
+    """The thread that is meant, if the caller may debug it (``__ptrace_may_access``); OSError."""
+    pid = signed(number, 32)
+    if pid == 1:
+        raise OSError(EPERM, "the supervisor")
+    other = m.tasks.get(pid)
+    if other is None:
+        raise OSError(ESRCH, "no such thread")
+    mine, its = t.process.creds, other.process.creds
+    same = {mine.ruid} == {its.ruid, its.euid, its.suid} and {mine.rgid} == {its.rgid, its.egid, its.sgid}
+    if t.process is not other.process and not same and not mine.capable(CAP_SYS_PTRACE):
+        raise OSError(EPERM, "another user's process")
+    return other
+
+
+def _copied(source: Task, from_: Segments, target: Task, to: Segments) -> int:
+    """Copy until one side is at its end or memory is missing; OSError(EFAULT) if that is so at once."""
+    done = 0
+    for start, end, length in _pieces(from_, to):
+        try:
+            target.write(end, source.read(start, length))
+        except OSError:
+            if not done:
+                raise OSError(EFAULT, "no memory there") from None
+            break
+        done += length
+    return done
+
+
+def _pieces(from_: Segments, to: Segments) -> Iterator[tuple[int, int, int]]:
+    """(source, target, length) of pieces that lie in one page on either side."""
+    sources, targets = iter(from_), iter(to)
+    (source, left), (target, room) = next(sources), next(targets)
+    while True:
+        length = min(left, room, _PAGE - source % _PAGE, _PAGE - target % _PAGE)
+        yield source, target, length
+        source, left, target, room = source + length, left - length, target + length, room - length
+        try:
+            if not left:
+                source, left = next(sources)
+            if not room:
+                target, room = next(targets)
+        except StopIteration:
+            return

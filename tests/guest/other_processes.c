@@ -1,0 +1,74 @@
+/* What a process can learn of others, and do to them, by their numbers: memory, scheduling. */
+#include "guest.h"
+#include <sys/resource.h>
+#include <sys/uio.h>
+
+static char *pages; /* two pages, of which only the first can be used after split() */
+
+static void map_pages(void)
+{
+    pages = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(pages != MAP_FAILED);
+    for (int i = 0; i < 8192; i++) pages[i] = (char)(i % 251);
+}
+
+static void memory(void)
+{
+    int there[2], back[2];
+    char byte, text[9000], big[8192];
+    map_pages();
+    CHECK(pipe(there) == 0 && pipe(back) == 0);
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        CHECK(munmap(pages + 4096, 4096) == 0);
+        memcpy(pages, "the child's", 12);
+        CHECK(write(back[1], "r", 1) == 1);
+        CHECK(read(there[0], &byte, 1) == 1);
+        CHECK(strcmp(pages + 100, "hello") == 0 && strcmp(pages + 200, "again") == 0);
+        _exit(7);
+    }
+    CHECK(read(back[0], &byte, 1) == 1);
+    struct iovec mine[2] = {{text, 4}, {text + 100, 8}}, its[2] = {{pages, 6}, {pages + 6, 6}};
+    CHECK(process_vm_readv(child, mine, 2, its, 2, 0) == 12);
+    CHECK(memcmp(text, "the ", 4) == 0 && strcmp(text + 100, "child's") == 0);
+    /* As much as there is. */
+    struct iovec all = {big, sizeof big}, whole = {pages, 8192};
+    CHECK(process_vm_readv(child, &all, 1, &whole, 1, 0) == 4096);
+    CHECK(memcmp(big + 12, pages + 12, 4084) == 0);
+    struct iovec missing = {pages + 4096, 10};
+    FAILS(process_vm_readv(child, &all, 1, &missing, 1, 0), EFAULT);
+    FAILS(process_vm_readv(child, &all, 1, &whole, 1, 1), EINVAL);
+    FAILS(process_vm_readv(child, &all, 1025, &whole, 1, 0), EINVAL);
+    FAILS(process_vm_readv(4000000, &all, 1, &whole, 1, 0), ESRCH);
+    CHECK(process_vm_readv(4000000, &all, 0, &whole, 1, 0) == 0);
+    CHECK(strcpy(text, "hello") && strcpy(text + 50, "again"));
+    struct iovec out[2] = {{text, 6}, {text + 50, 6}}, in[2] = {{pages + 100, 6}, {pages + 200, 6}};
+    CHECK(process_vm_writev(child, out, 2, in, 2, 0) == 12);
+    CHECK(write(there[1], "g", 1) == 1);
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 7);
+    FAILS(process_vm_readv(child, &all, 1, &whole, 1, 0), ESRCH);
+}
+
+/* The parent (the first process, in a container) can be asked about as any other can. */
+static void scheduling(void)
+{
+    pid_t parent = getppid();
+    struct sched_param parameters = {5};
+    cpu_set_t processors;
+    CHECK(sched_getscheduler(parent) == SCHED_OTHER);
+    CHECK(sched_getparam(parent, &parameters) == 0 && parameters.sched_priority == 0);
+    CHECK(sched_getaffinity(parent, sizeof processors, &processors) == 0 && CPU_COUNT(&processors) > 0);
+    errno = 0;
+    CHECK(getpriority(PRIO_PROCESS, parent) >= -20 && errno == 0);
+    FAILS(sched_getscheduler(-1), EINVAL);
+    FAILS(sched_getscheduler(4000000), ESRCH);
+}
+
+int main(void)
+{
+    memory();
+    scheduling();
+    puts("EXIT-SUCCESS");
+}
