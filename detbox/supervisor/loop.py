@@ -130,15 +130,22 @@ class Supervisor:
         m.scheduler.stirred = True
         if nr < len(self.calls):
             self.calls[nr] += 1
+        if not self._turn_ends(task, lambda: self.decide(task)):
+            self.decide(task)
+
+    def _turn_ends(self, task: Task, then: Callable[[], None]) -> bool:
+        """A held thread has used one of its turn's calls; True if others go first, and ``then`` is queued."""
         task.quantum -= 1
-        if task.quantum <= 0:
-            task.turns += 1
-            task.quantum = turn_length(task.turns)
-            m.scheduler.collect()
-            if m.scheduler.ready:
-                m.scheduler.make_ready(task, lambda: self.decide(task))
-                return
-        self.decide(task)
+        if task.quantum > 0:
+            return False
+        task.turns += 1
+        task.quantum = turn_length(task.turns)
+        scheduler = self.m.scheduler
+        scheduler.collect()
+        if scheduler.ready:
+            scheduler.make_ready(task, then)
+            return True
+        return False
 
     def decide(self, task: Task) -> None:
         """Ask the handler of the thread's call, and carry its decision out."""
@@ -331,9 +338,11 @@ class Supervisor:
         """Signal-delivery stop: trapped instructions are emulated, all else is delivered."""
         if signo == signal.SIGTRAP and (self.counting.copying.on_trap(task) or self.spinning.on_trap(task)):
             return
-        info = _native.get_siginfo(task.tid)
+        info, looks = _native.get_siginfo(task.tid), task.cpu.looks
         if signo in (signal.SIGSEGV, signal.SIGILL, signal.SIGTRAP) and self.image.trapped(task, signo, info):
-            self.proceed(task)
+            # Who waits by looking at the time stamp counter makes no calls.  Other traps depend on the processor.
+            if task.cpu.looks == looks or not self._turn_ends(task, lambda: self.proceed(task)):
+                self.proceed(task)
             return
         signals.repair(task.tid, signo, info)
         self.spinning.before_signal(task)
