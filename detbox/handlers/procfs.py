@@ -6,6 +6,8 @@ a new descriptor with the synthetic contents, or raises OSError.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 from stat import S_ISREG
 from typing import TYPE_CHECKING
@@ -42,6 +44,8 @@ def opened(m: Machine, t: Task, flags: int, fd: int, st: os.stat_result, walked:
         t.process.files.forget_all()
         return CONTINUE
     new = m.synth_open(t, path, fd, flags)
+    if new == fd and not st.st_mode & 4 and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH:
+        return -errno.EACCES
     if new == fd:
         return InstallFd(fd, cloexec, None, OpenFile(Kind.PROC, st, m.inodes.of(st)))
     shown = os.fstat(new)

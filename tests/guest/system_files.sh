@@ -31,5 +31,7 @@ for file in $(find /etc -type f -size +0 ! -perm -004 ! -newer /etc/hosts ! -pat
     if cat "$file" 2>/dev/null || chmod 644 "$file" 2>/dev/null || mv "$file" /tmp 2>/dev/null; then echo "private: $file"; exit 1; fi
     [ ! -r "$file" ]; rm -f "$file"; echo new > "$file"; cat "$file"
 done
+# What the host's root alone may read, and the guest's table knows.
+cat /proc/sys/kernel/cad_pid /proc/sys/vm/mmap_rnd_bits; [ ! -r /proc/slabinfo ] || ! cat /proc/slabinfo 2>/dev/null
 groupadd --system made; grep -c ^made: /etc/group
 echo EXIT-SUCCESS
