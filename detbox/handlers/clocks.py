@@ -78,14 +78,14 @@ def cpu_clock(m: Machine, t: Task, clock: int) -> tuple[CpuTime, int] | None:
 
 def read_clock(m: Machine, t: Task, clock: int) -> int:
     """A look at a clock: its time in ns; OSError(EINVAL)."""
-    now = m.clock.look(t.cpu)
     if clock in WALL_CLOCKS:
-        return m.clock.realtime(now)
+        return m.clock.realtime(m.clock.look(t.cpu))
     if clock in BOOT_CLOCKS:
-        return now
+        return m.clock.look(t.cpu)
     found = cpu_clock(m, t, clock)
     if found is None:
         raise OSError(EINVAL, f"no clock {clock}")
+    m.clock.look_at_work(t.cpu)
     return found[0].ns // found[1]
 
 
@@ -125,7 +125,7 @@ def clock_getres(m: Machine, t: Task, a: Args) -> Decision:
 
 def times(m: Machine, t: Task, a: Args) -> Decision:
     """``times(struct tms *)``: ticks since boot."""
-    now = m.clock.look(t.cpu)
+    now = m.clock.look_at_work(t.cpu)
     if a[0]:
         cpu = t.process.cpu
         own, children = user_and_system(cpu.ns), user_and_system(cpu.children_ns)
@@ -135,7 +135,7 @@ def times(m: Machine, t: Task, a: Args) -> Decision:
 
 def getrusage(m: Machine, t: Task, a: Args) -> Decision:
     """``getrusage(who, struct rusage *)``."""
-    m.clock.look(t.cpu)
+    m.clock.look_at_work(t.cpu)
     used = {
         RUSAGE_SELF: t.process.cpu.ns,
         RUSAGE_CHILDREN: t.process.cpu.children_ns,

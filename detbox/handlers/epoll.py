@@ -6,7 +6,9 @@ The ready list is first in, first out (fs/eventpoll.c), so that its order is the
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import struct
 from errno import EINTR, EINVAL
 from typing import TYPE_CHECKING
@@ -14,16 +16,19 @@ from typing import TYPE_CHECKING
 from detbox.decision import CONTINUE, Decision, Park, Wake
 from detbox.handlers import ptys, signalfd, timerfd
 from detbox.handlers.polling import read_timespec
-from detbox.handlers.waiting import POLLIN, fd_of, ready, signed32
+from detbox.handlers.waiting import POLLIN, fd_of, own_fdinfo, ready, signed32
 from detbox.machine.files import Kind
 from detbox.machine.io import io_state
 
 if TYPE_CHECKING:
+    from detbox.machine.files import OpenFile
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Args, Task
 
 _EPOLL_CTL_DEL = 2
 _EVENT = struct.Struct("<IQ")  # struct epoll_event, packed on x86
+# A member of a set in /proc/PID/fdinfo/FD (ep_show_fdinfo() in fs/eventpoll.c).
+_MEMBER = re.compile(r"tfd: *(\d+) events: *([0-9a-f]+) data: *([0-9a-f]+)")
 
 
 def epoll_create(m: Machine, t: Task, a: Args) -> Decision:
@@ -37,32 +42,47 @@ epoll_create1 = epoll_create
 
 def epoll_ctl(m: Machine, t: Task, a: Args) -> Decision:
     """``epoll_ctl(epfd, op, fd, event)``: only to know who watches stdin or signals."""
-    if signed32(a[1]) != _EPOLL_CTL_DEL:
-        kind = t.process.files.get(fd_of(a[2])).kind
-        if kind is Kind.STDIN:
-            io_state(m).stdin_is_watched = True
-        elif kind is Kind.TTY:
-            own = t.process.files.borrow(t, fd_of(a[2]))
-            ptys.note(m, t, fd_of(a[2]), own)
-            os.close(own)
-        elif kind is Kind.SIGNALFD:
-            events, data = _EVENT.unpack(t.read(a[3], _EVENT.size))
-            watched = t.process.files.get(fd_of(a[0]))
-            watched.data = {**(watched.data or {}), fd_of(a[2]): (events, data)}
+    kind = t.process.files.get(fd_of(a[2])).kind
+    if kind is Kind.SIGNALFD:
+        io_state(m).signal_watches += 1
+    elif signed32(a[1]) == _EPOLL_CTL_DEL:
         return CONTINUE
-    watched = t.process.files.get(fd_of(a[0]))
-    if watched.data:
-        watched.data = {fd: item for fd, item in watched.data.items() if fd != fd_of(a[2])}
+    elif kind is Kind.STDIN:
+        io_state(m).stdin_is_watched = True
+    elif kind is Kind.TTY:
+        own = t.process.files.borrow(t, fd_of(a[2]))
+        ptys.note(m, t, fd_of(a[2]), own)
+        os.close(own)
     return CONTINUE
 
 
-def _signal_events(m: Machine, t: Task, fd: int, address: int) -> int:
-    """Report the signal descriptors of the set that have a signal; how many.
+def _signal_members(m: Machine, t: Task, fd: int, f: OpenFile) -> list[tuple[int, int, int]]:
+    """(descriptor, events, data) of the signal descriptors in a set, as the kernel lists them."""
+    changes = io_state(m).signal_watches
+    if not changes:
+        return []
+    if f.data is None or f.data[0] != changes:
+        found = []
+        own = t.process.files.borrow(t, fd)
+        try:
+            members = _MEMBER.findall(own_fdinfo(m, own))
+        finally:
+            os.close(own)
+        for member, events, data in members:
+            with contextlib.suppress(OSError):
+                if t.process.files.get(int(member)).kind is Kind.SIGNALFD:
+                    found.append((int(member), int(events, 16), int(data, 16)))
+        f.data = changes, sorted(found)
+    return list(f.data[1])
+
+
+def _signal_events(m: Machine, t: Task, members: list[tuple[int, int, int]], address: int) -> int:
+    """Report the signal descriptors that have a signal; how many.
 
     The set's own poll would ask for the supervisor's signals, and forget the descriptor for having none.
     """
     found = []
-    for member, (events, data) in (t.process.files.get(fd).data or {}).items():
+    for member, events, data in members:
         try:
             own = t.process.files.borrow(t, member)
         except OSError:
@@ -109,7 +129,8 @@ def _wait(m: Machine, t: Task, a: Args, timeout: int | None, sigmask: int | None
 
     def step(wake: Wake | None) -> Decision:
         timerfd.expire_due(m)
-        signals = _signal_events(m, t, fd, a[1]) if f.data else 0
+        members = _signal_members(m, t, fd, f)
+        signals = _signal_events(m, t, members, a[1]) if members else 0
         if signals:
             return min(signals, signed32(a[2]))
         borrowed = t.process.files.borrow(t, fd)
@@ -124,7 +145,7 @@ def _wait(m: Machine, t: Task, a: Args, timeout: int | None, sigmask: int | None
             os.close(borrowed)
             return 0
         return Park(
-            step, events=signalfd.events_of(t) if f.data else (), fds=((borrowed, POLLIN),),
+            step, events=signalfd.events_of(t) if members else (), fds=((borrowed, POLLIN),),
             deadline=deadline, interrupted=EINTR, why=f"epoll_wait on descriptor {fd}",
             extra={} if sigmask is None else {"sigmask": sigmask},
         )  # fmt: skip

@@ -32,6 +32,11 @@ DOUBLINGS = 10
 LONG_PATIENCE, LONG_DOUBLING = 10_000, 512
 #: … up to this: a busy wait of an hour ends after some 50,000 looks.
 LOOK_NS_MAX = 100_000_000
+#: Looks in a row of which one at CPU time costs extra: who measures a piece of work, and doubles it until it takes long
+#: enough (gpg's key derivation: 0.1 s), would double it for ever.
+WORK_LOOKS = 18
+#: What the first one costs extra; each further look doubles it, up to 1.3 s.
+WORK_NS = 10_000
 #: Calls after a look for which a thread counts as one that looks at clocks: it may do so by itself.
 WATCHING = 64
 #: Later than every deadline.
@@ -188,6 +193,14 @@ class Clock:
             cpu.spend(cost)
         self.now += cost
         return self.now
+
+    def look_at_work(self, cpu: CpuTime) -> int:
+        """A thread's look at CPU time: the monotonic time."""
+        if cpu.looks < WORK_LOOKS:
+            cost = WORK_NS << cpu.looks
+            cpu.spend(cost)
+            self.now += cost
+        return self.look(cpu)
 
     def realtime(self, monotonic: int | None = None) -> int:
         """Nanoseconds since 1970 at a monotonic time (default: now)."""

@@ -21,6 +21,7 @@ class IoState:
     ``timers`` maps the ``eventfd-id`` of the eventfd behind an emulated timer descriptor to its state:
     descriptors that the guest has duplicated, inherited or received are recognised by it.
     ``terminals``: a process and its descriptor of a side ("master", "slave") of each pseudo-terminal.
+    ``signal_watches``: how often an epoll set has been given a signal descriptor, or has lost one.
     ``listeners``: who listens on which Unix name.
     ``lock_waits`` maps a process that waits for a POSIX record lock to the processes that hold it.
     """
@@ -36,6 +37,7 @@ class IoState:
     lock_waits: dict[int, frozenset[int]] = field(default_factory=dict)
     listeners: dict[bytes, int] = field(default_factory=dict)
     stdin_is_watched: bool = False
+    signal_watches: int = 0
     usual_buffers: bool | None = None
     terminals: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
 

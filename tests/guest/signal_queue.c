@@ -1,5 +1,6 @@
 /* SA_SIGINFO's fields, order of queued signals, masks, alternate stacks, sigsuspend, sigtimedwait, signalfd, tgkill. */
 #include "guest.h"
+#include <sys/epoll.h>
 #include <sys/signalfd.h>
 
 static volatile int log_[64], logged;
@@ -86,6 +87,34 @@ static void stacks(void)
     FAILS(kill(999999, 0), ESRCH);
 }
 
+/* A signal descriptor in an epoll set, also after the process has made other descriptors. */
+static void watched_signals(int fd)
+{
+    int set = epoll_create1(0), other, pair[2];
+    struct epoll_event event = {EPOLLIN, {.u64 = 77}}, found[2];
+    struct signalfd_siginfo info;
+    CHECK(set >= 0 && epoll_ctl(set, EPOLL_CTL_ADD, fd, &event) == 0);
+    for (int round = 0; round < 2; round++) {
+        CHECK(epoll_wait(set, found, 2, 0) == 0);
+        pid_t pid = fork();
+        if (pid == 0) {
+            sleep_ms(10);
+            kill(getppid(), SIGUSR1);
+            _exit(0);
+        }
+        CHECK(epoll_wait(set, found, 2, 1000) == 1 && found[0].data.u64 == 77 && found[0].events == EPOLLIN);
+        CHECK(read(fd, &info, sizeof info) == sizeof info && info.ssi_pid == (uint32_t)pid);
+        reap(pid, 0);
+        CHECK((other = epoll_create1(0)) >= 0 && pipe(pair) == 0);
+        CHECK(close(pair[0]) == 0 && close(pair[1]) == 0 && close(other) == 0);
+    }
+    CHECK(epoll_ctl(set, EPOLL_CTL_DEL, fd, NULL) == 0);
+    kill(getpid(), SIGUSR1);
+    CHECK(epoll_wait(set, found, 2, 0) == 0);
+    CHECK(read(fd, &info, sizeof info) == sizeof info);
+    close(set);
+}
+
 static void suspend(void)
 {
     sigset_t usr = set_of(SIGUSR1, SIGUSR1), old, none;
@@ -120,6 +149,7 @@ static void suspend(void)
     CHECK(poll(&p, 1, 1000) == 1);
     CHECK(read(fd, &info, sizeof info) == sizeof info && info.ssi_pid == (uint32_t)pid);
     reap(pid, 0);
+    watched_signals(fd);
     close(fd);
     sigprocmask(SIG_SETMASK, &old, NULL);
 }

@@ -46,6 +46,23 @@ def test_a_busy_wait_ends_but_measuring_is_none(seconds: int, few: int, many: in
     assert few < looks < many
 
 
+def test_work_that_is_doubled_until_it_takes_long_enough_ends() -> None:
+    clock, cpu = Clock(0), CpuTime()
+    rounds, took = 0, 0
+    while took < 10**9:
+        clock.look_at_work(cpu)
+        took = -cpu.ns
+        clock.charge(cpu, looking=True)
+        clock.look_at_work(cpu)
+        took += cpu.ns
+        rounds += 1
+    assert rounds < 10
+    before = clock.now
+    for _ in range(1000):
+        clock.look_at_work(cpu)
+    assert clock.now - before < 5 * 10**9
+
+
 def test_looks_between_other_calls_stay_cheap() -> None:
     clock, cpu = Clock(0), CpuTime()
     start = clock.now
