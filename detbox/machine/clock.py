@@ -25,12 +25,14 @@ STAMP_NS = 1_000
 PATIENCE = 64
 #: After each further so many looks in a row the cost doubles …
 DOUBLING = 16
-#: … 10 times, to 1 ms: programs that measure what they do (a Java compiler makes 5,000 looks in a row) are not
-#: taken through minutes.
-DOUBLINGS = 10
-#: Nobody measures for as long as this many looks without a call.  The cost doubles again after each so many …
-LONG_PATIENCE, LONG_DOUBLING = 10_000, 512
-#: … up to this: a busy wait of an hour ends after some 50,000 looks.
+#: … 7 times, to 128 µs: programs that measure what they do (a Java compiler makes 5,000 looks in a row, EXPLAIN ANALYZE
+#: four for each row of a table) are not taken through hours.
+DOUBLINGS = 7
+#: Hardly anybody measures for as long as this many looks without a call.  The cost doubles again after each so many …
+LONG_PATIENCE, LONG_DOUBLING = 1_000_000, 1_000
+#: At most so many looks are left to the guest at the higher prices, lest others wait for their turns.
+WINDOW = 32
+#: … up to this: a busy wait of an hour ends after some 1,040,000 looks.
 LOOK_NS_MAX = 100_000_000
 #: Looks in a row of which one at CPU time costs extra: who measures a piece of work, and doubles it until it takes long
 #: enough (gpg's key derivation: 0.1 s), would double it for ever.
@@ -137,6 +139,26 @@ def user_and_system(cpu_ns: int) -> tuple[int, int]:
     return cpu_ns - cpu_ns // 2, cpu_ns // 2
 
 
+def price(number: int) -> int:
+    """What a thread's look costs, in ns, by its ``number`` among the looks in a row (the first is 1)."""
+    if number <= PATIENCE:
+        return LOOK_NS
+    doublings = min((number - PATIENCE) // DOUBLING, DOUBLINGS)
+    if number > LONG_PATIENCE:
+        # Bounded so that a long wait does not build huge integers.
+        doublings += min((number - LONG_PATIENCE) // LONG_DOUBLING, 2 * DOUBLINGS)
+    return min(LOOK_NS << doublings, LOOK_NS_MAX)
+
+
+def alike(looks: int) -> int:
+    """How many looks, after so many in a row, cost the same, and may be made without a call."""
+    if looks < PATIENCE:
+        return PATIENCE - looks
+    start, step = (PATIENCE, DOUBLING) if looks < LONG_PATIENCE else (LONG_PATIENCE, LONG_DOUBLING)
+    # The look with the number start + step is the first at the next price.
+    return min(step - (looks + 1 - start) % step, WINDOW)
+
+
 class Clock:
     """The virtual time of a run.
 
@@ -184,12 +206,7 @@ class Clock:
         if cpu is not None:
             cpu.looks += 1
             cpu.watching = WATCHING
-            if cpu.looks > PATIENCE:
-                doublings = min((cpu.looks - PATIENCE) // DOUBLING, DOUBLINGS)
-                if cpu.looks > LONG_PATIENCE:
-                    # Bounded so that a long wait does not build huge integers.
-                    doublings += min((cpu.looks - LONG_PATIENCE) // LONG_DOUBLING, DOUBLINGS)
-                cost = min(LOOK_NS << doublings, LOOK_NS_MAX)
+            cost = price(cpu.looks)
             cpu.spend(cost)
         self.now += cost
         return self.now

@@ -2,8 +2,8 @@
 
 A look is what `machine.clock` says that it is, wherever it is made: it costs the same, and the supervisor accounts
 for it when it next hears of the thread.  One thread runs at a time, so the page is that thread's: before it
-goes on, the page gets the time, and the latest time that the thread may see without asking.  That is where the
-next timer expires, or where the thread will have looked so often in a row that its looks get dearer.
+goes on, the page gets the time, what a look costs, and the latest time that the thread may see without asking.  That is
+where the next timer expires, or where the thread will have looked so often in a row that its looks get dearer.
 
 Most threads never look at a clock, and pay nothing for this: a thread's first look is a call, and the page is
 prepared for it until it has made a number of other calls without a look.
@@ -21,13 +21,11 @@ from detbox.guest.vdso import COST, LIMIT, NOW, PAGE, WALL
 from detbox.handlers.mapping import OWN_MAPPING
 from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
-from detbox.machine.clock import CALL_NS, LOOK_NS, PATIENCE, WATCHING
+from detbox.machine.clock import CALL_NS, LOOK_NS, WATCHING, alike, price
 
 if TYPE_CHECKING:
     from detbox.machine.clock import Clock, CpuTime, Timers
 
-#: What a look costs, as when the supervisor answers it.
-_LOOK_COST = CALL_NS + LOOK_NS
 #: Before every time: no look is allowed.
 _NEVER = -1
 #: The shared page, and the code above it.
@@ -49,7 +47,7 @@ class GuestClock:
         self.fd = os.memfd_create("detbox-clock")
         os.pwrite(self.fd, vdso.image(*_native.guest_code()), PAGE)
         self._page = memoryview(mmap.mmap(self.fd, PAGE)).cast("q")
-        self._page[COST], self._page[WALL] = _LOOK_COST, clock.realtime(0)
+        self._page[COST], self._page[WALL] = CALL_NS + LOOK_NS, clock.realtime(0)
         self._page[NOW] = self._given = clock.now
         self._page[LIMIT] = _NEVER
         #: Whether the page allows looks, so that there may be some to account for.
@@ -60,7 +58,7 @@ class GuestClock:
         """Account for the looks that the running thread has made.  Without effect if there were none."""
         gone = self._page[NOW] - self._given
         if gone and self._cpu is not None:
-            looks = gone // _LOOK_COST
+            looks = gone // self._page[COST]
             self.looks += looks
             self._given += gone
             self._clock.now += gone
@@ -76,7 +74,9 @@ class GuestClock:
         now = clock.now
         self.open = allowed = allowed and cpu.watching > 0
         if allowed:
-            limit = now + (PATIENCE - cpu.looks) * _LOOK_COST
+            # As when the supervisor answers it.
+            page[COST] = cost = CALL_NS + price(cpu.looks + 1)
+            limit = now + alike(cpu.looks) * cost
             limit = _before(clock.timers, 0, limit)
             time: CpuTime | None = cpu
             while time is not None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detbox.machine.clock import BOOT_NS, CALL_NS, NEVER, Clock, CpuTime, Timers
+from detbox.machine.clock import BOOT_NS, CALL_NS, NEVER, Clock, CpuTime, Timers, alike, price
 
 
 def test_clocks_agree() -> None:
@@ -36,7 +36,10 @@ def test_time_never_runs_backwards(actions: list[str]) -> None:
     assert stamps == sorted(set(stamps))
 
 
-@pytest.mark.parametrize(("seconds", "few", "many"), [(1, 100, 1_200), (10, 5_000, 10_000), (3600, 30_000, 60_000)])
+@pytest.mark.parametrize(
+    ("seconds", "few", "many"),
+    [(1, 5_000, 10_000), (10, 50_000, 100_000), (3600, 1_000_000, 1_100_000)],
+)
 def test_a_busy_wait_ends_but_measuring_is_none(seconds: int, few: int, many: int) -> None:
     clock, cpu = Clock(0), CpuTime()
     start, looks = clock.now, 0
@@ -44,6 +47,11 @@ def test_a_busy_wait_ends_but_measuring_is_none(seconds: int, few: int, many: in
         clock.charge(cpu, looking=True)
         looks += 1
     assert few < looks < many
+
+
+@pytest.mark.parametrize("looks", [0, 63, 64, 65, 79, 80, 170, 176, 180, 999_999, 1_000_000, 1_000_998, 1_000_999])
+def test_looks_that_are_made_without_a_call_cost_the_same(looks: int) -> None:
+    assert len({price(looks + number) for number in range(1, alike(looks) + 1)}) == 1
 
 
 def test_work_that_is_doubled_until_it_takes_long_enough_ends() -> None:

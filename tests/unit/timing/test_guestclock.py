@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from detbox.guest.vdso import COST, LIMIT, NOW
-from detbox.machine.clock import BOOT_NS, CALL_NS, LOOK_NS, PATIENCE, WATCHING, Clock, CpuTime
+from detbox.machine.clock import BOOT_NS, CALL_NS, DOUBLING, LOOK_NS, PATIENCE, WATCHING, Clock, CpuTime, alike
 from detbox.supervisor.guestclock import GuestClock
 
 LOOK = CALL_NS + LOOK_NS
@@ -57,7 +57,8 @@ def test_patience_ends(guest: Guest) -> None:
     guest.shared.grant(cpu, True)
     assert guest.looks(1000) == PATIENCE
     guest.shared.grant(cpu, True)
-    assert guest.looks(1) == 0
+    assert guest.looks(1000) == alike(PATIENCE) == DOUBLING - 1  # at the next price
+    guest.shared.settle()
     guest.clock.charge(cpu)
     guest.shared.grant(cpu, True)
     assert guest.looks(3) == 3
