@@ -7,7 +7,7 @@ An observation counts for the execution that makes it and for those around it, e
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from stat import S_IFMT
 from typing import TYPE_CHECKING
 
@@ -39,13 +39,16 @@ def seen_by_guest(inodes: InodeTable, st: os.stat_result) -> tuple[list[int | No
     return [entry.ino, entry.uid, entry.gid, entry.btime], [entry.atime, entry.mtime, entry.ctime]
 
 
-def numbers_of(inodes: InodeTable, directory: bytes, names: Iterable[bytes]) -> dict[bytes, int | None]:
+#: Entries of a directory: first letter of the KIND, real (device, inode), and type (S_IFREG, …).
+Listed = dict[bytes, tuple[str, tuple[int, int], int]]
+
+
+def numbers_of(inodes: InodeTable, entries: Listed) -> dict[bytes, int | None]:
     """The guest's inode numbers of a directory's entries."""
     found: dict[bytes, int | None] = {}
-    for name in names:
-        st = os.lstat(join(directory, name))
-        entry = inodes.table.get((st.st_dev, st.st_ino))
-        found[name] = entry.ino if entry is not None and entry.fmt == S_IFMT(st.st_mode) else None
+    for name, (_, place, fmt) in entries.items():
+        entry = inodes.table.get(place)
+        found[name] = entry.ino if entry is not None and entry.fmt == fmt else None
     return found
 
 
@@ -96,6 +99,7 @@ class Ledger:
         self.root = Execution(None, "run")
         self._inodes = inodes
         self._latest: dict[bytes, Fact] = {}  # of paths that the run has not changed
+        self._listed: dict[bytes, Listed] = {}
         self._pending: dict[bytes, list[Fact]] = {}  # content that is still to be hashed
         self._owner = owner
 
@@ -237,10 +241,11 @@ class Ledger:
     def _first_listing(self, one: Execution, directory: bytes, fact: Fact) -> None:
         """What the directory held before the execution's own changes."""
         try:
-            entries = dict(facts.entries_of(directory))
+            listed = self.listed(directory)
         except OSError:
             return
-        numbers = numbers_of(self._inodes, directory, entries) if self._inodes is not None else {}
+        entries = {name: letter for name, (letter, _, _) in listed.items()}
+        numbers = numbers_of(self._inodes, listed) if self._inodes is not None else {}
         for name in one.entries.get(directory, ()):
             first = one.facts[join(directory, name)]
             if first.kind in (None, facts.ABSENT):
@@ -255,6 +260,17 @@ class Ledger:
                 if number is not None and number >= one.first_inode:
                     numbers[name] = None
             fact.numbered = facts.numbered_listing(numbers)
+
+    def listed(self, directory: bytes) -> Listed:
+        """The present entries of a directory, which are looked at again after a change.  Raises OSError."""
+        known = self._listed.get(directory)
+        if known is None:
+            known = {}
+            for name, letter in facts.entries_of(directory):
+                st = os.lstat(join(directory, name))
+                known[name] = letter, (st.st_dev, st.st_ino), S_IFMT(st.st_mode)
+            self._listed[directory] = known
+        return known
 
     def settle(self, path: bytes) -> None:
         """The content of ``path`` is about to change: hash it where it is a fact."""
@@ -274,6 +290,8 @@ class Ledger:
         """The execution has changed these aspects of ``path``."""
         bits = owned(aspects & _ASPECTS)
         directory, name = parent_of(path), path[path.rindex(b"/") + 1 :]
+        self._listed.pop(path, None)
+        self._listed.pop(directory, None)
         for one in execution.line():
             have = one.have.get(path, 0)
             one.changed.setdefault(path)

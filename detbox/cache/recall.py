@@ -163,7 +163,7 @@ class _Seen:
 
     def __init__(self, nested: Nested, path: bytes) -> None:
         self.path = path
-        self._inodes = nested.m.inodes
+        self._inodes, self._ledger = nested.m.inodes, nested.tracker.ledger
         kind, self._st = facts.kind_of(path)
         owner = nested.tracker.owner
         if owner is not None and self._st is not None:
@@ -191,8 +191,7 @@ class _Seen:
             return None
         if which == _NUMBERED:
             try:
-                names = [name for name, _ in facts.entries_of(self.path)]
-                return facts.numbered_listing(numbers_of(self._inodes, self.path, names))
+                return facts.numbered_listing(numbers_of(self._inodes, self._ledger.listed(self.path)))
             except OSError:
                 return None
         return seen_by_guest(self._inodes, self._st)[which - _IDENTITY]

@@ -95,6 +95,10 @@ class Store:
         """Keep the content of a file; its SHA-256 in hexadecimal digits.  Raises OSError."""
         source = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=dir_fd)
         try:
+            start = os.read(source, _CHUNK)
+            if len(start) < _CHUNK:
+                return self.put_bytes(start)
+            os.lseek(source, 0, os.SEEK_SET)
             digest = hashlib.sha256()
             with self._temporary() as (fd, name):
                 cloned = _cloned(fd, source)

@@ -265,19 +265,20 @@ def test_files_are_cloned_where_that_is_possible(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def cloned(target: int, source: int) -> bool:
-        os.pwrite(target, (wrong and wrong.pop()) or os.pread(source, 100, 0), 0)
+        os.pwrite(target, (wrong and wrong.pop()) or os.pread(source, 1 << 21, 0), 0)
         return True
 
     wrong: list[bytes] = []
     monkeypatch.setattr("detbox.cache.store._cloned", cloned)
-    (tmp_path / "file").write_bytes(b"content")
+    content = b"content" * 200_000
+    (tmp_path / "file").write_bytes(content)
     digest = store.put_file(str(tmp_path / "file"))
-    assert store.open_blob(digest) == b"content"
+    assert store.open_blob(digest) == content
     for _ in ("right", "wrong"):
         with (tmp_path / "copy").open("w+b", buffering=0) as file:
             assert store.write_blob(digest, file.fileno())
-        assert (tmp_path / "copy").read_bytes() == b"content"
-        wrong.append(b"something else, and longer")
+        assert (tmp_path / "copy").read_bytes() == content
+        wrong.append(b"something else, and longer" * 100_000)
 
 
 def test_the_digest_of_the_engine_follows_its_files(
