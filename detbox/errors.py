@@ -16,9 +16,11 @@ mean for ``env`` and ``docker run``, 124 what it means for ``timeout``.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from typing import ClassVar
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 #: Added to a signal's number when the guest's first process was killed by it (as shells do).
 SIGNAL_STATUS_BASE = 128
 
@@ -42,6 +44,17 @@ class DetboxError(Exception):
     def lines(self) -> list[str]:
         """The text for people: the message, then the remedy."""
         return self.message.splitlines() + self.remedy.splitlines()
+
+
+def is_full_disk(error: Exception) -> bool:
+    """Whether an operation failed because there was no room left, or no more was allowed.
+
+    ``shutil`` collects the errors of a tree, as (source, target, text).
+    """
+    if not isinstance(error, OSError):
+        return False
+    listed = error.args[0] if error.args and isinstance(error.args[0], list) else ()
+    return error.errno in _FULL or any(f"[Errno {number}]" in str(item[-1]) for item in listed for number in _FULL)
 
 
 class UserError(DetboxError):

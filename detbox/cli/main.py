@@ -12,7 +12,15 @@ from typing import NoReturn
 
 import detbox
 from detbox.cli.messages import say, say_error
-from detbox.errors import DetboxError, InternalError, Interrupted, UserError, missing_module
+from detbox.errors import (
+    DetboxError,
+    HostError,
+    InternalError,
+    Interrupted,
+    UserError,
+    is_full_disk,
+    missing_module,
+)
 
 _DESCRIPTION = """\
 Runs programs deterministically: the same inputs give the same bytes, whatever
@@ -101,8 +109,14 @@ def guarded(body: Callable[[], int]) -> int:
             return _bug(error)
         say_error(lacking)
         return lacking.status
-    except Exception as error:  # the edge of the program: whatever arrives here is our bug
-        return _bug(error)
+    except Exception as error:  # the edge of the program: whatever else arrives here is our bug
+        return _full(error) if is_full_disk(error) else _bug(error)
+
+
+def _full(error: Exception) -> int:
+    full = HostError(f"a disk is full: {error}", "make room, or set TMPDIR to a directory where there is some")
+    say_error(full)
+    return full.status
 
 
 def _bug(error: Exception) -> int:

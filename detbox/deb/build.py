@@ -16,7 +16,7 @@ from detbox.deb.apt import Apt
 from detbox.deb.plan import BuildOptions
 from detbox.deb.root import BUILDER, BuildRoot
 from detbox.deb.source import Source, obtain
-from detbox.errors import BuildFailed, HostError, UserError
+from detbox.errors import BuildFailed, HostError, UserError, is_full_disk
 from detbox.spec import RunSpec, make_spec
 
 
@@ -138,7 +138,7 @@ def place(work: Path, output: Path) -> None:
             for name in names:
                 os.rename(Path(staging) / name, output / name)
     except OSError as error:
-        kind = HostError if error.errno in (28, 122) else UserError  # ENOSPC, EDQUOT
+        kind = HostError if is_full_disk(error) else UserError
         raise kind(f"the results cannot be placed in {output}: {error.strerror}", "give another --output") from None
 
 

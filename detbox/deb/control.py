@@ -137,13 +137,16 @@ def _changelog_in_tar(path: Path) -> str:
 
 def _changelog_in_diff(path: Path) -> str:
     lines: list[str] = []
-    inside = False
+    inside, room = False, _CHANGELOG_BYTES
     with gzip.open(path, "rt", encoding="utf-8", errors="replace") as diff:
-        for line in diff:
+        while line := diff.readline(_CHANGELOG_BYTES):
             if line.startswith("+++ "):
                 inside = line.split()[1].endswith("/debian/changelog")
             elif inside and line.startswith("--- "):
                 break
             elif inside and line.startswith("+"):
                 lines.append(line[1:])
+                room -= len(line)
+                if room <= 0:
+                    break
     return "".join(lines)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from detbox.errors import HostError
 
-_ADDRESS = re.compile(r"\b(?:https?|ftp|file)://\S+|(?<=connect to )\S+|(?<=resolve ')[^']+")
+_ADDRESS = re.compile(r"\b(?:https?|ftp|file)://\S+|(?<=connect to )\S+(?: \([0-9a-f.:]+\))?|(?<=resolve ')[^']+")
 #: Which package brings a program.
 _PACKAGES = {"apt-get": "apt", "gpgv": "gpgv", "dpkg": "dpkg", "diffoscope": "diffoscope"}
 

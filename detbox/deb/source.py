@@ -149,7 +149,9 @@ def _signature(dsc: Path) -> str:
         raise UserError(f"{dsc}: wrong signature", "the file was altered after it was signed")
     if " GOODSIG " in done.stdout:
         return "digests and signature"
-    return "digests; the key of the signature is not known here"
+    if " ERRSIG " in done.stdout or " EXPKEYSIG " in done.stdout:
+        return "digests; the key of the signature is not known here, or has expired"
+    raise UserError(f"{dsc}: the signature cannot be read", "fetch the source again")
 
 
 def tree_digest(top: Path) -> str:

@@ -28,7 +28,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detbox.errors import HostError, UserError
+from detbox.errors import HostError, UserError, is_full_disk
 from detbox.images import dpkg, inside, manifest, tidy, tree
 from detbox.images.manifest import Entry
 from detbox.values import own_directory
@@ -291,7 +291,7 @@ class Store:
         try:
             yield place
         except OSError as error:
-            if error.errno in (28, 122):  # ENOSPC, EDQUOT
+            if is_full_disk(error):
                 raise HostError(f"the disk is full: {error}", "make room, or give another --store") from error
             raise
         finally:

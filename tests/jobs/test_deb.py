@@ -8,79 +8,17 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-_CONTROL = """\
-Source: few-lines
-Maintainer: A B <a@b.example>
-Section: misc
-Priority: optional
-Standards-Version: 4.6.2
-Rules-Requires-Root: no
-{dependencies}
-Package: few-lines
-Architecture: all
-Description: a package of a few lines
-"""
-_CHANGELOG = """\
-few-lines (1.0) unstable; urgency=low
-
-  * New.
-
- -- A B <a@b.example>  Sun, 01 Jan 2023 00:00:00 +0000
-"""
-_RULES = """\
-#!/usr/bin/make -f
-clean build build-indep build-arch binary-arch:
-binary binary-indep:
-	mkdir -p debian/few-lines/DEBIAN debian/few-lines/usr/share/few-lines
-	date > debian/few-lines/usr/share/few-lines/date
-	head -c 8 /dev/urandom > debian/few-lines/usr/share/few-lines/random
-	(id -un; pwd; nproc; hostname) > debian/few-lines/usr/share/few-lines/place
-	{step}
-	dpkg-gencontrol -Pdebian/few-lines
-	dpkg-deb --root-owner-group --build debian/few-lines ..
-"""
-
-
-def detbox(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """The command, to its end."""
-    return subprocess.run(command(*words), cwd=cwd, env=environment(), capture_output=True, text=True, check=False)
-
-
-def command(*words: str | Path) -> list[str]:
-    return [sys.executable, "-m", "detbox", "deb", *map(str, words)]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
+from tests.harness.debian import CHANGELOG, command, detbox, environment, make_source, need_image
 
 
 @pytest.fixture(scope="module")
 def image() -> None:
-    """The image of build roots, in the user's store; made if there is none yet."""
-    from detbox.images.store import Store
-
-    if Store().find("bookworm-buildd") is None:
-        build = [sys.executable, "-m", "detbox", "image", "build", "bookworm-buildd"]
-        subprocess.run(build, cwd="/", env=environment(), check=True)
-
-
-def make_source(place: Path, step: str = ":", dependencies: str = "") -> Path:
-    """An unpacked source package.  ``step``: one more command of its build."""
-    tree = place / "few-lines"
-    (tree / "debian/source").mkdir(parents=True)
-    (tree / "debian/source/format").write_text("3.0 (native)\n")
-    (tree / "debian/control").write_text(_CONTROL.format(dependencies=dependencies))
-    (tree / "debian/changelog").write_text(_CHANGELOG)
-    (tree / "debian/rules").write_text(_RULES.format(step=step))
-    (tree / "debian/rules").chmod(0o755)
-    return tree
+    need_image()
 
 
 def make_release(place: Path) -> Path:
@@ -88,7 +26,7 @@ def make_release(place: Path) -> Path:
     listed = ""
     for name, member, text in (
         ("few-lines_1.0.orig.tar.gz", "few-lines-1.0/Makefile", "all:\n\tdate >date; pwd >place; id -un >user\n"),
-        ("few-lines_1.0-1.debian.tar.xz", "debian/changelog", _CHANGELOG.replace("1.0", "1.0-1")),
+        ("few-lines_1.0-1.debian.tar.xz", "debian/changelog", CHANGELOG.replace("1.0", "1.0-1")),
     ):
         (place / member).parent.mkdir()
         (place / member).write_text(text)

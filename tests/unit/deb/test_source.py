@@ -17,20 +17,20 @@ from detbox.errors import UserError
 _CHANGELOG = b"x (1.0) unstable; urgency=low\n\n  * New.\n\n -- A B <a@b.example>  Sun, 01 Jan 2023 00:00:00 +0000\n"
 
 
-def make_source(place: Path, version: str = "1.0", *others: str) -> Path:
+def make_source(place: Path, version: str = "1.0", *others: str, name: str = "x") -> Path:
     """A .dsc with nothing but a changelog, beside tarballs of ``others``' names, which are empty."""
-    changes = f"x_{version}.{'debian.' if others else ''}tar.xz"
+    changes = f"{name}_{version}.{'debian.' if others else ''}tar.xz"
     with tarfile.open(place / changes, "w:xz") as archive:
-        member = tarfile.TarInfo("debian/changelog" if others else "x-1.0/debian/changelog")
+        member = tarfile.TarInfo("debian/changelog" if others else f"{name}-1.0/debian/changelog")
         member.size = len(_CHANGELOG)
         archive.addfile(member, io.BytesIO(_CHANGELOG))
     listed = ""
-    for name in (*others, changes):
-        with (place / name).open("ab") as file:
+    for file_name in (*others, changes):
+        with (place / file_name).open("ab") as file:
             size = file.tell()
-        listed += f" {hashlib.sha256((place / name).read_bytes()).hexdigest()} {size} {name}\n"
-    dsc = place / f"x_{version}.dsc"
-    dsc.write_text(f"Source: x\nVersion: {version}\nChecksums-Sha256:\n{listed}")
+        listed += f" {hashlib.sha256((place / file_name).read_bytes()).hexdigest()} {size} {file_name}\n"
+    dsc = place / f"{name}_{version}.dsc"
+    dsc.write_text(f"Source: {name}\nVersion: {version}\nChecksums-Sha256:\n{listed}")
     return dsc
 
 

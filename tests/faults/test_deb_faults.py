@@ -1,0 +1,120 @@
+"""Builds of Debian packages that meet a full disk, an interrupt, each other, or a hostile source."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import signal
+import subprocess
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.harness.debian import command, environment, make_source, need_image
+
+STEM = "few-lines_1.0_amd64"
+
+
+@pytest.fixture(scope="module")
+def image() -> None:
+    need_image()
+
+
+def build(source: Path, output: Path, place: Path) -> subprocess.Popen[str]:
+    """A build that has begun, with ``place`` for what is temporary."""
+    env = {**environment(), "TMPDIR": str(place)}
+    words = command("build", "-q", source, "--output", output)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, env=env, cwd=output.parent)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a small disk here")
+@pytest.mark.parametrize("full", ["out", "tmp"])
+def test_a_full_disk(image: None, tmp_path: Path, full: str) -> None:
+    tree = make_source(tmp_path)
+    for name in ("out", "tmp"):
+        (tmp_path / name).mkdir()
+    small = 'mount -t tmpfs -o size=4k none "$1" && shift && "$@"; status=$?; ls -A out tmp; exit $status'
+    words = ["unshare", "-m", "sh", "-c", small, "sh", full, *command("build", "-q", tree, "--output", "out")]
+    env = {**environment(), "TMPDIR": str(tmp_path / "tmp")}
+    done = subprocess.run(words, capture_output=True, text=True, env=env, cwd=tmp_path, check=False)
+    assert done.returncode == 125
+    assert "No space left on device" in done.stderr and "Traceback" not in done.stderr
+    assert done.stdout.split() == ["out:", "tmp:"]
+
+
+def test_an_interrupt_at_any_phase_leaves_nothing(image: None, tmp_path: Path) -> None:
+    tree = make_source(tmp_path)
+    place, out = tmp_path / "tmp", tmp_path / "out"
+    place.mkdir()
+    delay, interrupted = 0.01, 0
+    while True:
+        process = build(tree, out, place)
+        while not os.listdir(place) and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT if interrupted % 2 else signal.SIGTERM)
+        _, said = process.communicate(timeout=100)
+        assert list(place.iterdir()) == []
+        if process.returncode == 0:
+            break
+        assert process.returncode == 130, said
+        assert re.search(r"^detbox: (interrupted|ended by SIG(INT|TERM))\Z", said.rstrip("\n"), re.MULTILINE), said
+        assert not out.exists() or os.listdir(out) == []
+        interrupted += 1
+        delay *= 2
+    assert interrupted >= 3
+    assert len(os.listdir(out)) == 4
+
+
+def test_two_builds_of_the_same_package_at_once(image: None, tmp_path: Path) -> None:
+    tree, out = make_source(tmp_path), tmp_path / "out"
+    (tmp_path / "tmp").mkdir()
+    both = [build(tree, out, tmp_path / "tmp") for _ in range(2)]
+    said = [process.communicate(timeout=150)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert said[0] == said[1]
+    names = ["few-lines_1.0_all.deb", *(f"{STEM}.{kind}" for kind in ("build", "buildinfo", "changes"))]
+    assert sorted(os.listdir(out)) == names
+    for name in names:
+        assert f"{hashlib.sha256((out / name).read_bytes()).hexdigest()}  {name}" in said[0]
+
+
+def test_a_hostile_source_reaches_nothing(image: None, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+    (tmp_path / "tmp").mkdir()
+    tree = make_source(made)
+    tarball, outside = tmp_path / "few-lines_1.0.tar.xz", tmp_path / "outside"
+    with tarfile.open(tarball, "w:xz") as archive:
+        archive.add(tree, "few-lines-1.0")
+        for name, kind, mode, target in (
+            (f"../../../../..{outside}", tarfile.REGTYPE, 0o644, ""), (f"{outside}-2", tarfile.REGTYPE, 0o644, ""),
+            ("few-lines-1.0/setuid", tarfile.REGTYPE, 0o6755, ""), ("few-lines-1.0/disk", tarfile.BLKTYPE, 0o666, ""),
+            ("few-lines-1.0/link", tarfile.SYMTYPE, 0o777, str(tmp_path)),
+            (f"few-lines-1.0/link/{outside.name}", tarfile.REGTYPE, 0o644, ""),
+        ):  # fmt: skip
+            member = tarfile.TarInfo(name)
+            member.type, member.mode, member.linkname = kind, mode, target
+            member.devmajor = 8 if kind == tarfile.BLKTYPE else 0
+            archive.addfile(member, io.BytesIO())
+    dsc = tmp_path / "few-lines_1.0.dsc"
+    digest = hashlib.sha256(tarball.read_bytes()).hexdigest()
+    size = tarball.stat().st_size
+    listed = "".join(f"Checksums-{kind}:\n {value} {size} {tarball.name}\n" for kind, value in (
+        ("Sha1", hashlib.sha1(tarball.read_bytes()).hexdigest()), ("Sha256", digest)))  # fmt: skip
+    md5 = hashlib.md5(tarball.read_bytes()).hexdigest()
+    dsc.write_text(
+        "Format: 3.0 (native)\nSource: few-lines\nBinary: few-lines\nArchitecture: all\nVersion: 1.0\n"
+        f"Maintainer: A B <a@b.example>\n{listed}Files:\n {md5} {size} {tarball.name}\n"
+    )
+    process = build(dsc, tmp_path / "out", tmp_path / "tmp")
+    _, said = process.communicate(timeout=150)
+    assert process.returncode == 1, said
+    assert sorted(os.listdir(tmp_path)) == sorted([dsc.name, tarball.name, "made", "out", "tmp"])
+    assert os.listdir(tmp_path / "out") == [f"{STEM}.build"] and os.listdir(tmp_path / "tmp") == []
+    assert "tar" in (tmp_path / "out" / f"{STEM}.build").read_text()
