@@ -50,7 +50,10 @@ class Boxed:
 
 @dataclass
 class Native:
-    """Two builds without detbox.  ``differing``: packages that differ.  ``causes``: guesses at why."""
+    """Two builds without detbox.  ``differing``: packages that differ.  ``causes``: guesses at why.
+
+    ``packages``: SHA-256 of those of the first build, by name.
+    """
 
     built: bool
     note: str = ""
@@ -60,6 +63,7 @@ class Native:
     causes: list[str] = field(default_factory=list)
     times: dict[str, float] = field(default_factory=dict)
     clock: bool = False
+    packages: dict[str, str] = field(default_factory=dict)
 
 
 def boxed(
@@ -171,7 +175,8 @@ def compare_packages(one: Observed, other: Observed, hosts: Sequence[Host], stac
         path for path in one.tree.keys() | other.tree.keys()
         if path.startswith(prefix) and path.endswith((".deb", ".udeb", ".tar"))
     )  # fmt: skip
-    result = Native(True, compared=len(names))
+    digests = {path.removeprefix(prefix): one.tree[path].sha256 or "" for path in names if path in one.tree}
+    result = Native(True, compared=len(names), packages=digests)
     place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="detbox-differ-")))
     classes: dict[str, None] = {}
     for path in names:

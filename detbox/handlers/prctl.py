@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, Decision
 from detbox.handlers.futex_core import Args
+from detbox.handlers.processes import own_filter
 
 if TYPE_CHECKING:
     from detbox.machine.creds import Creds
@@ -23,6 +24,7 @@ PR_SET_MM, PR_SET_CHILD_SUBREAPER = 35, 36
 PR_SET_NO_NEW_PRIVS, PR_GET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 38, 39, 47
 PR_GET_SPECULATION_CTRL, PR_SET_SPECULATION_CTRL, PR_SCHED_CORE = 52, 53, 62
 PR_TSC_ENABLE = 1
+SECCOMP_MODE_FILTER = 2
 DEFAULT_TIMERSLACK_NS = 50_000
 # arch/x86/include/uapi/asm/prctl.h
 ARCH_SET_CPUID, ARCH_GET_CPUID, ARCH_REQ_XCOMP_PERM = 0x1012, 0x1011, 0x1023
@@ -30,7 +32,7 @@ ARCH_SET_CPUID, ARCH_GET_CPUID, ARCH_REQ_XCOMP_PERM = 0x1012, 0x1011, 0x1023
 #: Answers that do not depend on the kernel: option -> result.
 _FIXED = {
     PR_SET_TIMERSLACK: 0, PR_GET_TIMERSLACK: DEFAULT_TIMERSLACK_NS,
-    PR_TASK_PERF_DISABLE: 0, PR_TASK_PERF_ENABLE: 0, PR_GET_SECCOMP: 0,
+    PR_TASK_PERF_DISABLE: 0, PR_TASK_PERF_ENABLE: 0,
     PR_GET_SPECULATION_CTRL: -errno.ENODEV, PR_SET_SPECULATION_CTRL: -errno.ENODEV,
     PR_SCHED_CORE: -errno.ENODEV, PR_SET_MM: -errno.EPERM,
 }  # fmt: skip
@@ -63,6 +65,10 @@ def prctl(m: Machine, t: Task, a: Args) -> Decision:
         t.process.creds.no_new_privs = True
     elif option == PR_GET_NO_NEW_PRIVS:
         return int(t.process.creds.no_new_privs)
+    elif option == PR_GET_SECCOMP:
+        return SECCOMP_MODE_FILTER if t.process.creds.filters else 0
+    elif option == PR_SET_SECCOMP and value == SECCOMP_MODE_FILTER:
+        return own_filter(a[2])
     elif option == PR_SET_KEEPCAPS:
         t.process.creds.keep_caps = bool(value)
         return 0

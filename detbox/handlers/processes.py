@@ -236,6 +236,18 @@ def pidfd_getfd(m: Machine, t: Task, a: Args) -> Decision:
 
 def seccomp(m: Machine, t: Task, a: Args) -> Decision:
     """A filter of the guest's own can only restrict it further; a second listener would get in our way."""
-    if a[0] == 1 and a[1] & 8:  # SECCOMP_SET_MODE_FILTER with NEW_LISTENER
+    if a[0] & 0xFFFFFFFF != 1:  # SECCOMP_SET_MODE_FILTER
+        return CONTINUE
+    if a[1] & 8:  # NEW_LISTENER
         return -errno.EBUSY
-    return CONTINUE
+    return own_filter(a[2])
+
+
+def own_filter(program: int) -> Decision:
+    """Let the kernel install the filter at that address.  It is counted, because programs ask whether they have one."""
+
+    def look(task: Task, result: int) -> None:
+        if result == 0:
+            task.process.creds.filters += 1
+
+    return ContinueThen(look) if program else CONTINUE

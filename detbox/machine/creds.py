@@ -39,6 +39,7 @@ class Creds:
     """The credentials of one process; numbers as the guest sees them.
 
     The capability sets are bit masks.  ``keep_caps`` and ``no_new_privs`` are what prctl(2) sets.
+    ``filters``: how many seccomp filters of its own the guest has installed; they are inherited, too.
     """
 
     ruid: int = 0
@@ -57,6 +58,7 @@ class Creds:
     bounding: int = ALL_CAPS
     keep_caps: bool = False
     no_new_privs: bool = False
+    filters: int = 0
     securebits: int = 0
 
     @classmethod

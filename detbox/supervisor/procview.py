@@ -139,7 +139,7 @@ def _process_view(m: Machine, process: Process, caller: Task | None) -> ProcessV
         gids=(creds.rgid, creds.egid, creds.sgid, creds.fsgid),
         groups=creds.groups, cap_inheritable=creds.inheritable, cap_permitted=creds.permitted,
         cap_effective=creds.effective, cap_bounding=creds.bounding, cap_ambient=creds.ambient,
-        no_new_privs=int(creds.no_new_privs), start_ticks=ticks(process.start_ns),
+        no_new_privs=int(creds.no_new_privs), filters=creds.filters, start_ticks=ticks(process.start_ns),
         utime=_cpu_ticks(process.cpu)[0], stime=_cpu_ticks(process.cpu)[1],
         cutime=ticks(children[0]), cstime=ticks(children[1]),
         nice=leader.data.get("nice", 0) if leader else 0,

@@ -72,6 +72,7 @@ class ProcessView:
     cap_bounding: int = 0
     cap_ambient: int = 0
     no_new_privs: int = 0
+    filters: int = 0
     start_ticks: int = 0
     utime: int = 0
     stime: int = 0
