@@ -147,7 +147,12 @@ def _verify(arguments: argparse.Namespace) -> int:
         with phases() as progress:
             job = stack.enter_context(_job(arguments, progress))
             rows, user = choose(arguments.perturb, arguments.no_perturb, b"", job.spec())
-            result = verify.boxed(job, rows, user, runs, progress, stack)
+            try:
+                result = verify.boxed(job, rows, user, runs, progress, stack)
+            except BuildFailed as failed:
+                if arguments.native and not verify.builds(job, rows, progress, stack):
+                    raise BuildFailed(f"{failed.message}; {verify.ANYWHERE}", failed.remedy) from None
+                raise
             if arguments.native:
                 given = verify.tools(arguments.suite)
                 plain = verify.native(job, rows, given, progress, stack)

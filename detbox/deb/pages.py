@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _COLOURS = {
     "identical": "#2a7f3f", "different": "#b3261e", "failed": "#d77a00", "timeout": "#8a6d00",
-    "not served": "#8a8a8a", "not reached": "#c4c4c4",
+    "fails natively": "#6b5b95", "not served": "#8a8a8a", "not reached": "#c4c4c4",
 }  # fmt: skip
 _STYLE = (
     "body{font:15px/1.45 sans-serif;margin:2em auto;max-width:72em;padding:0 1em;color:#222}"
@@ -61,6 +61,7 @@ def _record(row: Mapping[str, Any]) -> dict[str, Any]:
         "reason": " ".join(reason.split())[:400],
         "native": "" if not native else "not built" if not built else "differs" if native["differing"] else "same",
         "native_differing": native.get("differing", []), "native_files": native.get("files", [])[:20],
+        "as_natively": _as_natively(native.get("packages", {}), result.get("artefacts", {})) if built else None,
         "causes": native.get("causes", []), "native_clock_varied": native.get("clock", False),
         "artefacts": result.get("artefacts", {}), "calls": result.get("calls", 0),
         "wall_s": times.get("wall_s"), "cpu_s": times.get("cpu_s"),
@@ -68,6 +69,11 @@ def _record(row: Mapping[str, Any]) -> dict[str, Any]:
         "wall_ratio": _ratio(times.get("wall_s"), plain.get("wall_s")) if built else None,
         "cpu_ratio": _ratio(times.get("cpu_s"), plain.get("cpu_s")) if built else None,
     }  # fmt: skip
+
+
+def _as_natively(plain: Mapping[str, str], boxed: Mapping[str, str]) -> bool | None:
+    """Whether the first native build made the same packages as detbox; None if that was not noted."""
+    return all(boxed.get(name) == digest for name, digest in plain.items()) if plain else None
 
 
 def _ratio(one: float | None, other: float | None) -> float | None:
@@ -90,6 +96,8 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "native_differs_identical_under_detbox": sum(
             r["native"] == "differs" and r["status"] == "identical" for r in built
         ),
+        "native_same_and_as_under_detbox": sum(bool(r.get("as_natively")) for r in built if r["native"] == "same"),
+        "native_same_and_noted": sum(r.get("as_natively") is not None for r in built if r["native"] == "same"),
         "causes": dict(Counter(cause for r in records for cause in r.get("causes", ())).most_common()),
         "wall_ratio_median": round(statistics.median(wall), 2) if wall else None,
         "cpu_ratio_median": round(statistics.median(cpu), 2) if cpu else None,
@@ -105,6 +113,8 @@ def _facts(facts: Mapping[str, Any]) -> list[str]:
         f"{facts['built_natively']} of them were also built natively on two hosts: {facts['native_differs']} "
         f"differ ({facts['native_differs_upstream']} unpatched upstream releases), "
         f"of which {facts['native_differs_identical_under_detbox']} are identical under detbox.",
+        f"Of {facts['native_same_and_noted']} that do not differ natively, {facts['native_same_and_as_under_detbox']} "
+        "are under detbox what they are natively.",
         f"What the native differences look like: {causes}.",
         f"Time compared with the native build, median: {facts['wall_ratio_median']} (wall), "
         f"{facts['cpu_ratio_median']} (CPU); most CPU: {facts['cpu_ratio_worst']}.",

@@ -22,6 +22,7 @@ from typing import Any
 
 from detbox.deb import table
 from detbox.deb.source import UPSTREAM
+from detbox.deb.verify import ANYWHERE
 from detbox.errors import HostError, UserError
 from detbox.report.verify import environment as import_environment
 
@@ -225,6 +226,8 @@ def judge(status: int, out: str, err: str) -> tuple[str, str, dict[str, Any]]:
         said = "\n".join(line.removeprefix("detbox: ") for line in err.splitlines())[-3000:]
         if "does not serve it" in said:
             return "not served", said, {}
+        if ANYWHERE in said:
+            return "fails natively", said, {}
         return "failed", said or f"status {status}", {}
     result.pop("attestation", None)
     if not result["identical"]:

@@ -27,6 +27,8 @@ from detbox.report.verify import Progress, Row, Run, Verification, differences, 
 
 #: Real seconds after which diffoscope is ended.
 _DIFFOSCOPE_S = 300.0
+#: What is said of a build that fails without detbox as well.
+ANYWHERE = "it does so without detbox, too"
 #: Programs that wait for a clock of their own may not end with another one: the limit, compared with the first build.
 _CLOCK_FACTOR, _CLOCK_MIN_S = 4.0, 60.0
 
@@ -110,6 +112,14 @@ def _out(run: Run) -> Path:
 def last_lines(observed: Observed, count: int = 15) -> str:
     """The end of a build's log, which is on standard output."""
     return b"\n".join((observed.stdout or observed.stderr).splitlines()[-count:]).decode("utf-8", "replace")
+
+
+def builds(job: Job, rows: Sequence[Row], progress: Progress, stack: ExitStack) -> bool:
+    """Whether the package can be built without detbox."""
+    progress("natively, since it does not build under detbox")
+    host = variants(2, user=None, without=[row.name for row in rows if not row.applied])[0]
+    done, _ = _native_run(job, host, Tools(), MACHINES[0], stack)
+    return done.status == 0
 
 
 def native(job: Job, rows: Sequence[Row], given: Tools, progress: Progress, stack: ExitStack) -> Native:

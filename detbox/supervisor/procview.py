@@ -15,6 +15,7 @@ from detbox.machine.clock import CpuTime, user_and_system
 from detbox.machine.constants import USER_HZ
 from detbox.supervisor import signals
 from detbox.supervisor.image import OWN_MEMORY
+from detbox.supervisor.lockview import locks
 from detbox.supervisor.netview import Sockets
 from detbox.supervisor.task import Process, State, Task
 from detbox.synth import proc
@@ -92,6 +93,7 @@ def machine_view(m: Machine, caller: Task | None = None) -> MachineView:
         random_bytes=rng.bytes if rng is not None else bytes,
         virtual_inode=lambda major, minor, ino, path: _virtual_inode(m, major, minor, ino, path),
         socket=Sockets(m).get,
+        locks=lambda: locks(m),
         virtual_uid=lambda uid: 0,
     )
 

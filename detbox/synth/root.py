@@ -56,6 +56,11 @@ def key_users(query: Query) -> bytes:
     return b"    0:     1 1/1 0/1000000 0/25000000\n"
 
 
+def locks(query: Query) -> bytes:
+    """The guest's file locks, numbered."""
+    return b"".join(b"%d: %s" % (number, line) for number, line in enumerate(query.view.locks(), 1))
+
+
 ROWS: tuple[Row, ...] = (
     synth("buddyinfo", "free memory is virtual", memory.buddyinfo),
     synth("cgroups", "the unified hierarchy alone", fixed(_CGROUPS)),
@@ -74,7 +79,7 @@ ROWS: tuple[Row, ...] = (
     synth("ioports", "addresses of the host", fixed("")),
     synth("key-users", "keys of the host's users", key_users),
     synth("loadavg", "load of the host", cpuinfo.loadavg),
-    synth("locks", "locks of the host's processes", fixed("")),
+    synth("locks", "the guest's locks, with virtual inodes", locks),
     synth("mdstat", "no arrays", fixed("Personalities : \nunused devices: <none>\n")),
     synth("meminfo", "memory of the host", memory.meminfo),
     synth("misc", "drivers of the host", fixed("229 fuse\n")),

@@ -152,6 +152,7 @@ class MachineView:
     ``virtual_inode(major, minor, ino, path) -> (dev_t, ino)``: what stat shows for a mapped file.
     ``socket(ino) -> (ino, uid)``: virtual inode and owner of a socket that the guest has open, by its real
     inode; None for others.
+    ``locks()``: lines of /proc/locks without their numbers.
     ``virtual_uid(uid)``: the virtual owner for a uid that the kernel printed for the supervisor.
     ``last_pid``: the number given last, for /proc/loadavg and ns_last_pid (0: the highest one shown).
     """
@@ -174,6 +175,7 @@ class MachineView:
     random_bytes: Callable[[int], bytes] = _zero_bytes
     virtual_inode: Callable[[int, int, int, bytes], tuple[int, int]] = _same_inode
     socket: Callable[[int], tuple[int, int] | None] = _no_socket
+    locks: Callable[[], Sequence[bytes]] = tuple
     virtual_uid: Callable[[int], int] = _same_uid
 
     def find(self, tid: int) -> tuple[ProcessView, ThreadView] | None:

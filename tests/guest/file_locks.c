@@ -131,9 +131,42 @@ static void deadlock(void)
     close(fd);
 }
 
+/* Whether /proc/locks has a line that ends like this: a process, the file's device and number, and the range. */
+static int listed(const char *kind, const char *range_text)
+{
+    char wanted[100], line[200];
+    struct stat st;
+    CHECK(stat("locked", &st) == 0);
+    snprintf(wanted, sizeof wanted, ":%lu %s\n", (unsigned long)st.st_ino, range_text);
+    FILE *list = fopen("/proc/locks", "r");
+    CHECK(list);
+    int found = 0;
+    while (fgets(line, sizeof line, list)) {
+        size_t length = strlen(line), tail = strlen(wanted);
+        found += strstr(line, kind) && length > tail && strcmp(line + length - tail, wanted) == 0;
+    }
+    fclose(list);
+    return found;
+}
+
+static void listing(void)
+{
+    int fd = file();
+    struct flock lock = range(F_WRLCK, 3, 10);
+    char mine[60];
+    CHECK(flock(fd, LOCK_SH) == 0 && fcntl(fd, F_SETLK, &lock) == 0);
+    snprintf(mine, sizeof mine, "POSIX  ADVISORY  WRITE %d ", getpid());
+    CHECK(listed(mine, "3 12") == 1);
+    snprintf(mine, sizeof mine, "FLOCK  ADVISORY  READ %d ", getpid());
+    CHECK(listed(mine, "0 EOF") == 1);
+    close(fd);
+    CHECK(listed("ADVISORY", "0 EOF") == 0 && listed("ADVISORY", "3 12") == 0);
+}
+
 int main(void)
 {
     whole();
+    listing();
     records();
     open_file_descriptions();
     if (access("/etc/passwd", W_OK) == 0)

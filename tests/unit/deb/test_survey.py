@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from detbox.deb import pages, survey, table
+from detbox.deb.verify import ANYWHERE
 from detbox.errors import UserError
 
 _RESULT = {
@@ -40,6 +41,7 @@ def test_verdicts() -> None:
     assert survey.judge(1, differing, "")[:2] == ("different", "x")
     assert survey.judge(125, "", "detbox: the archive lists x and does not serve it")[0] == "not served"
     assert survey.judge(1, "", "detbox: the build failed") == ("failed", "the build failed", {})
+    assert survey.judge(1, "", f"detbox: the build failed; {ANYWHERE}")[0] == "fails natively"
 
 
 def test_what_is_known_is_not_done_again(tmp_path: Path) -> None:
