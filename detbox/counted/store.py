@@ -102,6 +102,8 @@ class Copies:
             return None
         copy = self._at[self._places[index]]
         offset = address - copy.at
+        if not offset:
+            return Mark(0, copy.address)
         return next((mark for mark in copy.marks if mark.offset == offset), None)
 
     # -- the counter -------------------------------------------------------------------

@@ -143,7 +143,7 @@ def rt_sigtimedwait(m: Machine, t: Task, a: Args) -> Decision:
 def _take(m: Machine, t: Task, a: Args) -> Decision:
     def look(task: Task, result: int) -> None:
         if result > 0 and a[1]:
-            task.write(a[1], m.repaired_siginfo(result, task.read(a[1], 128)))
+            task.write(a[1], m.repaired_siginfo(task, result, task.read(a[1], 128)))
 
     return ContinueThen(look)
 

@@ -43,7 +43,11 @@ _TIMER_CLOCKS = clocks.SLEEP_CLOCKS
 
 @dataclass(slots=True)
 class PosixTimer:
-    """A timer of timer_create(2).  ``overrun``: expirations since the signal that was sent last."""
+    """A timer of timer_create(2).
+
+    ``overrun``: expirations since the signal that was sent last, as long as that is pending (``sent``); ``last``: those
+    before the last signal that has been taken.
+    """
 
     ident: int
     clock: int
@@ -54,6 +58,8 @@ class PosixTimer:
     timer: IntervalTimer
     divisor: int = 1
     overrun: int = 0
+    last: int = 0
+    sent: bool = False
 
 
 @dataclass(slots=True)
@@ -229,7 +235,8 @@ def _expired(m: Machine, posix: PosixTimer, missed: int) -> None:
     if _is_pending(m, posix):
         posix.overrun = min(posix.overrun + 1 + missed, _DELAYTIMER_MAX)
         return
-    posix.overrun = missed
+    _taken(m, posix)
+    posix.overrun, posix.sent = missed, True
     m.signal(posix.target, posix.signo, code=SI_TIMER, timerid=posix.ident, overrun=missed, value=posix.value)
 
 
@@ -250,6 +257,22 @@ def _is_pending(m: Machine, posix: PosixTimer) -> bool:
     return any(line.startswith(wanted) and int(line.split()[1], 16) >> posix.signo - 1 & 1 for line in lines)
 
 
+def _taken(m: Machine, posix: PosixTimer) -> None:
+    """Once the signal has been taken, its overruns are the timer's."""
+    if posix.sent and not _is_pending(m, posix):
+        posix.last, posix.overrun, posix.sent = posix.overrun, 0, False
+
+
+def delivered(process: Process, ident: int) -> int | None:
+    """The overruns that a timer's signal tells of when it is delivered; None if there is no such timer."""
+    posix = _state(process).posix.get(ident)
+    if posix is None:
+        return None
+    if posix.sent:
+        posix.last, posix.overrun, posix.sent = posix.overrun, 0, False
+    return posix.last
+
+
 def _posix(t: Task, register: int) -> PosixTimer:
     posix = _state(t.process).posix.get(register & 0xFFFFFFFF)
     if posix is None:
@@ -268,7 +291,7 @@ def timer_settime(m: Machine, t: Task, a: Args) -> Decision:
     former = _current(timer, divisor)
     timer.disarm()
     timer.interval = interval * divisor
-    posix.overrun = 0
+    posix.overrun = posix.last = 0
     if value:
         timer.arm(_deadline(m, t, posix, value, now, bool(a[1] & clocks.TIMER_ABSTIME)), interval * divisor)
     if a[3]:
@@ -296,8 +319,10 @@ def timer_gettime(m: Machine, t: Task, a: Args) -> Decision:
 
 
 def timer_getoverrun(m: Machine, t: Task, a: Args) -> Decision:
-    """``timer_getoverrun(timerid)``: expirations without a signal of their own since the last one."""
-    return _posix(t, a[0]).overrun
+    """``timer_getoverrun(timerid)``: expirations without a signal of their own before the last one was taken."""
+    posix = _posix(t, a[0])
+    _taken(m, posix)
+    return posix.last
 
 
 def timer_delete(m: Machine, t: Task, a: Args) -> Decision:

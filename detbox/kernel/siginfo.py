@@ -49,3 +49,9 @@ def sender_of(info: bytes) -> tuple[int, int]:
 def value_of(info: bytes) -> int:
     """``si_value`` of a signal that a process sent."""
     return int(_USER.unpack_from(info, _HEAD.size)[2])
+
+
+def timer_of(info: bytes) -> tuple[int, int, int]:
+    """``si_timerid``, ``si_overrun`` and ``si_value`` of a timer's signal."""
+    ident, overrun, value = _TIMER.unpack_from(info, _HEAD.size)
+    return ident, overrun, value

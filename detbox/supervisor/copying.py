@@ -184,12 +184,17 @@ class Copying:
         if not task.data.pop(_INSIDE, False):
             return
         memory, copies = _TaskMemory(task.tid), self._copies[task.process.mm]
+        info = b""
         for _ in range(_LOST):
             regs = registers.get(task.tid)
             mark = copies.original(regs.rip)
             if mark is not None or not copies.inside(regs.rip):
                 break
+            # The step takes the signal away; put in again, it is delivered when the thread goes on.
+            info = info or _native.get_siginfo(task.tid)
             _native.single_step(task.tid)
+        if info:
+            _native.set_siginfo(task.tid, info)
         if mark is not None:
             regs.rip = mark.address
             if mark.saved is not None:

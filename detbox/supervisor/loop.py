@@ -344,7 +344,7 @@ class Supervisor:
             if task.cpu.looks == looks or not self._turn_ends(task, lambda: self.proceed(task)):
                 self.proceed(task)
             return
-        signals.repair(task.tid, signo, info)
+        signals.repair(task, signo, info)
         self.spinning.before_signal(task)
         self.counting.before_signal(task)
         self.cont(task, signo)

@@ -152,9 +152,9 @@ class Machine:
         return self._procview().synth_listing(self, task, path, names, dev)
 
     @staticmethod
-    def repaired_siginfo(signo: int, info: bytes) -> bytes:
+    def repaired_siginfo(task: Task, signo: int, info: bytes) -> bytes:
         """A siginfo without host-dependent values."""
-        return signals.repaired(signo, info) or info
+        return signals.repaired(task, signo, info) or info
 
     def need_loopback(self, task: Task) -> None:
         """Bring the loopback device up, the first time that the guest wants a socket."""

@@ -15,6 +15,7 @@ import signal
 from typing import TYPE_CHECKING, NamedTuple
 
 from detbox.decision import CONTINUE, Wake
+from detbox.handlers import timers
 from detbox.kernel import _native, siginfo
 from detbox.spin.stepper import OFFSET, register
 from detbox.supervisor.task import Process, State, Task
@@ -183,20 +184,27 @@ def send(
     notice(m, process)
 
 
-def repaired(signo: int, info: bytes) -> bytes | None:
-    """The siginfo without what is host dependent, or None if nothing is."""
+def repaired(task: Task, signo: int, info: bytes) -> bytes | None:
+    """The siginfo of a signal that a thread takes, without what is host dependent, or None if nothing changes.
+
+    A timer's signal tells of the expirations that came while it was pending.
+    """
     code = siginfo.code_of(info)
     if signo == signal.SIGCHLD and code > 0:
         return siginfo.without_times(info)
-    if code == siginfo.SI_TIMER and int.from_bytes(info[16:20], "little", signed=True) == ITIMER:
-        return siginfo.timer(signo, siginfo.SI_KERNEL, 0, 0, 0)
+    if code == siginfo.SI_TIMER:
+        ident, _, value = siginfo.timer_of(info)
+        if ident == ITIMER:
+            return siginfo.timer(signo, siginfo.SI_KERNEL, 0, 0, 0)
+        overrun = timers.delivered(task.process, ident)
+        return None if overrun is None else siginfo.timer(signo, code, ident, overrun, value)
     if code == siginfo.SI_QUEUE and siginfo.value_of(info) == _OWN:
         return siginfo.user(signo, siginfo.SI_USER, *siginfo.sender_of(info), 0)
     return None
 
 
-def repair(tid: int, signo: int, info: bytes) -> None:
+def repair(task: Task, signo: int, info: bytes) -> None:
     """Do so in a delivery stop."""
-    better = repaired(signo, info)
+    better = repaired(task, signo, info)
     if better is not None:
-        _native.set_siginfo(tid, better)
+        _native.set_siginfo(task.tid, better)

@@ -78,6 +78,39 @@ static void by_timer_create(void)
     CHECK(timer_delete(timer) == 0);
 }
 
+static volatile int overruns;
+
+static void count_overruns(int signo, siginfo_t *info, void *context)
+{
+    (void)signo, (void)context;
+    overruns = info->si_overrun;
+}
+
+/* What expires while the signal is pending is told when it is taken. */
+static void overrun(void)
+{
+    timer_t timer;
+    sigset_t set;
+    siginfo_t info;
+    struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGRTMIN + 2};
+    struct sigaction act = {.sa_sigaction = count_overruns, .sa_flags = SA_SIGINFO};
+    struct itimerspec spec = {ns_to_timespec(10 * MS), ns_to_timespec(10 * MS)};
+    CHECK(sigaction(SIGRTMIN + 2, &act, NULL) == 0);
+    sigemptyset(&set);
+    sigaddset(&set, SIGRTMIN + 2);
+    CHECK(timer_create(CLOCK_MONOTONIC, &event, &timer) == 0);
+    CHECK(sigprocmask(SIG_BLOCK, &set, NULL) == 0 && timer_settime(timer, 0, &spec, NULL) == 0);
+    sleep_ms(55);
+    CHECK(sigprocmask(SIG_UNBLOCK, &set, NULL) == 0 && sigprocmask(SIG_BLOCK, &set, NULL) == 0);
+    note("%d overruns\n", overruns);
+    CHECK(overruns >= 4 && timer_getoverrun(timer) == overruns);
+    sleep_ms(35);
+    CHECK(sigwaitinfo(&set, &info) == SIGRTMIN + 2);
+    note("%d overruns\n", info.si_overrun);
+    CHECK(info.si_overrun >= 2 && timer_getoverrun(timer) == info.si_overrun);
+    CHECK(timer_delete(timer) == 0);
+}
+
 static void by_timerfd(void)
 {
     int fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
@@ -132,6 +165,7 @@ int main(void)
 {
     by_alarm();
     by_timer_create();
+    overrun();
     by_timerfd();
     sleeps();
     processor_time();

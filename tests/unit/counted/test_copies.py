@@ -101,6 +101,8 @@ def test_a_mark_tells_where_the_program_is() -> None:
     found = made.original(AT + copy.plain + 3)
     assert found is not None and found.address == HERE + 3
     assert made.original(AT + 1) is None
+    entered = made.original(AT)
+    assert entered is not None and entered.address == HERE
 
 
 def test_code_that_may_change_is_not_copied() -> None:
