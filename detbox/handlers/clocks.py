@@ -186,19 +186,16 @@ def _sleep(m: Machine, t: Task, deadline: int, remaining: int) -> Decision:
                 t.write(remaining, pack_timespec(max(deadline - m.clock.now, 0)))
             except OSError as error:
                 return -(error.errno or EINTR)
-        t.restart = (deadline, remaining)
+        t.restart = lambda: _sleep(m, t, deadline, remaining)
         return -ERESTART_RESTARTBLOCK
 
     return Park(_awake, deadline=deadline, interrupted=interrupted, why="sleep")
 
 
 def restart_syscall(m: Machine, t: Task, a: Args) -> Decision:
-    """The kernel goes on with an interrupted sleep after a signal that ran no handler."""
-    if t.restart is None:
-        return -EINTR
-    deadline, remaining = t.restart
-    t.restart = None
-    return _sleep(m, t, deadline, remaining)
+    """The kernel goes on with an interrupted wait (a sleep, a poll) after a signal that ran no handler."""
+    again, t.restart = t.restart, None
+    return -EINTR if again is None else again()
 
 
 def _sleep_by_cpu(m: Machine, t: Task, clock: int, a: Args) -> Decision:

@@ -15,7 +15,7 @@ from errno import EBADF, EINVAL
 from typing import TYPE_CHECKING
 
 from detbox.decision import ERESTARTNOHAND, Decision, Park, Wake
-from detbox.handlers import ptys, signalfd, timerfd
+from detbox.handlers import clocks, ptys, signalfd, timerfd
 from detbox.handlers.waiting import fd_of, ready, signed32
 from detbox.machine.files import Kind
 
@@ -42,6 +42,8 @@ class _Call:
     ``wanted``: (descriptor, events) in the order of the call.  ``answer(events)`` gets the events found for
     each of them and returns the result; ``leftover(ns)`` writes back the rest of the timeout.
     ``deadline``: virtual time, None for ever; ``immediate``: the timeout was zero.
+    ``restarts``: after a signal without a handler the kernel goes on to the same deadline by restart_syscall(2); the
+    others are made again, with the rest of the timeout.
     """
 
     wanted: list[tuple[int, int]]
@@ -51,12 +53,15 @@ class _Call:
     immediate: bool = False
     sigmask: int | None = None
     name: str = ""
+    restarts: bool = False
 
 
 def poll(m: Machine, t: Task, a: Args) -> Decision:
     """``poll(fds, nfds, timeout_ms)``; a negative timeout is none."""
     timeout = signed32(a[2])
-    return _run(m, t, _poll_call(m, t, a, None if timeout < 0 else timeout * 1_000_000))
+    call = _poll_call(m, t, a, None if timeout < 0 else timeout * 1_000_000)
+    call.restarts = True
+    return _run(m, t, call)
 
 
 def ppoll(m: Machine, t: Task, a: Args) -> Decision:
@@ -177,7 +182,13 @@ def _run(m: Machine, t: Task, call: _Call) -> Decision:
         if any(events) or (over and (call.sigmask is None or wake is not None)):
             _close(borrowed)
             return finish(call.answer(events))
-        return _park(t, call, borrowed, step, lambda: finish(-ERESTARTNOHAND))
+        return _park(t, call, borrowed, step, interrupted)
+
+    def interrupted() -> int:
+        if not call.restarts:
+            return finish(-ERESTARTNOHAND)
+        t.restart = lambda: step(None)
+        return -clocks.ERESTART_RESTARTBLOCK
 
     return step(None)
 

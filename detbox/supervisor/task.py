@@ -6,7 +6,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from detbox.decision import Park
+from detbox.decision import Decision, Park
 from detbox.kernel import _native
 from detbox.machine.clock import CpuTime
 
@@ -106,7 +106,8 @@ class Task:
         self.quantum = 0
         self.turns = 0  # quanta used up
         self.look: Callable[[Task, int], int | None] | None = None
-        self.restart: Any = None  # (call, arguments, absolute deadline) of an interrupted sleep
+        #: Goes on with an interrupted wait that has a time to end at.
+        self.restart: Callable[[], Decision] | None = None
         self.data: dict[str, Any] = {}
         self.pace: Any = None  # when to look for a spin next (supervisor/spinning.py)
         self.native = False  # its last call was left to the kernel, which may still be at it

@@ -120,6 +120,23 @@ static void in_sleep(void)
     CHECK(poll(&p, 1, 30) == 0);
 }
 
+/* A stop does not lengthen a wait: it goes on to the time at which it was to end. */
+static void stopped_in_poll(void)
+{
+    pid_t child = fork();
+    if (!child) {
+        int64_t start = now_ns();
+        CHECK(poll(NULL, 0, 400) == 0);
+        _exit(now_ns() - start < 550 * MS ? 0 : 1);
+    }
+    int status;
+    sleep_ms(200);
+    CHECK(kill(child, SIGSTOP) == 0 && waitpid(child, &status, WUNTRACED) == child && WIFSTOPPED(status));
+    sleep_ms(50);
+    CHECK(kill(child, SIGCONT) == 0);
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+}
+
 static uint32_t *shared_word;
 
 static void wake_word(void)
@@ -167,6 +184,7 @@ int main(void)
     in_write();
     in_wait();
     in_sleep();
+    stopped_in_poll();
     in_futex();
     in_lock();
     return done();

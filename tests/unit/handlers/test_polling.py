@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from detbox.decision import CONTINUE, ERESTARTNOHAND, Park
-from detbox.handlers import epoll, polling
+from detbox.decision import CONTINUE, Park
+from detbox.handlers import clocks, epoll, polling
+from detbox.handlers.clocks import ERESTART_RESTARTBLOCK
 from detbox.machine.files import Kind
 from tests.unit.handlers.io_fakes import BASE, MAX64, Machine, Task, mark, resume
 
@@ -47,8 +48,11 @@ def test_poll_waits_until_its_deadline(world: Any) -> None:
     put_pollfds(t, (read_end, host.POLLIN))
     parked = polling.poll(m, t, args(BASE, 1, 1500))
     assert isinstance(parked, Park) and parked.deadline == m.clock.now + 1_500_000_000
-    assert callable(parked.interrupted) and parked.interrupted() == -ERESTARTNOHAND
-    assert resume(parked, "deadline") == 0
+    m.clock.now += 1_000_000_000
+    assert callable(parked.interrupted) and parked.interrupted() == -ERESTART_RESTARTBLOCK
+    again = clocks.restart_syscall(m, t, args())
+    assert isinstance(again, Park) and again.deadline == parked.deadline
+    assert resume(again, "deadline") == 0
     assert revents(t, 1) == [0]
 
 
