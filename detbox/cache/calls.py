@@ -203,8 +203,10 @@ def _open(k: Tracker, t: Task, dirfd: int, path: bytes, flags: int) -> Marks | N
         return None
     if not flags & (os.O_ACCMODE | os.O_TRUNC | os.O_CREAT):
         k.touch(t, found, KIND | SIZE | CONTENT)
+        k.opens(t, found)
         return None
     k.touch(t, found, KIND)
+    k.opens(t, found)
     kind = k.now(found)
     if kind == "f" and not exclusive:
         if flags & os.O_TRUNC:

@@ -8,12 +8,12 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any
 
-from detbox.cache import facts
+from detbox.cache import facts, pipes
 from detbox.cache.execution import OWN
 from detbox.cache.facts import ABSENT, CONTENT, IDENTITY, KIND, LIST, PYTIME
 from detbox.cache.recall import Record, parsed
 from detbox.cache.summary import data_of, text
-from detbox.cache.world import join, parent_of
+from detbox.cache.world import join, made, parent_of
 from detbox.machine.inodes import VInode
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class Effects:
             rows = self._rows(mine)
             output, turns = observed.since(mine.output_from)
             blob = self._store.put_bytes(output) if output else ""
+            moved = self._store.put_bytes(bytes(mine.moves.data)) if mine.moves.data else ""
         except Unknown as unknown:
             mine.reasons.setdefault(str(unknown))
             return None
@@ -66,6 +67,9 @@ class Effects:
             mine.key, rows, changes, {text(path): mine.have.get(path, 0) >> OWN for path in mine.changed}, numbered,
             blob, turns, mine.positions, process.status or 0, m.clock.now,
             self._inodes.next_number, last_process, process.cpu.ns, process.cpu.children_ns,
+            m.scheduler.turns - mine.turns, m.scheduler.jumps > mine.jumps,
+            [pipe.row() for pipe in mine.pipes.values() if pipe.used], mine.moves.steps, moved,
+            list(mine.flags.items()),
         )  # fmt: skip
 
     def _rows(self, mine: Execution) -> list[str]:
@@ -152,13 +156,14 @@ class Effects:
         xattrs = facts.xattrs_of(path)
         if xattrs or mine.have[path] >> OWN & facts.XATTR:
             change["xattrs"] = {name: value.hex() for name, value in xattrs.items()}
-        if same and not mine.have[path] >> OWN & CONTENT:
+        # Opened for writing and not written to, it keeps its time, which may be the host's.
+        if same and not (mine.have[path] >> OWN & CONTENT and entry.changed):
             return {**change, "do": "keep"}
         change["do"] = _LETTERS[kind[0]]
         if kind[0] == "l":
             change["text"] = text(os.readlink(path))
         elif kind[0] == "f":
-            change["blob"] = self._store.put_file(path)
+            change["blob"], change["size"] = self._store.put_file(path), st.st_size
         return change
 
     def _numbered(self, mine: Execution, made: set[bytes]) -> list[tuple[str | int, int]]:
@@ -180,13 +185,15 @@ class Effects:
             elif self._inodes.table.get(entry.key) is entry:
                 known = paths.get(entry.key)
                 if known is None:
+                    if entry.key[0] in self._inodes.proc_devs:
+                        continue  # of a process that is gone
                     raise Unknown("sees a file whose name is not known")
                 if known not in made:
                     found.append((text(known), entry.ino))
         return found
 
     def _looked_at(self, mine: Execution) -> list[bytes]:
-        found = [b"/", *_DEVICES, *mine.facts, *mine.changed]
+        found = [b"/", *_DEVICES, *mine.facts, *mine.changed, *self._tracker.of_system]
         for path, have in mine.have.items():
             if (have | have >> OWN) & LIST and os.path.isdir(path):
                 found += [parent_of(path), *(join(path, name) for name, _ in facts.entries_of(path))]
@@ -197,6 +204,8 @@ class Effects:
     def apply(self, t: Task, mine: Execution, record: Record, observed: Observed) -> bool:
         """Put a result in place.  False, with nothing changed, if a blob is missing or a file cannot be staged."""
         tracker = self._tracker
+        if not self._can_apply(t, record):
+            return False
         blobs: dict[str, bytes] = {}
         for digest in record.blobs():
             data = self._store.open_blob(digest)
@@ -226,7 +235,33 @@ class Effects:
         for stream, size in record.turns:
             tracker.m.console.write(stream, bytes(view[:size]))
             view = view[size:]
+        for number, flags in record.flags:
+            tracker.m.console.set_flags(number, flags)
+            for one in parent.line():
+                one.flags[number] = flags
+        pipes.replay(t, mine, record.pipes, record.moves, blobs.get(record.moved, b""))
         return True
+
+    def _can_apply(self, t: Task, record: Record) -> bool:
+        """Whether what is named is there and may be changed: the result may be from elsewhere."""
+        changes = {data_of(change["path"]): change["do"] for change in record.changes}
+        read_only = [os.fsencode(mount.dst) for mount in self._tracker.m.spec.mounts if not mount.rw]
+        known: dict[bytes, bool] = {b"/": True}
+
+        def directory(path: bytes) -> bool:
+            if path not in known:
+                made_now = changes.get(path) == "directory"
+                known[path] = (made_now or self._tracker.now(path) == "d") and directory(parent_of(path))
+            return known[path]
+
+        for change in record.changes:
+            for path in (data_of(change[name]) for name in ("path", "to") if name in change):
+                if made(path) or facts.below(path, read_only) or not directory(parent_of(path)):
+                    return False
+        return all(
+            os.path.exists(f"/proc/{t.tid}/fd/{place}") if isinstance(place, int) else os.path.lexists(data_of(place))
+            for place, _ in record.numbered
+        )
 
     def _stage(self, record: Record, blobs: dict[str, bytes]) -> dict[str, bytes] | None:
         """New files, beside where they belong: if the disk is full, it is so now."""

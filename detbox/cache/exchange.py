@@ -14,7 +14,9 @@ import tarfile
 from collections.abc import Iterable
 from typing import IO, Any
 
+from detbox.cache import remote_parts
 from detbox.cache.manifest import Manifest
+from detbox.cache.recall import Record
 from detbox.cache.remote import FORMAT
 from detbox.cache.remote_check import is_sound
 from detbox.cache.store import Entry, Store, is_digest
@@ -27,13 +29,13 @@ _MOST_LIST = 64 << 20
 
 
 def export(store: Store, entries: Iterable[Entry], file: IO[bytes]) -> dict[str, int]:
-    """Write results of whole jobs to ``file``; those whose blobs are not all there are left out."""
+    """Write results to ``file``; those whose blobs are not all there are left out."""
     written: set[str] = set()
     lists: dict[str, list[dict[str, Any]]] = {}
     count = 0
     with tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as archive:
         for entry in entries:
-            if Manifest.from_bytes(entry.manifest) is None or not all(store.has(digest) for digest in entry.blobs):
+            if _result(entry.manifest) is None or not all(store.has(digest) for digest in entry.blobs):
                 continue
             for digest in dict.fromkeys(entry.blobs):
                 data = store.open_blob(digest) if digest not in written else None
@@ -96,10 +98,19 @@ def _digests(data: bytes) -> list[str]:
 
 def _enter(store: Store, key: str, digest: str) -> bool:
     data = store.open_blob(digest)
-    manifest = Manifest.from_bytes(data) if data is not None else None
-    if data is None or manifest is None or not is_sound(manifest):
+    result = _result(data) if data is not None else None
+    if data is None or result is None or (isinstance(result, Record) and result.key != key):
         return False
-    if not all(store.has(blob) for blob in manifest.blobs()):
+    if not all(store.has(blob) for blob in result.blobs()):
         return False
     store.remove_blob(digest)  # in a store a manifest is a row of the index
-    return store.publish(key, data, manifest.blobs())
+    return store.publish(key, data, result.blobs())
+
+
+def _result(data: bytes) -> Manifest | Record | None:
+    """What a manifest's bytes say, of a whole job or of an execution inside of one; None if they are not sound."""
+    manifest = Manifest.from_bytes(data)
+    if manifest is not None:
+        return manifest if is_sound(manifest) else None
+    record = Record.from_bytes(data)
+    return record if record is not None and remote_parts.is_sound(record) else None

@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING
 
 from detbox.cache import facts
 from detbox.cache.facts import CONTENT, IDENTITY, KIND, LIST, PYTIME, SIZE, TIMES, XATTR, Fact
+from detbox.cache.pipes import Moves
 from detbox.cache.world import join, parent_of
 
 if TYPE_CHECKING:
+    from detbox.cache.pipes import Pipe
+    from detbox.cache.recall import Record
     from detbox.machine.inodes import InodeTable
 
 #: How far an aspect's bit is moved to say that the execution has changed it.
@@ -75,10 +78,23 @@ class Execution:
         self.foreign: dict[tuple[int, int], str] = {}  # what others can use as well, see cache.start
         self.numbers: dict[tuple[int, int], int] = {}
         self.files: dict[int, tuple[bytes, int, bytes]] = {}  # inherited: path, the supervisor's descriptor, times
+        self.pipes: dict[tuple[int, int], Pipe] = {}  # those of ``foreign`` whose use is noted in ``moves``
+        self.moves = Moves()
+        self.flags: dict[int, int] = {}  # that it has set, of the run's standard streams
+        self.queue: object = None  # the others that were ready at its start
+        self.turns = self.jumps = 0  # of the scheduler, until its start
+        self.held = 0  # signals that are blocked or ignored at its start
+        self.group = 0
+        self.expected: Record | None = None  # the stored result that it is to be compared with
         self.positions: list[tuple[int, int]] = []  # where they stand at the end
         self.first_inode = 1 << 62  # numbers from here on are its own doing
         self.inodes_from = 0  # position in the log of new inodes
         self.output_from = 0  # position in the run's output
+
+    def arguments(self) -> list[str]:
+        """The first words of its command line, for people."""
+        words = self.words[8:].split(b"\0")[: int.from_bytes(self.words[:8], "little")]
+        return [word.decode("utf-8", "replace")[:200] for word in words[:12]]
 
     def line(self) -> Iterator[Execution]:
         """The execution and those around it, outwards."""

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from detbox.cache import gc, key
+from detbox.cache import gc, key, mismatch
 from detbox.cache.check import Checker
 from detbox.cache.manifest import Manifest
 from detbox.cache.places import Places, Sources
@@ -18,7 +18,6 @@ from detbox.cache.restore import Restore
 from detbox.cache.stdin import Input
 from detbox.cache.store import Store
 from detbox.cache.summary import data_of
-from detbox.errors import InternalError
 
 if TYPE_CHECKING:
     from detbox.cache.remote import Access
@@ -68,6 +67,8 @@ class Job:
         self._checker = Checker(self._places, store, bound)
         self._known = key.parts(spec, sources, store)
         self._key = key.key_of(self._known)
+        self._base = key.base_of(self._known)
+        self._family = key.family_of(self._known, self._base)
         self._input = Input(spec)
         self._why = ""
         self._executions: list[dict[str, Any]] = []
@@ -76,17 +77,19 @@ class Job:
         """Look up; run for real if nothing fits; keep the result."""
         started = time.perf_counter()
         found = self._find() if self.spec.cache in ("read", "both") else None
-        if found is not None and not _chosen(self.spec.cache_verify):
+        if found is not None and not mismatch.chosen(self.spec.cache_verify):
             outcome = self._restore(found)
             if outcome is not None:
                 self._log(_HIT, "", time.perf_counter() - started, found.seconds)
                 return outcome
             self._why = "the result could not be put in place"
             found = None
-        outcome, new = self._record()
+        outcome, new = self._record(verify=found is not None)
         seconds = time.perf_counter() - started
-        if found is not None and new is not None and new.left() != found.left():
-            self._mismatch(found, new)
+        if found is not None and new is not None:
+            command = " ".join(self._known["command"])
+            left = found.left()
+            self._compare(mismatch.difference(command, vars(found), vars(new), left.__contains__))
         if new is not None:
             new.seconds = seconds
             if self.spec.cache in ("write", "both"):
@@ -150,17 +153,21 @@ class Job:
 
     # -- running for real ------------------------------------------------------------------------
 
-    def _record(self) -> tuple[Outcome, Manifest | None]:
+    def _record(self, verify: bool) -> tuple[Outcome, Manifest | None]:
         notes = os.memfd_create("detbox-observed")
         try:
-            spec = self._input.handed_on(self.spec).with_changes(observe_fd=notes, cache_base=key.base_of(self._known))
+            spec = self._input.handed_on(self.spec).with_changes(observe_fd=notes, cache_base=self._base)
+            if verify:
+                spec = spec.with_changes(cache_verify=100)  # else the run would be answered from results that it made
+            elif self.spec.cache != "write":
+                self._store.fetch_parts(self._family)
             self._store.rest()
             outcome = self._launch(spec)
             with open(os.dup(notes), "rb") as file:
                 file.seek(0)
                 length = int.from_bytes(file.read(_LENGTH), "little")
                 raw = json.loads(file.read(length)) if length else None
-                records = [(k, file.read(size), tuple(blobs)) for k, size, blobs in raw["records"]] if raw else []
+                records = [(k, file.read(size), dict(blobs)) for k, size, blobs in raw["records"]] if raw else []
                 output = file.read()
         finally:
             os.close(notes)
@@ -168,8 +175,10 @@ class Job:
             self._why = "the run told nothing"
             return outcome, None
         self._executions = raw["executions"]
+        self._compare(raw["mismatch"])
         if records and not outcome.doubts:
-            self._store.publish_all(records)
+            self._store.publish_all((k, data, tuple(blobs)) for k, data, blobs in records)
+            self._store.give_parts(self._family, [(k, data) for k, data, _ in records], raw["used"])
         reasons = [*raw["reasons"], *outcome.doubts, *(f"unknown call {name}" for name in outcome.unknown_calls)]
         reasons += self._input.reasons(raw["stdin"])
         if reasons:
@@ -207,13 +216,10 @@ class Job:
 
     # -- reports ---------------------------------------------------------------------------------------
 
-    def _mismatch(self, found: Manifest, new: Manifest) -> None:
-        for name, value in found.left().items():
-            if new.left()[name] != value:
-                raise InternalError(
-                    f"the cached result is not what the run gave: {name} differ: {value!r:.500} is stored, "
-                    f"{new.left()[name]!r:.500} is right"
-                )
+    def _compare(self, found: Any) -> None:
+        if found is not None:
+            self._store.withdraw(found["stored"].get("key", self._key))
+            raise mismatch.report(self._store, found)
 
     def _log(self, result: str, why: str, seconds: float, former: float) -> None:
         self._store.log_run({
@@ -222,11 +228,6 @@ class Job:
             "executions": self._executions,
             **self._store.report(),
         })  # fmt: skip
-
-
-def _chosen(percent: int) -> bool:
-    """True so often."""
-    return int.from_bytes(os.urandom(4), "little") * 100 < percent << 32
 
 
 def _difference(name: str, old: Any, new: Any) -> str:

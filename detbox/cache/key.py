@@ -60,6 +60,11 @@ def base_of(known: dict[str, Any]) -> str:
     return key_of({name: known[name] for name in _INSIDE})
 
 
+def family_of(known: dict[str, Any], base: str) -> str:
+    """What the executions inside of a job have in common by their names: its command and environment."""
+    return key_of({"parts": base, "command": known["command"], "env": known["env"]})
+
+
 def key_of(known: dict[str, Any]) -> str:
     """The key of a job."""
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()

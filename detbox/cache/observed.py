@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -85,15 +86,18 @@ class Observed:
         console = self._m.console
         told = summary.describe(self.tracker, tops)
         told["turns"] = self.since(0)[1]
-        told["executions"], told["records"] = [], []
+        told["executions"], told["records"], told["used"], told["mismatch"] = [], [], [], None
         records: list[bytes] = []
         if self.nested is not None:
             told["executions"] = self.nested.log
-            records = [record.to_bytes() for record in self.nested.records]
+            told["mismatch"] = self.nested.mismatch
+            # What has met a full disk may be any of them.
+            kept = self.nested.records if summary.DISK_FULL not in told["reasons"] else []
+            records = [record.to_bytes() for record in kept]
             told["records"] = [
-                [record.key, len(data), record.blobs()]
-                for record, data in zip(self.nested.records, records, strict=True)
+                [record.key, len(data), record.sized_blobs()] for record, data in zip(kept, records, strict=True)
             ]
+            told["used"] = [(key, hashlib.sha256(data).hexdigest()) for key, data in self.nested.used]
         told["stdin"] = {"taken": console.consumed, "content": self._input.hexdigest(), "ended": console.ended}
         text = summary.dump(told)
         with open(os.dup(fd), "wb") as file:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from detbox.cache import facts
+from detbox.cache import facts, pipes
 from detbox.cache.execution import numbers_of, seen_by_guest
 from detbox.cache.summary import data_of, text
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from detbox.machine.inodes import VInode
     from detbox.supervisor.task import Task
 
-FORMAT = 3
+FORMAT = 4
+#: Fields of a result that do not tell what it left.
+CIRCUMSTANCES = ("facts", "format", "key", "pipes", "turns_taken", "jumps")
 _KIND, _SIZE, _CONTENT, _LISTING, _XATTRS, _PYTIME, _IDENTITY, _TIMES, _NUMBERED = range(9)
 _NAMES = ("kind", "size", "content", "list of entries", "attributes", "time of its compiled file", "inode or owner",
           "times", "inodes of its entries")  # fmt: skip
@@ -33,7 +35,10 @@ class Record:
     ``facts``: lines, see :func:`parsed`; results have most of them in common.  ``changes``: as in ``summary``,
     each with the guest's view of the inode.  ``marks``: aspects that it has changed, by path.
     ``numbered``: inode numbers that it has given to others' files, in order: ``[path or descriptor, number]``.
-    ``positions``: of inherited files, by descriptor.  The rest are the values that the run's counters have at its end.
+    ``positions``: of inherited files, by descriptor.  ``turns_taken``: of the scheduler; ``jumps``: whether nobody
+    was ready meanwhile.  ``pipes``, ``moves``: see ``cache.pipes``; ``moved``: the blob of what was written.
+    ``flags``: of the standard streams, as it has left them.
+    The rest are the values that the run's counters have at its end.
     """
 
     key: str
@@ -50,6 +55,12 @@ class Record:
     last_process: int
     cpu_ns: int
     children_ns: int
+    turns_taken: int
+    jumps: bool
+    pipes: list[list[Any]]
+    moves: list[tuple[int, int]]
+    moved: str
+    flags: list[tuple[int, int]]
     format: int = FORMAT
 
     def to_bytes(self) -> bytes:
@@ -69,8 +80,18 @@ class Record:
 
     def blobs(self) -> list[str]:
         """Every blob that the result needs."""
-        found = [self.output] if self.output else []
-        return found + [change["blob"] for change in self.changes if change.get("blob")]
+        return [digest for digest, _ in self.sized_blobs()]
+
+    def changed_paths(self) -> list[str]:
+        """Every path that it changes."""
+        return [change[name] for change in self.changes for name in ("path", "to") if name in change]
+
+    def sized_blobs(self) -> list[tuple[str, int]]:
+        """Every blob that the result needs, with its size in bytes."""
+        written = sum(count for _, count in self.moves if count > 0)
+        found = [(self.output, sum(size for _, size in self.turns)), (self.moved, written)]
+        found += [(change["blob"], change["size"]) for change in self.changes if change.get("blob")]
+        return [(digest, size) for digest, size in found if digest]
 
 
 class Recall:
@@ -83,25 +104,30 @@ class Recall:
         self._held: dict[str, _Held] = {}
 
     def find(self, t: Task, mine: Execution) -> Record | None:
-        """The result of the execution, if one fits; it has then been put in place.  Otherwise says why not."""
+        """The result of the execution, if one fits.  Otherwise says why not."""
         nested = self._nested
         for data in nested.store.candidates(mine.key):
             record = Record.from_bytes(data)
             if record is None:
                 continue
-            why = self._first_change(record)
+            why = self._first_change(record) or self._disturbance(t, mine, record)
             if why is None:
-                deadline = self._m.clock.next_deadline()
-                if deadline is not None and deadline <= record.clock:
-                    why = "a timer expires meanwhile"
-            if why is None and not nested.effects.apply(t, mine, record, nested.observed):
-                why = "the result could not be put in place"
-            if why is None:
-                nested.files.move(t, record.positions)
+                nested.used.append((mine.key, data))
                 return record
             mine.why = mine.why or why
         mine.why = mine.why or "not run before with these arguments, this environment, and at this point of the run"
         return None
+
+    def _disturbance(self, t: Task, mine: Execution, record: Record) -> str | None:
+        """What others would have done meanwhile, or would do with its pipes."""
+        if record.clock < self._m.clock.now or record.next_inode < self._m.inodes.next_number:
+            return "the result is of another time"
+        deadline = self._m.clock.next_deadline()
+        if deadline is not None and deadline <= record.clock:
+            return "a timer expires meanwhile"
+        if not self._m.scheduler.undisturbed(t, record.turns_taken, record.jumps):
+            return "others would run meanwhile"
+        return pipes.first_change(t, mine, record.pipes, self._nested.reach.odd_pipes)
 
     def _first_change(self, record: Record) -> str | None:
         changed, table = self._nested.tracker.root.changed, self._m.inodes.table

@@ -22,7 +22,8 @@ MOST_BYTES = 16 << 30
 _MOST_PATH = 4096
 _MOST_XATTR = 64 << 10
 _MOST_NS = 1 << 63
-_HASH = re.compile(r"[0-9a-f]{32}")
+#: XXH3-128.
+HASH = re.compile(r"[0-9a-f]{32}")
 _COMMON = {"path", "do", "was"}
 _ATTRIBUTES = {*_COMMON, "mode", "times"}
 #: What each kind of change must say, and may say.
@@ -108,7 +109,8 @@ def _type(path: bytes) -> int:
         return 0
 
 
-def _path(text: Any) -> bool:
+def is_path(text: Any) -> bool:
+    """Whether it is an absolute path without dots or empty parts."""
     if not isinstance(text, str) or len(text) > _MOST_PATH or not text.startswith("/") or "\0" in text:
         return False
     return text == "/" or all(part not in ("", ".", "..") for part in text[1:].split("/"))
@@ -116,7 +118,7 @@ def _path(text: Any) -> bool:
 
 def _facts(manifest: Manifest) -> bool:
     known = set(manifest.names) | set(manifest.names.values())
-    return known <= set(manifest.facts) and all(_path(path) and _row(row) for path, row in manifest.facts.items())
+    return known <= set(manifest.facts) and all(is_path(path) and _row(row) for path, row in manifest.facts.items())
 
 
 def _row(row: Any) -> bool:
@@ -124,7 +126,7 @@ def _row(row: Any) -> bool:
     if not isinstance(row, list) or len(row) > 6:
         return False
     kind, size, content, listing, xattrs, pytime = row + [None] * (6 - len(row))
-    hashes = all(one is None or isinstance(one, str) and _HASH.fullmatch(one) for one in (content, listing, xattrs))
+    hashes = all(one is None or isinstance(one, str) and HASH.fullmatch(one) for one in (content, listing, xattrs))
     return hashes and (kind is None or isinstance(kind, str)) and all(
         one is None or type(one) is int for one in (size, pytime)
     )  # fmt: skip
@@ -132,7 +134,7 @@ def _row(row: Any) -> bool:
 
 def _change(change: Any) -> bool:
     must = _MUST[change["do"]]
-    if not must <= change.keys() <= must | _MAY or not _path(change["path"]) or change["path"] == "/":
+    if not must <= change.keys() <= must | _MAY or not is_path(change["path"]) or change["path"] == "/":
         return False
     if not isinstance(change["was"], str) or len(change["was"]) > 1:
         return False
@@ -143,7 +145,7 @@ def _change(change: Any) -> bool:
 
 def _particulars(change: dict[str, Any]) -> bool:
     kind = change["do"]
-    if kind == "link" and not _path(change["to"]) or "times_of" in change and not _path(change["times_of"]):
+    if kind == "link" and not is_path(change["to"]) or "times_of" in change and not is_path(change["times_of"]):
         return False
     if kind == "symlink":
         text = change["text"]
@@ -174,7 +176,7 @@ def _status(manifest: Manifest) -> bool:
     return (
         fit and output and type(manifest.status) is int and 0 <= manifest.status <= 255
         and stdin.keys() == {"taken", "content", "ended"} and type(stdin["taken"]) is int and stdin["taken"] >= 0
-        and type(stdin["ended"]) is bool and _HASH.fullmatch(stdin["content"]) is not None
+        and type(stdin["ended"]) is bool and HASH.fullmatch(stdin["content"]) is not None
         and isinstance(manifest.interleaving, dict)
         and isinstance(manifest.seconds, (int, float)) and math.isfinite(manifest.seconds) and manifest.seconds >= 0
         and all(isinstance(word, str) for word in manifest.command)

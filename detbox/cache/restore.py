@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import stat
@@ -111,6 +112,7 @@ class Restore:
         kind = change["do"]
         if kind == "file":
             if change["was"] == "f":
+                _keep_unseen(path, self._staged[path])
                 self._aside(path)
             os.rename(self._staged[path], path)
         elif kind == "symlink":
@@ -142,6 +144,14 @@ def _makes_room(change: dict[str, Any]) -> bool:
     """Whether something of another type is in the way."""
     letters = {"directory": "d", "file": "f", "symlink": "", "fifo": "", "socket": "", "link": "", "keep": "dfl"}
     return change["was"] not in ("", "-") and change["was"] not in letters[change["do"]]
+
+
+def _keep_unseen(path: bytes, staged: bytes) -> None:
+    """What a guest never sees of a file stays with it: access lists and labels."""
+    for name in os.listxattr(path, follow_symlinks=False):
+        if not name.startswith("user."):
+            with contextlib.suppress(OSError):
+                os.setxattr(staged, name, os.getxattr(path, name, follow_symlinks=False), follow_symlinks=False)
 
 
 def _attributes(path: bytes, change: dict[str, Any]) -> None:

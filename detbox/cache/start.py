@@ -8,14 +8,17 @@ from dataclasses import dataclass, field
 from stat import S_IFMT, S_ISCHR, S_ISDIR, S_ISREG
 from typing import TYPE_CHECKING
 
+from detbox.cache import pipes
 from detbox.cache.world import made
 from detbox.handlers.limits import limits_of
+from detbox.handlers.locks import RECHECK
 from detbox.machine.files import Kind
 from detbox.supervisor.task import INHERITED
 
 if TYPE_CHECKING:
+    from detbox.cache.pipes import Pipe
     from detbox.supervisor.machine import Machine
-    from detbox.supervisor.task import Task
+    from detbox.supervisor.task import Process, Task
 
 #: Lines of /proc/PID/status that a program inherits.
 _SIGNALS = (b"SigPnd:", b"ShdPnd:", b"SigBlk:", b"SigIgn:")
@@ -32,6 +35,7 @@ class Inherited:
 
     ``foreign``: (real device, inode) of what others can use as well, with a word for people.
     ``numbers``: descriptors by (real device, inode), of what has no name.
+    ``pipes``: those of ``foreign`` that are pipes with one side here.
     ``files``: number and path of regular files.
     """
 
@@ -39,6 +43,7 @@ class Inherited:
     foreign: dict[tuple[int, int], str] = field(default_factory=dict)
     numbers: dict[tuple[int, int], int] = field(default_factory=dict)
     files: dict[int, bytes] = field(default_factory=dict)
+    pipes: dict[tuple[int, int], Pipe] = field(default_factory=dict)
 
 
 def inherited(m: Machine, t: Task) -> Inherited:
@@ -61,14 +66,34 @@ def inherited(m: Machine, t: Task) -> Inherited:
             found.rows.append((number, "device", st.st_rdev, flags))
         else:
             seen = m.inodes.known(st)
-            found.numbers[identity] = number
+            first = found.numbers.setdefault(identity, number)
             kind = console or f"{S_IFMT(st.st_mode):o}:{st.st_rdev}"
-            found.rows.append((number, kind, flags, seen.ino if seen is not None else None))
-            if console is None:
-                found.foreign[identity] = "an inherited pipe, socket or terminal"
-            elif console == "stdin":
-                found.foreign[identity] = "standard input"
+            found.rows.append((number, kind, flags, seen.ino if seen is not None else None, first))
+            if console is None or console == "stdin":
+                _from_outside(m, t, found, identity, (number, flags, os.readlink(place)))
     return found
+
+
+def _from_outside(
+    m: Machine, t: Task, found: Inherited, identity: tuple[int, int], given: tuple[int, int, str]
+) -> None:
+    """A descriptor of something that others may use as well; ``given``: its number, flags, and what procfs calls it."""
+    number, flags, name = given
+    writes = bool(flags & os.O_ACCMODE)
+    pipe = found.pipes.get(identity)
+    if identity in found.foreign:
+        if pipe is not None and (pipe.writes != writes or flags & os.O_ACCMODE == os.O_RDWR):
+            del found.pipes[identity]
+            found.foreign[identity] = "both ends of a pipe that others have"
+        return
+    if not name.startswith("pipe:"):
+        found.foreign[identity] = "a socket that others have" if name.startswith("socket:") else f"{name}, inherited"
+    elif identity in m.stdio and not m.console.input_closed:
+        found.foreign[identity] = "standard input"
+    else:
+        found.foreign[identity] = "a pipe that others have"
+        pipe = found.pipes[identity] = pipes.look(t, number, writes)
+        found.rows.append((number, pipe.ended))
 
 
 def _description(m: Machine, t: Task, number: int) -> tuple[int, int]:
@@ -93,23 +118,47 @@ def obstacle(m: Machine, t: Task, given: Inherited) -> str:
         return "inherits a timer"
     if process.job_stop:
         return "is stopped"
+    if process.children:
+        return "has children of the program before it"
+    if any(other.fs is process.fs for other in m.processes.values() if other is not process):
+        return "shares its directory with another process"
+    if RECHECK in m.scheduler.waiting:
+        return "others wait for a lock"
+    if any("spin" in task.park.extra for task in m.scheduler.parked if task.park is not None):
+        return "others wait in a loop"
     return ""
 
 
-def key_of(m: Machine, t: Task, base: str, next_process: int, next_inode: int, given: Inherited) -> str:
-    """The key of an execution: all that is known before its first instruction."""
+def key_of(
+    m: Machine, t: Task, base: str, next_process: int, next_inode: int, given: Inherited, lines: list[bytes]
+) -> str:
+    """The key of an execution: all that is known before its first instruction.  ``lines``: of its signals."""
     process = t.process
     parts = (
         base, process.program.name, process.exe, process.fs.cwd_path(), process.fs.umask, repr(process.creds),
-        limits_of(process), _signal_lines(m, t), process.pid, process.ppid, os.getpgid(process.pid),
+        limits_of(process), lines, process.pid, process.ppid, os.getpgid(process.pid),
         os.getsid(process.pid), m.clock.now, next_process, next_inode, process.cpu.ns, process.cpu.children_ns,
-        process.start_ns // _TICK_NS,
-        t.cpu.ns, [(name, repr(t.data[name])) for name in INHERITED if name in t.data], given.rows,
+        process.start_ns // _TICK_NS, t.cpu.ns, t.turns, t.cpu.looks, _adopter(process),
+        [(name, repr(t.data[name])) for name in INHERITED if name in t.data], given.rows,
     )  # fmt: skip
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def _signal_lines(m: Machine, t: Task) -> list[bytes]:
+def _adopter(process: Process) -> int:
+    """Who gets orphans, if it is not PID 1."""
+    at = process.parent
+    while at is not None and not at.data.get("subreaper"):
+        at = at.parent
+    return at.pid if at is not None else 1
+
+
+def held(lines: list[bytes]) -> int:
+    """The signals that are blocked or ignored."""
+    return sum(1 << bit for bit in range(64) if any(int(line[8:], 16) >> bit & 1 for line in lines[2:]))
+
+
+def signal_lines(m: Machine, t: Task) -> list[bytes]:
+    """Pending, blocked and ignored signals, as procfs has them."""
     fd = os.open(f"{t.tid}/status", os.O_RDONLY | os.O_CLOEXEC, dir_fd=m.proc_fd)
     try:
         text = os.read(fd, 4096)

@@ -278,6 +278,12 @@ class Store:
     def chosen(self, key: str, manifest: bytes) -> None:
         """The facts of this one hold: its blobs will be asked for."""
 
+    def fetch_parts(self, family: str) -> None:
+        """Executions inside of a job are about to be looked up, see ``key.family_of``: get them from elsewhere."""
+
+    def give_parts(self, family: str, new: list[tuple[str, bytes]], used: list[tuple[str, str]]) -> None:
+        """The executions inside of a job: new results by key, and digests of those that were used."""
+
     def report(self) -> dict[str, object]:
         """What the log of the run says about the store itself."""
         return {}
@@ -304,6 +310,10 @@ class Store:
     def forget(self, numbers: Iterable[int]) -> bool:
         """Remove results by their numbers (their blobs stay)."""
         return self._index.write(*(("delete from results where id = ?", (number,)) for number in numbers))
+
+    def withdraw(self, key: str) -> bool:
+        """Remove every result under ``key``: one of them is wrong."""
+        return self._index.write(("delete from results where key = ?", (key,)))
 
     def tidy(self) -> None:
         """Give space in the index back, and forget what is known about files that are not looked at any more."""

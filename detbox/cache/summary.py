@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 #: Bytes that must be free at the end: with less, the guest may have met a full disk.
 _ROOM = 16 << 20
 
+DISK_FULL = "the disk was nearly full"
+
 
 def describe(tracker: Tracker, tops: Iterable[str]) -> dict[str, Any]:
     """All about the run as a whole; called when the files have got their final times.
@@ -29,7 +31,7 @@ def describe(tracker: Tracker, tops: Iterable[str]) -> dict[str, Any]:
     for top in (*kept, b"/tmp"):
         room = os.statvfs(top)
         if room.f_bavail * room.f_frsize < _ROOM:
-            execution.reasons.setdefault("the disk was nearly full")
+            execution.reasons.setdefault(DISK_FULL)
     return {
         "facts": {text(path): _fact(fact) for path, fact in execution.facts.items() if _on_host(tracker, path)},
         "changes": list(_changes(tracker, execution, kept)),
@@ -74,7 +76,7 @@ def _changes(tracker: Tracker, execution: Execution, kept: list[bytes]) -> Itera
         if path in kept and change["times"] is None:
             # A kept directory always gets a time; see InodeTable.finish.
             st = os.lstat(path)
-            change["times"] = [st.st_atime_ns, st.st_mtime_ns]
+            change["times"] = [st.st_mtime_ns] * 2
         inode = change.pop("inode", None)
         if inode is not None:
             if inode in names:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from stat import S_IFMT, S_ISDIR, S_ISLNK, S_ISREG
+from stat import S_IFMT, S_ISDIR, S_ISFIFO, S_ISLNK, S_ISREG
 from typing import TYPE_CHECKING, Any
 
 from detbox.cache import calls, facts
@@ -48,10 +48,11 @@ class Tracker:
         ]
         self.ledger = Ledger(self.owner, m.inodes if nested else None)
         self.root = self.ledger.root
+        self.of_system: dict[bytes, None] = {}  # paths of the container's own making that have been looked at
         self.origin: dict[bytes, bytes] = {}  # where something that was moved stood at first
         self._moved: dict[bytes, bytes] = {}  # what a call in progress adds to that
         self._interpreters: dict[bytes, bytes | None] = {}  # of programs that the run has not changed
-        self._killed = False
+        self.killed = False
 
     def wrap(self, handlers: dict[int, Handler]) -> dict[int, Handler]:
         """The handlers, each of which tells about its call first."""
@@ -149,8 +150,11 @@ class Tracker:
                 for step in passed:
                     if not made(step):
                         self.ledger.touch(execution, step, KIND)
-        if self.nested and found[1:5] in _MADE and made(found) and not steady(found, t.process.pid):
-            self.unable(t, f"looks at {os.fsdecode(found)}", whole=False)
+        if self.nested and found[1:5] in _MADE and made(found):
+            if not steady(found, t.process.pid):
+                self.unable(t, f"looks at {os.fsdecode(found)}", whole=False)
+            elif not found.startswith(b"/proc/%d/" % t.process.pid):
+                self.of_system.setdefault(found)
         return found
 
     def _base(self, t: Task, dirfd: int) -> bytes | None:
@@ -161,6 +165,18 @@ class Tracker:
             self.unable(t, "works in a directory that has been removed")
             return None
         return path
+
+    def opens(self, t: Task, path: bytes) -> None:
+        """A file is opened.  Others may have a named pipe open as well, unless it was made by the execution."""
+        fact = self.root.facts.get(path)
+        there = fact is not None and fact.kind is not None and fact.kind[0] == "p"
+        if not self.nested or not (there or path in self.root.changed):
+            return
+        st = self.status(path)
+        if st is not None and S_ISFIFO(st.st_mode):
+            for one in self.of(t).line():
+                if one.parent is not None and path not in one.changed:
+                    one.reasons.setdefault("opens a pipe by its name")
 
     def path_of_fd(self, t: Task, fd: int) -> bytes | None:
         """The canonical path of an open file or directory; None if it has none."""
@@ -191,12 +207,13 @@ class Tracker:
 
     def kills(self) -> None:
         """The guest itself kills something."""
-        self._killed = True
+        self.killed = True
 
     def rewrites(self, t: Task, path: bytes) -> Marks | None:
         """A file's content changes."""
         if made(path):
             return None
+        self.touch(t, path, XATTR)  # they stay as they are, also when a result is put in the file's place
         self.ledger.settle(path)
         self.in_place(t, path)
         return [(path, SIZE | CONTENT | PYTIME | TIMES)]
@@ -269,7 +286,7 @@ class Tracker:
     def on_exit(self, m: Machine, process: Process) -> None:
         """A process is gone; who killed it may have been the host."""
         status = process.status or 0
-        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == _SIGKILL and not self._killed:
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == _SIGKILL and not self.killed:
             self.ledger.unable(self.root, "a process was killed from outside")
 
     def _owner(self, path: bytes, st: Any) -> str:

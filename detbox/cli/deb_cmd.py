@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detbox.cli.messages import say
+from detbox.cli.run_cmd import launch
 from detbox.errors import BuildFailed, UserError
 from detbox.values import duration_s, number
 
@@ -39,6 +41,13 @@ examples:
 exit status: 0 built, identical; 1 the build failed, or something differs; others as `detbox run`
 """
 _MAX_CPUS = 256
+#: Of `detbox run`, which says more about them.
+_CACHE = (
+    ("--cache", "MODE", "answer the build, or parts of it, from the cache, and keep what is new (read, write, both, "
+     "off; default: both; verify and survey use it for the first build alone)"),
+    ("--cache-dir", "DIR", "the cache's directory"),
+    ("--cache-remote", "URL", "share results with others"),
+)  # fmt: skip
 
 
 def add_parser(verbs: Any) -> None:
@@ -77,6 +86,9 @@ def _action(actions: Any, name: str, text: str, operand: str, body: Any) -> argp
     parser.add_argument("--profile", metavar="NAME", action="append", default=[], help="a build profile")
     parser.add_argument("--build", metavar="KIND", default="binary", help="binary, any or all (default: binary)")
     parser.add_argument("--timeout", metavar="TIME", help="end a build after so much real time")
+    for name, metavar, text in _CACHE:
+        given: dict[str, Any] = {"nargs": "?", "const": "both"} if name == "--cache" else {}
+        parser.add_argument(name, metavar=metavar, help=text, **given)
     parser.set_defaults(body=lambda arguments: _guarded(body, arguments))
     return parser
 
@@ -111,7 +123,12 @@ def _job(arguments: argparse.Namespace, progress: Any) -> Iterator[Job]:
         progress("preparing the build root")
         root = build_root(store, image, apt, source)
         with store.hold(image):
-            yield build.Job(source, work, root, options)
+            yield build.Job(source, work, root, options, _cache_of(arguments))
+
+
+def _cache_of(arguments: argparse.Namespace) -> dict[str, str]:
+    names = [name.removeprefix("--").replace("-", "_") for name, _, _ in _CACHE]
+    return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
 
 
 def _build(arguments: argparse.Namespace) -> int:
@@ -125,7 +142,7 @@ def _build(arguments: argparse.Namespace) -> int:
         build.prepare(job)
         output = Path(arguments.output or ".")
         try:
-            build.run(job, show=not arguments.quiet)
+            build.run(job, launch, show=not arguments.quiet)
         except BuildFailed as failed:
             build.place_log(job, output)
             raise BuildFailed(failed.message, f"its log: {output / job.log}") from None
@@ -213,7 +230,7 @@ def _rebuild(arguments: argparse.Namespace) -> int:
             work = stack.enter_context(build.work_directory())
             job = rebuild.job(record, store, image, Apt(arguments.suite), work, progress)
             build.prepare(job)
-            build.run(job, show=False)
+            build.run(dataclasses.replace(job, cache=_cache_of(arguments)), launch, show=False)
         result = rebuild.compare(record, build.artefacts(job.work))
         if arguments.output:
             build.place(job.work, Path(arguments.output))
@@ -231,6 +248,8 @@ def _survey(arguments: argparse.Namespace) -> int:
     for name in ("image", "store", "parallel"):
         if getattr(arguments, name):
             options.append(f"--{name}={getattr(arguments, name)}")
+    for name, value in _cache_of(arguments).items():
+        options.append(f"--{name.replace('_', '-')}={value if name != 'cache_dir' else os.path.abspath(value)}")
     options += ["--nocheck"] if arguments.nocheck else []
     options += [f"--no-perturb={name}" for name in arguments.no_perturb]
     options += [f"--perturb={name}" for name in arguments.perturb]

@@ -102,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
     if spec.dry_run:
         _describe(spec)
         return 0
-    outcome = _launch(spec)
+    outcome = launch(spec)
     report(spec, outcome)
     leftovers.collect()
     return status_of(spec, outcome)
@@ -170,12 +170,13 @@ def stats_lines(stats: dict[str, Any], indent: str = "") -> list[str]:
     return lines
 
 
-def _launch(spec: RunSpec) -> Outcome:
+def launch(spec: RunSpec) -> Outcome:
+    """Run the command, or answer it from the cache.  Raises DetboxError."""
     if spec.cache and spec.record is None:
         return _cached(spec)
-    from detbox.container.launch import run as launch
+    from detbox.container.launch import run
 
-    return launch(spec)
+    return run(spec)
 
 
 def _cached(spec: RunSpec) -> Outcome:
@@ -183,12 +184,12 @@ def _cached(spec: RunSpec) -> Outcome:
     from detbox.container.outcome import Outcome
     from detbox.container.sources import sources
 
-    def launch(spec: RunSpec) -> Outcome:
+    def for_real(spec: RunSpec) -> Outcome:
         from detbox.container.launch import run
 
         return run(spec)
 
-    return job.run(spec, launch, Outcome, sources(spec), _access() if spec.cache_remote else None)
+    return job.run(spec, for_real, Outcome, sources(spec), _access() if spec.cache_remote else None)
 
 
 def _access() -> Access:
@@ -215,7 +216,7 @@ def _run_for_program(arguments: argparse.Namespace) -> int:
     answer: dict[str, Any] = {"version": 1}
     try:
         spec = spec_from(arguments)
-        outcome = _launch(spec)
+        outcome = launch(spec)
         status = status_of(spec, outcome)
         answer.update(
             status=status, stats=outcome.stats, doubts=outcome.doubts, unknown=outcome.unknown_calls

@@ -290,10 +290,8 @@ def _one(order: str) -> int:
 
 
 def _boxed(text: str, answer: dict[str, Any]) -> int:
-    from detbox.container.launch import run as launch
-
     spec = RunSpec.from_json(text).with_changes(workdir=os.getcwd())
-    outcome = launch(spec)
+    outcome = run_cmd.launch(spec)
     answer |= {name: getattr(outcome, name) for name in _REPORTED}
     return run_cmd.status_of(spec, outcome)
 

@@ -351,7 +351,7 @@ def statistics(sup: Supervisor, started: float, ready: float) -> dict[str, Any]:
         "calls": dict(sorted(calls.items(), key=lambda item: (-item[1], item[0]))),
         "notifications": sup.notifications,
         "stops": sup.stops,
-        "switches": sup.m.scheduler.switches,
+        "switches": sup.m.scheduler.turns,
         "looks_in_guest": sup.guest_clock.looks,
         "setup_s": round(ready - started, 6),
         "wall_s": round(time.perf_counter() - started, 6),

@@ -7,9 +7,10 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from detbox.deb import control, plan
 from detbox.deb.apt import Apt
@@ -18,6 +19,9 @@ from detbox.deb.root import BUILDER, BuildRoot
 from detbox.deb.source import Source, obtain
 from detbox.errors import BuildFailed, HostError, UserError, is_full_disk
 from detbox.spec import RunSpec, make_spec
+
+if TYPE_CHECKING:
+    from detbox.container.outcome import Outcome
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Job:
     work: Path
     root: BuildRoot
     options: BuildOptions
+    cache: Mapping[str, str] = field(default_factory=dict)  # options of `detbox run` about the cache
 
     @property
     def log(self) -> str:
@@ -44,6 +49,7 @@ class Job:
             "cpus": self.options.parallel,
             "user": BUILDER,
             "timeout": self.options.timeout_s,
+            **self.cache,
         }
         spec = make_spec(["sh", f"/work/{plan.SCRIPT}"], given, os.environb, "/")
         return spec.with_changes(stdin="/dev/null", workdir_alias=None)
@@ -74,10 +80,11 @@ def prepare(job: Job) -> None:
     out.chmod(0o777)
 
 
-def run(job: Job, show: bool) -> Mapping[str, object]:
-    """Build.  ``show``: the log on standard output, too.  Returns statistics.  Raises BuildFailed, DetboxError."""
-    from detbox.container.launch import run as launch
+def run(job: Job, launch: Callable[[RunSpec], Outcome], show: bool) -> Mapping[str, object]:
+    """Build with ``launch``.  ``show``: the log on standard output, too.
 
+    Returns statistics.  Raises BuildFailed, DetboxError.
+    """
     with _standard_output(show):
         outcome = launch(job.spec())
     if outcome.status:

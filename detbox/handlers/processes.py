@@ -157,7 +157,9 @@ def _wait(m: Machine, t: Task, chosen, options: int, rusage: int, nohang: bool) 
         changed = [c for c in children if _reportable(c, options)]
         if changed or not children or nohang:
             return _let_through(m, t, options, rusage, changed)
-        return Park(attempt, events=(("child", process.pid),), why="waits for a child process")
+        return Park(
+            attempt, events=(("child", process.pid),), why="waits for a child process", extra={"can wait": True}
+        )
 
     return attempt(None)
 

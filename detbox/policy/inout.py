@@ -29,7 +29,6 @@ from detbox.policy.row import (
     emulated,
     equal,
     let_through,
-    no_bits,
     refuse,
     trap,
     values,
@@ -79,8 +78,7 @@ ROWS: tuple[Row, ...] = (
         memfd_create=pipes.memfd_create,
     ),
     watch("fcntl", descriptors.fcntl, FDS, "locks wait in the supervisor; duplicates enter its table",
-          args=(*values(1, F_GETFD, F_SETFD, F_GETFL, F_ADD_SEALS, F_GET_SEALS),
-                let_through(equal(1, F_SETFL), no_bits(2, O_ASYNC), why="without O_ASYNC"))),
+          args=values(1, F_GETFD, F_SETFD, F_GETFL, F_ADD_SEALS, F_GET_SEALS)),
     emulate("ioctl", ioctls.ioctl, FDS, "only requests of known meaning; terminals have a fixed size"),
     emulate("flock", locks.flock, FDS, "waits in the supervisor; the order of waiters is fixed"),
     *emulated(

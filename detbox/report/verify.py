@@ -134,7 +134,7 @@ class Verification:
     """
 
     def __init__(self, spec: RunSpec, stdin: bytes, n: int, rows: Sequence[Row], user: str | None) -> None:
-        self.spec = spec.with_changes(stdin=None, stdin_closed=False, cache_dir=None)
+        self.spec = spec.with_changes(stdin=None, stdin_closed=False, cache="", cache_dir=None)
         self.stdin = stdin
         self.rows, self.user = rows, user
         self.hosts = variants(n, user=user, without=[row.name for row in rows if not row.applied])

@@ -6,7 +6,9 @@ can drive it without a kernel.
 
 Policy.  The running thread keeps running until its call parks, it yields, or it
 has made some ``QUANTUM`` intercepted calls while another thread was ready.  Ready
-threads run first come first served.  Conditions are looked at only when a
+threads run first come first served; those that can wait (programs that have not begun yet, and whoever waits for a
+child that has ended) come after the others, and of them a child before its parent and what began first before
+what began later: what a program starts is done before its surroundings go on.  Conditions are looked at only when a
 choice is made; all that became ready meanwhile enters the queue in the order in
 which it was parked.  When nothing is ready, virtual time jumps to the earliest
 deadline; without a deadline the guest is deadlocked.
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
+from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 
 from detbox.decision import Park, Wake
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 #: enough that a thread polling with system calls lets the one that it waits for
 #: run soon, large enough that switches do not cost anything.
 QUANTUM = 256
+#: Turns of others after which a thread that can wait is ready like any other.
+PATIENCE = 256
 # How far a turn's length may be from that: a power of two.
 _SPREAD = 128
 
@@ -64,6 +69,7 @@ class Scheduler:
         self.timers = timers
         self.readiness = readiness
         self.ready: deque[Task] = deque()
+        self.deferred: dict[Task, int] = {}  # ready as well, but others come first: number of the turn since when
         self.waiting: dict[Hashable, deque[Task]] = {}
         self.parked: dict[Task, None] = {}
         self.watched = 0  # parked tasks with descriptors
@@ -71,7 +77,8 @@ class Scheduler:
         #: Looks for what nobody has announced, before time passes; True if a task is ready now.
         self.sweep: Callable[[], bool] | None = None
         self.stirred = True  # some thread has run since RECHECK was last woken
-        self.switches = 0
+        self.turns = 0  # that have been given, or used up
+        self.jumps = 0  # how often nobody was ready
         self._seq = 0
         self._timer_of: dict[Task, Any] = {}
 
@@ -81,6 +88,13 @@ class Scheduler:
         task.exposed = True
         task.action = action
         self.ready.append(task)
+
+    def defer(self, task: Task, action: Callable[[], None]) -> None:
+        """Queue a held task that can wait until nobody else is ready."""
+        task.state = State.READY
+        task.exposed = True
+        task.action = action
+        self.deferred[task] = self.turns
 
     def park(self, task: Task, park: Park) -> None:
         """Hold a task until a condition of ``park`` holds."""
@@ -110,7 +124,8 @@ class Scheduler:
         """Move a parked task to the run queue."""
         park = self.withdraw(task)
         if park is not None:
-            self.make_ready(task, lambda: self.resume(task, park, wake))
+            queue = self.defer if "can wait" in park.extra else self.make_ready
+            queue(task, lambda: self.resume(task, park, wake))
 
     def resume(self, task: Task, park: Park, wake: Wake) -> None:
         """Continue a call that had parked; replaced by the loop, which carries the decision out."""
@@ -141,6 +156,7 @@ class Scheduler:
     def remove(self, task: Task) -> None:
         """Forget a task that is gone."""
         self.withdraw(task)
+        self.deferred.pop(task, None)
         if task.state is State.READY and task in self.ready:
             self.ready.remove(task)
         task.state = State.DEAD
@@ -157,16 +173,26 @@ class Scheduler:
             self.wake(RECHECK)
         if self.release_spinners is not None:
             self.release_spinners()
+        for task in [task for task, since in self.deferred.items() if self.turns - since >= PATIENCE]:
+            del self.deferred[task]
+            self.ready.append(task)
+
+    def used_up(self) -> bool:
+        """The running thread has used its turn up; whether it has to make way."""
+        self.turns += 1
+        self.collect()
+        return bool(self.ready)
 
     def next(self) -> Task | None:
         """The thread to continue now; None if all are parked without a deadline."""
         while True:
             self.collect()
-            if self.ready:
-                task = self.ready.popleft()
+            if self.ready or self.deferred:
+                task = self.ready.popleft() if self.ready else self._deepest()
                 task.quantum = turn_length(task.turns)
-                self.switches += 1
+                self.turns += 1
                 return task
+            self.jumps += 1
             if self.sweep is not None and self.sweep():
                 continue
             deadline = self.timers.next_deadline()
@@ -174,3 +200,29 @@ class Scheduler:
                 return None
             self.clock.jump_to(deadline)
             self.timers.expire(self.clock.now)
+
+    def undisturbed(self, task: Task, turns: int, jumps: bool) -> bool:
+        """Whether a held task and its descendants would have the next ``turns`` turns, the queue being as it is.
+
+        ``jumps``: there are moments at which all of them wait for time to pass.
+        """
+        if not turns:
+            return True
+        if self.ready or (jumps and self.deferred):
+            return False
+        place = _depth_first(task)
+        return all(
+            _depth_first(other) > place and self.turns - since + turns < PATIENCE
+            for other, since in self.deferred.items()
+        )
+
+    def _deepest(self) -> Task:
+        """The deferred task whose turn it is."""
+        task = min(self.deferred, key=_depth_first) if len(self.deferred) > 1 else next(iter(self.deferred))
+        del self.deferred[task]
+        return task
+
+
+def _depth_first(task: Task) -> list[float]:
+    """Orders tasks by their processes' places in the fork tree: what is below a process comes before it."""
+    return [*map(int, task.process.lineage.split(".")), inf]

@@ -52,6 +52,14 @@ class Console:
         if host[0] < 0:
             self._close_input()
 
+    def flags(self, stream: int) -> int:
+        """The status flags of the guest's descriptor 0, 1 or 2, as the first process got it."""
+        return fcntl.fcntl(self.guest_fds()[stream], fcntl.F_GETFL)
+
+    def set_flags(self, stream: int, flags: int) -> None:
+        """Change them."""
+        fcntl.fcntl(self.guest_fds()[stream], fcntl.F_SETFL, flags)
+
     def guest_fds(self) -> tuple[int, int, int]:
         """Descriptors that become the first process's 0, 1 and 2."""
         return self._stdin_read, self._out[0][1], self._out[1][1]
@@ -107,6 +115,11 @@ class Console:
             os.write(self._stdin_write, b"".join(parts))
         else:
             self._close_input()
+
+    @property
+    def input_closed(self) -> bool:
+        """Whether the guest has been given all of the input."""
+        return self._stdin_write < 0
 
     def _pending(self) -> bool:
         return bool(select.select([self._stdin_read], [], [], 0)[0])

@@ -118,7 +118,7 @@ class Counting:
 
     def _again(self, task: Task) -> None:
         """Go on after an expiration; while others have to react to it, they are given turns."""
-        if not self._begin(task) and self.sup.m.scheduler.ready:
+        if not self._begin(task) and self.sup.m.scheduler.used_up():
             task.data[LEFT] = SHORTEST
         self.sup.proceed(task)
 

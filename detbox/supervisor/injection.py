@@ -117,5 +117,12 @@ def _signed(value: int) -> int:
 
 
 def leave(task: Task, status: int) -> None:
-    """Have a thread that is in its PTRACE_EVENT_EXEC stop end its process with the exit status, as its only act."""
-    poke(task.tid, registers.get(task.tid).rip, stub.code(((NUMBERS["exit_group"], status),)))
+    """Have a thread that is in its PTRACE_EVENT_EXEC stop end its process with the wait status, as its only act.
+
+    A signal that ends it must be neither blocked nor ignored.
+    """
+    if os.WIFSIGNALED(status):
+        os.kill(task.tid, os.WTERMSIG(status))
+        return
+    code = stub.code(((NUMBERS["exit_group"], os.WEXITSTATUS(status)),))
+    poke(task.tid, registers.get(task.tid).rip, code)

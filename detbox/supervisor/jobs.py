@@ -97,7 +97,7 @@ class Jobs:
                     if sets != process.data.get(_SEEN, 0):
                         process.data[_SEEN] = sets
                         m.notice_signals(process)
-        return bool(m.scheduler.ready)
+        return bool(m.scheduler.ready or m.scheduler.deferred)
 
     def _pending(self, process: Process) -> int:
         for task in process.tasks.values():

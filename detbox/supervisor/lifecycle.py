@@ -133,7 +133,7 @@ def on_exec(sup: Supervisor, task: Task) -> None:
     for hook in sup.exec_hooks:
         hook(m, task)
     release_vfork_parent(sup, process)
-    m.scheduler.make_ready(task, lambda: begin(sup, task))
+    m.scheduler.defer(task, lambda: begin(sup, task))
 
 
 def begin(sup: Supervisor, task: Task) -> None:

@@ -67,7 +67,7 @@ class Supervisor:
         self.thread_hooks: list[Callable[[Task, Task], None]] = []
         self.exec_hooks: list[Callable[[Machine, Task], None]] = []
         self.exit_hooks: list[Callable[[Machine, Process], None]] = []
-        #: Asked when a program is about to start: None, or the exit status if its work has been done for it.
+        #: Asked when a program is about to start: None, or the wait status if its work has been done for it.
         self.answer: Callable[[Task, Start], int | None] | None = None
         #: Hear of each decision; what they return is carried out.
         self.observers: list[Callable[[Task, Decision], Decision]] = []
@@ -141,8 +141,7 @@ class Supervisor:
         task.turns += 1
         task.quantum = turn_length(task.turns)
         scheduler = self.m.scheduler
-        scheduler.collect()
-        if scheduler.ready:
+        if scheduler.used_up():
             scheduler.make_ready(task, then)
             return True
         return False

@@ -108,12 +108,13 @@ def notice(m: Machine, process: Process) -> None:
         shared_taken |= shared
         awaited = task.park.extra.get("sigwait", 0) if task.park is not None else 0
         if (mine or shared or awaited & (sets.private | sets.shared)) and task.state is State.PARKED:
-            interrupt(m, task)
+            interrupt(m, task, can_wait=mine | shared == bit(signal.SIGCHLD))
     m.wake(("pending signal", process.pid))  # readers of signal descriptors
 
 
-def interrupt(m: Machine, task: Task) -> None:
-    """End a parked call because a signal is to be delivered to its thread."""
+def interrupt(m: Machine, task: Task, *, can_wait: bool = False) -> None:
+    """End a parked call because a signal is to be delivered to its thread.  ``can_wait``: others may go on first."""
+    queue = m.scheduler.defer if can_wait else m.scheduler.make_ready
     if task.park is not None and "spin" in task.park.extra:
         m.let_spinner_go(task)
         return
@@ -124,10 +125,10 @@ def interrupt(m: Machine, task: Task) -> None:
     if waits or "sigmask" in park.extra:
         # The kernel swaps the mask (or takes the signal) itself: with a signal
         # pending its own call cannot sleep.
-        m.scheduler.make_ready(task, lambda: m.perform(task, park.resume(Wake("event")) if waits else CONTINUE))
+        queue(task, lambda: m.perform(task, park.resume(Wake("event")) if waits else CONTINUE))
         return
     code = park.interrupted
-    m.scheduler.make_ready(task, lambda: _end_wait(m, task, code() if callable(code) else -code))
+    queue(task, lambda: _end_wait(m, task, code() if callable(code) else -code))
 
 
 def _end_wait(m: Machine, task: Task, result: int) -> None:

@@ -133,7 +133,7 @@ class Spinning:
         if task.native and task.nr in _CUT_SHORT and watch.waited < _CALL_DELAY:
             return
         scheduler = sup.m.scheduler
-        others = scheduler.ready or self.parked or sup.m.timers.next_deadline() is not None
+        others = scheduler.ready or scheduler.deferred or self.parked or sup.m.timers.next_deadline() is not None
         if watch.waited < (watch.pace.delay if others else max(watch.pace.delay, _ALONE_DELAY)):
             return
         if task.look is None and self.interrupt(task):

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import sys
 from dataclasses import dataclass
@@ -16,7 +18,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "harness"))
 
 from cached import Bench, Change
 
+from detbox.cache.manifest import Manifest
+from detbox.cache.recall import Record
 from detbox.cache.store import Store
+from detbox.errors import InternalError
 
 
 @dataclass(frozen=True)
@@ -195,17 +200,23 @@ INSIDE = (
     ("cat a1 > out; cat a1 >> out; cat < a1", "hit hit hit"),
     ("date +%N; mktemp ./tmp.XXXX; sh -c 'echo $$ $PPID'", "hit hit hit"),
     ("sh -c 'head -c 8 /dev/urandom | od -x'", "hit"),
-    ("head -c 8 /dev/urandom | od -x", "not not"),
+    ("head -c 8 /dev/urandom | od -x", "hit hit"),
     ("cp a2 b2; rm b2; cat a1", "miss miss hit"),
     ("cp a1 b1; chmod 700 b1; mv b1 d1; stat d1; ln d1 c1", "hit hit hit hit hit"),
     ("cat /proc/loadavg; ls /proc > /dev/null", "not not"),
     ("cat /proc/self/stat /proc/uptime; readlink /proc/self/exe", "hit hit"),
-    ("sh -c 'kill -TERM $$'; cat a1", "not hit"),
+    ("sh -c 'kill -TERM $$'; sh -c 'kill -SEGV $$'; cat a1", "hit hit hit"),
     ("sh -c 'sleep 1 & exit 0'; wait", "not"),
     ("python3 -c 'import os; print(os.getpid(), os.stat(\"a1\"))'", "hit"),
     ("sh -c 'cat a1 a2'; sh -c 'cat a1'", "miss miss hit"),
     # The time of Debian's sitecustomize.py is in a compiled file that lies beside a link to it.
     ("/usr/bin/python3 -c 'print(1)'; /usr/bin/python3 -c 'print(2)'", "hit hit"),
+    ("cat a1 | cat; x=$(cat a2 | tr a b); echo $x; (cat a1; echo end) | sort | uniq", "hit hit miss miss hit hit hit"),
+    ("cat a2 a1 | head -1; cat < a1 | while read x; do echo $x | cat; done", "miss miss hit hit"),
+    ("cat a1 nosuch 2>&1 | sort; sh -c 'cat a1; cat nosuch; cat a1; exit 7'; cat a1 | false", "hit hit hit hit"),
+    ("printf 'a: b c\\nb c:\\n\\tcat $@1 | wc -c\\n' > mk; cp a1 b1; cp a2 c1; make -j2 -f mk", "hit miss hit miss miss miss miss"),
+    ("yes | head -1", "hit not"),
+    ("sh -c 'kill -0 $PPID'; mkfifo p; cat a1 > p & cat p; rm p", "not hit not not hit"),
 )
 
 
@@ -226,3 +237,26 @@ def test_programs_inside(script: str, expected: str, tmp_path: Path) -> None:
     store.close()
     # After them come the last program and the job's own shell.
     assert inside[:-2] == expected.split()
+
+
+@pytest.mark.parametrize("part", [False, True])
+def test_a_wrong_result_is_found(part: bool, tmp_path: Path) -> None:
+    """What `--cache-verify` runs all the same, a program inside or a whole job, is compared with what is stored."""
+    bench = Bench(tmp_path, two_files)
+    bench.cached("cat a1 | sort; cat a2", bench.inputs())
+    store = Store(bench.store)
+    for entry in store.entries():
+        result = (Record if part else Manifest).from_bytes(entry.manifest)
+        if result is not None and (not part or result.turns == [[1, 3]]):
+            result.output = store.put_bytes(b"??" + (store.open_blob(result.output) or b"")[2:])
+            store.publish(entry.key, result.to_bytes(), result.blobs())
+    store.close()
+    change = write("a2", "other\n") if part else None
+    options = ("--cache", f"--cache-dir={bench.store}", "--cache-verify")
+    found = bench.run("cat a1 | sort; cat a2", bench.inputs(change), *options)
+    assert found.status == InternalError.status and b"is not what the run gave: output differ" in found.output
+    kept = re.findall(rb"/[^ ]*/(?:stored|rerun).json", found.output)[-2:]
+    assert [json.loads(Path(os.fsdecode(name)).read_bytes())["status"] for name in kept] == [0, 0]
+    assert Path(os.fsdecode(kept[0])).with_name("stored-output").read_bytes()[:2] == b"??"
+    plain = bench.run("cat a1 | sort; cat a2", bench.inputs(change))
+    assert bench.run("cat a1 | sort; cat a2", bench.inputs(change), *options) == plain

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from detbox.cache.store import Store
 from tests.harness.debian import CHANGELOG, command, detbox, environment, make_source, need_image
 
 
@@ -50,7 +51,8 @@ def test_a_release_that_nobody_has_packaged(image: None, tmp_path: Path) -> None
 
 def test_build_verify_and_rebuild(image: None, tmp_path: Path) -> None:
     tree = make_source(tmp_path)
-    built = detbox("build", tree, "--output", "out", cwd=tmp_path)
+    cache = ["--cache", f"--cache-dir={tmp_path / 'cache'}"]
+    built = detbox("build", *cache, tree, "--output", "out", cwd=tmp_path)
     assert built.returncode == 0, built.stderr
     names = sorted(os.listdir(tmp_path / "out"))
     stem = "few-lines_1.0_amd64"
@@ -59,7 +61,11 @@ def test_build_verify_and_rebuild(image: None, tmp_path: Path) -> None:
     assert log == built.stdout
     assert all(line.startswith("[") for line in log.splitlines())
     shutil.move(tree, tmp_path / "elsewhere")
-    options = ["--native", "--json", "--output", "proof", "--no-perturb", "load"]
+    again = detbox("build", *cache, "./elsewhere", "--output", "again", cwd=tmp_path)
+    assert (again.returncode, again.stdout) == (0, built.stdout)
+    for name in names:
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    options = [*cache, "--native", "--json", "--output", "proof", "--no-perturb", "load"]
     verified = detbox("verify", *options, "./elsewhere", cwd=tmp_path)
     assert verified.returncode == 0, verified.stdout + verified.stderr
     said = json.loads(verified.stdout)
@@ -68,6 +74,9 @@ def test_build_verify_and_rebuild(image: None, tmp_path: Path) -> None:
     proof = json.loads((tmp_path / "proof" / f"{stem}.intoto.json").read_text())
     assert {item["name"]: item["digest"]["sha256"] for item in proof["subject"]} == said["artefacts"]
     assert set(said["artefacts"]) == set(names)
+    store = Store(str(tmp_path / "cache"))
+    assert [run["result"] for run in store.runs()] == ["hit", "hit", "miss"], "verify's first build as well"
+    store.close()
 
 
 def test_a_build_that_fails_leaves_its_log_alone(image: None, tmp_path: Path) -> None:

@@ -26,9 +26,9 @@ def test_errors_arrive_typed(tmp_path: Path) -> None:
     assert "missing" in caught.value.message and "-C DIR" in caught.value.remedy
 
 
-def test_large_stdin_of_a_run_that_never_starts() -> None:
+def test_large_stdin_of_a_run_that_never_starts(tmp_path: Path) -> None:
     with pytest.raises(errors.UserError):
-        detbox.run(["true"], workdir="/", stdin=b"x" * 10_000_000)
+        detbox.run(["true"], workdir=tmp_path, seed=-1, stdin=b"x" * 10_000_000)
 
 
 def test_from_several_threads_at_once(tmp_path: Path) -> None:
