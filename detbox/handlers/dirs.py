@@ -166,11 +166,6 @@ def chroot(m: Machine, t: Task, a: Args) -> Decision:
     return CONTINUE
 
 
-def pivot_root(m: Machine, t: Task, a: Args) -> Decision:
-    """int pivot_root(const char *new_root, const char *put_old)"""
-    return -errno.EPERM
-
-
 def umask(m: Machine, t: Task, a: Args) -> Decision:
     """int umask(int mask): also for the few calls that create files in the kernel (bind, say)"""
     t.process.fs.umask = a[0] & 0o777

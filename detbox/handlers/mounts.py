@@ -81,8 +81,12 @@ def umount2(m: Machine, t: Task, a: Args) -> Decision:
 
 def pivot_root(m: Machine, t: Task, a: Args) -> Decision:
     """``pivot_root(new_root, put_old)``: the working directory may move along."""
-    t.process.fs.changed_cwd()
-    return _own_namespace(m, t)
+    decision = _own_namespace(m, t)
+    # The kernel moves everybody in this mount namespace who was at the old root.
+    for process in m.processes.values():
+        if process.fs.special:
+            process.fs.changed_cwd()
+    return decision
 
 
 def move_mount(m: Machine, t: Task, a: Args) -> Decision:

@@ -31,6 +31,20 @@ assert str(os.getpid()) == os.readlink(\"/proc/self\") == os.readlink(\"/proc/th
 "
 ls /proc | grep -c "^[0-9]"
 '
-[ ! -e /mnt/file ]
+# A root of its own: the old one goes.
+unshare -Urm sh -ec '
+mount -t tmpfs t /mnt
+mkdir /mnt/old /mnt/usr
+mount --rbind /usr /mnt/usr
+ln -s usr/bin usr/lib usr/lib64 /mnt
+cd /mnt
+pivot_root . old
+cd /
+[ -d /old/etc ] && [ ! -e /etc ]
+echo x > /made && [ "$(cat made)" = x ] && [ "$(cd /usr && pwd)" = /usr ]
+mkdir -p /deep/er && cd /deep/er && echo y > made && [ "$(cat /deep/er/made)" = y ]
+sh -c "ls -d /usr/bin/ls /made"
+'
+[ ! -e /mnt/file ] && [ ! -e /made ]
 [ "$(hostname)" != inside ]
 echo EXIT-SUCCESS
