@@ -25,6 +25,7 @@ close $log or die "log: $!";
 
 # How a release is built that nobody has packaged.  The first word is the number of jobs, the second where to install.
 _RELEASE = r"""
+[ -f configure ] || [ ! -f configure.ac ] || autoreconf -fi || exit
 if [ -f configure ]; then
     ./configure --prefix=/usr && make -j"$1" && make install DESTDIR="$2"
 elif [ -f CMakeLists.txt ]; then
