@@ -21,19 +21,20 @@ CALL_NS = 10_000
 LOOK_NS = 1_000
 #: What a file-time stamp costs: microseconds, so that stamps differ in programs that cut them there.
 STAMP_NS = 1_000
-#: A thread that has done nothing but look at clocks for this often is waiting: its looks get dearer.
-PATIENCE = 64
+#: A thread that has done nothing but look at clocks for this often is waiting, it seems: its looks get dearer.
+#: The runtime of Go looks between its work, and does other things than work when much time seems to pass.
+PATIENCE = 4096
 #: After each further so many looks in a row the cost doubles …
-DOUBLING = 16
+DOUBLING = 256
 #: … 7 times, to 128 µs: programs that measure what they do (a Java compiler makes 5,000 looks in a row, EXPLAIN ANALYZE
 #: four for each row of a table) are not taken through hours.
 DOUBLINGS = 7
 #: Hardly anybody measures for as long as this many looks without a call.  The cost doubles again after each so many …
-LONG_PATIENCE, LONG_DOUBLING = 1_000_000, 1_000
-#: At most so many looks are left to the guest at the higher prices, lest others wait for their turns.
-WINDOW = 32
+LONG_PATIENCE, LONG_DOUBLING = PATIENCE + 3900 * 256, 1024
 #: … up to this: a busy wait of an hour ends after some 1,040,000 looks.
 LOOK_NS_MAX = 100_000_000
+#: At the higher prices every so many-th look is a call, lest others wait for their turns; prices change at these alone.
+WINDOW = 256
 #: Looks in a row of which one at CPU time costs extra: who measures a piece of work, and doubles it until it takes long
 #: enough (gpg's key derivation: 0.1 s), would double it for ever.
 WORK_LOOKS = 18
@@ -151,12 +152,13 @@ def price(number: int) -> int:
 
 
 def alike(looks: int) -> int:
-    """How many looks, after so many in a row, cost the same, and may be made without a call."""
+    """How many looks, after so many in a row, cost the same, and may be made without a call.
+
+    The same look is left to a call whenever this is asked: a call uses up some of the thread's turn.
+    """
     if looks < PATIENCE:
-        return PATIENCE - looks
-    start, step = (PATIENCE, DOUBLING) if looks < LONG_PATIENCE else (LONG_PATIENCE, LONG_DOUBLING)
-    # The look with the number start + step is the first at the next price.
-    return min(step - (looks + 1 - start) % step, WINDOW)
+        return PATIENCE + WINDOW - 1 - looks
+    return -(looks + 1 - PATIENCE) % WINDOW
 
 
 class Clock:

@@ -38,7 +38,7 @@ def test_time_never_runs_backwards(actions: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "few", "many"),
-    [(1, 5_000, 10_000), (10, 50_000, 100_000), (3600, 1_000_000, 1_100_000)],
+    [(1, 5_000, 15_000), (10, 50_000, 100_000), (3600, 1_000_000, 1_100_000)],
 )
 def test_a_busy_wait_ends_but_measuring_is_none(seconds: int, few: int, many: int) -> None:
     clock, cpu = Clock(0), CpuTime()
@@ -49,9 +49,11 @@ def test_a_busy_wait_ends_but_measuring_is_none(seconds: int, few: int, many: in
     assert few < looks < many
 
 
-@pytest.mark.parametrize("looks", [0, 63, 64, 65, 79, 80, 170, 176, 180, 999_999, 1_000_000, 1_000_998, 1_000_999])
+@pytest.mark.parametrize("looks", [0, 4095, 4096, 4351, 4352, 4353, 6000, 1_002_495, 1_002_496, 1_003_519, 1_003_520])
 def test_looks_that_are_made_without_a_call_cost_the_same(looks: int) -> None:
-    assert len({price(looks + number) for number in range(1, alike(looks) + 1)}) == 1
+    assert len({price(looks + number) for number in range(1, alike(looks) + 1)}) <= 1
+    if alike(looks):
+        assert looks + alike(looks) == looks + 1 + alike(looks + 1)  # whenever it is asked
 
 
 def test_work_that_is_doubled_until_it_takes_long_enough_ends() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from detbox.guest.vdso import COST, LIMIT, NOW
-from detbox.machine.clock import BOOT_NS, CALL_NS, DOUBLING, LOOK_NS, PATIENCE, WATCHING, Clock, CpuTime, alike
+from detbox.machine.clock import BOOT_NS, CALL_NS, LOOK_NS, PATIENCE, WATCHING, WINDOW, Clock, CpuTime, alike
 from detbox.supervisor.guestclock import GuestClock
 
 LOOK = CALL_NS + LOOK_NS
@@ -55,15 +55,19 @@ def test_a_look_is_a_look(guest: Guest) -> None:
 def test_patience_ends(guest: Guest) -> None:
     cpu = watcher()
     guest.shared.grant(cpu, True)
-    assert guest.looks(1000) == PATIENCE
+    assert guest.looks(9999) == PATIENCE + WINDOW - 1
+    guest.shared.grant(cpu, True)  # the same thread goes on, as after a tick
+    assert guest.looks(1) == 0
+    guest.clock.charge(cpu, looking=True)
+    guest.clock.look(cpu)
     guest.shared.grant(cpu, True)
-    assert guest.looks(1000) == alike(PATIENCE) == DOUBLING - 1  # at the next price
+    assert guest.looks(9999) == alike(PATIENCE + WINDOW) == WINDOW - 1
     guest.shared.settle()
     guest.clock.charge(cpu)
     guest.shared.grant(cpu, True)
     assert guest.looks(3) == 3
-    guest.shared.grant(cpu, True)  # the same thread goes on, as after a tick
-    assert guest.looks(1000) == PATIENCE - 3
+    guest.shared.grant(cpu, True)
+    assert guest.looks(9999) == PATIENCE + WINDOW - 1 - 3
 
 
 def test_a_deadline_is_met_by_a_call(guest: Guest) -> None:
