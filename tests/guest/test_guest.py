@@ -33,7 +33,7 @@ GUESTS = (
     Guest("clock_looks.c", native=False, quick=True),
     Guest("clocks.c", quick=True),
     Guest("core_status.c"),
-    Guest("count_far.c"),
+    Guest("count_far.c", limit_s=120),
     Guest("count_until_timer.c"),
     Guest("directories.c"),
     Guest("file_calls.c"),
