@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from detbox.supervisor.task import Task
 
 # include/uapi/linux/prctl.h
+PR_SET_PDEATHSIG = 1
 PR_GET_KEEPCAPS, PR_SET_KEEPCAPS, PR_SET_NAME = 7, 8, 15
 PR_GET_SECCOMP, PR_SET_SECCOMP, PR_CAPBSET_READ, PR_CAPBSET_DROP = 21, 22, 23, 24
 PR_GET_TSC, PR_SET_TSC, PR_GET_SECUREBITS, PR_SET_SECUREBITS = 25, 26, 27, 28
@@ -61,6 +62,8 @@ def prctl(m: Machine, t: Task, a: Args) -> Decision:
         return 0
     if option == PR_SET_CHILD_SUBREAPER:
         t.process.data["subreaper"] = bool(value)
+    elif option == PR_SET_PDEATHSIG:
+        t.process.data["death_signal"] = value
     elif option == PR_SET_NO_NEW_PRIVS and value == 1:
         t.process.creds.no_new_privs = True
     elif option == PR_GET_NO_NEW_PRIVS:

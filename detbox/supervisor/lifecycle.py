@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import struct
 import time
 from typing import TYPE_CHECKING
@@ -236,7 +237,8 @@ def _process_exit(sup: Supervisor, process: Process, status: int) -> None:
             heir.children.append(child)
         elif child.status is not None:
             m.processes.pop(child.pid, None)
-    process.children = []
+    orphans, process.children = process.children, []
+    _death_signals(sup, orphans)
     if process.pid == sup.main_pid:
         sup.outcome = process.status
     m.wake(("exit", process.pid))
@@ -248,6 +250,19 @@ def _process_exit(sup: Supervisor, process: Process, status: int) -> None:
     if heir is not None and heir is not parent:
         m.wake(("child", heir.pid))
     m.notice_signals(parent)
+
+
+def _death_signals(sup: Supervisor, orphans: list[Process]) -> None:
+    """PR_SET_PDEATHSIG: the kernel has sent them before it reported the parent's end (kernel/exit.c, exit_notify())."""
+    for child in orphans:
+        signo = child.data.get("death_signal", 0)
+        if not signo or child.status is not None:
+            continue
+        if signo == signal.SIGKILL and any(signals.killed(sup.m, task) for task in child.tasks.values()):
+            tid = leader_last(child)[0]
+            on_exit(sup, tid, sup.await_exit(tid))
+        else:
+            signals.notice(sup.m, child)
 
 
 def _reaper(process: Process) -> Process | None:
