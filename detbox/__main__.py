@@ -1,8 +1,6 @@
 """Makes ``python -m detbox`` the same as ``detbox``."""
 
-import sys
-
-from detbox.cli.main import main
+from detbox.cli.main import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -30,7 +30,7 @@ _GRACE_S = 2.0
 
 # What the fresh interpreter executes.  It takes detbox from where this module came from, whether that is
 # installed or not, and not from the current directory.
-_START = "import sys; sys.path.insert(0, {root!r}); from detbox.cli.main import main; sys.exit(main())"
+_START = "import sys; sys.path.insert(0, {root!r}); from detbox.cli.main import program; program()"
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -51,6 +53,19 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message, f"see `{self.prog} --help`")
+
+
+def program() -> NoReturn:
+    """What the `detbox` command executes: ``main``, whose exit status is the process's."""
+    status = main()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # too late to end with another status
+    if status == Interrupted.status:
+        # An interrupt that comes while Python executes source text, as dataclasses do with their methods', makes
+        # the interpreter end itself by SIGINT although it was handled (CPython's pythonrun.c, run_eval_code_obj()).
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
