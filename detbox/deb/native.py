@@ -126,6 +126,9 @@ def _enter(scratch: Path, root: Path, work: str, given: Mapping[str, Any]) -> No
     for name, target in (("ptmx", "pts/ptmx"), ("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"),
                          ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2")):  # fmt: skip
         (top / "dev" / name).symlink_to(target)
+    name = socket.gethostname()
+    # As on every build machine: tests look their host up.
+    (top / "etc/hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {name} {name.partition('.')[0]}\n")
     if given["clock"]:
         (top / _CLOCK[1:]).write_bytes(Path(given["clock"]).read_bytes())
     if given["locales"]:
