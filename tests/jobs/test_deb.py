@@ -102,7 +102,7 @@ def test_a_dependency_that_does_not_exist(image: None, tmp_path: Path) -> None:
 
 
 def test_an_interrupt_leaves_nothing(image: None, tmp_path: Path) -> None:
-    tree = make_source(tmp_path, step="echo here; perl -e '$$x++ while 1'")
+    tree = make_source(tmp_path, step="echo here; while sleep 1; do :; done")
     process = subprocess.Popen(
         command("build", tree, "--output", "out"), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env={**environment(), "TMPDIR": str(tmp_path)}, text=True,
