@@ -12,7 +12,7 @@ hostname inside
 grep -q "^PPid:.0$" /proc/1/status
 sleep 100 & other=$!
 grep -q "^PPid:.1$" /proc/$other/status
-[ "$(tr "\0" " " < /proc/$other/cmdline)" = "sleep 100 " ]
+until [ "$(tr "\0" " " < /proc/$other/cmdline)" = "sleep 100 " ]; do :; done
 kill -TERM $other
 wait $other || [ $? = 143 ]
 [ ! -e /proc/$other ]
