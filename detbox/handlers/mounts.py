@@ -67,10 +67,11 @@ def _mount_proc(m: Machine, t: Task, path: bytes, flags: int) -> Decision:
             os.close(target)
 
     paths.resolve(m, t, paths.AT_FDCWD, path, on, follow=True)
-    paths.resolve(
-        m, t, paths.AT_FDCWD, path, lambda at, name: m.nested.learn(t, os.stat(name, dir_fd=at).st_dev),
-        follow=True,
-    )  # fmt: skip
+
+    def mounted(at: int | None, name: bytes) -> None:
+        m.nested.learn(t, os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=at))
+
+    paths.resolve(m, t, paths.AT_FDCWD, path, mounted, follow=True)
     return 0
 
 

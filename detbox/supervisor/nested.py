@@ -184,8 +184,12 @@ class Nested:
         if error:
             raise OSError(error if error > 0 else EINVAL, "mount")
 
-    def learn(self, task: Task, dev: int) -> None:
-        """Remember what the procfs with this st_dev shows."""
+    def learn(self, task: Task, fd: int) -> None:
+        """Remember what the procfs whose root is ``fd`` (O_PATH) shows.
+
+        The descriptor stays open: when a procfs is gone the kernel gives its st_dev to the next file system.
+        """
+        dev = os.fstat(fd).st_dev
         self.mounted[dev] = self.space(task.tid)
         self.m.inodes.another_proc(dev)
 
