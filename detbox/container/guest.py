@@ -291,9 +291,8 @@ def _first_process_body(
 ) -> None:
     """In the first process, before the command: everything that a program inherits is made fixed."""
     os.setsid()
-    for number in range(1, signal.NSIG):
-        with contextlib.suppress(OSError, ValueError):
-            signal.signal(number, signal.SIG_DFL)
+    for number in set(range(1, signal.NSIG)) - {signal.SIGKILL, signal.SIGSTOP}:
+        _native.set_signal(number, False)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     os.umask(0o022)
     _native.unshare(CLONE_NEWUSER)

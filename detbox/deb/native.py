@@ -26,6 +26,7 @@ from typing import Any
 from detbox.deb.plan import SCRIPT
 from detbox.deb.root import BUILD_DIR, BUILDER, BUILDER_ID
 from detbox.kernel import _native
+from detbox.report.enter import OF_LIBC
 
 _NEWNS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET = 0x20000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
 _MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
@@ -145,8 +146,8 @@ def _build(top: str, machine: Machine) -> None:
         _native.mount("proc", b"/proc", "proc", 0, None)
         _loopback_up()
         # What the perturbed host ignores and blocks would break programs in ways that have nothing to do with bytes.
-        for number in (signal.SIGHUP, signal.SIGPIPE):
-            signal.signal(number, signal.SIG_DFL)
+        for number in (signal.SIGHUP, signal.SIGPIPE, *OF_LIBC):
+            _native.set_signal(number, False)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         _make_locale(os.environ["LC_ALL"])
         if _all_ids_exist():

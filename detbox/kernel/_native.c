@@ -880,6 +880,19 @@ static PyObject *py_personality(PyObject *self, PyObject *args)
 	return r < 0 ? fail() : PyLong_FromLong(r);
 }
 
+static PyObject *set_signal(PyObject *self, PyObject *args)
+{
+	/* The call itself: signal(3) refuses the two signals that glibc keeps for itself, which posix_spawn(3) leaves
+	 * ignored if its caller has used them. */
+	int number, ignored;
+	struct { void (*handler)(int); unsigned long flags; void *restorer; unsigned long mask; } action = {0};
+	(void)self;
+	if (!PyArg_ParseTuple(args, "ip", &number, &ignored)) return NULL;
+	action.handler = ignored ? SIG_IGN : SIG_DFL;
+	if (syscall(SYS_rt_sigaction, number, &action, NULL, sizeof(action.mask))) return fail();
+	Py_RETURN_NONE;
+}
+
 #include "directories.c"
 
 #define FAST(name, fn) {name, (PyCFunction)(void (*)(void))fn, METH_FASTCALL, NULL}
@@ -925,6 +938,7 @@ static PyMethodDef methods[] = {
 	{"pivot_root", py_pivot_root, METH_VARARGS, NULL},
 	{"prctl", py_prctl, METH_VARARGS, NULL},
 	{"personality", py_personality, METH_VARARGS, NULL},
+	{"set_signal", set_signal, METH_VARARGS, NULL},
 	{NULL, NULL, 0, NULL},
 };
 

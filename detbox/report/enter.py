@@ -17,6 +17,8 @@ from detbox.kernel import _native
 _CLONE_NEWUTS = 0x04000000
 _ADDR_NO_RANDOMIZE, _UNAME26 = 0x0040000, 0x0020000
 _PR_SET_PDEATHSIG = 1
+#: Signals that glibc and musl keep for themselves; a program's start can leave them ignored.
+OF_LIBC = (32, 33)
 _LIBC = ctypes.CDLL(None, use_errno=True)  # loaded before any fork: a forked child should not run the loader
 
 
@@ -54,8 +56,8 @@ def enter(settings: Mapping[str, Any], terminal: bool, parent: int) -> None:
     if persona:
         _must(_LIBC.personality(persona))
     if settings["signals"]:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        for number in (signal.SIGHUP, signal.SIGPIPE, *OF_LIBC):
+            _native.set_signal(number, True)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGALRM, signal.SIGCHLD})
     if settings["user"] is not None:
         _become(settings["user"])
