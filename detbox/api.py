@@ -102,8 +102,7 @@ def run(
     for option in OPTIONS:
         options += _words(option.name, option.kind, given.get(option.key))
     kept = [os.fspath(workdir or "."), *(_source(entry) for entry in given["rw"])]
-    # The run refuses "/" as its work directory: nobody has to wait until all of it has been looked at.
-    before = _snapshot(kept) if os.path.abspath(kept[0]) != "/" else {}
+    before = _snapshot(kept)
     answer, stdout, stderr = _execute(options, command, stdin if isinstance(stdin, bytes) else b"")
     if "error" in answer:
         raise errors.by_name(answer["error"])(answer["message"], answer["remedy"])

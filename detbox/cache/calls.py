@@ -46,30 +46,11 @@ def _probe(*names: str) -> Callable[[Probe], Probe]:
 # -- looking ----------------------------------------------------------------------------
 
 
-def _look(k: Tracker, t: Task, dirfd: int, path: bytes, follow: bool, aspects: int) -> None:
-    # Programs ask the same again and again: what is known already is left at that.
-    if path[:1] == b"/":
-        question = (path, b"", aspects << 1 | follow)
-    elif dirfd & _M32 == CWD:
-        question = (path, t.process.fs.cwd_path(), aspects << 1 | follow)
-    else:
-        found = k.find(t, dirfd, path, follow)
-        if found is not None:
-            k.touch(t, found, aspects)
-        return
-    known = k.looked(t)
-    if question not in known:
-        found = k.find(t, dirfd, path, follow)
-        if found is not None:
-            k.touch(t, found, aspects)
-            known.add(question)
-
-
 def _stat(k: Tracker, t: Task, dirfd: int, path: bytes, follow: bool) -> None:
     if path:
-        _look(k, t, dirfd, path, follow, KIND | SIZE)
+        k.look(t, dirfd, path, follow, KIND | SIZE)
         if path.endswith(b".py") and (follow or k.now(k.find(t, dirfd, path, False) or b"") == "f"):
-            _look(k, t, dirfd, path, False, KIND | PYTIME)
+            k.look(t, dirfd, path, False, KIND | PYTIME)
 
 
 @_probe("stat", "lstat")
@@ -111,7 +92,7 @@ def by_path_at(k: Tracker, t: Task, a: Args) -> None:
     path = t.cstr(a[1])
     if path:
         follow = name == "faccessat" or (name == "faccessat2" and not a[3] & _NOFOLLOW)
-        _look(k, t, a[0], path, follow, KIND)
+        k.look(t, a[0], path, follow, KIND)
 
 
 @_probe("fgetxattr", "flistxattr")
@@ -132,7 +113,7 @@ def getdents(k: Tracker, t: Task, a: Args) -> None:
 
 @_probe("inotify_add_watch")
 def inotify_add_watch(k: Tracker, t: Task, a: Args) -> None:
-    _look(k, t, CWD, t.cstr(a[1]), True, KIND)
+    k.look(t, CWD, t.cstr(a[1]), True, KIND)
 
 
 @_probe("execve")
@@ -265,7 +246,7 @@ def bind(k: Tracker, t: Task, a: Args) -> Marks | None:
 def connect(k: Tracker, t: Task, a: Args) -> None:
     path = socket_path(t, a)
     if path is not None:
-        _look(k, t, CWD, path, True, KIND)
+        k.look(t, CWD, path, True, KIND)
 
 
 def socket_path(t: Task, a: Args) -> bytes | None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from detbox.supervisor.task import Args, Process, Task
 
 _EVERYTHING = KIND | SIZE | CONTENT | LIST | XATTR | PYTIME | IDENTITY | TIMES
-_MADE = frozenset((b"proc", b"sys/", b"sys", b"dev/", b"dev", b".det"))
+_MADE = frozenset((b"proc", b"sys/", b"sys", b"dev/", b"dev"))
 _M32 = 0xFFFFFFFF
 _HEAD = 256  # BINPRM_BUF_SIZE: what the kernel looks at of a program
 _PT_INTERP = 3
@@ -83,20 +83,9 @@ class Tracker:
 
     def _looking(self, handler: Handler, follow: bool, aspects: int) -> Handler:
         """For calls that look at the path that is their first argument, and change nothing: the commonest ones."""
-        world, kind, of = self.world, aspects << 1 | follow, self.of
 
         def looking(m: Machine, t: Task, a: Args) -> Decision:
-            path = t.cstr(a[0])
-            execution = of(t)
-            if execution.looked_at != world.changes:
-                execution.looked_at = world.changes
-                execution.looked.clear()
-            question = (path, b"" if path[:1] == b"/" else t.process.fs.cwd_path(), kind)
-            if question not in execution.looked:
-                found = self.find(t, AT_FDCWD, path, follow)
-                if found is not None:
-                    self.touch(t, found, aspects)
-                    execution.looked.add(question)
+            self.look(t, AT_FDCWD, t.cstr(a[0]), follow, aspects)
             return handler(m, t, a)
 
         return looking
@@ -107,13 +96,27 @@ class Tracker:
         """The execution that a thread belongs to."""
         return self.root
 
-    def looked(self, t: Task) -> set[tuple[bytes, bytes, int]]:
-        """What the execution has asked about paths since a name last changed: (path, directory, kind of question)."""
+    def look(self, t: Task, dirfd: int, path: bytes, follow: bool, aspects: int) -> None:
+        """The thread looks at what a path leads to.
+
+        Programs ask the same again and again: what is known already, and no name has changed since, is left at that.
+        """
         execution = self.of(t)
         if execution.looked_at != self.world.changes:
             execution.looked_at = self.world.changes
             execution.looked.clear()
-        return execution.looked
+        question = None
+        if path[:1] == b"/":
+            question = (path, b"", aspects << 1 | follow)
+        elif dirfd & _M32 == AT_FDCWD:
+            question = (path, t.process.fs.cwd_path(), aspects << 1 | follow)
+        if question in execution.looked:
+            return
+        found = self.find(t, dirfd, path, follow)
+        if found is not None:
+            self.touch(t, found, aspects)
+            if question is not None:
+                execution.looked.add(question)
 
     def touch(self, t: Task, path: bytes, aspects: int) -> None:
         """The thread looks at a canonical path."""
@@ -141,8 +144,7 @@ class Tracker:
         if t.process.fs.special:
             self.unable(t, "has a root directory of its own")
             return None
-        way = self.world.found.get((b"" if path[:1] == b"/" else base, path, follow))
-        found, passed = way or self.world.find(t, base, path, follow)
+        found, passed = self.world.find(t, base, path, follow)
         if passed:
             execution = self.of(t)
             if passed not in execution.passed:

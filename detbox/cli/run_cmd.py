@@ -174,6 +174,10 @@ def launch(spec: RunSpec) -> Outcome:
     """Run the command, or answer it from the cache.  Raises DetboxError."""
     if spec.cache and spec.record is None:
         return _cached(spec)
+    return _for_real(spec)
+
+
+def _for_real(spec: RunSpec) -> Outcome:
     from detbox.container.launch import run
 
     return run(spec)
@@ -184,12 +188,7 @@ def _cached(spec: RunSpec) -> Outcome:
     from detbox.container.outcome import Outcome
     from detbox.container.sources import sources
 
-    def for_real(spec: RunSpec) -> Outcome:
-        from detbox.container.launch import run
-
-        return run(spec)
-
-    return job.run(spec, for_real, Outcome, sources(spec), _access() if spec.cache_remote else None)
+    return job.run(spec, _for_real, Outcome, sources(spec), _access() if spec.cache_remote else None)
 
 
 def _access() -> Access:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import signal
 import sys
@@ -200,14 +199,16 @@ def _page(given: str | None) -> Path | None:
     """The file for the page, which can be written.  It is made afterwards: it may be among the inputs' files."""
     from pathlib import Path
 
+    from detbox.report.keep import can_be_made
+
     if given is None:
         return None
     path = Path(given).absolute()
     try:
         if path.exists():
             path.open("ab").close()
-        elif not os.access(path.parent, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES if path.parent.is_dir() else errno.ENOENT))
+        else:
+            can_be_made(path)
     except OSError as error:
         raise UserError(f"--html {given}: {error.strerror}", "name a file that can be written") from None
     return path

@@ -158,9 +158,8 @@ class _Maker:
 
     def _move(self, slot: int, register: int, *, load: bool) -> None:
         """Between a low register and a slot."""
-        out = self.copy.code
-        distance = self._slots + slot - (self.copy.at + len(out) + 7)
-        out += bytes((0x48, 0x8B if load else 0x89, 5 | register << 3)) + struct.pack("<i", distance)
+        copy = self.copy
+        copy.code += _moved(self._slots + slot, copy.at + len(copy.code), register, load=load)
 
     def jump(self, target: int, *, counted: bool, opcode: bytes = b"\xe9") -> None:
         """A (conditional) jump to the copy of ``target``."""
@@ -192,7 +191,7 @@ class _Maker:
         self.following = place + len(raw)
         relative = "rip" in operands
         if not (relative or _LOOKED_AT[raw[0] if raw[0] & 0xF0 != 0x40 else raw[1]]):
-            self.copy.marks.append(Mark(len(self.copy.code), place))
+            self._mark(place)
             self.copy.code += raw
             return False
         form = _form(raw)
@@ -317,6 +316,11 @@ class _Maker:
         return bool(self.copy.marks)
 
 
+def _moved(slot: int, here: int, register: int, *, load: bool) -> bytes:
+    """mov between a low register and the ``slot``, for the address ``here``."""
+    return bytes((0x48, 0x8B if load else 0x89, 5 | register << 3)) + struct.pack("<i", slot - (here + 7))
+
+
 def _form(raw: bytes) -> _Form:
     at = 0
     while raw[at] in _PREFIXES:
@@ -370,10 +374,8 @@ def _with_base(head: bytes, register: int) -> bytes | None:
         return None
     if out[at] & 0xF0 == 0x40:
         out[at] &= 0xFE
-    elif out[at] == 0xC4 and len(out) == at + 4:
+    elif (out[at], len(out) - at) in ((0xC4, 4), (0x62, 5)):
         out[at + 1] |= 0x20  # the bit is stored inverted
-    elif out[at] == 0x62 and len(out) == at + 5:
-        out[at + 1] |= 0x20
     return bytes(out)
 
 
@@ -386,8 +388,7 @@ def lookup(at: int, slots: int) -> tuple[bytes, int]:
     out = bytearray()
 
     def move(slot: int, register: int, *, load: bool) -> None:
-        distance = slots + slot - (at + len(out) + 7)
-        out.extend(bytes((0x48, 0x8B if load else 0x89, 5 | register << 3)) + struct.pack("<i", distance))
+        out.extend(_moved(slots + slot, at + len(out), register, load=load))
 
     def restore() -> None:
         move(RDX, 2, load=True)

@@ -24,13 +24,19 @@ def place(given: str | None) -> Path:
     path = Path(given).absolute()
     try:
         if not path.exists():
-            if not os.access(path.parent, os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES if path.parent.is_dir() else errno.ENOENT))
+            can_be_made(path)
         elif any(path.iterdir()):
             raise UserError(f"--keep {given}: is not empty", "name a new directory")
     except OSError as error:
         raise UserError(f"--keep {given}: {error.strerror}", "name a new directory") from None
     return path
+
+
+def can_be_made(path: Path) -> None:
+    """Raises OSError if nothing can be made at ``path``, as far as that can be told without making it."""
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        number = errno.EACCES if path.parent.is_dir() else errno.ENOENT
+        raise OSError(number, os.strerror(number))
 
 
 def keep(runs: Mapping[str, Run], target: Path) -> Path:

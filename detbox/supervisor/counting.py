@@ -37,7 +37,6 @@ STRETCHES = 50_000
 #: With an interrupt pending these would be restarted again and again (kernel/fork.c, copy_process()): their
 #: thread is asked to stop when the new one has been announced.
 _CREATING = frozenset(NUMBERS[name] for name in ("fork", "vfork", "clone", "clone3"))
-_PTRACE_INTERRUPT = 0x4207
 _BUDGET = "counting_budget"  # in a process's data: stretches that may still be counted
 _EXPIRED = "counting_expired"  # in a process's data: stretches that this arming has seen to their end
 
@@ -85,7 +84,7 @@ class Counting:
         if not task.data.get(LEFT) and data.get(_BUDGET, 0) > 0 and self._begin(task):
             data[_BUDGET] -= 1
         if task.data.get(LEFT):
-            _native.ptrace_request(_PTRACE_INTERRUPT, task.tid, 0, 0)
+            _native.ptrace_request(signals.PTRACE_INTERRUPT, task.tid, 0, 0)
 
     def _begin(self, task: Task) -> bool:
         """Begin a stretch if a timer's signal is due."""

@@ -27,7 +27,6 @@ GRACE = 30.0
 #: computed for twice the time that this has left.
 LEAST, TIMES = 5.0, 2
 _TICKS = 50  # between two looks at the processor time
-_PTRACE_INTERRUPT = 0x4207
 
 
 @dataclass(slots=True)
@@ -131,7 +130,7 @@ class Overdue:
     def _place(self, task: Task) -> str:
         """Where a running thread is: the address, and the offset in the mapped file."""
         try:
-            _native.ptrace_request(_PTRACE_INTERRUPT, task.tid, 0, 0)
+            _native.ptrace_request(signals.PTRACE_INTERRUPT, task.tid, 0, 0)
             _native.wait_tid(task.tid, 0)
             rip = register(_native.get_regs(task.tid), RIP)
             maps = os.open(f"{task.tid}/maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.sup.m.proc_fd)

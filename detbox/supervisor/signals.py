@@ -33,7 +33,7 @@ def bit(signo: int) -> int:
 _IGNORED_BY_DEFAULT = bit(signal.SIGCHLD) | bit(signal.SIGCONT) | bit(signal.SIGURG) | bit(signal.SIGWINCH)
 # The range of restart codes (include/linux/errno.h).
 RESTART_FIRST, RESTART_LAST = 512, 516
-_PTRACE_INTERRUPT = 0x4207
+PTRACE_INTERRUPT = 0x4207
 #: Marks the expiration of an alarm or interval timer, which the kernel reports as SI_KERNEL.
 #: The supervisor may not queue that code for another process, so it is put in at the delivery.
 ITIMER = -0x7DB0
@@ -149,7 +149,7 @@ def _end_wait(m: Machine, task: Task, result: int) -> None:
             # The kernel has told one thread to look for the process's signal, which may be another one (it passes
             # over threads that are stopped at that moment).  A stop makes this one look, too.
             task.look = _nothing
-            _native.ptrace_request(_PTRACE_INTERRUPT, task.tid, 0, 0)
+            _native.ptrace_request(PTRACE_INTERRUPT, task.tid, 0, 0)
     m.perform(task, result)
 
 

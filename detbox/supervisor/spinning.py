@@ -34,7 +34,7 @@ from detbox.spin import (
 )
 from detbox.spin.decode import prepared
 from detbox.spin.stepper import OFFSET, RIP, register
-from detbox.supervisor import arming
+from detbox.supervisor import arming, signals
 from detbox.supervisor.task import State
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Process, Task
 
-_PTRACE_INTERRUPT = 0x4207
 _EVENT_STOP = 128
 #: Seconds between two ticks (the loop's TICK_MS).
 _TICK = 0.01
@@ -142,7 +141,7 @@ class Spinning:
     def interrupt(self, task: Task) -> bool:
         """Stop the thread in the middle of its own code; False if something else came first."""
         sup = self.sup
-        if _native.ptrace_request(_PTRACE_INTERRUPT, task.tid, 0, 0) < 0:
+        if _native.ptrace_request(signals.PTRACE_INTERRUPT, task.tid, 0, 0) < 0:
             return False
         _, status = _native.wait_tid(task.tid, 0)
         if status >> 16 != _EVENT_STOP or (status >> 8) & 0xFF != signal.SIGTRAP:
@@ -215,7 +214,7 @@ class Spinning:
         if left and not task.data.get("spin_probe"):
             task.process.data["spin_probes"] = left - 1
             task.data["spin_probe"] = True
-            _native.ptrace_request(_PTRACE_INTERRUPT, task.tid, 0, 0)
+            _native.ptrace_request(signals.PTRACE_INTERRUPT, task.tid, 0, 0)
 
     def on_pause(self, task: Task) -> bool:
         """The stop that was asked for: a deterministic point.  True if it has been dealt with."""
