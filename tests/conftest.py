@@ -24,6 +24,9 @@ class OutOfTime(Exception):
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "limit(seconds): real time that this test may take")
+    # Shells ignore both for jobs in the background, and a command that is started so goes on when it is interrupted.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
