@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from stat import S_ISLNK
 from typing import TYPE_CHECKING
 
 from detbox.handlers import claim, paths
@@ -140,6 +141,8 @@ def _slow_text(m: Machine, t: Task, dirfd: int, path: bytes) -> bytes:
             inodes = m.inodes
             if inodes.cover_dev and st.st_dev == inodes.cover_dev:
                 raise OSError(errno.EACCES, "the supervisor's own")
+            if not S_ISLNK(st.st_mode):
+                raise OSError(errno.EINVAL, "no link")
             if st.st_dev not in inodes.proc_devs:
                 return os.readlink(b"", dir_fd=fd)
             return _proc_text(m, t, fd, st.st_dev, place)

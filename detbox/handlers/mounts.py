@@ -6,11 +6,13 @@ well; the answer is given here so that it does not depend on the kernel's versio
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from errno import ENOSYS, EPERM
 from typing import TYPE_CHECKING
 
-from detbox.decision import CONTINUE, Decision
+from detbox.decision import CONTINUE, ContinueThen, Decision
 from detbox.handlers import paths
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from detbox.supervisor.task import Args, Task
 
 #: MS_REMOUNT, MS_BIND, MS_MOVE and the kinds of propagation: no file system is made.
+_NOFOLLOW = 8  # UMOUNT_NOFOLLOW
+_REMOUNT, _BIND, _REC = 32, 4096, 16384
 _CHANGES = 32 | 4096 | 8192 | 1 << 17 | 1 << 18 | 1 << 19 | 1 << 20
 #: MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC have the same values as the attributes of fsmount(2).
 _ATTRIBUTES = 1 | 2 | 4 | 8
@@ -26,10 +30,7 @@ _OWN_CONTENT = frozenset((b"tmpfs", b"ramfs", b"overlay", b"devpts", b"mqueue"))
 
 
 def _own_namespace(m: Machine, t: Task) -> Decision:
-    if not t.process.namespaces:
-        return -EPERM
-    m.doubt(t, "mounts file systems in a namespace of its own; what they show is not determinised")
-    return CONTINUE
+    return CONTINUE if t.process.namespaces else -EPERM
 
 
 def _new_descriptor(m: Machine, t: Task) -> Decision:
@@ -41,14 +42,45 @@ def mount(m: Machine, t: Task, a: Args) -> Decision:
     """``mount(source, target, type, flags, data)``."""
     if not t.process.namespaces:
         return -EPERM
+    m.mounting.before_change(t)
     if a[3] & _CHANGES:
-        return CONTINUE
+        return _change(m, t, a)
     kind = t.cstr(a[2]) if a[2] else b""
     if kind == b"proc":
         return _mount_proc(m, t, t.cstr(a[1]), a[3])
     if kind not in _OWN_CONTENT:
         m.doubt(t, f"a mount of type {os.fsdecode(kind)} was refused: it could show the host")
         return -EPERM
+    target = t.cstr(a[1])
+
+    def made(task: Task, result: int) -> None:
+        if result == 0 and kind != b"mqueue":
+            with _target(m, task, target) as fd:
+                m.inodes.another_file_system(os.fstat(fd).st_dev)
+
+    return ContinueThen(made)
+
+
+@contextlib.contextmanager
+def _target(m: Machine, t: Task, path: bytes, *, follow: bool = True) -> Iterator[int]:
+    """O_PATH descriptor of what the guest means by a path."""
+    flags = os.O_PATH | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+    fd = paths.resolve(m, t, paths.AT_FDCWD, path, lambda at, name: os.open(name, flags, dir_fd=at), follow=follow)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _change(m: Machine, t: Task, a: Args) -> Decision:
+    """Bind and remount reach all the mounts that the guest takes for one file system."""
+    flags = a[3]
+    if flags & (_REMOUNT | _BIND) == _REMOUNT | _BIND:
+        with _target(m, t, t.cstr(a[1])) as target:
+            return 0 if m.mounting.remount(t, target, flags) else CONTINUE
+    if flags & (_REMOUNT | _BIND | _REC) == _BIND:
+        with _target(m, t, t.cstr(a[0])) as source, _target(m, t, t.cstr(a[1])) as target:
+            return 0 if m.mounting.bind(t, source, target) else CONTINUE
     return CONTINUE
 
 
@@ -77,7 +109,10 @@ def _mount_proc(m: Machine, t: Task, path: bytes, flags: int) -> Decision:
 
 def umount2(m: Machine, t: Task, a: Args) -> Decision:
     """``umount2(target, flags)``."""
-    return _own_namespace(m, t)
+    if not t.process.namespaces:
+        return -EPERM
+    with _target(m, t, t.cstr(a[0]), follow=not a[1] & _NOFOLLOW) as target:
+        return 0 if m.mounting.unmount(t, target, a[1]) else CONTINUE
 
 
 def pivot_root(m: Machine, t: Task, a: Args) -> Decision:

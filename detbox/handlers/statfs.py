@@ -32,6 +32,7 @@ _TYPES = {
     inodes.ANON_DEV: 0x09041934,
 }
 _EXT4 = 0xEF53
+_TMPFS = 0x01021994
 _WITH_BLOCKS = frozenset((0x01021994, _EXT4))
 
 
@@ -76,7 +77,7 @@ def _answer(m: Machine, real_dev: int, flags: int) -> bytes:
 
 def pack(dev: int, real_flags: int) -> bytes:
     """struct statfs of the virtual device ``dev``."""
-    kind = _TYPES.get(dev, _EXT4)
+    kind = _TYPES.get(dev, _TMPFS if inodes.OWN_DEV <= dev < inodes.ROOT_DEV else _EXT4)
     sizes = (0, 0, 0, 0, 0)
     if kind in _WITH_BLOCKS:
         free = constants.STATFS_BLOCKS_FREE

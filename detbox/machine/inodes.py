@@ -26,6 +26,8 @@ PTS_DEV = 0x17
 SHM_DEV = 0x18
 TMP_DEV = 0x19
 MQUEUE_DEV = 0x13
+#: The first of the file systems that the guest mounts in namespaces of its own.
+OWN_DEV = 0x1A
 #: st_dev of the kernel's internal file systems.
 MEMFD_DEV = 0x1
 SOCK_DEV = 0x8
@@ -108,6 +110,7 @@ class InodeTable:
         self.cover_dev = 0  # real st_dev of what hides the supervisor's own /proc directory
         self.pipe_dev = self.sock_dev = self.memfd_dev = self.anon_dev = 0
         self.odd_devs: frozenset[int] = frozenset()  # those that need more than a table look-up
+        self._next_dev = OWN_DEV
 
     def learn_devices(self) -> None:
         """Look at the mounts as they are now: call it once, when the container stands."""
@@ -142,6 +145,16 @@ class InodeTable:
         self.proc_devs |= {dev}
         self.odd_devs |= {dev}
         self.devices[dev] = PROC_DEV
+
+    def another_file_system(self, dev: int) -> None:
+        """The guest has mounted a new file system, whose real st_dev is ``dev``: maybe that of one that is gone."""
+        if dev in self.devices:
+            for known in [key for key in self.table if key[0] == dev]:
+                del self.table[known]
+            for known in [key for key in self._nameless if key[0] == dev]:
+                del self._nameless[known]
+        self.devices[dev] = self._next_dev
+        self._next_dev += 1
 
     def _learn_internal(self) -> None:
         import socket

@@ -138,7 +138,6 @@ ROWS: tuple[Row, ...] = (
     *watched(
         MOUNTS, "the guest has no power over the container's mounts; "
         "in a mount namespace of its own it may mount what shows nothing of the host",
-        "file systems that the guest mounts itself are not determinised",
         mount=mounts.mount, umount2=mounts.umount2, pivot_root=mounts.pivot_root, open_tree=mounts.open_tree,
         move_mount=mounts.move_mount, fsopen=mounts.fsopen, fsconfig=mounts.fsconfig,
         fsmount=mounts.fsmount, fspick=mounts.fspick, mount_setattr=mounts.mount_setattr,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from detbox.cpu.model import CpuModel
     from detbox.spec import RunSpec
     from detbox.supervisor.loop import Supervisor
+    from detbox.supervisor.mounting import Mounting
     from detbox.supervisor.nested import Nested
 
 
@@ -55,6 +56,7 @@ class Machine:
         self.stdio = console.kinds
         self.requests = -1  # socket to the keeper
         self._sup: Supervisor
+        self._mounting: Mounting | None = None
 
     def wake(self, key: Hashable, count: int | None = None, value: Any = None) -> int:
         """Resume tasks parked on ``key``, in the order they parked; returns how many."""
@@ -94,6 +96,15 @@ class Machine:
     def nested(self) -> Nested:
         """The PID namespaces of the guest's own."""
         return self._sup.nested
+
+    @property
+    def mounting(self) -> Mounting:
+        """The mount namespaces of the guest's own; first asked for when there is one."""
+        if self._mounting is None:
+            from detbox.supervisor.mounting import Mounting
+
+            self._mounting = Mounting(self, self._procview().MOUNTS)
+        return self._mounting
 
     def own_numbers(self, task: Task, dev: int) -> tuple[int, int]:
         """(process, thread) numbers of a thread in the procfs with st_dev ``dev``."""

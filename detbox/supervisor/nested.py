@@ -15,13 +15,13 @@ import fcntl
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from errno import EINVAL, EPERM
+from errno import EPERM
 from typing import TYPE_CHECKING
 
 from detbox.decision import Decision
 from detbox.handlers.futex_core import signed
-from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
+from detbox.supervisor.children import call, leave, wait_for
 from detbox.supervisor.task import Process, Task
 from detbox.synth.view import MachineView, ProcessView
 
@@ -177,12 +177,9 @@ class Nested:
         guest = os.pidfd_open(task.process.pid)
         child = os.fork()
         if child == 0:
-            _leave(lambda: _in_namespace(guest, target, attributes))
+            leave(lambda: _in_namespace(guest, target, attributes))
         os.close(guest)
-        _, status = _native.wait_tid(child, 0)
-        error = os.waitstatus_to_exitcode(status)
-        if error:
-            raise OSError(error if error > 0 else EINVAL, "mount")
+        wait_for(child)
 
     def learn(self, task: Task, fd: int) -> None:
         """Remember what the procfs whose root is ``fd`` (O_PATH) shows.
@@ -201,37 +198,19 @@ def _renumbered(view: ProcessView, process: Process, seen: dict[int, tuple[int, 
     return replace(view, pid=pid, ppid=parent, pgrp=group, sid=session, threads=threads)
 
 
-def _leave(body: Callable[[], None]) -> None:
-    """Run ``body`` and end this process with its error number."""
-    try:
-        body()
-    except OSError as error:
-        os._exit(error.errno or EINVAL)
-    except BaseException:
-        os._exit(EINVAL)
-    os._exit(0)
-
-
 def _in_namespace(guest: int, target: int, attributes: int) -> None:
     """In a child: who makes a procfs must be in the PID namespace itself, which only its children are."""
-    _call("setns", guest, _CLONE_NEWPID)
+    call("setns", guest, _CLONE_NEWPID)
     child = os.fork()
     if child == 0:
-        _leave(lambda: _make(guest, target, attributes))
+        leave(lambda: _make(guest, target, attributes))
     _, status = os.waitpid(child, 0)
     os._exit(max(os.waitstatus_to_exitcode(status), 0))
 
 
 def _make(guest: int, target: int, attributes: int) -> None:
-    context = _call("fsopen", b"proc\0", 0)
-    _call("fsconfig", context, _FSCONFIG_CREATE, 0, 0, 0)
-    mount = _call("fsmount", context, 0, attributes)
-    _call("setns", guest, _CLONE_NEWNS)
-    _call("move_mount", mount, b"\0", target, b"\0", _EMPTY_PATHS)
-
-
-def _call(name: str, *arguments: int | bytes) -> int:
-    result = _native.raw_syscall(NUMBERS[name], *arguments)
-    if result < 0:
-        raise OSError(-result, name)
-    return result
+    context = call("fsopen", b"proc\0", 0)
+    call("fsconfig", context, _FSCONFIG_CREATE, 0, 0, 0)
+    mount = call("fsmount", context, 0, attributes)
+    call("setns", guest, _CLONE_NEWNS)
+    call("move_mount", mount, b"\0", target, b"\0", _EMPTY_PATHS)

@@ -29,7 +29,7 @@ _TICK_NS = 10**9 // USER_HZ
 #: Shown for a mapped file that has no virtual inode.
 _NO_INODE = 1
 #: The container's mounts: point, type, source, virtual device.
-_MOUNTS = (
+_POINTS = (
     (b"/", "overlay", b"detbox", inodes_module.ROOT_DEV),
     (b"/proc", "proc", b"proc", inodes_module.PROC_DEV),
     (b"/sys", "sysfs", b"sysfs", inodes_module.SYS_DEV),
@@ -39,6 +39,10 @@ _MOUNTS = (
     (b"/dev/shm", "tmpfs", b"tmpfs", inodes_module.SHM_DEV),
     (b"/dev/mqueue", "mqueue", b"mqueue", inodes_module.MQUEUE_DEV),
     (b"/tmp", "tmpfs", b"tmpfs", inodes_module.TMP_DEV),
+)
+MOUNTS = tuple(
+    Mount(20 + index, 1 if index == 0 else 20, os.major(dev), os.minor(dev), point, kind, source)
+    for index, (point, kind, source, dev) in enumerate(_POINTS)
 )
 
 
@@ -85,10 +89,7 @@ def machine_view(m: Machine, caller: Task | None = None) -> MachineView:
         uptime_ns=m.clock.now,
         boot_time_s=m.clock.realtime(0) // 10**9,
         boot_id=constants.boot_id(str(m.spec.seed).encode()),
-        mounts=[
-            Mount(20 + index, 1 if index == 0 else 20, os.major(dev), os.minor(dev), point, kind, source)
-            for index, (point, kind, source, dev) in enumerate(_MOUNTS)
-        ],
+        mounts=MOUNTS,
         last_pid=max(processes),
         random_bytes=rng.bytes if rng is not None else bytes,
         virtual_inode=lambda major, minor, ino, path: _virtual_inode(m, major, minor, ino, path),
@@ -150,6 +151,7 @@ def _process_view(m: Machine, process: Process, caller: Task | None) -> ProcessV
         sig_ignored=sets.ignored, sig_caught=sets.caught,
         auxv=process.data.get("auxv", b""), own_memory=process.data.get(OWN_MEMORY, (0, 0)),
         limits=limits_of(process),
+        mounts=lambda: m.mounting.shown(process) if process.namespaces else None,
     )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ class Mount:
     options: str = "rw,relatime"
     super_options: str = "rw"
     root: bytes = b"/"
+    optional: str = ""  # propagation: "shared:1", say
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,10 @@ class ThreadView:
     sig_blocked: int = 0
 
 
+def _the_machines() -> None:
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class ProcessView:
     """One process.  Identities are virtual, times are in virtual ticks (1/100 second) since boot or of CPU.
@@ -51,6 +56,7 @@ class ProcessView:
     the supervisor's, are never read.  ``tty``: device number of the controlling terminal, or 0.
     ``auxv``: the auxiliary vector that the program was started with.  ``own_memory``: the range of addresses
     (start, end) that detbox uses itself and that maps does not show.  ``limits``: (soft, hard) by number.
+    ``mounts()``: what it sees in a mount namespace of its own; None in the machine's.
     """
 
     pid: int
@@ -94,6 +100,7 @@ class ProcessView:
     auxv: bytes = b""
     own_memory: tuple[int, int] = (0, 0)
     limits: tuple[tuple[int, int], ...] = BASE
+    mounts: Callable[[], Sequence[Mount] | None] = _the_machines
 
     def thread(self, tid: int) -> ThreadView | None:
         """The thread of that number; the first thread exists even if ``threads`` does not name it."""

@@ -45,6 +45,37 @@ echo x > /made && [ "$(cat made)" = x ] && [ "$(cd /usr && pwd)" = /usr ]
 mkdir -p /deep/er && cd /deep/er && echo y > made && [ "$(cat /deep/er/made)" = y ]
 sh -c "ls -d /usr/bin/ls /made"
 '
+# The mount table: what is mounted there, and the rest of the container as one piece.
+unshare -Urm bash -ec '
+exists() { findmnt -rn -o TARGET,FSTYPE,OPTIONS "$@"; }
+mount -t tmpfs -o mode=700,size=1m own /mnt
+[ "$(findmnt -n -o SOURCE,FSTYPE /mnt | tr -s " ")" = "own tmpfs" ]
+exists /mnt | grep -q size=1024k
+[ "$(stat -f -c %T /mnt)" = tmpfs ] && [ "$(stat -c %d /mnt)" != "$(stat -c %d /)" ]
+grep -q "^own /mnt tmpfs rw" /proc/mounts
+mkdir /mnt/a /mnt/b "/mnt/c d"
+mount --bind /mnt/a "/mnt/c d"
+grep -q " /a /mnt/c.040d " /proc/$$/mountinfo
+echo x > /mnt/a/x && [ "$(cat "/mnt/c d/x")" = x ]
+umount "/mnt/c d"
+! grep -q /mnt/c /proc/self/mountinfo
+mount --rbind / /mnt/a
+[ -x /mnt/a/usr/bin/ls ]
+mount --bind /usr /mnt/b && [ -x /mnt/b/bin/ls ]
+mount -o remount,bind,ro,nosuid /mnt/b
+exists /mnt/b | grep -q " ro,nosuid"
+! touch /mnt/b/made 2> /mnt/error && grep -q Read-only /mnt/error
+umount /mnt/b && [ ! -e /mnt/b/bin ]
+mount -t tmpfs other /mnt/b && umount -l /mnt/a && umount /mnt/b && umount /mnt
+! findmnt /mnt
+'
+# As build tools do it, where the tool is there: it looks for its mounts in the table to make them read-only.
+if command -v bwrap > /dev/null; then
+    bwrap --ro-bind / / --tmpfs /tmp --unshare-all --proc /proc --dev /dev sh -ec '
+    ! touch /usr/made 2> /tmp/error && grep -q Read-only /tmp/error
+    echo x > /tmp/made && [ "$(cat /proc/self/comm)" = cat ] && [ -c /dev/null ] && kill -0 1
+    '
+fi
 [ ! -e /mnt/file ] && [ ! -e /made ]
 [ "$(hostname)" != inside ]
 echo EXIT-SUCCESS
