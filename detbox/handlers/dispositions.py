@@ -1,4 +1,4 @@
-"""rt_sigaction(2) for the signals that trapped instructions raise.
+"""rt_sigaction(2) for the signals that trapped instructions, breakpoints and single steps raise.
 
 The kernel forces such a signal: if the thread blocks or the process ignores it, its disposition becomes the
 default (kernel/signal.c, force_sig_info_to_task).  The supervisor puts it back, and so has to know it.
@@ -22,7 +22,7 @@ DISPOSITIONS = "dispositions"
 SIZE = 32  # of the kernel's struct sigaction: handler, flags, restorer, mask
 SA_RESETHAND = 0x80000000
 #: The signals that are recorded, and the sixth register of a call that the supervisor makes itself.
-RECORDED = (signal.SIGILL, signal.SIGSEGV)
+RECORDED = (signal.SIGILL, signal.SIGSEGV, signal.SIGTRAP)
 OWN_CALL = 0xDE7B0C5
 _SET_SIZE = 8
 

@@ -492,21 +492,6 @@ static PyObject *set_regs(PyObject *self, PyObject *args)
 	Py_RETURN_NONE;
 }
 
-/* single_step(tid) -> (wait status, registers): one instruction, then waits
- * for the stop.  Registers are empty if the thread is gone. */
-static PyObject *single_step(PyObject *self, PyObject *args)
-{
-	int tid, status;
-	struct user_regs_struct r;
-	forget_cstr();
-	if (!PyArg_ParseTuple(args, "i", &tid)) return NULL;
-	if (ptrace(PTRACE_SINGLESTEP, tid, NULL, NULL)) return fail();
-	while (waitpid(tid, &status, __WALL) < 0)
-		if (errno != EINTR) return fail();
-	if (!WIFSTOPPED(status) || ptrace(PTRACE_GETREGS, tid, NULL, &r)) return Py_BuildValue("iy", status, "");
-	return Py_BuildValue("iy#", status, (char *)&r, (Py_ssize_t)sizeof r);
-}
-
 /* The bytes at an address, as many as are mapped of up to n. */
 static ssize_t code_at(pid_t tid, unsigned long addr, unsigned char *code, size_t n)
 {
@@ -535,6 +520,56 @@ static void mend_pushed_flags(pid_t tid)
 	if (process_vm_readv(tid, &l, 1, &r, 1, 0) != sizeof flags) return;
 	flags &= (uint16_t)~0x100;
 	process_vm_writev(tid, &l, 1, &r, 1, 0);
+}
+
+enum { TRAP_BIT = 1 << (SIGTRAP - 1) };
+
+/* The end of a step is a SIGTRAP.  Where that is blocked the kernel would open it for good and take its handler
+ * away (kernel/signal.c, force_sig_info_to_task): it is opened for the step alone.  The mask before, or 0 if nothing
+ * was changed.  Steps over calls may change the mask themselves, and are left to the kernel. */
+static uint64_t open_trap(pid_t tid)
+{
+	uint64_t mask;
+	if (ptrace(PTRACE_GETSIGMASK, tid, sizeof mask, &mask) || !(mask & TRAP_BIT)) return 0;
+	unsigned char code[8] = {0};
+	unsigned long rip = (unsigned long)ptrace(PTRACE_PEEKUSER, tid, offsetof(struct user_regs_struct, rip), NULL);
+	ssize_t at = opcode_at(code, code_at(tid, rip, code, sizeof code - 1));
+	if (code[at] == 0x0f && code[at + 1] == 0x05) return 0;
+	uint64_t open = mask & ~(uint64_t)TRAP_BIT;
+	return ptrace(PTRACE_SETSIGMASK, tid, sizeof open, &open) ? 0 : mask;
+}
+
+static void close_trap(pid_t tid, uint64_t mask)
+{
+	if (mask) ptrace(PTRACE_SETSIGMASK, tid, sizeof mask, &mask);
+}
+
+/* Whether a stop is the end of a step, and not a SIGTRAP of the program's own.  TRAP_BRKPT is the end of a step over a
+ * call, and of any step (once in 200,000) where a nested virtual machine loses the reason in DR6.  icebp (`code`
+ * 0xf1) has it, too; int3 has not. */
+static int step_ended(pid_t tid, int status, unsigned char code)
+{
+	siginfo_t si;
+	return WIFSTOPPED(status) && status >> 8 == SIGTRAP && !ptrace(PTRACE_GETSIGINFO, tid, NULL, &si)
+	       && (si.si_code == TRAP_TRACE || (si.si_code == TRAP_BRKPT && code != 0xf1));
+}
+
+/* single_step(tid) -> (wait status, whether one instruction was executed and nothing else happened, registers):
+ * waits for the stop.  Registers are empty if the thread is gone. */
+static PyObject *single_step(PyObject *self, PyObject *args)
+{
+	int tid, status;
+	struct user_regs_struct r;
+	forget_cstr();
+	if (!PyArg_ParseTuple(args, "i", &tid)) return NULL;
+	uint64_t mask = open_trap(tid);
+	if (ptrace(PTRACE_SINGLESTEP, tid, NULL, NULL)) return fail();
+	while (waitpid(tid, &status, __WALL) < 0)
+		if (errno != EINTR) return fail();
+	if (!WIFSTOPPED(status) || ptrace(PTRACE_GETREGS, tid, NULL, &r)) return Py_BuildValue("iOy", status, Py_False, "");
+	close_trap(tid, mask);
+	PyObject *ended = step_ended(tid, status, 0) ? Py_True : Py_False;
+	return Py_BuildValue("iOy#", status, ended, (char *)&r, (Py_ssize_t)sizeof r);
 }
 
 enum { STEPPED_ALL, BEFORE_CALL, OTHER_STOP };
@@ -576,17 +611,14 @@ static int one_step(pid_t tid, const unsigned char *known, size_t numbers, int *
 		unsigned long nr = (unsigned long)ptrace(PTRACE_PEEKUSER, tid, offsetof(struct user_regs_struct, rax), NULL);
 		if (nr >= numbers || !known[nr]) return BEFORE_CALL;
 	}
+	uint64_t mask = open_trap(tid);
 	/* ESRCH: it was killed meanwhile, and its end can be waited for. */
 	if (ptrace(PTRACE_SINGLESTEP, tid, NULL, NULL) && errno != ESRCH) return -1;
 	pid_t r;
 	while ((r = waitpid(tid, status, __WALL)) < 0 && errno == EINTR);
 	if (r < 0) return -1;
-	siginfo_t si;
-	/* TRAP_BRKPT is the end of a step over a call, and of any step (once in 200,000) where a
-	 * nested virtual machine loses the reason in DR6.  icebp (0xf1) has it, too; int3 has not. */
-	if (!WIFSTOPPED(*status) || *status >> 8 != SIGTRAP || ptrace(PTRACE_GETSIGINFO, tid, NULL, &si)
-	    || (si.si_code != TRAP_TRACE && (si.si_code != TRAP_BRKPT || code[at] == 0xf1)))
-		return OTHER_STOP;
+	close_trap(tid, mask);
+	if (!step_ended(tid, *status, code[at])) return OTHER_STOP;
 	if (at < got && code[at] == 0x9c) mend_pushed_flags(tid);
 	return STEPPED_ALL;
 }

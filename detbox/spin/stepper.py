@@ -20,8 +20,6 @@ _WORD = struct.Struct("<Q")
 _PTRACE_POKETEXT = 4
 _PTRACE_GETREGSET = 0x4204
 _NT_X86_XSTATE = 0x202
-# A step that ended normally: WIFSTOPPED with SIGTRAP and no ptrace event.
-_STEPPED = 5 << 8 | 0x7F
 # How a survey ended.
 _STEPPED_ALL, _OTHER_STOP = 0, 2
 
@@ -56,6 +54,9 @@ class Stepper(Protocol):
     def patch(self, address: int, byte: int) -> None:
         """Overwrite one byte of code, whatever its page's protection; OSError."""
 
+    def own(self, address: int) -> bool:
+        """Whether the memory there is the process's own: what is shared, others execute as well."""
+
 
 class _Iovec(ctypes.Structure):
     _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
@@ -64,19 +65,15 @@ class _Iovec(ctypes.Structure):
 class PtraceStepper:
     """The real thing; the calling thread is the tracer.
 
-    ``status``: the wait status that ended the last step.  When ``step`` has
-    returned False the stop is still to be handled (a signal, an exit, …).
+    ``stepped``: whether the last stop was the end of a step, and nothing is left to be handled.  Otherwise
+    ``status`` is its wait status: it may be a SIGTRAP, too, the program's own.
     """
 
     def __init__(self, tid: int) -> None:
         self.tid = tid
-        self.status = _STEPPED
+        self.status = 0
+        self.stepped = True
         self._registers: bytes | None = None
-
-    @property
-    def stepped(self) -> bool:
-        """Whether the last stop was the end of a step, and nothing is left to be handled."""
-        return self.status == _STEPPED
 
     def registers(self) -> bytes:
         """``user_regs_struct`` without the debugger's own flags."""
@@ -86,7 +83,7 @@ class PtraceStepper:
 
     def step(self) -> bool:
         """Execute one instruction; False if anything but its end stopped the thread."""
-        self.status, registers = _native.single_step(self.tid)
+        self.status, self.stepped, registers = _native.single_step(self.tid)
         self._registers = _without_debug_flags(registers) if registers else None
         return self.stepped
 
@@ -96,9 +93,9 @@ class PtraceStepper:
         Whether the registers at the same place changed by the same amounts from turn to turn: the thread
         may be waiting then, and otherwise it very likely computes.
         """
-        _, status, why, regular = _native.survey(self.tid, count)
+        _, self.status, why, regular = _native.survey(self.tid, count)
         self._registers = None
-        self.status = status if why == _OTHER_STOP else _STEPPED
+        self.stepped = why != _OTHER_STOP
         return regular and why == _STEPPED_ALL
 
     def read(self, address: int, length: int) -> bytes:
@@ -137,6 +134,16 @@ class PtraceStepper:
         _check(
             _native.ptrace_request(_PTRACE_POKETEXT, self.tid, start, _WORD.unpack(word)[0])
         )
+
+    def own(self, address: int) -> bool:
+        """Whether the memory there is private to the process."""
+        with open(f"/proc/{self.tid}/maps", "rb") as maps:
+            for line in maps:
+                bounds, protection, _ = line.split(None, 2)
+                start, end = bounds.split(b"-")
+                if int(start, 16) <= address < int(end, 16):
+                    return protection.endswith(b"p")
+        return False
 
 
 def _without_debug_flags(registers: bytes) -> bytes:

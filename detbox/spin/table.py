@@ -43,7 +43,7 @@ class Loop:
 class LoopTable:
     """The loops of every address space (``mm``: any hashable identity).
 
-    A breakpoint is an ``int3`` at a loop's canonical address.  All of them are
+    A breakpoint is an ``int3`` at a loop's canonical address, never in memory that is shared.  All of them are
     taken out while a thread of that address space is stepped or its memory is
     copied (fork), since neither may see them.
     """
@@ -61,6 +61,8 @@ class LoopTable:
             known.addresses |= spin.addresses
             known.spins += 1
             return
+        if not stepper.own(address):
+            return
         turns = 0 if spin.exact else max(_COUNTED_TURNS * spin.period, _COUNTED_STEPS)
         loops[address] = Loop(address, spin.addresses, stepper.read(address, 1)[0], turns)
 
@@ -72,6 +74,8 @@ class LoopTable:
         around = verdict.addresses if isinstance(verdict, Spin) else frozenset()
         for address, body in verdict.bounded:
             known = loops.get(address)
+            if known is None and not stepper.own(address):
+                continue
             if known is None:
                 loops[address] = Loop(address, body | around, stepper.read(address, 1)[0])
             else:
@@ -98,6 +102,10 @@ class LoopTable:
     def armed(self, mm: Hashable) -> bool:
         """Whether the address space has a breakpoint in it now."""
         return any(loop.armed for loop in self._loops.get(mm, {}).values())
+
+    def known(self, mm: Hashable) -> bool:
+        """Whether the address space has, or had, a breakpoint in it."""
+        return mm in self._loops
 
     def at(self, mm: Hashable, rip: int) -> Loop | None:
         """The loop whose breakpoint is at the program counter, not yet executed."""

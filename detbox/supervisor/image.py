@@ -176,7 +176,7 @@ class Image:
         if code is None or not emulate.emulate(code, regs, TrapValues(self.sup.m, task)):
             return False
         registers.put(task.tid, regs)
-        self._undo_force(task, signo)
+        self.undo_force(task, signo)
         return True
 
     def _instruction(self, task: Task, signo: int, address: int) -> bytes | None:
@@ -196,7 +196,7 @@ class Image:
         instruction = emulate.decode(code)
         return code if instruction is not None and instruction.kind in UNTRAPPED else None
 
-    def _undo_force(self, task: Task, signo: int) -> None:
+    def undo_force(self, task: Task, signo: int) -> None:
         """Put back what the kernel changes when it forces a signal that is blocked or ignored.
 
         That a signal was blocked is seen by its lost handler, or by the others of its kind being blocked:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from detbox.decision import CONTINUE, ContinueThen, Decision, InstallFd, Park, Wake
 from detbox.errors import Deadlock, InternalError
 from detbox.handlers import futex_exit
-from detbox.kernel import _native
+from detbox.kernel import _native, siginfo
 from detbox.kernel.numbers import NAMES
 from detbox.scheduler.core import turn_length
 from detbox.supervisor import lifecycle, signals
@@ -335,9 +335,11 @@ class Supervisor:
 
     def on_signal(self, task: Task, signo: int) -> None:
         """Signal-delivery stop: trapped instructions are emulated, all else is delivered."""
-        if signo == signal.SIGTRAP and (self.counting.copying.on_trap(task) or self.spinning.on_trap(task)):
-            return
         info, looks = _native.get_siginfo(task.tid), task.cpu.looks
+        if signo == signal.SIGTRAP:
+            int3 = siginfo.code_of(info) == siginfo.SI_KERNEL
+            if self.counting.copying.on_trap(task) or int3 and self.spinning.on_trap(task):
+                return
         if signo in (signal.SIGSEGV, signal.SIGILL, signal.SIGTRAP) and self.image.trapped(task, signo, info):
             # Who waits by looking at the time stamp counter makes no calls.  Other traps depend on the processor.
             if task.cpu.looks == looks or not self._turn_ends(task, lambda: self.proceed(task)):

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from detbox.decision import Decision, Park, Wake
+from detbox.handlers import dispositions
 from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
 from detbox.spin import (
@@ -62,6 +63,8 @@ _CUT_SHORT = frozenset(
                  "write", "writev", "pwrite64", "read", "readv", "pread64", "sendto", "sendmsg", "recvfrom", "recvmsg")
 )  # fmt: skip
 _CALL_DELAY = 5.0
+#: The two forms of the instruction.
+_INT3 = (b"\xcc", b"\xcd\x03")
 _UNPREPARED = NotSpin("the disassembler has not been imported", 0)
 
 
@@ -148,8 +151,11 @@ class Spinning:
             sup.on_stop(task.tid, status)
             return False
         sup.hold(task)
-        # Inside of a system call the registers are the kernel's business.
-        if register(_native.get_regs(task.tid), OFFSET["orig_rax"]) >> 63 == 0:
+        # Inside of a system call the registers are the kernel's business.  This stop comes before those of signals
+        # (kernel/signal.c, get_signal()): the thread may have executed a breakpoint that is still to be reported.
+        in_call = register(_native.get_regs(task.tid), OFFSET["orig_rax"]) >> 63 == 0
+        sets = signals.pending(sup.m, task)
+        if in_call or (sets.private | sets.shared) & signals.bit(signal.SIGTRAP):
             sup.cont(task, 0)
             return False
         return True
@@ -190,15 +196,34 @@ class Spinning:
         return verdict
 
     def on_trap(self, task: Task) -> bool:
-        """A SIGTRAP stop; True if it was one of our breakpoints, and has been dealt with."""
-        if not self.loops.armed(task.process.mm):
+        """An ``int3``; True if it was one of our breakpoints, and has been dealt with."""
+        mm = task.process.mm
+        if not self.loops.known(mm):
             return False
         stepper = PtraceStepper(task.tid)
-        verdict = visit(self.loops, task.process.mm, stepper)
-        if verdict is None:
-            return False
+        rip = register(stepper.registers(), RIP)
+        if self.loops.at_breakpoint(mm, rip) is None:
+            return self._gone(task, stepper, rip)
+        self.sup.image.undo_force(task, signal.SIGTRAP)
+        verdict = visit(self.loops, mm, stepper)
+        assert verdict is not None
         self.visits += 1
         self._settle(task, stepper, verdict)
+        return True
+
+    def _gone(self, task: Task, stepper: PtraceStepper, rip: int) -> bool:
+        """Whether the breakpoint has been taken out since: the thread executes what is there now."""
+        try:
+            before = stepper.read(rip - 1, 1)
+            if before == b"\x03":
+                before = stepper.read(rip - 2, 2)
+        except OSError:
+            before = b""
+        if before in _INT3:
+            return False
+        self.sup.image.undo_force(task, signal.SIGTRAP)
+        stepper.assign(((RIP, rip - 1),))
+        self.sup.proceed(task)
         return True
 
     # -- loops that count until a timer's signal comes ------------------------------
@@ -229,6 +254,8 @@ class Spinning:
     def _settle(self, task: Task, stepper: PtraceStepper, verdict: Verdict) -> None:
         """Park a spinner; let any other thread go on."""
         sup = self.sup
+        if stepper.stepped and signal.SIGTRAP in task.process.data.get(dispositions.DISPOSITIONS, {}):
+            sup.image.undo_force(task, signal.SIGTRAP)
         if not stepper.stepped:
             # A signal or the thread's end interrupted the walk: that is still to be handled.
             sup.on_stop(task.tid, stepper.status)

@@ -68,6 +68,7 @@ GUESTS = (
     Guest("signal_restart.c"),
     Guest("socket_tables.py"),
     Guest("spawn_kinds.c"),
+    Guest("spin_traps.c"),
     Guest("spin_waits.c", limit_s=120),
     Guest("stopped_jobs.c"),
     Guest("system_files.sh", native=False, limit_s=100),
