@@ -26,6 +26,7 @@ _M32 = 0xFFFFFFFF
 _NOFOLLOW, _REMOVEDIR, _SYMLINK_FOLLOW, _EMPTY = 0x100, 0x200, 0x400, 0x1000
 _EXCHANGE = 2
 _O_TMPFILE = 0o20000000
+_MORE_THAN_READING = os.O_ACCMODE | os.O_TRUNC | os.O_CREAT | os.O_PATH | _O_TMPFILE
 _AF_UNIX = 1
 _SIGKILL = 9
 CWD = AT_FDCWD
@@ -171,6 +172,9 @@ def openat2(k: Tracker, t: Task, a: Args) -> Marks | None:
 
 
 def _open(k: Tracker, t: Task, dirfd: int, path: bytes, flags: int) -> Marks | None:
+    if not flags & _MORE_THAN_READING:
+        k.reads(t, dirfd, path, not flags & os.O_NOFOLLOW)
+        return None
     exclusive = flags & (os.O_CREAT | os.O_EXCL) == os.O_CREAT | os.O_EXCL
     found = k.find(t, dirfd, path, not (flags & os.O_NOFOLLOW or exclusive))
     if found is None:
@@ -181,10 +185,6 @@ def _open(k: Tracker, t: Task, dirfd: int, path: bytes, flags: int) -> Marks | N
     if flags & _O_TMPFILE:
         k.touch(t, found, KIND)
         k.unable(t, "makes a file without a name", whole=False)
-        return None
-    if not flags & (os.O_ACCMODE | os.O_TRUNC | os.O_CREAT):
-        k.touch(t, found, KIND | SIZE | CONTENT)
-        k.opens(t, found)
         return None
     k.touch(t, found, KIND)
     k.opens(t, found)

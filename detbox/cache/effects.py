@@ -78,9 +78,10 @@ class Effects:
         found = []
         for path, fact in mine.facts.items():
             aspects = have[path] & 0xFF
+            identity = fact.identity
             # What the execution has numbered itself, by listing its directory, say, it did not find numbered.
-            numbered = bool(aspects & IDENTITY and fact.identity and (fact.identity[0] or 0) >= first)
-            line = fact.lines.get(aspects) if fact.lines is not None and not numbered else None
+            numbered = identity is not None and (identity[0] or 0) >= first and bool(aspects & IDENTITY)
+            line = None if fact.lines is None or numbered else fact.lines.get(aspects)
             found.append(line or self._row(path, fact, aspects, numbered))
         return found
 

@@ -7,7 +7,7 @@ import os
 import select
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from detbox.cache import gc, key, mismatch
 from detbox.cache.check import Checker
@@ -72,6 +72,7 @@ class Job:
         self._input = Input(spec)
         self._why = ""
         self._executions: list[dict[str, Any]] = []
+        self._trace: IO[bytes] | None = None
 
     def run(self) -> Outcome:
         """Look up; run for real if nothing fits; keep the result."""
@@ -94,7 +95,7 @@ class Job:
             new.seconds = seconds
             if self.spec.cache in ("write", "both"):
                 new.command = self._known["command"]
-                self._store.publish(self._key, new.to_bytes(), new.blobs())
+                self._store.publish(self._key, new.to_bytes(), [*new.blobs(), *self._kept_trace()])
         gc.keep_small(self._store, self.spec.cache_max_bytes)
         self._log(_MISS if new is not None else _UNABLE, self._why, seconds, 0.0)
         return outcome
@@ -157,6 +158,9 @@ class Job:
         notes = os.memfd_create("detbox-observed")
         try:
             spec = self._input.handed_on(self.spec).with_changes(observe_fd=notes, cache_base=self._base)
+            if spec.cache_verify:
+                self._trace = mismatch.trace_file(self._store)
+                spec = spec.with_changes(record=f"/proc/self/fd/{self._trace.fileno()}", record_results=True)
             if verify:
                 spec = spec.with_changes(cache_verify=100)  # else the run would be answered from results that it made
             elif self.spec.cache != "write":
@@ -176,8 +180,11 @@ class Job:
             return outcome, None
         self._executions = raw["executions"]
         self._compare(raw["mismatch"])
+        if outcome.trouble or any(one["result"] == _HIT for one in self._executions):
+            self._trace = None  # it is not whole
         if records and not outcome.doubts:
-            self._store.publish_all((k, data, tuple(blobs)) for k, data, blobs in records)
+            trace = self._kept_trace()
+            self._store.publish_all((k, data, (*blobs, *trace)) for k, data, blobs in records)
             self._store.give_parts(self._family, [(k, data) for k, data, _ in records], raw["used"])
         reasons = [*raw["reasons"], *outcome.doubts, *(f"unknown call {name}" for name in outcome.unknown_calls)]
         reasons += self._input.reasons(raw["stdin"])
@@ -218,8 +225,20 @@ class Job:
 
     def _compare(self, found: Any) -> None:
         if found is not None:
-            self._store.withdraw(found["stored"].get("key", self._key))
-            raise mismatch.report(self._store, found)
+            key = found["stored"].get("key", self._key)
+            error = mismatch.report(self._store, key, found, self._trace)
+            self._store.withdraw(key)
+            raise error
+
+    def _kept_trace(self) -> list[str]:
+        """The digest of the run's trace, which is kept with its results."""
+        if self._trace is None or self.spec.cache not in ("write", "both"):
+            return []
+        self._trace.seek(0)
+        try:
+            return [self._store.put_bytes(self._trace.read())]
+        except OSError:
+            return []
 
     def _log(self, result: str, why: str, seconds: float, former: float) -> None:
         self._store.log_run({

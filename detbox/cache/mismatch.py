@@ -1,14 +1,21 @@
-"""A stored result that is not what the run gives: both are kept, and reported as a bug."""
+"""A stored result that is not what the run gives: both are kept with the traces of their runs, and reported as a bug.
+
+A run of somebody who verifies (``--cache-verify``) is traced.  Its trace stays with the results that it gives: as a
+blob of theirs that their manifests do not name.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
+from detbox.cache.manifest import Manifest
+from detbox.cache.recall import Record
 from detbox.cache.summary import data_of
 from detbox.errors import InternalError
 
@@ -30,8 +37,25 @@ def difference(command: str, stored: dict[str, Any], rerun: dict[str, Any], name
     return None
 
 
-def report(store: Store, found: dict[str, Any]) -> InternalError:
-    """Keep what :func:`difference` has found beside the store, with the content of every blob; the error to raise."""
+def trace_file(store: Store) -> IO[bytes]:
+    """A file without a name for the trace of a run.  Raises OSError."""
+    return tempfile.TemporaryFile(dir=store.directory if store.writable else None)
+
+
+def trace_of(store: Store, key: str, stored: dict[str, Any]) -> str:
+    """The digest of the trace of the run that gave a stored result; "" if there is none."""
+    for data, blobs in store.entered(key):
+        result = Manifest.from_bytes(data) or Record.from_bytes(data)
+        if result is not None and json.loads(json.dumps(vars(result))) == stored:
+            return next((digest for digest in blobs if digest not in result.blobs()), "")
+    return ""
+
+
+def report(store: Store, key: str, found: dict[str, Any], trace: IO[bytes] | None) -> InternalError:
+    """Keep what :func:`difference` has found beside the store, with the content of every blob; the error to raise.
+
+    ``key``: of the stored result.  ``trace``: of the run.
+    """
     directory = tempfile.mkdtemp(prefix="mismatch-", dir=store.directory if store.writable else None)
     paths = []
     for name in ("stored", "rerun"):
@@ -52,4 +76,21 @@ def report(store: Store, found: dict[str, Any]) -> InternalError:
         f"the cached result of `{found['command']}` is not what the run gave: {field} differ: "
         f"{found['stored'][field]!r:.300} is stored, {found['rerun'][field]!r:.300} is right; "
         f"both are kept, with all that was observed: {paths[0]} and {paths[1]}"
+        + _keep_traces(store, directory, trace_of(store, key, found["stored"]), trace)
     )
+
+
+def _keep_traces(store: Store, directory: str, stored: str, trace: IO[bytes] | None) -> str:
+    """Write both traces; what to say of them."""
+    if trace is None:
+        return ""
+    names = [os.path.join(directory, f"{name}.trace") for name in ("stored", "rerun")]
+    trace.seek(0)
+    with open(names[1], "wb") as file:
+        shutil.copyfileobj(trace, file)
+    data = store.open_blob(stored) if stored else None
+    if data is None:
+        return f"; the trace of this run is {names[1]}; the stored result has none, for want of --cache-verify then"
+    with open(names[0], "wb") as file:
+        file.write(data)
+    return f"; where the runs part is shown by: detbox trace diff {names[0]} {names[1]}"

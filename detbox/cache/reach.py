@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable
 from fcntl import F_GETFL, F_GETPIPE_SZ, F_SETFL, F_SETPIPE_SZ, fcntl
 from functools import partial
-from termios import FIONREAD
+from termios import FIONBIO, FIONREAD
 from typing import TYPE_CHECKING, Any
 
 from detbox.cache import calls, pipes
@@ -14,6 +15,7 @@ from detbox.decision import Park
 from detbox.handlers.waiting import fd_of, gather, iovec, total
 from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
+from detbox.machine.files import Kind
 
 if TYPE_CHECKING:
     from detbox.cache.execution import Execution
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 #: Calls whose first argument is a descriptor that others may use as well.
 _BY_DESCRIPTOR = (
     "pread64", "pwrite64", "preadv", "pwritev", "preadv2", "pwritev2", "sendfile",
-    "copy_file_range", "splice", "tee", "vmsplice", "ioctl", "flock", "getdents", "getdents64", "sendto", "sendmsg",
+    "copy_file_range", "splice", "tee", "vmsplice", "flock", "getdents", "getdents64", "sendto", "sendmsg",
     "recvfrom", "recvmsg", "sendmmsg", "recvmmsg", "accept", "accept4", "shutdown", "getsockopt", "setsockopt",
     "epoll_wait", "epoll_pwait", "epoll_pwait2", "timerfd_settime", "timerfd_gettime",
 )  # fmt: skip
@@ -51,9 +53,9 @@ _F_LOCKS = frozenset((5, 6, 7, 36, 37, 38))  # F_GETLK, F_SETLK, F_SETLKW, and t
 _SETTABLE = os.O_APPEND | os.O_NONBLOCK | os.O_DIRECT | os.O_NOATIME | 0o20000  # fs/fcntl.c, SETFL_MASK
 _AF_UNIX = 1
 _KCMP_FILE = 0
-_IOCTL = NUMBERS["ioctl"]
 _ASKS_FOR_TERMINAL = (0x5401, 0x5413)  # TCGETS, TIOCGWINSZ
 _FDS_AT_MOST = 4096
+_REG = Kind.REG
 _READ, _READV, _WRITE = NUMBERS["read"], NUMBERS["readv"], NUMBERS["write"]
 
 
@@ -76,7 +78,8 @@ class Reach:
         for name in _BY_PROCESS:
             self._before(handlers, name, self._asks_process)
         for name, look in (
-            ("socket", self._socket), ("connect", self._connects), ("fcntl", self._fcntl), ("pipe2", self._makes_pipe),
+            ("ioctl", self._ioctl), ("socket", self._socket), ("connect", self._connects), ("fcntl", self._fcntl),
+            ("pipe2", self._makes_pipe),
             ("poll", self._polls), ("ppoll", self._polls), ("select", self._selects), ("pselect6", self._selects),
             ("inotify_init", self._watches), ("inotify_init1", self._watches),
             ("epoll_ctl", self._watches_descriptor),
@@ -102,6 +105,9 @@ class Reach:
         handler, of, move = handlers[nr], self._nested.of, self._moves
 
         def moving(m: Any, t: Task, a: Args) -> Any:
+            entry = t.process.files.known(a[0])
+            if entry is not None and entry.kind is _REG:
+                return handler(m, t, a)  # has no content that others put in meanwhile
             mine = of(t)
             if not mine.foreign:
                 return handler(m, t, a)
@@ -130,19 +136,28 @@ class Reach:
         return st.st_dev, st.st_ino
 
     def _users(self, t: Task, fd: int, use: str = "") -> list[tuple[Execution, pipes.Pipe]]:
+        entry = t.process.files.known(fd)
+        if entry is not None and entry.kind is _REG:
+            return []
         mine = self._nested.of(t)
         identity = self._identity(t, fd) if mine.foreign else None
         return pipes.users_of(mine.line(), identity, use) if identity is not None else []
 
-    def _uses(self, t: Task, a: Args) -> None:
-        if t.nr == _IOCTL and a[1] & 0xFFFFFFFF in _ASKS_FOR_TERMINAL:
+    def _ioctl(self, t: Task, a: Args) -> None:
+        command = a[1] & 0xFFFFFFFF
+        if command == FIONBIO:
+            with contextlib.suppress(OSError):  # the kernel says what is wrong
+                self._flags(t, a, os.O_NONBLOCK if t.u32(a[2]) else 0, os.O_NONBLOCK)
             return
-        self.odd_pipes = self.odd_pipes or t.nr in _ODD_PIPES
-        users = self._users(t, a[0])
-        if users and t.nr == _IOCTL and a[1] & 0xFFFFFFFF == FIONREAD and not users[0][1].writes:
+        users = self._users(t, a[0]) if command not in _ASKS_FOR_TERMINAL else []
+        if users and command == FIONREAD and not users[0][1].writes:
             pipes.observe(t, fd_of(a[0]), users)
-        elif users:
-            _reason(users, "moves data between a pipe and other files")
+        else:
+            _reason(users, "asks the kernel about a pipe (ioctl)")
+
+    def _uses(self, t: Task, a: Args) -> None:
+        self.odd_pipes = self.odd_pipes or t.nr in _ODD_PIPES
+        _reason(self._users(t, a[0]), "moves data between a pipe and other files")
         if t.nr in _SECOND:
             _reason(self._users(t, a[_SECOND[t.nr]]), "moves data between a pipe and other files")
 
@@ -177,15 +192,17 @@ class Reach:
         elif command in (F_SETPIPE_SZ, F_GETPIPE_SZ):
             self._users(t, a[0], "asks for or sets the size of a pipe")
         elif command == F_SETFL:
-            identity = self._identity(t, a[0])
-            mine = self._nested.of(t)
-            if identity is not None and any(identity in one.numbers for one in mine.line()):
-                self._sets_flags(t, a, mine, identity)
+            self._flags(t, a, a[2], _SETTABLE)
 
-    def _sets_flags(self, t: Task, a: Args, mine: Execution, identity: tuple[int, int]) -> None:
+    def _flags(self, t: Task, a: Args, flags: int, settable: int) -> None:
+        """``flags`` are set of a descriptor; the others that are not ``settable`` stay."""
+        identity = self._identity(t, a[0])
+        mine = self._nested.of(t)
+        if identity is None or not any(identity in one.numbers for one in mine.line()):
+            return
         with pipes.borrowed(t, fd_of(a[0])) as fd:
             before = fcntl(fd, F_GETFL)
-            if not (before ^ a[2]) & _SETTABLE:
+            if not (before ^ flags) & settable:
                 return
             stream = next((n for n, own in enumerate(self._m.console.guest_fds()) if _is_same(fd, own)), None)
         for one in mine.line():
@@ -194,7 +211,7 @@ class Reach:
             if stream is None:
                 one.reasons.setdefault("changes the flags of a descriptor that others have")
             else:
-                one.flags[stream] = before & ~_SETTABLE | a[2] & _SETTABLE
+                one.flags[stream] = before & ~settable | flags & settable
 
     def _polls(self, t: Task, a: Args) -> None:
         if self._nested.of(t).foreign:

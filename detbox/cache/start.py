@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import operator
 import os
 from dataclasses import dataclass, field
 from stat import S_IFMT, S_ISCHR, S_ISDIR, S_ISREG
@@ -49,29 +51,43 @@ class Inherited:
 def inherited(m: Machine, t: Task) -> Inherited:
     """Look at a stopped program's descriptors; nothing gets a number by that."""
     found = Inherited()
-    for number in sorted(map(int, os.listdir(f"/proc/{t.tid}/fd"))):
-        place = f"/proc/{t.tid}/fd/{number}"
-        st = os.stat(place)
-        flags, position = _description(m, t, number)
-        identity = (st.st_dev, st.st_ino)
-        console = _CONSOLE.get(m.stdio[identity]) if identity in m.stdio else None
-        if S_ISREG(st.st_mode):
-            found.files[number] = os.fsencode(os.readlink(place))
-            found.rows.append((number, "file", found.files[number], flags, position))
-        elif S_ISDIR(st.st_mode):
-            found.rows.append((number, "directory", os.readlink(place), flags, position))
-            if position:
-                found.foreign[identity] = "a directory that is being read"
-        elif S_ISCHR(st.st_mode) and st.st_rdev in _DEVICES:
-            found.rows.append((number, "device", st.st_rdev, flags))
-        else:
-            seen = m.inodes.known(st)
-            first = found.numbers.setdefault(identity, number)
-            kind = console or f"{S_IFMT(st.st_mode):o}:{st.st_rdev}"
-            found.rows.append((number, kind, flags, seen.ino if seen is not None else None, first))
-            if console is None or console == "stdin":
-                _from_outside(m, t, found, identity, (number, flags, os.readlink(place)))
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    links = os.open(b"%d/fd" % t.tid, flags, dir_fd=m.proc_fd)
+    try:
+        states = os.open(b"%d/fdinfo" % t.tid, flags, dir_fd=m.proc_fd)
+        try:
+            for number in sorted(map(int, os.listdir(links))):
+                _look(m, t, found, number, (links, states))
+        finally:
+            os.close(states)
+    finally:
+        os.close(links)
     return found
+
+
+def _look(m: Machine, t: Task, found: Inherited, number: int, places: tuple[int, int]) -> None:
+    """One descriptor.  ``places``: directories of the links and of the states of all of them."""
+    name, links = str(number), places[0]
+    st = os.stat(name, dir_fd=links)
+    flags, position = _description(name, places[1])
+    identity = (st.st_dev, st.st_ino)
+    console = _CONSOLE.get(m.stdio[identity]) if identity in m.stdio else None
+    if S_ISREG(st.st_mode):
+        found.files[number] = os.fsencode(os.readlink(name, dir_fd=links))
+        found.rows.append((number, "file", found.files[number], flags, position))
+    elif S_ISDIR(st.st_mode):
+        found.rows.append((number, "directory", os.readlink(name, dir_fd=links), flags, position))
+        if position:
+            found.foreign[identity] = "a directory that is being read"
+    elif S_ISCHR(st.st_mode) and st.st_rdev in _DEVICES:
+        found.rows.append((number, "device", st.st_rdev, flags))
+    else:
+        seen = m.inodes.known(st)
+        first = found.numbers.setdefault(identity, number)
+        kind = console or f"{S_IFMT(st.st_mode):o}:{st.st_rdev}"
+        found.rows.append((number, kind, flags, seen.ino if seen is not None else None, first))
+        if console is None or console == "stdin":
+            _from_outside(m, t, found, identity, (number, flags, os.readlink(name, dir_fd=links)))
 
 
 def _from_outside(
@@ -96,9 +112,9 @@ def _from_outside(
         found.rows.append((number, pipe.ended))
 
 
-def _description(m: Machine, t: Task, number: int) -> tuple[int, int]:
+def _description(name: str, states: int) -> tuple[int, int]:
     """Status flags and position of an open file description."""
-    fd = os.open(f"{t.tid}/fdinfo/{number}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=m.proc_fd)
+    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=states)
     try:
         words = os.read(fd, 128).split()
     finally:
@@ -154,7 +170,7 @@ def _adopter(process: Process) -> int:
 
 def held(lines: list[bytes]) -> int:
     """The signals that are blocked or ignored."""
-    return sum(1 << bit for bit in range(64) if any(int(line[8:], 16) >> bit & 1 for line in lines[2:]))
+    return functools.reduce(operator.or_, (int(line[8:], 16) for line in lines[2:]), 0)
 
 
 def signal_lines(m: Machine, t: Task) -> list[bytes]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from detbox.errors import HostError
 #: Format of the directory; a directory of another one is left alone.
 FORMAT = 2
 _CHUNK = 1 << 20
+_SMALL = 1 << 16
 _FICLONE = 0x40049409  # include/uapi/linux/fs.h
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _REST = re.compile(r"[0-9a-f]{62}")
@@ -60,6 +62,7 @@ class Store:
             remedy = "give another --cache-dir"
             raise HostError(f"the cache {directory} cannot be used: {error.strerror}", remedy) from None
         self._index = Index(top, self._dir)
+        self._own, self._begun = os.urandom(8).hex(), itertools.count()  # names of unfinished files
 
     @property
     def writable(self) -> bool:
@@ -79,6 +82,7 @@ class Store:
     def rest(self) -> None:
         """To be called before a fork; the next use opens the index again."""
         self._index.rest()
+        self._own = os.urandom(8).hex()
 
     # -- blobs -------------------------------------------------------------------------
 
@@ -95,8 +99,8 @@ class Store:
         """Keep the content of a file; its SHA-256 in hexadecimal digits.  Raises OSError."""
         source = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=dir_fd)
         try:
-            start = os.read(source, _CHUNK)
-            if len(start) < _CHUNK:
+            start = os.read(source, _SMALL)
+            if len(start) < _SMALL:
                 return self.put_bytes(start)
             os.lseek(source, 0, os.SEEK_SET)
             digest = hashlib.sha256()
@@ -219,7 +223,7 @@ class Store:
     @contextlib.contextmanager
     def _temporary(self) -> Iterator[tuple[int, str]]:
         """A new file (descriptor, name) that is gone afterwards unless it was kept."""
-        name = f"tmp/{os.getpid()}-{os.urandom(8).hex()}"
+        name = f"tmp/{self._own}-{next(self._begun)}"
         fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=self._dir)
         try:
             yield fd, name
@@ -270,6 +274,11 @@ class Store:
         if found and self._index.read("select 1 from results where key = ? and used < ? limit 1", (key, now - _USE_S)):
             self._index.write(("update results set used = ? where key = ?", (now, key)))
         return found
+
+    def entered(self, key: str) -> list[tuple[bytes, list[str]]]:
+        """The manifests entered under ``key``, each with the digests that it was entered with."""
+        rows = self._index.read("select key, manifest, blobs, proof from results where key = ?", (key,))
+        return [(manifest, blobs.split()) for _, manifest, blobs in proven(rows)]
 
     def look_up(self, key: str) -> Iterator[bytes]:
         """The same one by one, for a look-up on the host's side: a store may get them from elsewhere."""

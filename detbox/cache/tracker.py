@@ -26,7 +26,10 @@ _M32 = 0xFFFFFFFF
 _HEAD = 256  # BINPRM_BUF_SIZE: what the kernel looks at of a program
 _PT_INTERP = 3
 _SIGKILL = 9
+_OPENS = 1 << 9  # beside the aspects, which are looked at with other calls
 
+#: A path, the directory that it is relative to, and what is asked about it (bit 0: whether a link is followed).
+Question = tuple[bytes, bytes, int]
 Handler = Callable[..., Decision]
 
 
@@ -70,8 +73,12 @@ class Tracker:
         def tracking(m: Machine, t: Task, a: Args) -> Decision:
             if self._moved:
                 self._moved = {}  # that call is over
-            marks = ask(self, t, a)
-            decision = handler(m, t, a)
+            t.texts = {}
+            try:
+                marks = ask(self, t, a)
+                decision = handler(m, t, a)
+            finally:
+                t.texts = None
             if marks and (type(decision) is not int or decision >= 0):
                 execution = self.of(t)
                 for path, aspects in marks:
@@ -85,8 +92,13 @@ class Tracker:
         """For calls that look at the path that is their first argument, and change nothing: the commonest ones."""
 
         def looking(m: Machine, t: Task, a: Args) -> Decision:
-            self.look(t, AT_FDCWD, t.cstr(a[0]), follow, aspects)
-            return handler(m, t, a)
+            path = t.cstr(a[0])
+            self.look(t, AT_FDCWD, path, follow, aspects)
+            t.texts = {a[0]: path}
+            try:
+                return handler(m, t, a)
+            finally:
+                t.texts = None
 
         return looking
 
@@ -97,7 +109,26 @@ class Tracker:
         return self.root
 
     def look(self, t: Task, dirfd: int, path: bytes, follow: bool, aspects: int) -> None:
-        """The thread looks at what a path leads to.
+        """The thread looks at what a path leads to."""
+        question = self._question(t, dirfd, path, aspects << 1 | follow)
+        if question is not None:
+            found = self.find(t, dirfd, path, follow)
+            if found is not None:
+                self.touch(t, found, aspects)
+                self._answered(t, question)
+
+    def reads(self, t: Task, dirfd: int, path: bytes, follow: bool) -> None:
+        """The thread opens what a path leads to, to read it."""
+        question = self._question(t, dirfd, path, _OPENS | follow)
+        if question is not None:
+            found = self.find(t, dirfd, path, follow)
+            if found is not None:
+                self.touch(t, found, KIND | SIZE | CONTENT)
+                self.opens(t, found)
+                self._answered(t, question)
+
+    def _question(self, t: Task, dirfd: int, path: bytes, what: int) -> Question | None:
+        """What is asked, by its words; None if it has been asked before by the same execution.
 
         Programs ask the same again and again: what is known already, and no name has changed since, is left at that.
         """
@@ -105,18 +136,19 @@ class Tracker:
         if execution.looked_at != self.world.changes:
             execution.looked_at = self.world.changes
             execution.looked.clear()
-        question = None
         if path[:1] == b"/":
-            question = (path, b"", aspects << 1 | follow)
+            question = (path, b"", what)
         elif dirfd & _M32 == AT_FDCWD:
-            question = (path, t.process.fs.cwd_path(), aspects << 1 | follow)
-        if question in execution.looked:
-            return
-        found = self.find(t, dirfd, path, follow)
-        if found is not None:
-            self.touch(t, found, aspects)
-            if question is not None:
-                execution.looked.add(question)
+            question = (path, t.process.fs.cwd_path(), what)
+        else:
+            return path, b"", 0
+        return None if question in execution.looked else question
+
+    def _answered(self, t: Task, question: Question) -> None:
+        """A question need not be asked again, if all processes of the execution get the same answer."""
+        path, base, what = question
+        if what and (base, path, bool(what & 1)) in self.world.found:
+            self.of(t).looked.add(question)
 
     def touch(self, t: Task, path: bytes, aspects: int) -> None:
         """The thread looks at a canonical path."""

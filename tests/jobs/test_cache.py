@@ -243,13 +243,14 @@ def test_programs_inside(script: str, expected: str, tmp_path: Path) -> None:
 def test_a_wrong_result_is_found(part: bool, tmp_path: Path) -> None:
     """What `--cache-verify` runs all the same, a program inside or a whole job, is compared with what is stored."""
     bench = Bench(tmp_path, two_files)
-    bench.cached("cat a1 | sort; cat a2", bench.inputs())
+    bench.cached("cat a1 | sort; cat a2", bench.inputs(), "--cache-verify")
     store = Store(bench.store)
     for entry in store.entries():
         result = (Record if part else Manifest).from_bytes(entry.manifest)
         if result is not None and (not part or result.turns == [[1, 3]]):
+            trace = set(entry.blobs) - set(result.blobs())
             result.output = store.put_bytes(b"??" + (store.open_blob(result.output) or b"")[2:])
-            store.publish(entry.key, result.to_bytes(), result.blobs())
+            store.publish(entry.key, result.to_bytes(), [*result.blobs(), *trace])
     store.close()
     change = write("a2", "other\n") if part else None
     options = ("--cache", f"--cache-dir={bench.store}", "--cache-verify")
@@ -258,5 +259,9 @@ def test_a_wrong_result_is_found(part: bool, tmp_path: Path) -> None:
     kept = re.findall(rb"/[^ ]*/(?:stored|rerun).json", found.output)[-2:]
     assert [json.loads(Path(os.fsdecode(name)).read_bytes())["status"] for name in kept] == [0, 0]
     assert Path(os.fsdecode(kept[0])).with_name("stored-output").read_bytes()[:2] == b"??"
+    # Both runs' traces are kept; here it was the result that was wrong, and not what the run looked at.
+    traces = [Path(os.fsdecode(name)).with_suffix(".trace") for name in kept]
+    assert all(path.stat().st_size > 1000 for path in traces) and b"detbox trace diff" in found.output
+    assert part or traces[0].read_bytes() == traces[1].read_bytes()
     plain = bench.run("cat a1 | sort; cat a2", bench.inputs(change))
     assert bench.run("cat a1 | sort; cat a2", bench.inputs(change), *options) == plain

@@ -1,6 +1,9 @@
 """Cached ≡ uncached for made-up scripts, after changes to their inputs.
 
-DETBOX_CACHE_EXAMPLES=N runs N of them, from number DETBOX_CACHE_FIRST on; with `-s` each prints what was changed.
+An example is a job of one or several made-up parts, each in a directory of its own.  In each round one thing is changed
+in each part; then the job runs with and without the cache, and all that a user can see is compared.
+DETBOX_CACHE_EXAMPLES=N runs N of them, from number DETBOX_CACHE_FIRST on; with `-s` each prints what was changed and
+what came of the programs inside.  DETBOX_CACHE_PARTS="1 4" leaves the other parts out, to find the one at fault.
 """
 
 # ruff: noqa: E501  (a script is one line)
@@ -11,6 +14,9 @@ import os
 import shutil
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
@@ -20,8 +26,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "harness"))
 
 from cached import Bench, Result
 
+from detbox.cache.store import Store
+
 FIRST = int(os.environ.get("DETBOX_CACHE_FIRST", "1"))
-EXAMPLES = int(os.environ.get("DETBOX_CACHE_EXAMPLES", "4"))
+EXAMPLES = int(os.environ.get("DETBOX_CACHE_EXAMPLES", "3"))
+PARTS = [int(word) for word in os.environ.get("DETBOX_CACHE_PARTS", "").split()]
 NAMES = ("a", "b", "c", "d/x", "d/y", "l")
 
 #: What a script may consist of; {0}, {1} and {2} are names of files.
@@ -47,41 +56,56 @@ PROGRAMS = (
     "python3 -c 'import os; print(os.getpid(), os.listdir())'", "python3 -c 'import threading as t; r=[]; a=[t.Thread(target=lambda i=i: r.append((i, len(open(\"{0}\").read())))) for i in range(3)]; [x.start() for x in a]; [x.join() for x in a]; print(r)'",
     "python3 -c 'import subprocess as s; print(s.run([\"cat\", \"{0}\"], capture_output=True)); print(s.run(\"sort\", input=b\"b\\na\\n\", stdout=s.PIPE).stdout)'",
 )  # fmt: skip
-CHANGES = (
-    "content", "same size", "remove", "mode", "new", "link", "names", "name", "attribute", "script", "argument", "insert", "drop", "environment", "seed",
-    "epoch", "nothing",
-)  # fmt: skip
-OPTIONS = {"seed": ["--seed=9"], "epoch": ["--epoch=2020-02-02"], "environment": ["--env=X=1"]}
 
 
-def inputs(work: Path) -> None:
-    (work / "d").mkdir()
-    for number, name in enumerate(NAMES[:5]):
-        (work / name).write_text(f"one {number}\ntwo\nfoo\n")
-    (work / "l").symlink_to("b")
+def _rewritten(change: Callable[[str], str]) -> Callable[[Path, str], None]:
+    return lambda top, name: (top / name).write_text(change((top / name).read_text())) and None
 
 
-def changed(work: Path, kind: str, name: str) -> None:
-    path = work / name
-    if kind == "content":
-        path.write_text("other\n")
-    elif kind == "same size":
-        path.write_text(path.read_text().replace("two", "owt"))
-    elif kind == "remove":
-        path.unlink()
-    elif kind == "mode":
-        path.chmod(0o640)
-    elif kind == "new":
-        (work / "d" / "z").write_text("new\n")
-    elif kind == "link":
-        (work / "l").unlink()
-        (work / "l").symlink_to(name if name != "l" else "c")
-    elif kind == "names":
-        (work / "second").hardlink_to(path)
-    elif kind == "name":
-        path.rename(work / "q")
-    elif kind == "attribute":
-        os.setxattr(path, "user.x", b"1", follow_symlinks=True)
+def _link(top: Path, to: str) -> None:
+    (top / "l").unlink()
+    (top / "l").symlink_to(to)
+
+
+def _swap(top: Path, name: str) -> None:
+    other = "a" if name != "a" else "b"
+    (top / name).rename(top / "swap")
+    (top / other).rename(top / name)
+    (top / "swap").rename(top / other)
+
+
+def _directory(top: Path, name: str) -> None:
+    (top / name).unlink()
+    (top / name).mkdir()
+
+
+#: What may be changed of one part's inputs: (directory, name of a file there).
+INPUTS: dict[str, Callable[[Path, str], object]] = {
+    "content": lambda top, name: (top / name).write_text("other\n"),
+    "same size": _rewritten(lambda text: text.replace("two", "owt")),
+    "longer": _rewritten(lambda text: text + "four\n"),
+    "empty": lambda top, name: (top / name).write_text(""),
+    "much": lambda top, name: (top / name).write_text("so much\n" * 9000),
+    "remove": lambda top, name: (top / name).unlink(),
+    "mode": lambda top, name: (top / name).chmod(0o640),
+    "executable": lambda top, name: (top / name).chmod(0o755),
+    "unreadable": lambda top, name: (top / name).chmod(0),
+    "new": lambda top, name: (top / "d" / "z").write_text("new\n"),
+    "new beside": lambda top, name: (top / "e").write_text("new\n"),
+    "new directory": lambda top, name: (top / "e").mkdir(),
+    "directory gone": lambda top, name: shutil.rmtree(top / "d"),
+    "directory instead": _directory,
+    "link": lambda top, name: _link(top, name),
+    "link to nothing": lambda top, name: _link(top, "nothing"),
+    "names": lambda top, name: (top / "second").hardlink_to(top / name),
+    "name": lambda top, name: (top / name).rename(top / "q"),
+    "swap": _swap,
+    "attribute": lambda top, name: os.setxattr(top / name, "user.x", b"1"),
+    "times": lambda top, name: None,  # all of them are set after each change
+}
+SCRIPTS = ("script", "argument", "insert", "drop")
+#: What may be changed of the whole job.
+OPTIONS = {"seed": ["--seed=9"], "epoch": ["--epoch=2020-02-02"], "environment": ["--env=X=1"], "cpus": ["--cpus=3"]}
 
 
 def edited(job: list[str], kind: str, at: int) -> list[str]:
@@ -97,44 +121,105 @@ def edited(job: list[str], kind: str, at: int) -> list[str]:
     return job
 
 
-def made_up(random: Random) -> tuple[list[str], list[tuple[str, str, int]]]:
-    """A job's lines, and changes to it: (kind, name of a file, number of a line)."""
-    lines = [
-        random.choice(random.choice((FILES, PROGRAMS))).format(*random.choices(NAMES, k=3))
-        for _ in range(random.randint(2, 9))
-    ]
-    changes = [
-        (random.choice(CHANGES), random.choice(NAMES[:5]), random.randrange(9)) for _ in range(random.randint(1, 4))
-    ]
-    return lines, changes
+@dataclass(frozen=True)
+class Mutation:
+    """``kind`` of a change to one part, the file and the line that it is about."""
+
+    kind: str
+    name: str
+    at: int
 
 
-@pytest.mark.limit(60 + 60 * EXAMPLES)
+@dataclass
+class Example:
+    """``parts``: the lines of each; ``rounds``: for each the mutations by part, and an option of the run."""
+
+    parts: list[list[str]]
+    rounds: list[tuple[dict[int, Mutation], str]]
+
+    def prepare(self, work: Path, mutations: dict[int, Mutation]) -> None:
+        main = ""
+        for number, lines in enumerate(self.parts):
+            top = work / f"p{number}"
+            (top / "d").mkdir(parents=True)
+            for count, name in enumerate(NAMES[:5]):
+                (top / name).write_text(f"one {count}\ntwo\nfoo\n")
+            (top / "l").symlink_to("b")
+            mutation = mutations.get(number, Mutation("nothing", "a", 0))
+            if mutation.kind in INPUTS:
+                INPUTS[mutation.kind](top, mutation.name)
+            (top / "script").write_text("\n".join(edited(lines, mutation.kind, mutation.at)) + "\n")
+            if not PARTS or number in PARTS:
+                main += f"cd p{number}; sh script; cd ..\n"
+        (work / "main").write_text(main)
+
+
+def made_up(random: Random) -> Example:
+    """Every third example is one part, whose result as a whole counts; the others are many."""
+    count, rounds = random.choice(((1, 5), (6, 6), (8, 6)))
+    parts = [
+        [random.choice(random.choice((FILES, PROGRAMS))).format(*random.choices(NAMES, k=3)) for _ in range(size)]
+        for size in (random.randint(1, 4 if count > 1 else 8) for _ in range(count))
+    ]
+    found = []
+    for _ in range(rounds):
+        # A step more or less moves the time of all parts after it, which are no hits then.
+        mutations = {
+            number: Mutation(
+                random.choice(SCRIPTS if random.random() < 0.3 / count else tuple(INPUTS)),
+                random.choice(NAMES[:5]), random.randrange(9),
+            )
+            for number in range(count)
+            if count == 1 or random.random() < 0.5
+        }  # fmt: skip
+        found.append((mutations, random.choice(tuple(OPTIONS)) if random.random() < 0.1 else ""))
+    return Example(parts, found)
+
+
+@pytest.mark.limit(60 + 100 * EXAMPLES)
 def test_any_job() -> None:
+    total = 0
     for number in range(FIRST, FIRST + EXAMPLES):
-        check(number)
+        total += check(number)
+        print(f"{total} changes", flush=True)
 
 
-def check(number: int) -> None:
-    job, mutations = made_up(Random(number))
+def check(number: int) -> int:
+    """The number of changes after which the same came out."""
+    random = Random(number)
+    example = made_up(random)
     top = Path(tempfile.mkdtemp(prefix=f"detbox-cache-{number}-"))
-    bench = Bench(top, inputs)
+    seen: Counter[str] = Counter()
 
-    def run(cached: bool, kind: str = "nothing", name: str = "", at: int = 0) -> Result:
-        text = "\n".join(edited(job, kind, at)) + "\n"
+    def run(cached: bool, mutations: dict[int, Mutation], *options: str) -> Result:
+        work = bench.inputs(lambda work: example.prepare(work, mutations))
+        if cached:
+            options = ("--cache", f"--cache-dir={bench.store}", *options)
+        result = bench.run(["sh", "main"], work, *options)
+        shutil.rmtree(work)
+        return result
 
-        def prepare(work: Path) -> None:
-            changed(work, kind, name)
-            (work / "script").write_text(text)
+    def both(what: str, mutations: dict[int, Mutation], plain: Result, *options: str) -> None:
+        result = run(True, mutations, *options)
+        store = Store(bench.store)
+        log = store.runs()[0]
+        store.close()
+        seen.update([str(log["result"]), *("inside: " + one["result"] for one in log["executions"])])
+        assert result == plain, f"example {number}, {what}, kept in {top}"
 
-        work = bench.inputs(prepare)
-        command, options = ["sh", "script"], OPTIONS.get(kind, [])
-        return bench.cached(command, work, *options)[0] if cached else bench.run(command, work, *options)
-
-    plain = run(False)
-    assert run(True) == plain, f"example {number}"
-    for mutation in mutations:
-        assert run(True, *mutation) == run(False, *mutation), f"example {number}, {mutation}"
-    assert run(True) == plain, f"example {number}, the second time"
-    print(f"{number}: {len(job)} steps; " + ", ".join(kind for kind, _, _ in mutations), flush=True)
+    bench = Bench(top, lambda work: None)
+    unchanged = run(False, {})
+    both("first", {}, unchanged)
+    for count, (mutations, option) in enumerate(example.rounds):
+        options = OPTIONS.get(option, [])
+        what = f"round {count}: {option} " + ", ".join(f"{n} {one.kind} {one.name}" for n, one in mutations.items())
+        plain = run(False, mutations, *options)
+        both(what, mutations, plain, *options)
+        if random.random() < 0.2:
+            both(f"{what}, compared", mutations, plain, "--cache-verify", *options)
+    both("the second time", {}, unchanged)
+    kinds = Counter(one.kind for mutations, _ in example.rounds for one in mutations.values())
+    results = ", ".join(f"{what} {count}" for what, count in sorted(seen.items()))
+    print(f"{number}: {len(example.parts)} parts; {', '.join(sorted(kinds))}; {results}", flush=True)
     shutil.rmtree(top)
+    return kinds.total() + sum(1 for _, option in example.rounds if option)
