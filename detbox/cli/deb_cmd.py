@@ -164,15 +164,15 @@ def _verify(arguments: argparse.Namespace) -> int:
         with phases() as progress:
             job = stack.enter_context(_job(arguments, progress))
             rows, user = choose(arguments.perturb, arguments.no_perturb, b"", job.spec())
+            natively = verify.Natively(job, rows, progress, stack) if arguments.native else None
             try:
-                result = verify.boxed(job, rows, user, runs, progress, stack)
+                result = verify.boxed(job, rows, user, runs, progress, stack, natively.first if natively else None)
             except BuildFailed as failed:
-                if arguments.native and not verify.builds(job, rows, progress, stack):
+                if natively and not natively.first():
                     raise BuildFailed(f"{failed.message}; {verify.ANYWHERE}", failed.remedy) from None
                 raise
-            if arguments.native:
-                given = verify.tools(arguments.suite)
-                plain = verify.native(job, rows, given, progress, stack)
+            if natively:
+                plain = natively.both(verify.tools(arguments.suite))
         report = verify.diffoscope(result.pair) if result.pair else ""
         statement = attest.text(job, result.artefacts, arguments.suite)
         if arguments.output and result.identical:

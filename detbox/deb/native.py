@@ -1,7 +1,7 @@
 """A build without detbox: the same script in an ordinary container over the same root.
 
 ``python -m detbox.deb.native ORDER`` runs it in the current directory, as one step of a perturbed host
-(:mod:`detbox.report.perturb`).  ORDER is a JSON file: ``root`` (directory), ``answer`` (file for the times),
+(:mod:`detbox.report.perturb`).  ORDER is a JSON file: ``root`` (directory), ``answer`` (file for the CPU time),
 ``clock`` (path of libfaketime, or ""), ``locales`` (directory of their sources, or "") and ``machine`` (fields of
 :class:`Machine`).
 """
@@ -17,7 +17,6 @@ import socket
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -84,15 +83,13 @@ def main(order: str) -> int:
     scratch = Path(work).parent / "native"
     scratch.mkdir()
     _enter(scratch, Path(given["root"]), work, given)
-    started = time.monotonic()
     child = os.fork()
     if child == 0:
         _native.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         _build(str(scratch / "root"), machine)
     _, status = os.waitpid(child, 0)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    times = {"wall_s": time.monotonic() - started, "cpu_s": used.ru_utime + used.ru_stime}
-    Path(given["answer"]).write_text(json.dumps(times))
+    Path(given["answer"]).write_text(json.dumps({"cpu_s": used.ru_utime + used.ru_stime}))
     return os.waitstatus_to_exitcode(status)
 
 

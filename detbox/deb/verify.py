@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,6 +31,8 @@ _DIFFOSCOPE_S = 300.0
 ANYWHERE = "it does so without detbox, too"
 #: Programs that wait for a clock of their own may not end with another one: the limit, compared with the first build.
 _CLOCK_FACTOR, _CLOCK_MIN_S = 4.0, 60.0
+#: The perturbation with which builds fail that look for files in what the kernel lists by device.
+_PLACE = "file system"
 
 
 @dataclass
@@ -69,18 +71,19 @@ class Native:
 
 
 def boxed(
-    job: Job, rows: Sequence[Row], user: str | None, runs: int, progress: Progress, stack: ExitStack
-) -> Boxed:
+    job: Job, rows: Sequence[Row], user: str | None, runs: int, progress: Progress, stack: ExitStack,
+    between: Callable[[], object] | None = None,
+) -> Boxed:  # fmt: skip
     """Build ``runs`` times under detbox and compare everything.  ``rows``, ``user``: of ``choose``.
 
-    Raises BuildFailed, DetboxError.
+    ``between``: called after the first build.  Raises BuildFailed, DetboxError.
     """
     prepare(job)
     verification = stack.enter_context(Verification(job.spec(), b"", runs, rows, user))
     spec = job.spec()
     # What is compared must be made anew: only the first build may come from the cache.
     done = verification.under_detbox(
-        progress, cache=lambda number: "" if number else spec.cache,
+        progress, between=between, cache=lambda number: "" if number else spec.cache,
         cache_dir=lambda number: None if number else spec.cache_dir,
     )  # fmt: skip
     first = done[0]
@@ -97,7 +100,7 @@ def boxed(
             break
     stats = first.answer.get("stats", {})
     times = {
-        "wall_s": stats.get("wall_s", 0.0),
+        "wall_s": first.observed.seconds,
         "cpu_s": stats.get("supervisor_cpu_s", 0.0) + stats.get("guest_cpu_s", 0.0),
     }
     prefix = plan.OUT + "/"
@@ -119,44 +122,64 @@ def last_lines(observed: Observed, count: int = 15) -> str:
     return b"\n".join((observed.stdout or observed.stderr).splitlines()[-count:]).decode("utf-8", "replace")
 
 
-def builds(job: Job, rows: Sequence[Row], progress: Progress, stack: ExitStack) -> bool:
-    """Whether the package can be built without detbox."""
-    progress("natively, since it does not build under detbox")
-    host = variants(2, user=None, without=[row.name for row in rows if not row.applied])[0]
-    done, _ = _native_run(job, host, Tools(), MACHINES[0], stack)
-    return done.status == 0
+class Natively:
+    """Two builds without detbox.
 
+    The first is compared in time with a build under detbox, and so should be made right after that one.
+    """
 
-def native(job: Job, rows: Sequence[Row], given: Tools, progress: Progress, stack: ExitStack) -> Native:
-    """Build twice without detbox; if a build breaks with another clock, once more with the host's."""
-    hosts = variants(2, user=None, without=[row.name for row in rows if not row.applied])
-    progress("natively, run 1 of 2")
-    without = replace(given, clock="")
-    one, times = _native_run(job, hosts[0], without, MACHINES[0], stack)
-    if one.status:
-        return Native(False, "the build fails natively: " + last_lines(one, 5), times=times)
-    progress("natively, run 2 of 2")
-    machine = MACHINES[1]
-    if not any(row.name == "path" and row.applied for row in rows):
-        machine = replace(machine, base=MACHINES[0].base)
-    note = ""
-    other = None
-    if given.clock:
-        limit = max(_CLOCK_MIN_S, _CLOCK_FACTOR * times.get("wall_s", 0.0))
-        try:
-            other, _ = _native_run(job, hosts[1], given, machine, stack, limit)
-            note = f"with a clock 400 days later the build fails (status {other.status})" if other.status else ""
-        except TimedOut:
-            note = "with a clock 400 days later the build does not end"
-    later = other is not None and other.status == 0
-    if other is None or not later:
-        other, _ = _native_run(job, hosts[1], without, machine, stack)
-    if other.status:
-        text = f"on the second host the build fails with status {other.status}: " + last_lines(other, 5)
-        return Native(False, text, times=times)
-    found = compare_packages(one, other, hosts, stack)
-    found.times, found.note, found.clock = times, note, later
-    return found
+    def __init__(self, job: Job, rows: Sequence[Row], progress: Progress, stack: ExitStack) -> None:
+        self._job, self._rows, self._progress, self._stack = job, rows, progress, stack
+        self._hosts = variants(2, user=None, without=[row.name for row in rows if not row.applied])
+        self._first: tuple[Observed, dict[str, float]] | None = None
+
+    def first(self) -> bool:
+        """Build once, unless that was done; whether the package can be built at all."""
+        return self._one()[0].status == 0
+
+    def _one(self) -> tuple[Observed, dict[str, float]]:
+        if self._first is None:
+            self._progress("natively, run 1 of 2")
+            self._first = _native_run(self._job, self._hosts[0], Tools(), MACHINES[0], self._stack)
+        return self._first
+
+    def both(self, given: Tools) -> Native:
+        """Build on another host as well, and compare; what that breaks with is left out, and said."""
+        one, times = self._one()
+        if one.status:
+            return Native(False, "the build fails natively: " + last_lines(one, 5), times=times)
+        self._progress("natively, run 2 of 2")
+        other, later, note = self._other(given, times)
+        if other.status:
+            text = f"on the second host the build fails with status {other.status}: " + last_lines(other, 5)
+            return Native(False, text, times=times)
+        found = compare_packages(one, other, self._hosts, self._stack)
+        found.times, found.note, found.clock = times, note, later
+        return found
+
+    def _other(self, given: Tools, times: Mapping[str, float]) -> tuple[Observed, bool, str]:
+        """The build on the second host, whether its clock was another, and what it does not build with."""
+        machine, notes = MACHINES[1], []
+        if not any(row.name == "path" and row.applied for row in self._rows):
+            machine = replace(machine, base=MACHINES[0].base)
+        if given.clock:
+            limit = max(_CLOCK_MIN_S, _CLOCK_FACTOR * times.get("wall_s", 0.0))
+            try:
+                other, _ = _native_run(self._job, self._hosts[1], given, machine, self._stack, limit)
+                if other.status == 0:
+                    return other, True, ""
+                notes.append(f"with a clock 400 days later the build fails (status {other.status})")
+            except TimedOut:
+                notes.append("with a clock 400 days later the build does not end")
+        here, without = self._hosts[1], replace(given, clock="")
+        other, _ = _native_run(self._job, here, without, machine, self._stack)
+        if other.status and here.settings[_PLACE] != self._hosts[0].settings[_PLACE]:
+            on_disk = replace(here, settings={**here.settings, _PLACE: self._hosts[0].settings[_PLACE]})
+            again, _ = _native_run(self._job, on_disk, without, machine, self._stack)
+            if again.status == 0:
+                notes.append(f"on a file system in memory the build fails (status {other.status})")
+                other = again
+        return other, False, "; ".join(notes)
 
 
 def _native_run(
@@ -180,7 +203,8 @@ def _native_run(
     except subprocess.TimeoutExpired as late:
         raise TimedOut(f"natively the build took longer than {late.timeout:g} seconds") from None
     answer = Path(content["answer"])
-    return observed, json.loads(answer.read_text()) if answer.exists() else {}
+    used = json.loads(answer.read_text()) if answer.exists() else {}
+    return observed, {**used, "wall_s": observed.seconds}
 
 
 def compare_packages(one: Observed, other: Observed, hosts: Sequence[Host], stack: ExitStack) -> Native:

@@ -155,10 +155,13 @@ class Verification:
         now = stamps(self.spec)
         return sorted(path for path in now.keys() | self._inputs.keys() if now.get(path) != self._inputs.get(path))
 
-    def under_detbox(self, progress: Progress, hosts: Sequence[Host] | None = None, **changes: Any) -> list[Run]:
+    def under_detbox(
+        self, progress: Progress, hosts: Sequence[Host] | None = None, between: Callable[[], object] | None = None,
+        **changes: Any,
+    ) -> list[Run]:  # fmt: skip
         """One run on each host.  ``changes``: fields of the run description, or functions of the run's number.
 
-        Raises what detbox raised if it failed in the same way in every run.
+        ``between``: called after the first run.  Raises what detbox raised if it failed in the same way in every run.
         """
         runs: list[Run] = []
         hosts = hosts or self.hosts
@@ -168,6 +171,8 @@ class Verification:
             runs.append(self._boxed(host, mine))
             if self.first is None and not runs[0].error:
                 self.first = runs[0]
+            if between is not None and number == 0:
+                between()
         if runs[0].error and len({run.error for run in runs}) == 1:
             _raise(runs[0].answer)
         return runs
