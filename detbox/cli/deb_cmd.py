@@ -226,9 +226,10 @@ def _rebuild(arguments: argparse.Namespace) -> int:
     image = store.resolve(arguments.image or f"{arguments.suite}-buildd")
     with ExitStack() as stack:
         with phases() as progress:
-            record = rebuild.read(Path(arguments.what))
+            path = Path(arguments.what)
+            record = rebuild.read(path)
             work = stack.enter_context(build.work_directory())
-            job = rebuild.job(record, store, image, Apt(arguments.suite), work, progress)
+            job = rebuild.job(record, path.parent, store, image, Apt(arguments.suite), work, progress)
             build.prepare(job)
             build.run(dataclasses.replace(job, cache=_cache_of(arguments)), launch, show=False)
         result = rebuild.compare(record, build.artefacts(job.work))

@@ -11,13 +11,12 @@ import fcntl
 import hashlib
 import os
 import re
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from detbox.deb import programs
+from detbox.deb import programs, whole
 from detbox.errors import HostError, SourceNotAvailable, UserError
 from detbox.values import own_directory
 
@@ -89,25 +88,25 @@ class Apt:
             with contextlib.suppress(FileNotFoundError):
                 if stamp.read_text() == digest and time.time() - stamp.stat().st_mtime < _FRESH_S:
                     return
-            _write(self.top / "sources" / "system.sources", sources)
+            whole.write(self.top / "sources" / "system.sources", sources, self.top)
             (self.top / "no-status").touch()
             done = programs.call(["apt-get", "update", "--error-on=any"], env=self.environment(None))
             if done.returncode:
                 raise HostError("\n".join(["the archive's lists cannot be fetched:", *programs.complaints(done)]))
-            stamp.write_text(digest)
+            whole.write(stamp, digest)
 
     def environment(self, root: Path | None) -> dict[str, str]:
         """Variables that make apt use this directory, and what is installed in ``root`` (None: nothing)."""
         status = self.top / "no-status" if root is None else root / "var/lib/dpkg/status"
         name = "none" if root is None else hashlib.sha256(str(root).encode()).hexdigest()[:16]
         conf = self.top / f"apt-{name}.conf"
-        _write(conf, _CONF.format(top=self.top, status=status))
+        whole.write(conf, _CONF.format(top=self.top, status=status))
         return {"APT_CONFIG": str(conf)}
 
     def inside(self, shown: str) -> str:
         """Name of a configuration in this directory, for an apt that sees the directory at ``shown``."""
         conf = self.top / "apt-inside.conf"
-        _write(conf, _CONF.format(top=shown, status="/var/lib/dpkg/status"))
+        whole.write(conf, _CONF.format(top=shown, status="/var/lib/dpkg/status"))
         return conf.name
 
     def state(self) -> str:
@@ -161,13 +160,6 @@ class Apt:
             )
         if done.returncode:
             raise HostError("\n".join(["packages cannot be downloaded:", *programs.complaints(done)]))
-
-
-def _write(path: Path, text: str) -> None:
-    """Change a file that another detbox may be reading: as a whole."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent.parent, delete=False) as file:
-        file.write(text)
-    os.rename(file.name, path)
 
 
 def parse_simulation(text: str) -> list[Package]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import html
 import json
-import os
 import statistics
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detbox.deb import whole
 from detbox.deb.source import UPSTREAM
 
 if TYPE_CHECKING:
@@ -36,16 +35,11 @@ def write(output: Path, chosen: Sequence[Wanted], rows: Mapping[str, Mapping[str
         for item in chosen if item.name not in rows
     ]  # fmt: skip
     facts = summary(records)
-    _place(output / "survey.json", json.dumps({"version": 1, "summary": facts, "packages": records}, indent=1) + "\n")
-    _place(output / "survey.md", markdown(facts, records))
-    _place(output / "survey.html", page(facts, records))
-
-
-def _place(path: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        file.write(text)
-        os.fchmod(file.fileno(), 0o644)
-    os.rename(file.name, path)
+    whole.write(
+        output / "survey.json", json.dumps({"version": 1, "summary": facts, "packages": records}, indent=1) + "\n"
+    )
+    whole.write(output / "survey.md", markdown(facts, records))
+    whole.write(output / "survey.html", page(facts, records))
 
 
 def _record(row: Mapping[str, Any]) -> dict[str, Any]:

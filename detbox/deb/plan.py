@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass
 
@@ -44,6 +45,10 @@ fi
 """
 
 
+#: Where a source can be unpacked: what Debian's tools record of a path begins so.
+PATH = re.compile(rf"{BUILD_DIR}(?:/[A-Za-z0-9][A-Za-z0-9+.~_-]*)+")
+
+
 @dataclass(frozen=True)
 class BuildOptions:
     """``parallel``: jobs, and virtual processors.  ``flags``: more words of DEB_BUILD_OPTIONS, such as nocheck."""
@@ -53,10 +58,15 @@ class BuildOptions:
     kind: str = "binary"
     profiles: tuple[str, ...] = ()
     timeout_s: float | None = None
+    path: str = ""  # of the unpacked source in the guest; "": the usual one
+    variables: tuple[tuple[str, str], ...] = ()  # more of the environment
+    entry: str = ""  # what precedes debian/changelog, of a build that only changes the version
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise UserError(f"--build {self.kind}: not one of {', '.join(KINDS)}")
+        if self.path and not PATH.fullmatch(self.path):
+            raise UserError(f"{self.path} is not a path below {BUILD_DIR}")
 
     def environment(self) -> dict[str, str]:
         """What the build declares."""
@@ -66,6 +76,7 @@ class BuildOptions:
             "LC_ALL": "C.UTF-8",
             "TERM": "unknown",  # as on a build daemon
             "XDG_RUNTIME_DIR": "/nonexistent",
+            **dict(self.variables),
         }
         if self.profiles:
             env["DEB_BUILD_PROFILES"] = " ".join(self.profiles)
@@ -87,7 +98,7 @@ def script(source: Source, options: BuildOptions, base: str = BUILD_DIR, work: s
 
     ``base``: where the source is unpacked.  ``work``: the work directory.  ``under``: what precedes the build command.
     """
-    place = f"{base}/{source.name}"
+    place = options.path.rpartition("/")[0] or f"{base}/{source.name}"
     q = shlex.quote
     log = f"{stem(source)}.build"
     steps = _release if source.release else _package
@@ -110,12 +121,17 @@ cd {q(place)} || exit 1
 def _package(source: Source, options: BuildOptions, work: str, under: str) -> str:
     q = shlex.quote
     if source.dsc:
-        unpack = f"dpkg-source --no-check -x {q(f'{work}/{SOURCES}/{source.dsc}')}"
-        enter = "cd */"
+        tree = options.path.rpartition("/")[2]
+        unpack = f"dpkg-source --no-check -x {q(f'{work}/{SOURCES}/{source.dsc}')} {q(tree) if tree else ''}"
+        enter = f"cd {q(tree)}" if tree else "cd */"
     else:
         # Modes as dpkg-source gives them: those of a directory depend on who has made it.
         unpack = f"cp -R {q(f'{work}/{SOURCES}/{source.tree}')} . && chmod -R u+rwX,go+rX,go-w {q(source.tree)}"
         enter = f"cd {q(source.tree)}"
+    if options.entry:
+        enter += (
+            f" && printf '%s\\n' {q(options.entry)} | cat - debian/changelog >../entry && mv ../entry debian/changelog"
+        )
     gain = "" if source.needs_root == "no" else " -rfakeroot"
     return f"{unpack} && {enter} && {under}dpkg-buildpackage -us -uc {KINDS[options.kind]}{gain}"
 

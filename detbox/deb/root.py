@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from detbox.deb import control
+from detbox.deb import control, whole
 from detbox.deb.apt import Apt, Package
 from detbox.deb.source import Source
 from detbox.errors import HostError
@@ -92,9 +92,7 @@ def _resolved(apt: Apt, image: Image, source: Source) -> list[Package]:
         )  # fmt: skip
         packages = apt.resolve(image.root, tree)
     kept.parent.mkdir(exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=kept.parent, delete=False) as file:
-        json.dump([[package.name, package.version, package.arch] for package in packages], file)
-    Path(file.name).rename(kept)
+    whole.write(kept, json.dumps([[package.name, package.version, package.arch] for package in packages]))
     return packages
 
 

@@ -8,13 +8,15 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import tarfile
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.harness.debian import command, environment, make_source, need_image
+from tests.harness.debian import command, describe, environment, make_archive, make_source, need_image, served
+from tests.unit.deb.test_source import make_source as make_dsc
 
 STEM = "few-lines_1.0_amd64"
 
@@ -45,6 +47,68 @@ def test_a_full_disk(image: None, tmp_path: Path, full: str) -> None:
     assert done.returncode == 125
     assert "No space left on device" in done.stderr and "Traceback" not in done.stderr
     assert done.stdout.split() == ["out:", "tmp:"]
+
+
+#: dpkg's record of packages that need not be there.
+_INSTALLED = "".join(
+    f"Package: {name}\nStatus: install ok installed\nArchitecture: all\nVersion: 9\nMaintainer: x\nDescription: x\n\n"
+    for name in ("build-essential", "fakeroot")
+)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a small disk here")
+def test_a_full_disk_below_the_store(tmp_path: Path) -> None:
+    tree, image = make_source(tmp_path), tmp_path / "image"
+    (image / "var/lib/dpkg").mkdir(parents=True)
+    (image / "var/lib/dpkg/status").write_text(_INSTALLED)
+    (image / "large").write_bytes(bytes(3 << 20))
+    subprocess.run(["tar", "-cf", tmp_path / "image.tar", "-C", image, "."], check=True)
+    (tmp_path / "store").mkdir()
+    steps = (
+        'mount -t tmpfs -o size=5m none store && "$1" -m detbox image import --store store image.tar bookworm-buildd'
+        ' && "$@"; status=$?; "$1" -m detbox image check --store store; ls -A store/tmp; exit $status'
+    )
+    words = ["unshare", "-m", "sh", "-c", steps, "sh", *command("build", "-q", tree, "--store", "store", "-o", "out")]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment(), cwd=tmp_path, check=False)
+    assert done.returncode == 125, done.stderr
+    assert "No space left on device" in done.stderr and "Traceback" not in done.stderr
+    assert re.search(r"^1 images are sound.*\n\Z", done.stdout, re.MULTILINE), done.stdout
+    assert not (tmp_path / "out").exists()
+
+
+_FETCH = """
+import sys
+from pathlib import Path
+from detbox.deb import apt
+from detbox.errors import HostError
+text = f"Types: deb deb-src\\nURIs: {sys.argv[1]}\\nSuites: bookworm\\nComponents: main\\nTrusted: yes\\n"
+apt.system_sources = lambda suite: text
+try:
+    private = apt.Apt("bookworm", Path("small/apt").absolute())
+    private.prepare()
+    print(private.fetch_source("few", None, Path("fetched")).name)
+except (HostError, OSError) as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a small disk here")
+def test_a_full_disk_below_the_private_apt(tmp_path: Path) -> None:
+    for name in ("archive", "small", "fetched"):
+        (tmp_path / name).mkdir()
+    make_archive(tmp_path / "archive", make_dsc(tmp_path / "archive", name="few"))
+    sizes = ("4k", "64k", "64m")
+    steps = (
+        "mount -t tmpfs none small || exit; for size in " + " ".join(sizes) + "; do"
+        ' mount -o remount,size=$size small && "$@" || exit; ls small/apt | grep ^tmp; done; ls fetched'
+    )
+    with served(tmp_path / "archive") as address:
+        words = ["unshare", "-m", "sh", "-c", steps, "sh", sys.executable, "-c", _FETCH, address]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment(), cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("No space left on device") == len(sizes) - 1
+    assert done.stdout.splitlines()[-3:] == ["few_1.0.dsc", "few_1.0.dsc", "few_1.0.tar.xz"]
+    assert "tmp" not in done.stdout
 
 
 def test_an_interrupt_at_any_phase_leaves_nothing(image: None, tmp_path: Path) -> None:
@@ -102,16 +166,7 @@ def test_a_hostile_source_reaches_nothing(image: None, tmp_path: Path) -> None:
             member.type, member.mode, member.linkname = kind, mode, target
             member.devmajor = 8 if kind == tarfile.BLKTYPE else 0
             archive.addfile(member, io.BytesIO())
-    dsc = tmp_path / "few-lines_1.0.dsc"
-    digest = hashlib.sha256(tarball.read_bytes()).hexdigest()
-    size = tarball.stat().st_size
-    listed = "".join(f"Checksums-{kind}:\n {value} {size} {tarball.name}\n" for kind, value in (
-        ("Sha1", hashlib.sha1(tarball.read_bytes()).hexdigest()), ("Sha256", digest)))  # fmt: skip
-    md5 = hashlib.md5(tarball.read_bytes()).hexdigest()
-    dsc.write_text(
-        "Format: 3.0 (native)\nSource: few-lines\nBinary: few-lines\nArchitecture: all\nVersion: 1.0\n"
-        f"Maintainer: A B <a@b.example>\n{listed}Files:\n {md5} {size} {tarball.name}\n"
-    )
+    dsc = describe(tarball)
     process = build(dsc, tmp_path / "out", tmp_path / "tmp")
     _, said = process.communicate(timeout=150)
     assert process.returncode == 1, said

@@ -81,6 +81,19 @@ def make_source(place: Path, step: str = ":", dependencies: str = "") -> Path:
     return tree
 
 
+def describe(tarball: Path) -> Path:
+    """The .dsc of a source package that is one tarball, which is called as it is to be."""
+    content, name = tarball.read_bytes(), tarball.name
+    package, version = name.removesuffix(".tar.xz").split("_")
+    fields = {"Format": "3.0 (native)", "Source": package, "Binary": package, "Architecture": "all", "Version": version}
+    text = "".join(f"{field}: {value}\n" for field, value in fields.items()) + "Maintainer: A B <a@b.example>\n"
+    for field, kind in (("Checksums-Sha1", "sha1"), ("Checksums-Sha256", "sha256"), ("Files", "md5")):
+        text += f"{field}:\n {hashlib.new(kind, content).hexdigest()} {len(content)} {name}\n"
+    dsc = tarball.with_name(f"{package}_{version}.dsc")
+    dsc.write_text(text)
+    return dsc
+
+
 def make_archive(folder: Path, *sources: Path, sign: list[str] | None = None) -> None:
     """An archive of bookworm with the .dsc files ``sources`` of that directory, and no binary packages.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from detbox.cache.store import Store
-from tests.harness.debian import CHANGELOG, command, detbox, environment, make_source, need_image
+from tests.harness.debian import CHANGELOG, command, describe, detbox, environment, make_source, need_image
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +77,28 @@ def test_build_verify_and_rebuild(image: None, tmp_path: Path) -> None:
     store = Store(str(tmp_path / "cache"))
     assert [run["result"] for run in store.runs()] == ["hit", "hit", "miss"], "verify's first build as well"
     store.close()
+
+
+def test_rebuilding_what_detbox_and_what_a_daemon_of_debian_recorded(image: None, tmp_path: Path) -> None:
+    make_source(tmp_path).rename(tmp_path / "few-lines-1.0")
+    subprocess.run(["tar", "-cJf", "few-lines_1.0.tar.xz", "few-lines-1.0"], cwd=tmp_path, check=True)
+    dsc = describe(tmp_path / "few-lines_1.0.tar.xz")
+    assert detbox("build", "-q", dsc, cwd=tmp_path).returncode == 0
+    record = tmp_path / "few-lines_1.0_amd64.buildinfo"
+    again = detbox("rebuild", record, cwd=tmp_path)
+    assert (again.returncode, again.stdout) == (0, "identical: few-lines_1.0_all.deb\n"), again.stderr
+    # Debian's have another path, more of an environment, a signature, and nothing about the source.
+    path, other = "/build/reproducible-path/few-lines-1.0", tmp_path / "few-lines_1.0_amd64-buildd.buildinfo"
+    lines = [line for line in record.read_text().splitlines() if not line.startswith("Build-Date")]
+    lines = [f"Build-Path: {path}" if line.startswith("Build-Path") else line for line in lines]
+    head, more = "-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA512\n", ' LC_COLLATE="C.UTF-8"'
+    text = "\n".join([head, *lines, more, "Build-Origin: Debian"])
+    other.write_text(text + "\n\n-----BEGIN PGP SIGNATURE-----\n\nx\n-----END PGP SIGNATURE-----\n")
+    done = detbox("rebuild", other, "--output", "out", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "DIFFERENT: few-lines_1.0_all.deb\n"), done.stderr
+    subprocess.run(["dpkg-deb", "-x", "out/few-lines_1.0_all.deb", "x"], cwd=tmp_path, check=True)
+    place = (tmp_path / "x/usr/share/few-lines/place").read_text()
+    assert place == f"builder\n{path}\n4\n{place.splitlines()[3]}\n"
 
 
 def test_a_build_that_fails_leaves_its_log_alone(image: None, tmp_path: Path) -> None:
