@@ -124,7 +124,8 @@ class Job:
             known = earlier.get("known")
             if not isinstance(known, dict) or known.get("command") != self._known["command"]:
                 continue
-            for name, value in self._known.items():
+            # The environment comes last: other options set variables.
+            for name, value in sorted(self._known.items(), key=lambda item: item[0] == "env"):
                 if known.get(name) != value:
                     return _difference(name, known.get(name), value)
         return "this command has not been run before"

@@ -123,8 +123,8 @@ class Nested:
         """The result of an execution, which has been put in place."""
         lines = start.signal_lines(self.m, t)
         mine.held = start.held(lines)
-        last, inode = self.sup.numbering.last_process, self.m.inodes.next_number
-        mine.key = start.key_of(self.m, t, self.base, last, inode, given, lines)
+        counters = (self.sup.numbering.last_process, self.m.inodes.next_number, self.tracker.terminal(t))
+        mine.key = start.key_of(self.m, t, self.base, counters, given, lines)
         if self.mode not in ("read", "both"):
             return None
         record = self._recall.find(t, mine)

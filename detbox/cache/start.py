@@ -146,14 +146,17 @@ def obstacle(m: Machine, t: Task, given: Inherited) -> str:
 
 
 def key_of(
-    m: Machine, t: Task, base: str, next_process: int, next_inode: int, given: Inherited, lines: list[bytes]
+    m: Machine, t: Task, base: str, counters: tuple[int, ...], given: Inherited, lines: list[bytes]
 ) -> str:
-    """The key of an execution: all that is known before its first instruction.  ``lines``: of its signals."""
+    """The key of an execution: all that is known before its first instruction.
+
+    ``counters``: last process, next inode, controlling terminal.  ``lines``: of its signals.
+    """
     process = t.process
     parts = (
         base, process.program.name, process.exe, process.fs.cwd_path(), process.fs.umask, repr(process.creds),
         limits_of(process), lines, process.pid, process.ppid, os.getpgid(process.pid),
-        os.getsid(process.pid), m.clock.now, next_process, next_inode, process.cpu.ns, process.cpu.children_ns,
+        os.getsid(process.pid), m.clock.now, counters, process.cpu.ns, process.cpu.children_ns,
         process.start_ns // _TICK_NS, t.cpu.ns, t.turns, t.cpu.looks, _adopter(process),
         [(name, repr(t.data[name])) for name in INHERITED if name in t.data], given.rows,
     )  # fmt: skip

@@ -26,6 +26,7 @@ _M32 = 0xFFFFFFFF
 _HEAD = 256  # BINPRM_BUF_SIZE: what the kernel looks at of a program
 _PT_INTERP = 3
 _SIGKILL = 9
+_TERMINAL = b"/dev/tty"
 _OPENS = 1 << 9  # beside the aspects, which are looked at with other calls
 
 #: A path, the directory that it is relative to, and what is asked about it (bit 0: whether a link is followed).
@@ -56,6 +57,7 @@ class Tracker:
         self._moved: dict[bytes, bytes] = {}  # what a call in progress adds to that
         self._interpreters: dict[bytes, bytes | None] = {}  # of programs that the run has not changed
         self.killed = False
+        self.terminals = False  # the guest may have made some
 
     def wrap(self, handlers: dict[int, Handler]) -> dict[int, Handler]:
         """The handlers, each of which tells about its call first."""
@@ -185,7 +187,8 @@ class Tracker:
                     if not made(step):
                         self.ledger.touch(execution, step, KIND)
         if self.nested and found[1:5] in _MADE and made(found):
-            if not steady(found, t.process.pid):
+            self.terminals = self.terminals or found.startswith(b"/dev/pt")
+            if not steady(found, t.process.pid) or (found == _TERMINAL and self.terminal(t)):
                 self.unable(t, f"looks at {os.fsdecode(found)}", whole=False)
             elif not found.startswith(b"/proc/%d/" % t.process.pid):
                 self.of_system.setdefault(found)
@@ -211,6 +214,14 @@ class Tracker:
             for one in self.of(t).line():
                 if one.parent is not None and path not in one.changed:
                     one.reasons.setdefault("opens a pipe by its name")
+
+    def terminal(self, t: Task) -> int:
+        """Device number of the thread's controlling terminal, which is one that the guest has made; 0 for none."""
+        if not self.terminals:
+            return 0
+        fd = os.open(b"%d/stat" % t.tid, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.m.proc_fd)
+        with open(fd, "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[4])
 
     def path_of_fd(self, t: Task, fd: int) -> bytes | None:
         """The canonical path of an open file or directory; None if it has none."""

@@ -39,7 +39,9 @@ _OWN = frozenset((
     b"mountstats", b"cgroup", b"limits", b"oom_score_adj", b"uid_map", b"gid_map", b"setgroups", b"fd", b"status",
     b"stat",
 ))  # fmt: skip
-_DEVICES = frozenset((b"", b"null", b"zero", b"full", b"random", b"urandom", b"fd", b"stdin", b"stdout", b"stderr"))
+_DEVICES = frozenset((
+    b"", b"null", b"zero", b"full", b"random", b"urandom", b"fd", b"stdin", b"stdout", b"stderr", b"tty",
+))  # fmt: skip
 
 
 def steady(path: bytes, pid: int) -> bool:

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,8 +171,51 @@ CASES = (
          False, "h.h: content", setup=write("h.h", "#define X 3\n")),
 )  # fmt: skip
 
+#: Programs that are built before the job, natively.
+BUILT = """
+cd {work}; mkdir l1 l2; cp /lib64/ld-linux-x86-64.so.2 loader
+echo 'const char *f(void) {{ return "two"; }}' | gcc -shared -fPIC -xc -o l2/libf.so -
+echo 'const char *f(void) {{ return "one"; }}' | gcc -shared -fPIC -xc -o other.so -
+echo 'const char *f(void); int puts(const char *); int main(void) {{ return puts(f()) < 0; }}' > main.c
+gcc main.c -o prog -Ll2 -lf '-Wl,-rpath,$ORIGIN/l1:$ORIGIN/l2' -Wl,--dynamic-linker=/work/loader
+"""
 
-@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
+
+def build(work: Path) -> None:
+    subprocess.run(["sh", "-ec", BUILT.format(work=work)], check=True)
+
+
+def rename(name: str, to: str) -> Change:
+    return lambda work: (work / name).rename(work / to)
+
+
+PYTHON = "/usr/bin/python3 -c '{}'"
+MORE = (
+    Case("header found earlier", "printf '#include \"h.h\"\nint main(void){return X;}' > m.c; gcc -Ii1 -Ii2 m.c -o m; ./m",
+         write("i1/h.h", "#define X 4\n"), False, "i1/h.h: did not exist", setup=all_of(mkdir("i1"), write("i2/h.h", "#define X 3\n"))),
+    Case("absent program and absent link", "nosuch; ./s; readlink l", link("l", "a"), False, "l: did not exist"),
+    Case("EACCES", "cat d/f; cat a", all_of(chmod("d", 0o755), chmod("a", 0o644)), False, ": mode",
+         setup=all_of(write("d/f"), A, chmod("d", 0), chmod("a", 0)), options=("--user=1234",)),
+    Case("a listing that is read in part", PYTHON.format("import os; next(os.scandir(\"d\"))"), write("d/z"), False, "list of entries", setup=DIRS),
+    Case("rename that must not replace", "mv -n a b; cat b", remove("b"), False, "b: does not exist", setup=all_of(A, write("b"))),
+    Case("shared mapping, written by a child", PYTHON.format("import mmap, os; f = open(\"a\", \"r+b\"); m = mmap.mmap(f.fileno(), 0); os.fork() or m.__setitem__(0, 88) or os._exit(0); os.wait()"), None, True, setup=A),
+    Case("a name of two is replaced", "rm b; echo new > b; stat -c %h b", None, True, setup=all_of(A, hard_link("b", "a"))),
+    Case("owner made", "chown 12:13 a; stat -c %u:%g a", None, True, setup=A),
+    Case("all of stat", "stat a d l; stat -L l; stat -f a", None, True, setup=all_of(A, mkdir("d"), link("l", "a"))),
+    Case("library found earlier", "./prog", rename("other.so", "l1/libf.so"), False, "/work/l1", setup=build),
+    Case("loader", "./prog", write("loader", "none\n", 0o755), False, "loader: content", setup=build),
+    Case("library by the environment", "LD_LIBRARY_PATH=/work/l3 ./prog", rename("other.so", "libf.so"), True, setup=build),
+    Case("umask and limits", "umask 077; echo x > n; ulimit -n 77; ulimit -n; nice -n 3 nice", None, True),
+    Case("a root directory of its own", "mkdir r; chroot r /bin/true", None, None, "root directory of its own"),
+    Case("resources used", "bash -c 'time cat a; times'", None, True, setup=A),
+    Case("a daemon", "(sleep 5; echo late > l) & echo now", None, True),
+    Case("memory file and passed descriptors", PYTHON.format("import os, socket, array; f = os.memfd_create(\"m\"); os.write(f, b\"x\"); a, b = socket.socketpair(); socket.send_fds(a, [b\"y\"], [f]); print(socket.recv_fds(b, 1, 1)[0], os.pread(f, 9, 0))"), None, True),
+    Case("calls that are refused", PYTHON.format("import ctypes; c = ctypes.CDLL(None, use_errno=True); print([(c.syscall(n, 1, 0, 0, 0, 0), ctypes.get_errno()) for n in (425, 303, 304, 298, 321, 323)])"), None, True),
+    Case("link to nothing", "cat l; test -e l || echo no; echo x > l", write("t"), False, "t: did not exist", setup=link("l", "t")),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in (*CASES, *MORE)])
 def test_case(case: Case, tmp_path: Path) -> None:
     bench = Bench(tmp_path, case.setup, options=case.options, stdin=case.stdin)
     plain = bench.run(case.script, bench.inputs())
@@ -216,6 +260,8 @@ INSIDE = (
     ("cat a1 nosuch 2>&1 | sort; sh -c 'cat a1; cat nosuch; cat a1; exit 7'; cat a1 | false", "hit hit hit hit"),
     ("printf 'a: b c\\nb c:\\n\\tcat $@1 | wc -c\\n' > mk; cp a1 b1; cp a2 c1; make -j2 -f mk", "hit miss hit miss miss miss miss"),
     ("yes | head -1", "hit not"),
+    ("t=$(mktemp ./tmp.XXXX); cp a1 $t; sh -c 'cat $0; rm $0' $t", "hit hit hit"),
+    ("sh -c 'cp a1 b1; cat b1; rm b1'; bash -c 'umask 27; cd /tmp; ls -ld .'; sh -c 'ulimit -n 99; cat a1'", "hit hit hit"),
     ("sh -c 'kill -0 $PPID'; mkfifo p; cat a1 > p & cat p; rm p", "not hit not not hit"),
 )
 
