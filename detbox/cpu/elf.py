@@ -100,6 +100,14 @@ class Elf:
                 return vaddr - segment.vaddr + segment.offset
         return None
 
+    def spare(self, vaddr: int) -> int:
+        """The virtual address behind the executable segment that ``vaddr`` lies in: what its last page holds from there
+        on belongs to nobody.  0: there is none."""
+        for kind, flags, _, start, _, filesz, memsz, _ in self._program_headers:
+            if kind == _PT_LOAD and flags & _PF_X and start <= vaddr < start + filesz:
+                return start + filesz if filesz == memsz else 0
+        return 0
+
     def function_start(self, vaddr: int) -> int | None:
         """The start of the function that ``vaddr`` lies in, if unwind data or a symbol says so."""
         bounds = self.unwind_range(vaddr)

@@ -9,12 +9,14 @@ done only where it cannot be noticed:
   indirect ones only the compilers' jump tables are understood; a function with another one is left alone.
 - A moved neighbour does not branch; where it names memory relative to the program counter, the distance is
   put right.
-- All ``rdtsc`` of a file are moved or none, so that they agree with each other.
+- No bytes in the file's code could be a branch into the middle from elsewhere, and none in the file its address.
+- The loader's ``rdtsc`` are all moved or none, so that they agree with each other.
 
 What cannot be planned stays a trap.  ``cpuid`` and ``xgetbv`` give what the trap would give, so there this
 saves time and decides nothing.  ``rdtsc`` counts from a value that the supervisor stores: it is for the
 loader's own timing of its start, which nothing but a look at the difference of two of its readings shows.  No
-call is made, and of memory only that counter and 8 + 8 bytes below the red zone are written.
+call is made, and of memory only that counter and 8 + 8 bytes below the red zone are written.  What is done with
+other programs' ``rdtsc`` is in :mod:`detbox.cpu.hot`.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from detbox.cpu.elf import Elf
+from detbox.cpu.entrances import entered
 from detbox.cpu.model import CpuModel, cpuid
 from detbox.cpu.sites import Site
 
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
     from capstone import Cs
 
 #: Changes whenever the same file may give other displacements: part of the cache's key.
-PLANNER_VERSION = 2
+PLANNER_VERSION = 4
 
 _JUMP_SIZE = 5
 _MAX_MOVED_BEFORE = 3  # instructions
@@ -45,11 +48,12 @@ _EXACT = 0xFFFFFFFF
 
 _XGETBV = b"\x0f\x01\xd0"
 #: What is answered here, and the length of the instruction without prefixes.
-_SIZES = {"cpuid": 2, "xgetbv": 3, "rdtsc": 2}
+_SIZES = {"cpuid": 2, "xgetbv": 3, "rdtsc": 2, "rdtscp": 3}
+CLOCKS = frozenset({"rdtsc", "rdtscp"})
 _XGETBV_MISS = 3  # offset of the trap in _xgetbv
 
-_SKIP_RED_ZONE = bytes.fromhex("488d6424 80")  # lea rsp, [rsp - 128]
-_BACK_FROM_RED_ZONE = bytes.fromhex("488da424 80000000")  # lea rsp, [rsp + 128]
+SKIP_RED_ZONE = bytes.fromhex("488d6424 80")  # lea rsp, [rsp - 128]
+BACK_FROM_RED_ZONE = bytes.fromhex("488da424 80000000")  # lea rsp, [rsp + 128]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,8 @@ class Displacement:
 
     ``fixups``: distances from the program counter in the moved bytes, as the offset of the distance, that of
     the end of its instruction (both from ``vaddr``), and the virtual address that is meant.
+    ``spare``: for ``rdtsc`` and ``rdtscp``, if nothing is before it and nothing names memory, the virtual address
+    behind the segment (:meth:`Elf.spare`), else 0.
     """
 
     vaddr: int
@@ -67,21 +73,22 @@ class Displacement:
     after: bytes
     kind: str = "cpuid"
     fixups: tuple[tuple[int, int, int], ...] = ()
+    spare: int = 0
 
     def to_row(self) -> list[object]:
         """As JSON can hold it."""
         fixups = [list(fixup) for fixup in self.fixups]
-        return [self.vaddr, self.length, self.before.hex(), self.after.hex(), self.kind, fixups]
+        return [self.vaddr, self.length, self.before.hex(), self.after.hex(), self.kind, fixups, self.spare]
 
     @classmethod
     def from_row(cls, row: Sequence[object]) -> Displacement:
         """The inverse; ValueError or TypeError for anything else."""
-        vaddr, length, before, after, kind, fixups = row
+        vaddr, length, before, after, kind, fixups, spare = row
         if not isinstance(fixups, list):
             raise TypeError("no list of fixups")
         around = bytes.fromhex(str(before)), bytes.fromhex(str(after))
         targets = tuple((int(at), int(end), int(target)) for at, end, target in fixups)
-        return cls(int(str(vaddr)), int(str(length)), *around, str(kind), targets)
+        return cls(int(str(vaddr)), int(str(length)), *around, str(kind), targets, int(str(spare)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +124,19 @@ def displacements(data: bytes | mmap.mmap, sites: Iterable[Site]) -> list[Displa
         if bounds not in functions:
             functions[bounds] = _Function.read(elf, cs, *bounds)
         function = functions[bounds]
-        moved = function.displacement(site, taken - {site.vaddr}) if function else None
-        if moved is not None:
+        spare = elf.spare(site.vaddr) if site.kind in CLOCKS else 0
+        moved = function.displacement(site, taken - {site.vaddr}, spare) if function else None
+        if moved is not None and not entered(elf, bounds, moved.vaddr + 1, moved.vaddr + moved.length):
             found.append(moved)
             taken.update(range(moved.vaddr, moved.vaddr + moved.length))
-    clocks = sum(moved.kind == "rdtsc" for moved in found)
-    if clocks < sum(site.kind == "rdtsc" for site in every):
-        found = [moved for moved in found if moved.kind != "rdtsc"]
+    return found
+
+
+def of_loader(moved: Iterable[Displacement], sites: Iterable[Site]) -> list[Displacement]:
+    """Those displacements that :func:`assemble` can use.  ``sites``: all of the file."""
+    found = [item for item in moved if item.kind != "rdtscp"]
+    if sum(item.kind == "rdtsc" for item in found) < sum(site.kind in CLOCKS for site in sites):
+        found = [item for item in found if item.kind != "rdtsc"]
     return found
 
 
@@ -145,8 +158,8 @@ def assemble(moved: Iterable[Displacement], bias: int, address: int, model: CpuM
         code += item.before
         moved_by = {False: entry}
         if item.kind == "cpuid":
-            code += _SKIP_RED_ZONE + _relative(0xE8, address + len(code) + len(_SKIP_RED_ZONE), address)
-            code += _BACK_FROM_RED_ZONE
+            code += SKIP_RED_ZONE + relative(0xE8, address + len(code) + len(SKIP_RED_ZONE), address)
+            code += BACK_FROM_RED_ZONE
         elif item.kind == "xgetbv":
             traps[address + len(code) + _XGETBV_MISS] = _XGETBV
             code += _xgetbv(model.xcr0)
@@ -157,9 +170,9 @@ def assemble(moved: Iterable[Displacement], bias: int, address: int, model: CpuM
         for at, end, target in item.fixups:
             shift = moved_by[at >= len(item.before)]
             struct.pack_into("<i", code, shift - address + at, _near(bias + target - shift - end))
-        code += _relative(0xE9, address + len(code), start + item.length)
+        code += relative(0xE9, address + len(code), start + item.length)
         # The rest of the patch is never executed: nothing jumps there.
-        patches.append((start, _relative(0xE9, start, entry).ljust(item.length, b"\x90")))
+        patches.append((start, relative(0xE9, start, entry).ljust(item.length, b"\x90")))
     return Assembled(bytes(code), patches, miss, traps, counter)
 
 
@@ -226,14 +239,14 @@ class _Function:
             elif name[0] == "j" or name.startswith("loop"):
                 if operands.startswith("0x"):
                     targets.add(int(operands, 16))
-                elif not tables or "rip" in operands:
+                elif not tables or "[" in operands:
                     return None
         targets |= tables  # a label whose address is taken
         for table in tables:
             targets |= _table_targets(elf, table)
         return cls(instructions, targets)
 
-    def displacement(self, site: Site, taken: set[int]) -> Displacement | None:
+    def displacement(self, site: Site, taken: set[int], spare: int) -> Displacement | None:
         """The shortest run of movable instructions around a site that is long enough for a jump."""
         index = self._index.get(site.vaddr)
         if index is None:
@@ -251,7 +264,9 @@ class _Function:
                         at, target = item.fixup
                         offset = item.address - start
                         fixups.append((offset + at, offset + len(item.code), target))
-                return Displacement(start, length, before, after, site.kind, tuple(fixups))
+                if first < index or any("[" in item.operands for item in run):
+                    spare = 0  # it could be left in its middle, by an earlier jump or a fault
+                return Displacement(start, length, before, after, site.kind, tuple(fixups), spare)
         return None
 
     def _run(self, first: int, site: int, taken: set[int]) -> list[_Instruction] | None:
@@ -339,7 +354,8 @@ def _rdtsc(at: int, counter: int) -> bytes:
     return code + b"\x89\xc0"  # mov eax, eax: the upper half is zero
 
 
-def _relative(opcode: int, at: int, target: int) -> bytes:
+def relative(opcode: int, at: int, target: int) -> bytes:
+    """A jump (E9) or call (E8) at an address.  Raises ValueError if it is too far."""
     return bytes((opcode,)) + struct.pack("<i", _near(target - (at + _JUMP_SIZE)))
 
 

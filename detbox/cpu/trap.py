@@ -30,7 +30,8 @@ class TrapValues:
         return self.m.cpu_model.xcr0
 
     def tsc(self) -> int:
-        """One tick per virtual nanosecond."""
+        """One tick per virtual nanosecond.  Costs what a call that looks at the clock does."""
+        self.m.clock.charge(self.task.cpu, looking=True)
         return self.m.clock.look(self.task.cpu) - BOOT_NS
 
     def random(self, size: int) -> bytes:

@@ -383,14 +383,37 @@ static PyObject *arm_cpuid_faulting(PyObject *self, PyObject *args)
 	Py_RETURN_NONE;
 }
 
-/* guest_code() -> (the machine code of guest/clock.c, {name: offset of its function}). */
+/* guest_code() -> (the machine code of guest/clock.c, {name: offset of its function}, offset of what stands for rdtsc). */
 static PyObject *guest_code(PyObject *self, PyObject *args)
 {
 	const char *start = __start_detbox_guest;
-	return Py_BuildValue("y#{s:n,s:n,s:n}", start, (Py_ssize_t)(__stop_detbox_guest - start),
+	return Py_BuildValue("y#{s:n,s:n,s:n}n", start, (Py_ssize_t)(__stop_detbox_guest - start),
 			     "__vdso_clock_gettime", (Py_ssize_t)((const char *)detbox_guest_gettime - start),
 			     "__vdso_gettimeofday", (Py_ssize_t)((const char *)detbox_guest_timeofday - start),
-			     "__vdso_time", (Py_ssize_t)((const char *)detbox_guest_time - start));
+			     "__vdso_time", (Py_ssize_t)((const char *)detbox_guest_time - start),
+			     (Py_ssize_t)(detbox_guest_ticks - start));
+}
+
+/* branches_into(code, first, last) -> bool: whether there is anything in the code that would be a branch to one of these
+ * offsets: whatever looks like one, also within another instruction. */
+static PyObject *branches_into(PyObject *self, PyObject *args)
+{
+	Py_buffer b;
+	long long first, last;
+	if (!PyArg_ParseTuple(args, "y*LL", &b, &first, &last)) return NULL;
+	const unsigned char *code = b.buf;
+	int found = 0;
+	/* call and jmp (e8, e9), jcc (0f 80 to 0f 8f), xbegin (c7 f8) */
+	for (Py_ssize_t at = 1; at + 4 <= b.len && !found; at++) {
+		unsigned char opcode = code[at - 1];
+		if ((opcode & 0xfe) != 0xe8 && (opcode & 0xf0) != 0x80 && opcode != 0xf8) continue;
+		int32_t distance;
+		memcpy(&distance, code + at, sizeof distance);
+		long long target = (long long)at + 4 + distance;
+		found = target >= first && target <= last;
+	}
+	PyBuffer_Release(&b);
+	return PyBool_FromLong(found);
 }
 
 /* ---- ptrace ------------------------------------------------------------- */
@@ -943,6 +966,7 @@ static PyMethodDef methods[] = {
 	{"notif_alive", notif_alive, METH_VARARGS, NULL},
 	{"arm_cpuid_faulting", arm_cpuid_faulting, METH_NOARGS, NULL},
 	{"guest_code", guest_code, METH_NOARGS, NULL},
+	{"branches_into", branches_into, METH_VARARGS, NULL},
 	{"sync_wake_up", sync_wake_up, METH_VARARGS, NULL},
 	{"filter_and_exec", filter_and_exec, METH_VARARGS, NULL},
 	{"seize", seize, METH_VARARGS, NULL},

@@ -67,8 +67,11 @@ class Counting:
             child.data.update({_BUDGET: STRETCHES, _EXPIRED: 0})
 
     def counts(self, process: Process) -> bool:
-        """Whether stretches of this process may be counted: its looks at clocks end them, and have to be seen."""
-        return self.active and process.data.get(_BUDGET, 0) > 0
+        """Whether stretches of this process are counted now: its looks at clocks end them, and have to be seen."""
+        if not self.active or process.data.get(_BUDGET, 0) <= 0:
+            return False
+        due = timers.next_signal(process)
+        return due is not None and due[0] <= FAR
 
     def before_return(self, task: Task) -> None:
         """A call is about to be answered: the thread stops at its end if it is to be counted."""

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 
 from detbox.cpu.stub import Call, Result
 from detbox.guest import vdso
-from detbox.guest.vdso import COST, LIMIT, NOW, PAGE, WALL
+from detbox.guest.vdso import BOOT, COST, LIMIT, NOW, PAGE, WALL
 from detbox.handlers.mapping import OWN_MAPPING
 from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
-from detbox.machine.clock import CALL_NS, LOOK_NS, WATCHING, alike, price
+from detbox.machine.clock import BOOT_NS, CALL_NS, LOOK_NS, WATCHING, alike, price
 
 if TYPE_CHECKING:
     from detbox.machine.clock import Clock, CpuTime, Timers
@@ -45,9 +45,14 @@ class GuestClock:
         self.looks = 0  # made in the guest so far
         # The name keeps the mapping out of /proc/PID/maps (machine.constants).
         self.fd = os.memfd_create("detbox-clock")
-        os.pwrite(self.fd, vdso.image(*_native.guest_code()), PAGE)
+        code, functions, ticks = _native.guest_code()
+        page = vdso.image(code, functions)
+        os.pwrite(self.fd, page, PAGE)
+        #: Where in the vDSO the code is that stands for rdtsc.
+        self.ticks = page.index(code) + ticks
         self._page = memoryview(mmap.mmap(self.fd, PAGE)).cast("q")
         self._page[COST], self._page[WALL] = CALL_NS + LOOK_NS, clock.realtime(0)
+        self._page[BOOT] = BOOT_NS
         self._page[NOW] = self._given = clock.now
         self._page[LIMIT] = _NEVER
         #: Whether the page allows looks, so that there may be some to account for.

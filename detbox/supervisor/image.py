@@ -20,6 +20,7 @@ from detbox.kernel import _native, registers, siginfo
 from detbox.kernel.numbers import NUMBERS
 from detbox.machine.clock import BOOT_NS
 from detbox.supervisor import guestclock, injection, signals
+from detbox.supervisor.hotsites import ROUTINE, HotSites
 from detbox.supervisor.memory import peek
 from detbox.supervisor.patching import AREA, ExecPlan, Patching
 
@@ -69,6 +70,7 @@ class Image:
         self.sup = sup
         self.cpuid_faulting = False
         self.patching: Patching | None = None
+        self.hot: HotSites | None = None
         # Of the vDSO and its data together: distance from the vDSO's own address, and length.
         self._vdso: tuple[int, int] | None = None
 
@@ -80,6 +82,7 @@ class Image:
         if not cpuid_faulting:
             kinds.add("cpuid")
         self.patching = Patching(sup.m, Finder(sup.m.requests, index), kinds)
+        self.hot = HotSites(sup, self.patching)
         sup.m.code_mapped = self.patching.mapping
         sup.fork_hooks += [Patching.after_fork, _after_fork, dispositions.after_fork]
         sup.exec_hooks.append(dispositions.after_exec)
@@ -97,6 +100,7 @@ class Image:
         secure = self._set_user_ids(m, task, st)
         parsed = auxv.parse(stack)
         plan, has_area, shown = self._own_memory(m, task, st, parsed[1])
+        task.process.data[ROUTINE] = shown + self.sup.guest_clock.ticks if shown else 0
         values = auxv.AuxValues(
             hwcap=model.hwcap(m.cpu_model, m.spec.cpus), hwcap2=model.HWCAP2, random=task.rng.at_random(),
             uid=creds.ruid, euid=creds.euid, gid=creds.rgid, egid=creds.egid, secure=secure,
@@ -172,9 +176,12 @@ class Image:
         if signo == signal.SIGSEGV and siginfo.code_of(info) != siginfo.SI_KERNEL:
             return False
         regs = registers.get(task.tid)
-        code = self._instruction(task, signo, regs.rip)
+        address, looks = regs.rip, task.cpu.looks
+        code = self._instruction(task, signo, address)
         if code is None or not emulate.emulate(code, regs, TrapValues(self.sup.m, task)):
             return False
+        if task.cpu.looks != looks and self.hot is not None:
+            regs.rip = self.hot.trapped(task, address) or regs.rip
         registers.put(task.tid, regs)
         self.undo_force(task, signo)
         return True
@@ -229,3 +236,4 @@ class Image:
 def _after_fork(m: Machine, parent: Process, child: Process) -> None:
     """The child has the parent's memory."""
     child.data[OWN_MEMORY] = parent.data.get(OWN_MEMORY, (0, 0))
+    child.data[ROUTINE] = parent.data.get(ROUTINE, 0)

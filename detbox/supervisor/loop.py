@@ -346,6 +346,8 @@ class Supervisor:
                 self.proceed(task)
             return
         signals.repair(task, signo, info)
+        if self.image.hot is not None:
+            self.image.hot.before_signal(task)
         self.spinning.before_signal(task)
         self.counting.before_signal(task)
         self.cont(task, signo)

@@ -109,9 +109,16 @@ class Patching:
         return ExecPlan(every, originals | jumps.traps, jumps.code, area, jumps.counter)
 
     def _trampolines(self, fd: int, bias: int, area: int) -> trampoline.Assembled | None:
-        moved = self.finder.displacements(fd)
+        moved = trampoline.of_loader(self.finder.displacements(fd), self.finder.sites(fd))
         made = trampoline.assemble(moved, bias, area, self.m.cpu_model, self.m.spec.cpus)
         return made if moved and len(made.code) <= AREA else None
+
+    def open_code(self, task: Task, path: bytes) -> int:
+        """A descriptor (the caller's) of a file that the listing of a thread's memory names.  Raises OSError."""
+        # The listing names files from the supervisor's root, wherever the process has its own.
+        if path == task.process.exe:
+            path = b"%d/exe" % task.tid
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.m.proc_fd)
 
     def _code(self, task: Task) -> Iterator[tuple[int, int, int, int]]:
         """Start, end, file offset and a descriptor (the caller's) of each file that is mapped as code."""
@@ -119,10 +126,8 @@ class Patching:
         with open(listing, "rb") as maps:
             lines = maps.read().splitlines()
         for match in filter(None, map(_CODE_LINE.fullmatch, lines)):
-            # The listing names files from the supervisor's root, wherever the process has its own.
-            path = b"%d/exe" % task.tid if match[4] == task.process.exe else match[4]
             try:
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.m.proc_fd)
+                fd = self.open_code(task, match[4])
             except OSError:
                 self.m.doubt(task, f"the code of {os.fsdecode(match[4])} could not be searched")
                 continue

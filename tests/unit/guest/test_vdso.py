@@ -28,7 +28,7 @@ class Mapped:
     """Both pages in this process, and the functions as a program calls them."""
 
     def __init__(self) -> None:
-        code, functions = _native.guest_code()
+        code, functions, _ = _native.guest_code()
         image = vdso.image(code, functions)
         self.memory = mmap.mmap(-1, 2 * PAGE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
         self.memory[PAGE:] = image
@@ -93,7 +93,7 @@ def test_time(mapped: Mapped) -> None:
 
 def test_the_dynamic_loader_finds_the_symbols(tmp_path: Path) -> None:
     file = tmp_path / "vdso.so"
-    file.write_bytes(vdso.image(*_native.guest_code()))
+    file.write_bytes(vdso.image(*_native.guest_code()[:2]))
     library = ctypes.CDLL(str(file))
     find = ctypes.CDLL(None).dlvsym
     find.restype, find.argtypes = ctypes.c_void_p, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p)
