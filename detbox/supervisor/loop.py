@@ -29,7 +29,7 @@ from detbox.supervisor.overdue import Overdue
 from detbox.supervisor.spinning import Spinning
 from detbox.supervisor.task import Process, State, Task
 
-PTRACE_CONT, PTRACE_INTERRUPT = 7, 0x4207
+PTRACE_CONT = 7
 EVENT_FORK, EVENT_VFORK, EVENT_CLONE, EVENT_EXEC, EVENT_VFORK_DONE, EVENT_STOP = 1, 2, 3, 4, 5, 128
 #: TRACEFORK, TRACEVFORK, TRACECLONE, TRACEEXEC, TRACEVFORKDONE, EXITKILL (include/uapi/linux/ptrace.h)
 TRACE_OPTIONS = 0x2 | 0x4 | 0x8 | 0x10 | 0x20 | 0x100000
@@ -215,7 +215,7 @@ class Supervisor:
             self._install(task, decision)
         elif isinstance(decision, ContinueThen):
             task.look = decision.look
-            _native.ptrace_request(PTRACE_INTERRUPT, task.tid, 0, 0)
+            _native.ptrace_request(signals.PTRACE_INTERRUPT, task.tid, 0, 0)
             self.finish_native(task)
         else:
             raise InternalError(f"handler of {NAMES.get(task.nr)} returned {decision!r}")
