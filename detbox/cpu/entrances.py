@@ -1,4 +1,4 @@
-"""Whether code could be entered in its middle from elsewhere in its file.
+"""Which pieces of code could be entered in their middle from elsewhere in their file.
 
 Compilers put the unlikely parts of a function far away from it, and these jump back to any place in it; hand-written
 code may do the same.  To disassemble a whole library takes seconds, so whatever looks like a branch to the place counts
@@ -7,40 +7,38 @@ as one: any bytes that would be one, wherever an instruction may begin, and the 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import struct
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from detbox.kernel import _native
 
 if TYPE_CHECKING:
     from detbox.cpu.elf import Elf
 
-# The distances of short branches: jcc, jmp, loop and its kind.
-_REACH = range(-128, 128)
-_SHORT = frozenset([*range(0x70, 0x80), 0xEB, 0xE0, 0xE1, 0xE2, 0xE3])
+_PIECE = struct.Struct("<4q")
 
 
-def entered(elf: Elf, function: tuple[int, int], first: int, end: int) -> bool:
-    """Whether anything outside of a function (start and end), or a table, may lead to ``first`` up to ``end``.
+class Piece(NamedTuple):
+    """The virtual addresses ``first`` up to ``last`` of a function from ``start`` to ``end``."""
 
-    All are virtual addresses.  What the function itself does is left to the caller.
+    first: int
+    last: int
+    start: int
+    end: int
+
+
+def entered(elf: Elf, pieces: Sequence[Piece]) -> set[Piece]:
+    """Those pieces that anything outside of their function, or a table, may lead to.
+
+    What the function itself does is left to the caller.  The pieces do not overlap.
     """
-    for area in elf.code_ranges():
-        code = memoryview(elf.data)[area.start : area.end]
-        before = code[: max(0, min(len(code), function[0] - area.vaddr))]
-        behind = code[max(0, min(len(code), function[1] - area.vaddr)) :]
-        at = area.vaddr + len(code) - len(behind)
-        for part, vaddr in ((before, area.vaddr), (behind, at)):
-            if _native.branches_into(part, first - vaddr, end - 1 - vaddr):
-                return True
-            if _short_branch(part, first - vaddr, end - 1 - vaddr):
-                return True
-    return any(elf.data.find(place.to_bytes(8, "little")) >= 0 for place in range(first, end))
-
-
-def _short_branch(code: memoryview, first: int, last: int) -> bool:
-    for at in range(max(0, first - _REACH.stop - 1), min(len(code) - 1, last - _REACH.start)):
-        if code[at] in _SHORT:
-            distance = code[at + 1] - (code[at + 1] >> 7 << 8)
-            if first <= at + 2 + distance <= last:
-                return True
-    return False
+    ordered = sorted(pieces)
+    packed = b"".join(_PIECE.pack(*piece) for piece in ordered)
+    places = [(area.start, area.end, area.vaddr, True) for area in elf.code_ranges()]
+    places.append((0, len(elf.data), 0, False))
+    found: set[Piece] = set()
+    for start, end, vaddr, branches in places:
+        flags = _native.reached(elf.data, start, end, vaddr, packed, branches)
+        found.update(piece for piece, flag in zip(ordered, flags, strict=True) if flag)
+    return found

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from detbox.cpu.elf import Elf
-from detbox.cpu.entrances import entered
+from detbox.cpu.entrances import Piece, entered
 from detbox.cpu.model import CpuModel, cpuid
 from detbox.cpu.sites import Site
 
@@ -116,7 +116,7 @@ def displacements(data: bytes | mmap.mmap, sites: Iterable[Site]) -> list[Displa
     every = list(sites)
     taken = {site.vaddr for site in every}
     functions: dict[tuple[int, int], _Function | None] = {}
-    found: list[Displacement] = []
+    found: dict[Displacement, Piece] = {}
     for site in every:
         bounds = elf.unwind_range(site.vaddr)
         if site.length != _SIZES.get(site.kind) or bounds is None:
@@ -125,11 +125,13 @@ def displacements(data: bytes | mmap.mmap, sites: Iterable[Site]) -> list[Displa
             functions[bounds] = _Function.read(elf, cs, *bounds)
         function = functions[bounds]
         spare = elf.spare(site.vaddr) if site.kind in CLOCKS else 0
-        moved = function.displacement(site, taken - {site.vaddr}, spare) if function else None
-        if moved is not None and not entered(elf, bounds, moved.vaddr + 1, moved.vaddr + moved.length):
-            found.append(moved)
-            taken.update(range(moved.vaddr, moved.vaddr + moved.length))
-    return found
+        moved = function.displacement(site, taken, spare) if function else None
+        if moved is not None:
+            end = moved.vaddr + moved.length
+            found[moved] = Piece(moved.vaddr + 1, end - 1, *bounds)
+            taken.update(range(moved.vaddr, end))
+    bad = entered(elf, list(found.values())) if found else set()
+    return [moved for moved, piece in found.items() if piece not in bad]
 
 
 def of_loader(moved: Iterable[Displacement], sites: Iterable[Site]) -> list[Displacement]:

@@ -394,26 +394,60 @@ static PyObject *guest_code(PyObject *self, PyObject *args)
 			     (Py_ssize_t)(detbox_guest_ticks - start));
 }
 
-/* branches_into(code, first, last) -> bool: whether there is anything in the code that would be a branch to one of these
- * offsets: whatever looks like one, also within another instruction. */
-static PyObject *branches_into(PyObject *self, PyObject *args)
+/* A piece of code (first to last) of a function (start to end). */
+struct piece { int64_t first, last, start, end; };
+
+static void reach(const struct piece *pieces, size_t count, char *found, int64_t from, int64_t target)
 {
-	Py_buffer b;
-	long long first, last;
-	if (!PyArg_ParseTuple(args, "y*LL", &b, &first, &last)) return NULL;
-	const unsigned char *code = b.buf;
-	int found = 0;
-	/* call and jmp (e8, e9), jcc (0f 80 to 0f 8f), xbegin (c7 f8) */
-	for (Py_ssize_t at = 1; at + 4 <= b.len && !found; at++) {
-		unsigned char opcode = code[at - 1];
-		if ((opcode & 0xfe) != 0xe8 && (opcode & 0xf0) != 0x80 && opcode != 0xf8) continue;
-		int32_t distance;
-		memcpy(&distance, code + at, sizeof distance);
-		long long target = (long long)at + 4 + distance;
-		found = target >= first && target <= last;
+	size_t low = 0, high = count;
+	while (low < high) {
+		size_t middle = (low + high) / 2;
+		if (pieces[middle].first <= target) low = middle + 1;
+		else high = middle;
 	}
-	PyBuffer_Release(&b);
-	return PyBool_FromLong(found);
+	if (!low || target > pieces[low - 1].last) return;
+	if (from < pieces[low - 1].start || from >= pieces[low - 1].end) found[low - 1] = 1;
+}
+
+/* reached(data, start, end, vaddr, pieces, branches) -> a byte for each piece: whether anything in the data from `start`,
+ * where the virtual address is `vaddr`, to `end` would lead to it from outside of its function.  Either whatever looks like a
+ * branch, also within another instruction, or its address.  pieces: struct piece, in ascending order. */
+static PyObject *reached(PyObject *self, PyObject *args)
+{
+	Py_buffer data, pieces;
+	Py_ssize_t start, end;
+	long long vaddr;
+	int branches;
+	if (!PyArg_ParseTuple(args, "y*nnLy*p", &data, &start, &end, &vaddr, &pieces, &branches)) return NULL;
+	const unsigned char *bytes = data.buf;
+	const struct piece *every = pieces.buf;
+	size_t count = (size_t)pieces.len / sizeof *every;
+	PyObject *result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)count);
+	char *found = result ? PyBytes_AS_STRING(result) : NULL;
+	if (found && count) {
+		memset(found, 0, count);
+		int64_t lowest = every[0].first, highest = every[count - 1].last;
+		if (end > data.len) end = data.len;
+		for (Py_ssize_t at = start < 1 ? 1 : start; at < end; at++) {
+			int64_t here = vaddr + (at - start), target;
+			unsigned char opcode = bytes[at - 1];
+			int32_t distance;
+			if (!branches) {
+				if (at + 8 > end) break;
+				memcpy(&target, bytes + at, sizeof target);
+				if (target >= lowest && target <= highest) reach(every, count, found, -1, target);
+			} else if ((opcode & 0xf0) == 0x70 || (opcode & 0xfc) == 0xe0 || opcode == 0xeb) {
+				reach(every, count, found, here, here + 1 + (signed char)bytes[at]); /* jcc, loop, jmp */
+			} else if (at + 4 <= end && ((opcode & 0xfe) == 0xe8 || (opcode & 0xf0) == 0x80 || opcode == 0xf8)) {
+				memcpy(&distance, bytes + at, sizeof distance); /* call, jmp, jcc, xbegin */
+				target = here + 4 + distance;
+				if (target >= lowest && target <= highest) reach(every, count, found, here, target);
+			}
+		}
+	}
+	PyBuffer_Release(&data);
+	PyBuffer_Release(&pieces);
+	return result;
 }
 
 /* ---- ptrace ------------------------------------------------------------- */
@@ -966,7 +1000,7 @@ static PyMethodDef methods[] = {
 	{"notif_alive", notif_alive, METH_VARARGS, NULL},
 	{"arm_cpuid_faulting", arm_cpuid_faulting, METH_NOARGS, NULL},
 	{"guest_code", guest_code, METH_NOARGS, NULL},
-	{"branches_into", branches_into, METH_VARARGS, NULL},
+	{"reached", reached, METH_VARARGS, NULL},
 	{"sync_wake_up", sync_wake_up, METH_VARARGS, NULL},
 	{"filter_and_exec", filter_and_exec, METH_VARARGS, NULL},
 	{"seize", seize, METH_VARARGS, NULL},

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 import signal
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from detbox.cpu import auxv, emulate, model, stub
@@ -188,13 +190,7 @@ class Image:
 
     def _instruction(self, task: Task, signo: int, address: int) -> bytes | None:
         """The original bytes of what trapped, None if it was not ours."""
-        code = b""
-        for length in (LONGEST_INSTRUCTION, 3, 2):
-            try:
-                code = peek(task.tid, address, length)
-                break
-            except OSError:
-                continue
+        code = _code(task, address)
         if signo == signal.SIGSEGV:
             return code
         if code.startswith(_UD2):
@@ -231,6 +227,16 @@ class Image:
         task.write(place, saved)
         if result not in (0, -errno.EINVAL):
             self.sup.m.doubt(task, f"the handler of signal {signo} was lost")
+
+
+def _code(task: Task, address: int) -> bytes:
+    """The longest instruction's bytes, or as many as there are before the end of the mapping."""
+    for length in (LONGEST_INSTRUCTION, 3, 2):
+        # The second way is slower, and reads what may only be executed.
+        for read in (task.read, partial(peek, task.tid)):
+            with contextlib.suppress(OSError):
+                return read(address, length)
+    return b""
 
 
 def _after_fork(m: Machine, parent: Process, child: Process) -> None:
