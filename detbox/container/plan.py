@@ -113,7 +113,8 @@ def _devices() -> list[Step]:
     for name, entry in dev.ENTRIES.items():
         path = f"/dev/{name}"
         if entry.kind is dev.Kind.BIND:
-            plan.append(ops.Bind(path, path, read_only=False))
+            # Read-only concerns the node's mode, owner and times, which are the host's; the device can be written.
+            plan.append(ops.Bind(path, path, read_only=True))
         elif entry.kind is dev.Kind.LINK:
             plan.append(ops.Symlink(path, entry.target))
         elif entry.kind is dev.Kind.DIRECTORY:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from detbox.handlers import claim, paths
 from detbox.handlers.stat import of_fd, of_path
+from detbox.handlers.statfs import flags_of
 from detbox.machine import constants
 from detbox.machine.inodes import link_name
 
@@ -72,7 +73,7 @@ def _read_only(m: Machine, t: Task, dirfd: int, path: bytes) -> bool:
 def _mount_flags(dir_fd: int | None, name: bytes) -> int:
     fd = os.open(name, os.O_PATH, dir_fd=dir_fd)
     try:
-        return os.statvfs(fd).f_flag
+        return flags_of(fd)
     finally:
         os.close(fd)
 

@@ -6,7 +6,7 @@ import errno
 import os
 import struct
 from collections.abc import Callable
-from stat import S_IMODE, S_ISGID, S_ISLNK, S_ISREG, S_ISUID
+from stat import S_IMODE, S_ISCHR, S_ISGID, S_ISLNK, S_ISREG, S_ISUID
 from typing import TYPE_CHECKING
 
 from detbox.handlers import claim, paths
@@ -56,6 +56,11 @@ def change(m: Machine, t: Task, dirfd: int, path: bytes, flags: int, apply: Chan
     return 0
 
 
+def _bound_device(m: Machine, st: os.stat_result) -> bool:
+    """Whether this is a device of the host's, which the container has by a mount: the guest must not change it."""
+    return S_ISCHR(st.st_mode) and st.st_dev not in m.inodes.devices
+
+
 def _must_own(t: Task, vnode: VInode) -> None:
     if t.process.creds.fsuid not in (0, vnode.uid):
         raise OSError(errno.EPERM, "not the owner")
@@ -92,7 +97,10 @@ def _chmod(m: Machine, t: Task, dirfd: int, path: bytes, mode: int, flags: int) 
         creds = t.process.creds
         if creds.fsuid and vnode.gid != creds.fsgid and vnode.gid not in creds.groups:
             new &= ~S_ISGID
-        os.chmod(name, new, dir_fd=at)
+        if not _bound_device(m, st):
+            os.chmod(name, new, dir_fd=at)
+        elif new != S_IMODE(st.st_mode):
+            raise OSError(errno.EPERM, "devices keep their modes")
         m.inodes.touch_status(vnode)
 
     return change(m, t, dirfd, path, flags, apply)
@@ -130,7 +138,8 @@ def _chown(m: Machine, t: Task, dirfd: int, path: bytes, uid: int, gid: int, fla
             if creds.fsuid != vnode.uid or uid not in (_M32, vnode.uid) or gid not in groups:
                 raise OSError(errno.EPERM, "may not give away")
         # The real call, which changes nothing, finds out about read-only file systems.
-        os.chown(name, -1, -1, dir_fd=at, follow_symlinks=follow)
+        if not _bound_device(m, st):
+            os.chown(name, -1, -1, dir_fd=at, follow_symlinks=follow)
         if S_ISREG(st.st_mode) and st.st_mode & (S_ISUID | S_ISGID):
             drop = S_ISUID | (S_ISGID if st.st_mode & 0o010 else 0)
             os.chmod(name, S_IMODE(st.st_mode) & ~drop, dir_fd=at)
@@ -216,7 +225,8 @@ def set_times(
             now if new == "now" else old if isinstance(new, str) else new
             for new, old in zip(wanted, (vnode.atime, vnode.mtime), strict=True)
         )
-        os.utime(name, ns=(atime, mtime), dir_fd=at, follow_symlinks=follow)
+        if not _bound_device(m, st):
+            os.utime(name, ns=(atime, mtime), dir_fd=at, follow_symlinks=follow)
         vnode.changed = True
         vnode.set_times(atime, mtime, now)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+from stat import S_ISCHR
 from typing import TYPE_CHECKING
 
 from detbox.handlers import paths
@@ -42,7 +43,7 @@ def statfs(m: Machine, t: Task, a: Args) -> Decision:
     def call(at: int | None, name: bytes) -> tuple[int, int]:
         fd = os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=at)
         try:
-            return os.fstat(fd).st_dev, os.statvfs(fd).f_flag
+            return os.fstat(fd).st_dev, flags_of(fd)
         finally:
             os.close(fd)
 
@@ -55,7 +56,7 @@ def fstatfs(m: Machine, t: Task, a: Args) -> Decision:
     """int fstatfs(int fd, struct statfs *buf)"""
     fd = t.process.files.borrow(t, a[0])
     try:
-        st, flags = os.fstat(fd), os.statvfs(fd).f_flag
+        st, flags = os.fstat(fd), flags_of(fd)
     finally:
         os.close(fd)
     vnode = m.inodes.of(st)
@@ -64,6 +65,12 @@ def fstatfs(m: Machine, t: Task, a: Args) -> Decision:
     else:
         t.write(a[1], _answer(m, st.st_dev, flags))
     return 0
+
+
+def flags_of(fd: int) -> int:
+    """The mount's flags as statvfs(3) has them; that the container's devices are bound read-only does not show."""
+    flags = os.statvfs(fd).f_flag
+    return flags & ~os.ST_RDONLY if S_ISCHR(os.fstat(fd).st_mode) else flags
 
 
 def ustat(m: Machine, t: Task, a: Args) -> Decision:

@@ -161,8 +161,12 @@ def restarts(task: Task) -> bool:
     """Whether a thread that is stopped at the end of a call is about to make the same call again.
 
     The kernel takes it back to the instruction only when the thread goes on: a step would be the call itself.
+    One that has been killed at the stop cannot be asked, and can only go on.
     """
-    regs = _native.get_regs(task.tid)
+    try:
+        regs = _native.get_regs(task.tid)
+    except ProcessLookupError:
+        return True
     result = register(regs, OFFSET["rax"]) - (1 << 64)
     return register(regs, OFFSET["orig_rax"]) >> 63 == 0 and -RESTART_LAST <= result <= -RESTART_FIRST
 

@@ -120,6 +120,13 @@ def own_files_from_a_nested_namespace() -> bool:
 
 
 @attempt
+def mode_of_a_device() -> None:
+    os.utime("/dev/full", (1, 1))
+    os.chown("/dev/full", 1, 1)
+    os.chmod("/dev/full", 0o600)
+
+
+@attempt
 def trace_the_supervisor() -> None:
     syscall(101, 16, 1, 0, 0)  # PTRACE_ATTACH
 

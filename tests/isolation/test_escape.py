@@ -92,6 +92,7 @@ def test_no_escape(baits: dict[str, Any], work: Path, tmp_path: Path) -> None:
     read_only = tmp_path / "read-only"
     read_only.mkdir()
     (read_only / "file").write_text("unchanged")
+    device = os.stat("/dev/full")
     command = detbox(["python3", "escape.py", "host.json"], [f"--ro={read_only}:/input", "--timeout=60"])
     env = os.environ | environment() | {"DETBOX_BAIT": baits["secret"]}
     run = subprocess.run(command, cwd=work, env=env, capture_output=True, text=True, check=False)
@@ -102,6 +103,8 @@ def test_no_escape(baits: dict[str, Any], work: Path, tmp_path: Path) -> None:
     assert not os.path.exists(f"/sys/fs/cgroup/{baits['mark']}")
     assert sorted(p.name for p in read_only.iterdir()) == ["file"]
     assert (read_only / "file").read_text() == "unchanged"
+    after = os.stat("/dev/full")
+    assert (device.st_mode, device.st_uid, device.st_mtime_ns) == (after.st_mode, after.st_uid, after.st_mtime_ns)
 
 
 PLACES = ("/etc", "/usr", "/opt", "/var", "/root", "/tmp")
