@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from detbox.deb import apt as module
+from detbox.deb import source as sources
 from detbox.deb.apt import Apt
 from detbox.deb.source import obtain
 from detbox.errors import HostError, SourceNotAvailable, UserError
@@ -81,7 +82,9 @@ def test_a_mirror_that_cannot_be_reached(archive: Archive) -> None:
 
 
 @pytest.mark.skipif(shutil.which("gpg") is None, reason="nothing can be signed here")
-def test_an_index_that_was_altered_after_it_was_signed(archive: Archive, tmp_path: Path) -> None:
+def test_an_index_that_was_altered_after_it_was_signed(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = tmp_path / "keys"
     home.mkdir(mode=0o700)
     gpg = ["gpg", "--homedir", str(home), "--batch", "--passphrase", ""]
@@ -105,6 +108,13 @@ def test_an_index_that_was_altered_after_it_was_signed(archive: Archive, tmp_pat
     dsc.write_text(done.stdout)
     again.mkdir()
     assert "not known" in obtain(str(dsc), again, archive.apt).checked
+    monkeypatch.setattr(sources, "_KEYRINGS", tmp_path)
+    ring.rename(tmp_path / "debian-people.gpg")
+    assert obtain(str(dsc), again, archive.apt).checked == "digests and signature"
+    dsc.write_text(done.stdout.replace("Version: 1.0", "Version: 1.1"))
+    with pytest.raises(UserError, match="wrong signature"):
+        obtain(str(dsc), again, archive.apt)
+    dsc.write_text(done.stdout)
     (archive.files / "few_1.0.tar.xz").write_bytes(b"altered")
     with pytest.raises(UserError, match="is not what"):
         obtain(str(dsc), again, archive.apt)
