@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,16 +28,18 @@ def call(
     if program is None:
         package = _PACKAGES.get(command[0], command[0])
         raise HostError(f"the program {command[0]} is missing", f"install it: apt-get install {package}")
-    return subprocess.run(
-        [program, *command[1:]],
-        cwd=cwd,
-        env={**os.environ, "LC_ALL": "C.UTF-8", **(env or {})},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    # apt leaves temporary files if it is ended.
+    with tempfile.TemporaryDirectory(prefix="detbox-call-") as place:
+        return subprocess.run(
+            [program, *command[1:]],
+            cwd=cwd,
+            env={**os.environ, "LC_ALL": "C.UTF-8", "TMPDIR": place, **(env or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
 
 
 def complaints(done: subprocess.CompletedProcess[str]) -> list[str]:

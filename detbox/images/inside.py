@@ -111,7 +111,10 @@ def _chrooted(
     read_end, write_end = os.pipe()
     with chroot:
         os.close(read_end)
-        done = subprocess.run(command, input=stdin, capture_output=True, env=env, cwd="/", check=False)
+        try:
+            done = subprocess.run(command, input=stdin, capture_output=True, env=env, cwd="/", check=False)
+        except FileNotFoundError:
+            done = subprocess.CompletedProcess(command, 127, b"", f"{command[0]}: not in the image".encode())
         with open(write_end, "wb") as out:
             pickle.dump((done.returncode, done.stdout, done.stderr), out)
     os.close(write_end)
