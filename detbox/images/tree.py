@@ -8,6 +8,7 @@ as a user namespace shows them (see :mod:`detbox.images.inside`); :func:`seal` m
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import stat
@@ -264,10 +265,9 @@ def _copy_file(
     try:
         to = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            # Shares the blocks where the file system can (copy_file_range(2)).
             left = st.st_size
             while left > 0:
-                done = os.copy_file_range(fd, to, left)
+                done = _copy_some(fd, to, left)
                 if not done:
                     raise HostError(f"{os.fsdecode(source)} became shorter while it was copied")
                 left -= done
@@ -281,6 +281,16 @@ def _copy_file(
             os.close(to)
     finally:
         os.close(fd)
+
+
+def _copy_some(fd: int, to: int, count: int) -> int:
+    """Copies at most ``count`` bytes; blocks are shared where the file system can (copy_file_range(2))."""
+    try:
+        return os.copy_file_range(fd, to, count)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EOPNOTSUPP):
+            raise
+        return os.sendfile(to, fd, None, count)
 
 
 def remove(top: str) -> None:

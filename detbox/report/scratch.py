@@ -21,6 +21,8 @@ from detbox.report.leftovers import MEMORY_DIR, PREFIX
 
 #: Real seconds in which processes that still write to a directory are waited for.
 _PATIENCE_S = 30.0
+#: What must be free for an image: the largest ones have half of it.
+_ROOM_BYTES = 6 << 30
 
 
 class Scratch:
@@ -57,6 +59,17 @@ class Scratch:
         made = Path(tempfile.mkdtemp(dir=self.memory if memory else self.disk))
         made.chmod(0o755)
         return made
+
+
+    def roomy(self) -> bool:
+        """Whether there is room in memory for an image, which is much faster than on a disk."""
+        status = os.statvfs(self.memory)
+        return status.f_bavail * status.f_frsize > _ROOM_BYTES < _free_memory_bytes()
+
+
+def _free_memory_bytes() -> int:
+    with open("/proc/meminfo", encoding="ascii") as file:
+        return next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable:"))
 
 
 def _locked(place: Path) -> int:

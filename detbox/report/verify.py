@@ -224,7 +224,7 @@ class Verification:
         if image is None or user is None or place_of(image) is None:
             return image
         if self._lent is None:
-            self._lent = lend(image, self.places.directory(), *owner_of(user))
+            self._lent = lend(image, self.places.directory(self.places.roomy()), *owner_of(user))
         return self._lent
 
     def _one(

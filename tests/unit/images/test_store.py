@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
 from detbox.errors import HostError, UserError
+from detbox.images import tree
 from detbox.images.store import Store
+from detbox.report.leftovers import MEMORY_DIR
 from tests.unit.images import trees
 
 
@@ -148,3 +151,11 @@ class TestLayers:
         assert store.collect(3600) == ([], [])
         assert store.collect(0)[0] == [root.parent.name]
         assert store.layer("key") is None
+
+
+@pytest.mark.skipif(not os.access(MEMORY_DIR, os.W_OK), reason="there is one file system only")
+def test_a_copy_on_another_file_system(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(range(256)) * 999)
+    with tempfile.TemporaryDirectory(dir=MEMORY_DIR) as place:
+        tree.copy(str(tmp_path), place, {})
+        assert Path(place, "file").read_bytes() == (tmp_path / "file").read_bytes()
