@@ -14,7 +14,7 @@ from detbox.cache.check import Checker
 from detbox.cache.manifest import Manifest
 from detbox.cache.places import Places, Sources
 from detbox.cache.remote_check import stays_inside
-from detbox.cache.restore import Restore
+from detbox.cache.restore import Restore, remove_leftovers
 from detbox.cache.stdin import Input
 from detbox.cache.store import Store
 from detbox.cache.summary import data_of
@@ -77,6 +77,7 @@ class Job:
     def run(self) -> Outcome:
         """Look up; run for real if nothing fits; keep the result."""
         started = time.perf_counter()
+        remove_leftovers(self.spec.workdir)
         found = self._find() if self.spec.cache in ("read", "both") else None
         if found is not None and not mismatch.chosen(self.spec.cache_verify):
             outcome = self._restore(found)

@@ -1,8 +1,12 @@
-"""Puts a result's files in place: everything is staged first, then renamed; what fails is undone."""
+"""Puts a result's files in place: everything is staged first, then renamed; what fails is undone.
+
+Who is killed meanwhile leaves each file as it was or as it is to be, and a directory that the next run removes.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import stat
@@ -37,12 +41,14 @@ class Restore:
         """Put everything in place.  False, with nothing changed, if a blob is missing or the host refuses."""
         before = self._directory_times()
         os.mkdir(self._stage, 0o700)
+        lock = _locked(self._stage)
         try:
             done = self._prepare(store) and self._commit_or_undo()
         except OSError:
             done = False
         finally:
             shutil.rmtree(self._stage, ignore_errors=True)
+            os.close(lock)
         # A file that is written in place moves no time of its directory, but ours was renamed.
         for path, times in before.items():
             if os.path.isdir(path):
@@ -54,10 +60,12 @@ class Restore:
     def _commit_or_undo(self) -> bool:
         try:
             self._commit()
-        except OSError:
+        except BaseException as error:
             for action in reversed(self._undo):
                 action()
-            return False
+            if isinstance(error, OSError):
+                return False
+            raise
         return True
 
     def _find_times(self) -> None:
@@ -113,6 +121,9 @@ class Restore:
         if kind == "file":
             if change["was"] == "f":
                 _keep_unseen(path, self._staged[path])
+                if self._held(path):
+                    os.rename(self._staged[path], path)
+                    return
                 self._aside(path)
             os.rename(self._staged[path], path)
         elif kind == "symlink":
@@ -133,11 +144,43 @@ class Restore:
         os.rename(path, there)
         self._undo.append(lambda: os.rename(there, path))
 
+    def _held(self, path: bytes) -> bool:
+        """Give a file that is about to be replaced a second name, so that there is one at ``path`` all the time."""
+        there = self._stage + b"/held-" + os.urandom(8).hex().encode()
+        try:
+            os.link(path, there, follow_symlinks=False)
+        except OSError:
+            return False  # not every file system has links, and not every file may be linked
+        self._undo.append(lambda: os.replace(there, path))
+        return True
+
     def _finish(self) -> None:
         """Modes and times of directories, and of files that stayed: last, since every change below moves them."""
         for path, change in sorted(self._changes, key=lambda row: row[0], reverse=True):
             if change["do"] in ("directory", "keep"):
                 _attributes(path, change)
+
+
+def remove_leftovers(top: str) -> None:
+    """Remove what killed processes have left in a work directory."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(os.fsencode(top)):
+            if name.startswith(PREFIX):
+                path = os.path.join(os.fsencode(top), name)
+                with contextlib.suppress(OSError):
+                    os.close(_locked(path))
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+def _locked(directory: bytes) -> int:
+    """A descriptor that locks a directory until it is closed.  Raises OSError if somebody else has one."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _makes_room(change: dict[str, Any]) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from detbox.cache.restore import Restore
+from detbox.cache.restore import Restore, remove_leftovers
 from detbox.cache.store import Store
 
 
@@ -69,3 +69,47 @@ def test_a_directory_in_a_files_place(work: Path, store: Store) -> None:
     directory = {"path": "/work/old", "do": "directory", "was": "f", "mode": 0o755, "times": [1, 2]}
     assert restore(work, store, [directory, file_of(store, "/work/old/x", b"y")])
     assert (work / "old/x").read_text() == "y"
+
+
+@pytest.mark.parametrize("steps", range(8))
+def test_who_is_killed_in_the_middle_leaves_old_or_new(work: Path, store: Store, steps: int) -> None:
+    for number in range(3):
+        (work / f"f{number}").write_text("old")
+    changes = [file_of(store, f"/work/f{number}", b"new", was="f") for number in range(3)]
+    pid = os.fork()
+    if pid == 0:
+        left = steps
+        plain = os.rename
+
+        def rename(*names: Any) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                os._exit(9)
+            plain(*names)
+
+        os.rename = rename  # type: ignore[assignment]
+        restore(work, store, changes)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert {(work / f"f{number}").read_text() for number in range(3)} <= {"old", "new"}
+    remove_leftovers(str(work))
+    assert sorted(os.listdir(work)) == ["f0", "f1", "f2", "old"]
+    assert restore(work, store, changes) and (work / "f0").read_text() == "new"
+
+
+def test_an_interrupt_in_the_middle_is_undone(
+    work: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = os.rename
+    changes = [file_of(store, "/work/old", b"new", was="f"), file_of(store, "/work/more", b"more")]
+
+    def rename(source: bytes, target: bytes) -> None:
+        if target.endswith(b"more"):
+            raise KeyboardInterrupt
+        plain(source, target)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(KeyboardInterrupt):
+        restore(work, store, changes)
+    assert (work / "old").read_text() == "old" and os.listdir(work) == ["old"]
