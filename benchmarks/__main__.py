@@ -13,7 +13,10 @@ from benchmarks.rows import Bench, Result
 from benchmarks.timing import Failed, cache_dir
 
 #: By the name that ``--only`` takes; in the order of the table.
-ROWS = {**rows.ROWS, "cache": caching.cache, "project": rebuilding.project, "batch": rebuilding.batch}
+ROWS = {
+    **rows.ROWS, "cache": caching.cache, "recording": rebuilding.recording, "project": rebuilding.project,
+    "batch": rebuilding.batch,
+}  # fmt: skip
 #: Measured only when named: it takes several minutes.
 LONG = {"batch"}
 RESULTS = Path(__file__).with_name("results.md")
@@ -39,6 +42,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=list(ROWS), metavar="ROW",
                         help=f"only these rows ({', '.join(ROWS)}); results.md is left alone; "
                         f"not measured unless named: {', '.join(LONG)}")  # fmt: skip
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the table to this file, too")
     arguments = parser.parse_args()
     started = time.monotonic()
     results: list[Result] = []
@@ -57,8 +61,8 @@ def main() -> int:
                 _progress(started, f"{name}: {failure}")
     text = _table(results, arguments.repeat)
     sys.stdout.write(text)
-    if not arguments.only:
-        RESULTS.write_text(text)
+    if arguments.write is not None or not arguments.only:
+        (arguments.write or RESULTS).write_text(text)
     return int(broken)
 
 

@@ -55,11 +55,9 @@ def _hello(bench: Bench, store: str) -> Iterator[Result]:
     for options in ([], ["--cache", store], ["--cache", store]):
         copy = hello.fresh(tree, bench.scratch / "hello")
         times.append(run(detbox_command(command, options), copy)[0].wall)
-    plain, first, hit = times
+    plain, _, hit = times
     yield Result(f"hit of {what}; against the run without the cache", seconds(plain), seconds(hit),
                  f"{plain / hit:.3g} times faster", "50 times", plain / hit >= 50)  # fmt: skip
-    yield Result(f"first run of {what} with an empty cache; against the run without", seconds(plain), seconds(first),
-                 f"{first / plain:.3g} times", "1.25 times", first / plain <= 1.25)  # fmt: skip
 
 
 def _empty(bench: Bench) -> Path:

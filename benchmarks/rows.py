@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks import hello
-from benchmarks.timing import Cost, Pair, detbox_command, run, side_by_side, statistics
+from benchmarks.timing import REPOSITORY, Cost, Pair, detbox_command, run, side_by_side, statistics
 
 PROGRAMS = Path(__file__).with_name("programs")
 #: Rounds of compute.c: about a second on a processor of 2020.
@@ -51,7 +52,8 @@ class Bench:
     cache: Path
 
     def prepare(self) -> None:
-        """Compile the programs and write the input files."""
+        """Compile the programs and write the input files, and detbox's modules as an installation does."""
+        compileall.compile_dir(str(REPOSITORY / "detbox"), quiet=1)
         for name in ("compute", "calls"):
             source = str(PROGRAMS / f"{name}.c")
             run(["gcc", "-O2", "-pthread", "-o", str(self.scratch / name), source], self.scratch)

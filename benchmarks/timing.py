@@ -58,10 +58,9 @@ def cache_dir() -> Path:
 
 
 def _environment() -> dict[str, str]:
-    """Of all commands.  detbox's modules are compiled once, as an installed package's are."""
+    """Of all commands."""
     changes = {
         "PYTHONPATH": str(REPOSITORY),
-        "PYTHONPYCACHEPREFIX": str(cache_dir() / "pycache"),
         "PYTHONDONTWRITEBYTECODE": "",
         "LC_ALL": "C",
     }

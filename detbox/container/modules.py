@@ -67,6 +67,7 @@ def follow(trees: Trees, proc_fd: int) -> None:
     sys.path_hooks[:] = [lambda path: _Finder(path, proc_fd)]
     sys.path_importer_cache.clear()
     sys.dont_write_bytecode = True
+    sys.pycache_prefix = None  # compiled files lie beside their sources, or nowhere: there is no way to any other place
 
 
 class _Finder:
