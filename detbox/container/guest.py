@@ -29,7 +29,7 @@ from detbox.spec import RunSpec
 from detbox.supervisor import filter as bpf
 from detbox.supervisor.console import Console
 from detbox.supervisor.image import ARCH_SET_CPUID
-from detbox.supervisor.loop import TRACE_OPTIONS, Supervisor
+from detbox.supervisor.loop import PTRACE_CONT, TRACE_OPTIONS, Supervisor
 from detbox.supervisor.machine import Machine
 from detbox.supervisor.setup import Observation, first_process, install_hooks, user_ids
 
@@ -41,6 +41,7 @@ NEXT_PROCESS = "/proc/sys/kernel/ns_last_pid"  # there with CONFIG_CHECKPOINT_RE
 PR_SET_TSC, PR_TSC_SIGSEGV = 26, 2
 ADDR_NO_RANDOMIZE = 0x0040000
 CLONE_NEWUSER = 0x10000000
+WALL = 0x40000000  # __WALL of wait4(2)
 NOFOLLOW = 0x100  # AT_SYMLINK_NOFOLLOW
 LAUNCH_TIMEOUT_S = 20.0
 
@@ -98,6 +99,9 @@ def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
     try:
         status = sup.run()
         console.drain()
+    except BaseException:
+        end_early(machine, spec)
+        raise
     finally:
         trouble = observation.end(sup.outcome is not None)
     failed = struct.unpack_from("i", cell, 4)[0]
@@ -115,6 +119,18 @@ def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
         "interleaving": observation.interleaving.summary(),
     }
     os.write(result, json.dumps(report).encode())
+
+
+def end_early(machine: Machine, spec: RunSpec) -> None:
+    """What a run that is ended leaves behind has virtual times, too: of the host's clock nothing shows."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(-1, signal.SIGKILL)  # all of the PID namespace but this process
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            tid, status = os.waitpid(-1, WALL)
+            if os.WIFSTOPPED(status):
+                _native.ptrace_request(PTRACE_CONT, tid, 0, 0)
+    machine.inodes.finish([os.fsencode(top) for top in plan.kept(spec)])
 
 
 def _store(spec: RunSpec) -> Store | None:

@@ -23,6 +23,7 @@ FILES = (
     "autogroup cgroup cmdline comm cpuset io limits loginuid oom_adj oom_score oom_score_adj sched schedstat "
     "sessionid stat statm status"
 ).split()
+_READ_ONLY, _REMOUNT, _BIND = 1, 32, 4096  # of mount(2)
 _DIRECTORIES = frozenset("attr fd fdinfo map_files net ns task".split())
 _LINKS = frozenset(("cwd", "exe", "root"))
 
@@ -45,3 +46,5 @@ def cover(directory: bytes = b"/proc/1") -> None:
         os.symlink(b"/proc/1/" + os.fsencode(name), os.path.join(directory, os.fsencode(name)))
     for name in FILES:
         os.close(os.open(os.path.join(directory, os.fsencode(name)), os.O_CREAT | os.O_WRONLY, 0o444))
+    # Calls that make or remove a name do not follow it, and would find the cover's instead of the guest's.
+    _native.mount(None, directory, None, _REMOUNT | _BIND | _READ_ONLY, None)

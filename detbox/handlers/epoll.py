@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from detbox.supervisor.task import Args, Task
 
 _EPOLL_CTL_DEL = 2
+_MAX_EVENTS = 0x7FFFFFFF // 12  # EP_MAX_EVENTS in fs/eventpoll.c
 _EVENT = struct.Struct("<IQ")  # struct epoll_event, packed on x86
 # A member of a set in /proc/PID/fdinfo/FD (ep_show_fdinfo() in fs/eventpoll.c).
 _MEMBER = re.compile(r"tfd: *(\d+) events: *([0-9a-f]+) data: *([0-9a-f]+)")
@@ -123,8 +124,8 @@ def _sigmask(t: Task, a: Args) -> int | None:
 def _wait(m: Machine, t: Task, a: Args, timeout: int | None, sigmask: int | None) -> Decision:
     fd = fd_of(a[0])
     f = t.process.files.get(fd)
-    if f.kind is not Kind.EPOLL or signed32(a[2]) <= 0:
-        return CONTINUE  # the kernel says EINVAL
+    if f.kind is not Kind.EPOLL or not 0 < signed32(a[2]) <= _MAX_EVENTS or a[1] >> 47:
+        return CONTINUE  # the kernel says EINVAL or EFAULT
     deadline = None if timeout is None else m.clock.now + timeout
 
     def step(wake: Wake | None) -> Decision:

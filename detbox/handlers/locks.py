@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 #: The scheduler wakes this key in every round: close and exit release locks without a call that is seen.
 RECHECK = "recheck"
 _F_OFD_SETLK = 37
+_LOCK_MAND = 32
 _FLOCK = struct.Struct("<hh4xqqi4x")
 _F_RDLCK, _F_WRLCK, _F_UNLCK = 0, 1, 2
 _END = (1 << 63) - 1
@@ -34,6 +35,8 @@ _END = (1 << 63) - 1
 def flock(m: Machine, t: Task, a: Args) -> Decision:
     """``flock(fd, operation)``."""
     fd, operation = fd_of(a[0]), a[1] & 0xFFFFFFFF
+    if operation & _LOCK_MAND:
+        return 0  # accepted, and ignored since Linux 5.18
     if operation & ~LOCK_NB not in (LOCK_SH, LOCK_EX, LOCK_UN):
         return -EINVAL
     own = t.process.files.borrow(t, fd)

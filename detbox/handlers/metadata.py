@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import struct
 from collections.abc import Callable
@@ -66,6 +67,16 @@ def _must_own(t: Task, vnode: VInode) -> None:
         raise OSError(errno.EPERM, "not the owner")
 
 
+def _must_be_open(t: Task, fd: int) -> None:
+    """OSError(EBADF) for what is no descriptor, or an O_PATH one, which only the calls with paths accept."""
+    own = t.process.files.borrow(t, fd)
+    try:
+        if fcntl.fcntl(own, fcntl.F_GETFL) & os.O_PATH:
+            raise OSError(errno.EBADF, "opened with O_PATH")
+    finally:
+        os.close(own)
+
+
 def chmod(m: Machine, t: Task, a: Args) -> Decision:
     """int chmod(const char *path, mode_t mode)"""
     return _chmod(m, t, _CWD, t.cstr(a[0]), a[1], 0)
@@ -73,6 +84,7 @@ def chmod(m: Machine, t: Task, a: Args) -> Decision:
 
 def fchmod(m: Machine, t: Task, a: Args) -> Decision:
     """int fchmod(int fd, mode_t mode)"""
+    _must_be_open(t, a[0])
     return _chmod(m, t, a[0], b"", a[1], paths.AT_EMPTY_PATH)
 
 
@@ -118,6 +130,7 @@ def lchown(m: Machine, t: Task, a: Args) -> Decision:
 
 def fchown(m: Machine, t: Task, a: Args) -> Decision:
     """int fchown(int fd, uid_t owner, gid_t group)"""
+    _must_be_open(t, a[0])
     return _chown(m, t, a[0], b"", a[1], a[2], paths.AT_EMPTY_PATH)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from stat import S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFMT, S_IFREG, S_ISGID
+from stat import S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFMT, S_IFREG, S_ISDIR, S_ISGID
 from typing import TYPE_CHECKING
 
 from detbox.decision import ContinueThen, InstallFd
@@ -263,7 +263,11 @@ def _open_or_create(m: Machine, t: Task, dirfd: int, path: bytes, flags: int, mo
                 raise
         # A missing file behind a symbolic link is created where the link leads.
         try:
-            return _checked(m, t, dirfd, path, flags & ~os.O_CREAT)
+            found = _checked(m, t, dirfd, path, flags & ~os.O_CREAT)
+            if isinstance(found, InstallFd) and S_ISDIR(os.fstat(found.fd).st_mode):
+                os.close(found.fd)
+                return -errno.EISDIR
+            return found
         except FileNotFoundError:
             if path.endswith(b"/"):
                 return -errno.EISDIR

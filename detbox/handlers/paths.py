@@ -83,7 +83,8 @@ def resolve(
         try:
             return call(*at(m, t, dirfd, path))
         except OSError as e:
-            if e.errno != errno.ELOOP:
+            # A loop, or a name in the cover of the supervisor's directory that is to be made or removed.
+            if e.errno not in (errno.ELOOP, errno.EROFS):
                 check_dirfd(t, dirfd, path, e)
                 raise
     with walk(m, t, dirfd, path, follow=follow) as place:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 #: Bound here because looking a member up in its enumeration costs more than the rest of a short handler.
 _REG, _PIPE = Kind.REG, Kind.PIPE
 #: Reads of these return at once, whatever they return.
-_AT_ONCE = frozenset({Kind.REG, Kind.DIR, Kind.MEMFD, Kind.PROC})
+_AT_ONCE = frozenset({Kind.REG, Kind.DIR, Kind.MEMFD, Kind.PROC, Kind.EPOLL})
 _STREAMS = {Kind.STDOUT: 1, Kind.STDERR: 2}
 #: Larger writes to a pipe may be split by the kernel (include/uapi/linux/limits.h).
 PIPE_BUF = 4096

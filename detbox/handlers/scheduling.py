@@ -238,7 +238,7 @@ def _chosen(m: Machine, t: Task, which: int, who: int, first: int) -> list[Task]
     """The threads that setpriority's and ioprio_set's arguments mean; ``first``: the value for a thread."""
     kind = which - first
     if kind == _WHICH_THREAD:
-        return [_thread(m, t, who)]
+        return [_thread(m, t, who, ESRCH)]
     if kind == _WHICH_GROUP:
         return [task for task in m.tasks.values() if _in_group(m, t, task, who)]
     if kind == _WHICH_USER:

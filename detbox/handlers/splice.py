@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 
 _PLAIN = frozenset({Kind.REG, Kind.MEMFD, Kind.PROC})
 _PIPES = frozenset({Kind.PIPE, Kind.STDIN, Kind.STDOUT, Kind.STDERR})
+#: What takes no data, and what gives none to a pipe.
+_NO_TARGETS = frozenset({Kind.EPOLL, Kind.SIGNALFD, Kind.INOTIFY, Kind.TIMERFD, Kind.DIR})
+_NO_SOURCES = _NO_TARGETS | {Kind.EVENTFD}
 _SPLICE_F_NONBLOCK = 2
+_SPLICE_FLAGS = 0xF
 _SIGPIPE = 13
 _LARGEST_OFFSET = (1 << 63) - 1
 
@@ -175,9 +179,9 @@ def sendfile(m: Machine, t: Task, a: Args) -> Decision:
     if files.get(target).kind in _PLAIN and files.get(source).kind in _PLAIN:
         m.inodes.touch(files.get(target).vnode)
         return CONTINUE
-    if files.get(source).kind not in _PLAIN:
-        return -EINVAL
     _check_modes(t, source, target)
+    if files.get(source).kind not in _PLAIN and files.get(source).kind is not Kind.CHAR:
+        return -EINVAL
     return _Mover(m, t, (source, target), (a[2], 0), a[3]).run()
 
 
@@ -185,7 +189,10 @@ def splice(m: Machine, t: Task, a: Args) -> Decision:
     """``splice(in, off_in, out, off_out, len, flags)``: one end at least is a pipe."""
     source, target = fd_of(a[0]), fd_of(a[2])
     kinds = [t.process.files.get(fd).kind for fd in (source, target)]
+    if a[5] & 0xFFFFFFFF & ~_SPLICE_FLAGS or a[4] >> 63:
+        return -EINVAL
     if not any(kind in _PIPES for kind in kinds):
+        _check_modes(t, source, target)
         return -EINVAL
     if any(kind in _PIPES and address for kind, address in zip(kinds, (a[1], a[3]), strict=True)):
         return -ESPIPE
@@ -196,13 +203,20 @@ def splice(m: Machine, t: Task, a: Args) -> Decision:
 
 
 def _check_modes(t: Task, source: int, target: int) -> None:
+    """OSError unless data can go from one to the other."""
     for fd, wrong in ((source, os.O_WRONLY), (target, os.O_RDONLY)):
         own = t.process.files.borrow(t, fd)
         try:
-            if fcntl(own, F_GETFL) & os.O_ACCMODE == wrong:
+            flags = fcntl(own, F_GETFL)
+            if flags & os.O_ACCMODE == wrong or flags & os.O_PATH:
                 raise OSError(EBADF, "wrong direction")
+            if fd == target and flags & os.O_APPEND and t.process.files.get(fd).kind is Kind.REG:
+                raise OSError(EINVAL, "appending has no place to move to")
         finally:
             os.close(own)
+    files = t.process.files
+    if files.get(source).kind in _NO_SOURCES or files.get(target).kind in _NO_TARGETS:
+        raise OSError(EINVAL, "neither file, pipe, socket nor device")
 
 
 def tee(m: Machine, t: Task, a: Args) -> Decision:

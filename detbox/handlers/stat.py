@@ -53,6 +53,8 @@ def lstat(m: Machine, t: Task, a: Args) -> Decision:
 
 def fstat(m: Machine, t: Task, a: Args) -> Decision:
     """int fstat(int fd, struct stat *buf)"""
+    if a[0] & _M32 > 0x7FFFFFFF:
+        return -errno.EBADF  # AT_FDCWD names a directory for other calls
     st, vnode = of_fd(m, t, a[0])
     t.write(a[1], _pack(st, vnode))
     return 0

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "harness"))
 from under_detbox import detbox, environment, twice, unprivileged
 
 from detbox.errors import Deadlock, Interrupted, LimitExceeded, TimedOut
+from detbox.spec import DEFAULT_EPOCH_NS
 
 MARK = "DETBOX_FAULT_MARK"
 NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
@@ -48,6 +49,11 @@ def run(command: list[str], work: Path, *options: str, limit_s: float = 60) -> t
         child.communicate()
         raise
     return child.returncode, out, err.decode(errors="replace")
+
+
+def virtual(mtime_ns: int | None) -> bool:
+    """Whether a time is one of the first virtual minute."""
+    return mtime_ns is not None and 0 <= mtime_ns // 10**9 - DEFAULT_EPOCH_NS // 10**9 < 60
 
 
 def said_by_detbox(err: str) -> str:
@@ -94,8 +100,9 @@ def test_deadlock_is_reported(kind: str, tmp_path: Path) -> None:
 
 
 def test_deadlock_report_is_the_same_each_time() -> None:
-    observed = twice(["python3", "-c", DEADLOCKS["join"]])
+    observed = twice(["sh", "-c", 'mkdir d && echo x > d/made && exec python3 -c "$1"', "sh", DEADLOCKS["join"]])
     assert observed.status == Deadlock.status
+    assert all(virtual(observed.tree[path].mtime_ns) for path in ("d", "d/made"))
 
 
 ENDLESS = ("while :; do :; done", "while true; do sleep 9; done")
@@ -150,6 +157,7 @@ def test_signals_end_the_run(number: signal.Signals, tmp_path: Path) -> None:
     child.send_signal(number)
     _, err = child.communicate(timeout=15)
     assert child.returncode == Interrupted.status, err
+    assert virtual((tmp_path / "started").stat().st_mtime_ns)
     assert not marked(mark)
 
 
