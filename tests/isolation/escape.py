@@ -120,6 +120,21 @@ def own_files_from_a_nested_namespace() -> bool:
 
 
 @attempt
+def names_in_the_supervisors_directory() -> bool:
+    """Its cover is met by calls that do not follow the last name of /proc/self/…"""
+    done = []
+    for change in (
+        lambda: os.unlink("/proc/self/fd"), lambda: os.unlink("/proc/1/exe"), lambda: os.mkdir("/proc/1/made"),
+        lambda: os.symlink("/", "/proc/self/made"), lambda: os.rename("/proc/self/exe", "/proc/self/made"),
+        lambda: os.rmdir("/proc/1/task"), lambda: os.utime("/proc/1/stat", (1, 1)), lambda: os.chmod("/proc/1/stat", 0),
+    ):  # fmt: skip
+        with contextlib.suppress(OSError):
+            change()
+            done.append(change)
+    return bool(done)
+
+
+@attempt
 def mode_of_a_device() -> None:
     os.utime("/dev/full", (1, 1))
     os.chown("/dev/full", 1, 1)
