@@ -199,6 +199,26 @@ def _open(k: Tracker, t: Task, dirfd: int, path: bytes, flags: int) -> Marks | N
     return None
 
 
+#: What is asked by opening a path to read it, beside the aspects, which other calls look at.
+OPENS = 1 << 9
+#: From a call's arguments to the question about its path, see Tracker.look; 0 if it is more than a question.
+Ask = Callable[["Args"], int]
+
+
+def _asks_open(a: Args) -> int:
+    flags = a[2]
+    return 0 if flags & _MORE_THAN_READING else OPENS | (not flags & os.O_NOFOLLOW)
+
+
+def _asks_stat(a: Args) -> int:
+    return (KIND | SIZE) << 1 | (not a[3] & _NOFOLLOW) if a[1] and not a[3] & _EMPTY else 0
+
+
+QUICK: dict[int, tuple[int, Ask]] = {
+    NUMBERS["openat"]: (1, _asks_open), NUMBERS["newfstatat"]: (1, _asks_stat),
+}  # fmt: skip
+
+
 # -- changing names ---------------------------------------------------------------------
 
 

@@ -241,8 +241,11 @@ class Ledger:
         if aspects & CONTENT:
             fact.content = seen.content
         if aspects & CONTENT and seen.signature is not None:
-            fact.signature = seen.signature
-            self._pending.setdefault(path, []).append(fact)
+            if one is self.root and path in one.changed:
+                fact.content = facts.content_of(path)  # it gets a time of its own at the end of the run
+            else:
+                fact.signature = seen.signature
+                self._pending.setdefault(path, []).append(fact)
         if aspects & LIST and one is not None:
             self._first_listing(one, path, fact)
         if aspects & XATTR:

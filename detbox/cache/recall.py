@@ -102,11 +102,12 @@ class Recall:
         self._m = nested.m
         self._untouched: dict[bytes, _Seen] = {}
         self._held: dict[str, _Held] = {}
+        self._nothing = nested.store.is_empty()  # what others enter meanwhile is left to the next run
 
     def find(self, t: Task, mine: Execution) -> Record | None:
         """The result of the execution, if one fits.  Otherwise says why not."""
         nested = self._nested
-        for data in nested.store.candidates(mine.key):
+        for data in nested.store.candidates(mine.key) if not self._nothing else ():
             record = Record.from_bytes(data)
             if record is None:
                 continue

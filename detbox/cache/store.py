@@ -263,6 +263,10 @@ class Store:
             size += len(manifest) + sum(self._size(digest) for digest in blobs)
         return self._index.write(*steps, *(self._count("bytes", size),))
 
+    def is_empty(self) -> bool:
+        """Whether nothing has been entered yet."""
+        return not self._index.read("select 1 from results limit 1")
+
     def candidates(self, key: str) -> list[bytes]:
         """The manifests entered under ``key``, newest first."""
         rows = self._index.read(

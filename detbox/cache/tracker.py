@@ -27,7 +27,6 @@ _HEAD = 256  # BINPRM_BUF_SIZE: what the kernel looks at of a program
 _PT_INTERP = 3
 _SIGKILL = 9
 _TERMINAL = b"/dev/tty"
-_OPENS = 1 << 9  # beside the aspects, which are looked at with other calls
 
 #: A path, the directory that it is relative to, and what is asked about it (bit 0: whether a link is followed).
 Question = tuple[bytes, bytes, int]
@@ -71,6 +70,7 @@ class Tracker:
         if probe is None:
             return handler
         ask = probe
+        quick = calls.QUICK.get(nr)
 
         def tracking(m: Machine, t: Task, a: Args) -> Decision:
             if self._moved:
@@ -88,14 +88,39 @@ class Tracker:
                 self.origin.update(self._moved)
             return decision
 
-        return tracking
+        quick = calls.QUICK.get(nr)
+        return tracking if quick is None else self._quickly(handler, tracking, *quick)
+
+    def _quickly(self, handler: Handler, tracking: Handler, place: int, ask: calls.Ask) -> Handler:
+        """For the commonest calls, most of which ask what has been asked before.  ``place``: of the path's address."""
+        world = self.world
+
+        def quickly(m: Machine, t: Task, a: Args) -> Decision:
+            what = ask(a)
+            if not what:
+                return tracking(m, t, a)
+            path = t.cstr(a[place])
+            execution = self.of(t)
+            if execution.looked_at == world.changes and (path, b"", what) in execution.looked:
+                t.texts = {a[place]: path}
+                try:
+                    return handler(m, t, a)
+                finally:
+                    t.texts = None
+            return tracking(m, t, a)
+
+        return quickly
 
     def _looking(self, handler: Handler, follow: bool, aspects: int) -> Handler:
         """For calls that look at the path that is their first argument, and change nothing: the commonest ones."""
 
+        world, what = self.world, aspects << 1 | follow
+
         def looking(m: Machine, t: Task, a: Args) -> Decision:
             path = t.cstr(a[0])
-            self.look(t, AT_FDCWD, path, follow, aspects)
+            execution = self.of(t)
+            if execution.looked_at != world.changes or (path, b"", what) not in execution.looked:
+                self.look(t, AT_FDCWD, path, follow, aspects)
             t.texts = {a[0]: path}
             try:
                 return handler(m, t, a)
@@ -121,7 +146,7 @@ class Tracker:
 
     def reads(self, t: Task, dirfd: int, path: bytes, follow: bool) -> None:
         """The thread opens what a path leads to, to read it."""
-        question = self._question(t, dirfd, path, _OPENS | follow)
+        question = self._question(t, dirfd, path, calls.OPENS | follow)
         if question is not None:
             found = self.find(t, dirfd, path, follow)
             if found is not None:

@@ -37,7 +37,8 @@ _STEADY = frozenset((
 _OWN = frozenset((
     b"", b"exe", b"cwd", b"root", b"maps", b"smaps", b"cmdline", b"environ", b"auxv", b"comm", b"mounts", b"mountinfo",
     b"mountstats", b"cgroup", b"limits", b"oom_score_adj", b"uid_map", b"gid_map", b"setgroups", b"fd", b"status",
-    b"stat",
+    b"stat", b"statm", b"attr", b"autogroup", b"cpuset", b"io", b"loginuid", b"oom_adj", b"oom_score", b"personality",
+    b"sessionid", b"smaps_rollup", b"timerslack_ns", b"wchan",
 ))  # fmt: skip
 _DEVICES = frozenset((
     b"", b"null", b"zero", b"full", b"random", b"urandom", b"fd", b"stdin", b"stdout", b"stderr", b"tty",

@@ -167,7 +167,11 @@ class InodeTable:
         memory = os.memfd_create("probe")
         self.memfd_dev = os.fstat(memory).st_dev
         event = os.eventfd(0)
-        self.anon_dev = os.fstat(event).st_dev
+        anonymous = os.fstat(event)
+        self.anon_dev = anonymous.st_dev
+        # One inode is behind all eventfds, epolls and their like (fs/anon_inodes.c): whoever is the first to look at
+        # it is not to give it its number.
+        self.of(anonymous)
         for fd in (*ends, memory, event):
             os.close(fd)
 

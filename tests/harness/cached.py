@@ -69,6 +69,8 @@ class Bench:
         """One run with the cache: (result, what came of it, why)."""
         result = self.run(script, work, "--cache", f"--cache-dir={self.store}", *options)
         store = Store(self.store)
-        newest = store.runs()[0]
+        runs = store.runs()
         store.close()
+        assert runs, (result.status, result.output, store.trouble)
+        newest = runs[0]
         return result, str(newest["result"]), str(newest["why"])

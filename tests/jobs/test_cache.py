@@ -211,6 +211,7 @@ MORE = (
     Case("a daemon", "(sleep 5; echo late > l) & echo now", None, True),
     Case("memory file and passed descriptors", PYTHON.format("import os, socket, array; f = os.memfd_create(\"m\"); os.write(f, b\"x\"); a, b = socket.socketpair(); socket.send_fds(a, [b\"y\"], [f]); print(socket.recv_fds(b, 1, 1)[0], os.pread(f, 9, 0))"), None, True),
     Case("calls that are refused", PYTHON.format("import ctypes; c = ctypes.CDLL(None, use_errno=True); print([(c.syscall(n, 1, 0, 0, 0, 0), ctypes.get_errno()) for n in (425, 303, 304, 298, 321, 323)])"), None, True),
+    Case("touched, then read", "touch a; cat a", write("a", "two\n"), False, "a: content", setup=A),
     Case("link to nothing", "cat l; test -e l || echo no; echo x > l", write("t"), False, "t: did not exist", setup=link("l", "t")),
 )  # fmt: skip
 
@@ -248,7 +249,7 @@ INSIDE = (
     ("cp a2 b2; rm b2; cat a1", "miss miss hit"),
     ("cp a1 b1; chmod 700 b1; mv b1 d1; stat d1; ln d1 c1", "hit hit hit hit hit"),
     ("cat /proc/loadavg; ls /proc > /dev/null", "not not"),
-    ("cat /proc/self/stat /proc/uptime; readlink /proc/self/exe", "hit hit"),
+    ("cat /proc/self/stat /proc/self/loginuid /proc/uptime; readlink /proc/self/exe", "hit hit"),
     ("sh -c 'kill -TERM $$'; sh -c 'kill -SEGV $$'; cat a1", "hit hit hit"),
     ("sh -c 'sleep 1 & exit 0'; wait", "not"),
     ("python3 -c 'import os; print(os.getpid(), os.stat(\"a1\"))'", "hit"),
