@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from detbox.supervisor.task import Args, Task
 
 F_DUPFD, F_SETFL, F_SETLKW, F_SETOWN, F_SETSIG, F_SETOWN_EX = 0, 4, 7, 8, 10, 15
-F_OFD_SETLKW, F_SETLEASE, F_NOTIFY, F_DUPFD_CLOEXEC = 38, 1024, 1026, 1030
+F_OFD_SETLKW, F_SETLEASE, F_DUPFD_CLOEXEC = 38, 1024, 1030
 F_DUPFD_QUERY, F_CREATED_QUERY = 1027, 1028
 #: fs.pipe-max-size of an unconfigured kernel, in bytes.
 PIPE_SIZE_MAX = 1 << 20
@@ -36,7 +36,7 @@ def fcntl(m: Machine, t: Task, a: Args) -> Decision:
         return locks.setlkw_ofd(m, t, fd_of(a[0]), a[2])
     if command == F_SETPIPE_SZ:
         return _set_pipe_size(t, fd_of(a[0]), signed32(a[2]))
-    if command in (F_SETLEASE, F_NOTIFY):
+    if command == F_SETLEASE:
         return -EINVAL  # what a file system without leases says
     if command in (F_DUPFD_QUERY, F_CREATED_QUERY):
         return -EINVAL  # newer than the kernel that the guest is told of

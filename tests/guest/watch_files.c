@@ -1,4 +1,4 @@
-/* inotify: which events come, in which order, across processes; a program that finds no inotify must cope. */
+/* inotify and dnotify: which events come, in which order, across processes; a program that finds no inotify must cope. */
 #include "guest.h"
 #include <sys/inotify.h>
 
@@ -15,8 +15,42 @@ static void drain(int fd)
     CHECK(n == -1 && errno == EAGAIN);
 }
 
+static int changes, on;
+
+static void on_change(int number, siginfo_t *info, void *context)
+{
+    (void)number;
+    (void)context;
+    changes++;
+    on = info->si_fd;
+}
+
+/* dnotify: a signal for each change in a directory. */
+static void by_signal(void)
+{
+    struct sigaction action = {.sa_sigaction = on_change, .sa_flags = SA_SIGINFO};
+    CHECK(mkdir("notified", 0700) == 0 && sigaction(SIGRTMIN, &action, NULL) == 0);
+    int fd = open("notified", O_RDONLY | O_DIRECTORY);
+    CHECK(fcntl(fd, F_SETSIG, SIGRTMIN) == 0);
+    CHECK(fcntl(fd, F_NOTIFY, DN_CREATE | DN_DELETE | DN_MULTISHOT) == 0);
+    close(open("notified/new", O_CREAT | O_WRONLY, 0600));
+    CHECK(changes == 1 && on == fd);
+    pid_t pid = fork();
+    if (pid == 0)
+        _exit(unlink("notified/new") != 0);
+    while (waitpid(pid, NULL, 0) != pid)
+        ;
+    CHECK(changes == 2);
+    close(fd);
+    CHECK(rmdir("notified") == 0 && changes == 2);
+    int file = open("file", O_CREAT | O_RDWR, 0600);
+    FAILS(fcntl(file, F_NOTIFY, DN_CREATE), ENOTDIR);
+    CHECK(close(file) == 0 && unlink("file") == 0);
+}
+
 int main(void)
 {
+    by_signal();
     int fd = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
     if (fd == -1 && (errno == ENOSYS || errno == EMFILE)) {
         note("no inotify\n");
