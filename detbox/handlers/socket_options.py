@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 _BUFFER_MAX = 212992
 _SO_INCOMING_CPU, _SO_COOKIE, _SO_BUSY_POLL, _SO_INCOMING_NAPI_ID, _SO_MEMINFO = 49, 57, 46, 56, 55
 _SO_PEERPIDFD = 77
-#: Stamps on arriving messages and their relatives: SO_TIMESTAMP, …NS, …ING in both layouts, SO_TXTIME.
-_STAMPS = {29, 35, 37, 63, 64, 65, 61}
+#: SO_TIMESTAMP and SO_TIMESTAMPNS in both layouts, which are the same on this processor.
+_STAMPS = {29, 35, 63, 64}
+#: Stamps of devices and of sending: SO_TIMESTAMPING in both layouts, SO_TXTIME.
+_DEVICE_STAMPS = {37, 65, 61}
 _REFUSED = {
-    **dict.fromkeys(_STAMPS, ENOPROTOOPT),
+    **dict.fromkeys(_DEVICE_STAMPS, ENOPROTOOPT),
     _SO_BUSY_POLL: EPERM,
     _SO_PEERPIDFD: ENOPROTOOPT,
 }
@@ -50,6 +52,8 @@ def setsockopt(m: Machine, t: Task, a: Args) -> Decision:
     if level == host.SOL_SOCKET:
         if name in _REFUSED:
             return -_REFUSED[name]
+        if name in _STAMPS:
+            io_state(m).stamps = True
         if name in (host.SO_SNDBUF, host.SO_RCVBUF) and signed32(a[4]) >= 4:
             return _set_buffer(t, fd_of(a[0]), name, t.u32(a[3]))
     elif level == host.IPPROTO_TCP:
@@ -101,7 +105,7 @@ def getsockopt(m: Machine, t: Task, a: Args) -> Decision:
             return _give(t, a, bytes(4))
         if name == _SO_MEMINFO:
             return _give(t, a, bytes(36))
-        if name in _STAMPS:
+        if name in _DEVICE_STAMPS:
             return _give(t, a, bytes(4))
         if name in (_SO_INCOMING_NAPI_ID, _SO_PEERPIDFD):
             return -ENOPROTOOPT

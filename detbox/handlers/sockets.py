@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import socket as host
+from collections.abc import Callable
 from errno import EAGAIN, EBADF
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, ERESTARTSYS, Decision, Park, Wake
-from detbox.handlers.socket_batch import receive_many
+from detbox.handlers.socket_batch import receive_many, with_stamps
 from detbox.handlers.socket_connect import connect
 from detbox.handlers.socket_core import MSG_DONTWAIT, MSGHDR, borrowed, python_socket, when_ready
 from detbox.handlers.socket_names import (
@@ -99,22 +100,28 @@ def recvmsg(m: Machine, t: Task, a: Args) -> Decision:
         _, _, base, count, _, length, _ = MSGHDR.unpack(t.read(a[1], MSGHDR.size))
         segments = iovec(t, base, count)
         control = length
-    decision = _receive(m, t, fd_of(a[0]), flags, segments)
+    decision = _receive(m, t, fd_of(a[0]), flags, segments, lambda wake: recvmsg(m, t, a))
     if control and decision is CONTINUE:
         t.process.files.forget_all()
+        return with_stamps(m, a[1], lambda result: 1)
     return decision
 
 
-def _receive(m: Machine, t: Task, fd: int, flags: int, segments: Segments) -> Decision:
+def _receive(
+    m: Machine, t: Task, fd: int, flags: int, segments: Segments, again: Callable[[Wake], Decision] | None = None
+) -> Decision:
+    """``again``: goes on when there is something to receive; by default this function."""
     if t.process.files.get(fd).kind is not Kind.SOCKET:
         return CONTINUE
     if flags & (MSG_DONTWAIT | _MSG_ERRQUEUE | _MSG_OOB):
         return CONTINUE
     if flags & _MSG_WAITALL and _is_stream(t, fd) and total(segments):
         return _receive_all(m, t, fd, flags, segments)
-    return when_ready(
-        m, t, fd, POLLIN, host.SO_RCVTIMEO, lambda wake: _receive(m, t, fd, flags, segments), "receive from"
-    )
+
+    def same(wake: Wake) -> Decision:
+        return _receive(m, t, fd, flags, segments)
+
+    return when_ready(m, t, fd, POLLIN, host.SO_RCVTIMEO, again or same, "receive from")
 
 
 def _is_stream(t: Task, fd: int) -> bool:
@@ -169,14 +176,16 @@ def recvmmsg(m: Machine, t: Task, a: Args) -> Decision:
     """
     t.process.files.forget_all()
     fd, flags = fd_of(a[0]), a[3]
-    if (flags & 0xFFFFFFFF) & MSG_DONTWAIT:
-        return CONTINUE
-    if a[2] & 0xFFFFFFFF <= 1 or flags & _MSG_WAITFORONE:
-        return _receive(m, t, fd, flags & ~_MSG_WAITALL, [])
-    with borrowed(t, fd) as own:
-        if nonblocking(own):
-            return CONTINUE
-    return receive_many(m, t, fd, a)
+    at_once = bool(flags & MSG_DONTWAIT)
+    if not at_once and a[2] & 0xFFFFFFFF > 1 and not flags & _MSG_WAITFORONE:
+        with borrowed(t, fd) as own:
+            at_once = nonblocking(own)
+        if not at_once:
+            return receive_many(m, t, fd, a)
+    decision = CONTINUE if at_once else _receive(
+        m, t, fd, flags & ~_MSG_WAITALL, [], lambda wake: recvmmsg(m, t, a)
+    )  # fmt: skip
+    return with_stamps(m, a[1], lambda result: result) if decision is CONTINUE else decision
 
 
 # ---------------------------------------------------------------- sending

@@ -22,6 +22,7 @@ class IoState:
     descriptors that the guest has duplicated, inherited or received are recognised by it.
     ``terminals``: a process and its descriptor of a side ("master", "slave") of each pseudo-terminal.
     ``signal_watches``: how often an epoll set has been given a signal descriptor, or has lost one.
+    ``stamps``: whether a socket has been told to stamp what arrives; sockets inherit that.
     ``listeners``: who listens on which Unix name.
     ``lock_waits`` maps a process that waits for a POSIX record lock to the processes that hold it.
     """
@@ -37,6 +38,7 @@ class IoState:
     lock_waits: dict[int, frozenset[int]] = field(default_factory=dict)
     listeners: dict[bytes, int] = field(default_factory=dict)
     stdin_is_watched: bool = False
+    stamps: bool = False
     signal_watches: int = 0
     usual_buffers: bool | None = None
     terminals: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)

@@ -3,8 +3,10 @@
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
+import time
 
 LISTEN, ESTABLISHED, CLOSE_WAIT, UNCONNECTED = "0A", "01", "08", "07"
 FIN_WAIT = ("04", "05")
@@ -80,4 +82,16 @@ gone = number(listener)
 listener.close()
 assert gone not in table("tcp")
 os.unlink("a socket")
+# Times of arrival: between those of sending and of receiving, in the clock that the program reads.
+udp = (socket.AF_INET, socket.SOCK_DGRAM)
+with socket.socket(*udp) as target, socket.socket(*udp) as source:
+    target.bind(("127.0.0.1", 0))
+    for option, unit in ((29, 1000), (35, 1)):  # SO_TIMESTAMP, SO_TIMESTAMPNS
+        target.setsockopt(socket.SOL_SOCKET, option, 1)
+        before = time.time_ns()
+        source.sendto(b"x", target.getsockname())
+        (level, kind, stamp), = target.recvmsg(10, 100)[1]
+        seconds, rest = struct.unpack("qq", stamp)
+        assert (level, kind) == (socket.SOL_SOCKET, option)
+        assert before // unit <= seconds * 10**9 // unit + rest <= time.time_ns() // unit
 print("EXIT-SUCCESS")
