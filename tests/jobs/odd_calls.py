@@ -478,7 +478,18 @@ def one_call(name: str, out: Callable[[str], None]) -> None:
             shutil.rmtree(top, ignore_errors=True)
 
 
+def is_harmless() -> bool:
+    """Whether this is a container of detbox's or an ordinary user's namespace: under root the calls change the host."""
+    with open("/proc/1/comm", encoding="ascii") as stream:
+        if stream.read() == "detbox-init\n":
+            return True
+    with open("/proc/self/uid_map", encoding="ascii") as stream:
+        return stream.read().split()[1] != "0"
+
+
 def main() -> None:
+    if not is_harmless():
+        sys.exit("this program is for the inside of a container only")
     os.closerange(3, 256)
     os.umask(0o022)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

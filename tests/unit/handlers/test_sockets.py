@@ -154,7 +154,7 @@ def test_options(world: Any) -> None:
     assert get(host.IPPROTO_TCP, host.TCP_NODELAY) == 1
     assert get(host.IPPROTO_TCP, 11) == 10, "a listening socket, and nothing else is told"
     assert get(host.SOL_SOCKET, 57) == 1
-    assert sockets.setsockopt(m, t, args(fd, host.SOL_SOCKET, 29, BASE + 100, 4)) == -ENOPROTOOPT
+    assert sockets.setsockopt(m, t, args(fd, host.SOL_SOCKET, 37, BASE + 100, 4)) == -ENOPROTOOPT
     t.write(BASE + 100, struct.pack("<i", 1 << 30))
     assert sockets.setsockopt(m, t, args(fd, host.SOL_SOCKET, host.SO_RCVBUF, BASE + 100, 4)) == 0
     assert sock.getsockopt(host.SOL_SOCKET, host.SO_RCVBUF) <= 2 * 212992
