@@ -14,6 +14,7 @@ enters the kernel, is left to the original.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -30,6 +31,8 @@ LOOKUP = 0x1000
 #: Bytes that a copy may be made from at most, and instructions.
 LONGEST = 768
 _INSTRUCTIONS = 48
+# Bytes that are disassembled at a time.
+_AT_ONCE = 64
 #: What a counted entry counts, in instructions, besides those of the copy: about what it takes.
 ENTRY_WEIGHT = 8
 _BREAKPOINT = b"\xcc"
@@ -107,13 +110,26 @@ def _disassembler(detail: bool) -> capstone.Cs:
     return made
 
 
+def _instructions(code: bytes, address: int) -> Iterator[tuple[int, int, str, str]]:
+    """(address, size, mnemonic, operands) of instructions, as far as they are known.
+
+    The disassembler does all that it is given before the first one is seen: it is given a little at a time.
+    """
+    at, before = 0, -1
+    while at != before:
+        before = at
+        for found in _disassembler(False).disasm_lite(code[at : at + _AT_ONCE], address + at):
+            yield found
+            at = found[0] - address + found[1]
+
+
 def translate(code: bytes, address: int, at: int, slots: int) -> Copy | None:
     """A copy of the ``code`` at ``address`` for the place ``at``; ``slots``: where the copies' memory begins.
 
     None if the first instruction is one of those that are left to the original.
     """
     made = _Maker(Copy(address, at), slots)
-    for number, (place, size, mnemonic, operands) in enumerate(_disassembler(False).disasm_lite(code, address)):
+    for number, (place, size, mnemonic, operands) in enumerate(_instructions(code, address)):
         raw = code[place - address : place - address + size]
         if number == _INSTRUCTIONS:
             made.jump(place, counted=True)

@@ -10,7 +10,7 @@ All times are integers in nanoseconds.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 #: Monotonic time when the first process starts: the machine has been up for so long.
@@ -21,20 +21,20 @@ CALL_NS = 10_000
 LOOK_NS = 1_000
 #: What a file-time stamp costs: microseconds, so that stamps differ in programs that cut them there.
 STAMP_NS = 1_000
-#: A thread that has done nothing but look at clocks for this often is waiting, it seems: its looks get dearer.
-#: The runtime of Go looks between its work, and does other things than work when much time seems to pass.
-PATIENCE = 4096
-#: After each further so many looks in a row the cost doubles …
-DOUBLING = 256
-#: … 7 times, to 128 µs: programs that measure what they do (a Java compiler makes 5,000 looks in a row, EXPLAIN ANALYZE
-#: four for each row of a table) are not taken through hours.
-DOUBLINGS = 7
-#: Hardly anybody measures for as long as this many looks without a call.  The cost doubles again after each so many …
-LONG_PATIENCE, LONG_DOUBLING = PATIENCE + 3900 * 256, 1024
-#: … up to this: a busy wait of an hour ends after some 1,040,000 looks.
-LOOK_NS_MAX = 100_000_000
-#: At the higher prices every so many-th look is a call, lest others wait for their turns; prices change at these alone.
+#: Of the looks that a thread makes by itself every so many-th is a call, lest others wait for their turns; the price
+#: of looks changes at calls alone.
 WINDOW = 256
+#: What such a call uses up of the thread's turn.
+WINDOW_WEIGHT = 16
+#: Looks in a row after which it is measured how much a thread computes between them (supervisor/gauging.py): that much
+#: time passes from one to the next.
+FIRST_MEASURE = 20
+#: Where it is not known, a thread that has looked so often is waiting, it seems: its looks get dearer.  After each
+#: further WINDOW looks the cost doubles, so many times (to 128 us).
+SHORT_PATIENCE, SHORT_DOUBLINGS = 4096, 7
+#: Who has looked so often by calls (or 33,000,000 times by itself) waits for long.  After each further so many calls
+#: the cost doubles, up to 16 ms: a busy wait of an hour ends after some 70,000,000 looks, which take 2 s.
+PATIENCE, DOUBLING, DOUBLINGS = 131_072, 16_384, 14
 #: Looks in a row of which one at CPU time costs extra: who measures a piece of work, and doubles it until it takes long
 #: enough (gpg's key derivation: 0.1 s), would double it for ever.
 WORK_LOOKS = 18
@@ -102,8 +102,11 @@ class Timers:
 class CpuTime:
     """The CPU time of a thread or of a process (whose threads have it as ``parent``).
 
-    ``looks`` counts a thread's looks at clocks since it last did anything else.  ``watching``: calls for which
-    it may look at clocks by itself.
+    ``looks`` counts a thread's looks at clocks since it last did anything else, ``asked`` those of them that were
+    calls.  ``work_ns``: what it computes between two of them, as far as that has been measured (None: it has not);
+    ``measure_at``: the number of the look after which that is to be done;
+    ``places``: where the last looks before were made.
+    ``looked``: all looks of its program.  ``watching``: calls for which it may look at clocks by itself.
     ``timers`` expire by this CPU time (ITIMER_PROF, ITIMER_VIRTUAL, timers on a CPU clock).
     """
 
@@ -111,6 +114,11 @@ class CpuTime:
     ns: int = 0
     children_ns: int = 0
     looks: int = 0
+    asked: int = 0
+    work_ns: int | None = None
+    measure_at: int = FIRST_MEASURE
+    places: tuple[Hashable, ...] = ()
+    looked: int = 0
     watching: int = 0
     timers: Timers | None = None
 
@@ -121,6 +129,13 @@ class CpuTime:
             self.parent.spend(ns)
         if self.timers is not None and self.timers.first <= self.ns:
             self.timers.expire(self.ns)
+
+    def begin_anew(self) -> None:
+        """The thread has done something else than to look at clocks."""
+        self.looks = self.asked = 0
+        self.work_ns = None
+        self.measure_at = FIRST_MEASURE
+        self.places = ()
 
     def timer_queue(self) -> Timers:
         """The queue of timers that expire by this CPU time."""
@@ -140,25 +155,24 @@ def user_and_system(cpu_ns: int) -> tuple[int, int]:
     return cpu_ns - cpu_ns // 2, cpu_ns // 2
 
 
-def price(number: int) -> int:
-    """What a thread's look costs, in ns, by its ``number`` among the looks in a row (the first is 1)."""
-    if number <= PATIENCE:
-        return LOOK_NS
-    doublings = min((number - PATIENCE) // DOUBLING, DOUBLINGS)
-    if number > LONG_PATIENCE:
-        # Bounded so that a long wait does not build huge integers.
-        doublings += min((number - LONG_PATIENCE) // LONG_DOUBLING, 2 * DOUBLINGS)
-    return min(LOOK_NS << doublings, LOOK_NS_MAX)
+def price(cpu: CpuTime) -> int:
+    """What a thread's next look costs, in ns, besides the call."""
+    asked = cpu.asked
+    cost = max(cpu.work_ns or 0, LOOK_NS)
+    if cpu.work_ns is None and cpu.looks >= SHORT_PATIENCE:
+        cost = LOOK_NS << min((cpu.looks - SHORT_PATIENCE) // WINDOW, SHORT_DOUBLINGS)
+    if asked >= PATIENCE:
+        cost = max(cost, LOOK_NS << min((asked - PATIENCE) // DOUBLING, DOUBLINGS))
+    return cost
 
 
-def alike(looks: int) -> int:
-    """How many looks, after so many in a row, cost the same, and may be made without a call.
+def alike(cpu: CpuTime) -> int:
+    """How many looks a thread may make without a call.
 
     The same look is left to a call whenever this is asked: a call uses up some of the thread's turn.
     """
-    if looks < PATIENCE:
-        return PATIENCE + WINDOW - 1 - looks
-    return -(looks + 1 - PATIENCE) % WINDOW
+    looks = cpu.looks
+    return min(-(looks + 1) % WINDOW, max(cpu.measure_at - looks - 1, 0))
 
 
 class Clock:
@@ -184,7 +198,8 @@ class Clock:
         ``looking``: the call only reads a clock or yields, so that it may be part of a busy wait.
         """
         if not looking:
-            cpu.looks = 0
+            if cpu.looks:
+                cpu.begin_anew()
             if cpu.watching:
                 cpu.watching -= 1
         self.now += CALL_NS
@@ -206,12 +221,21 @@ class Clock:
         """
         cost = LOOK_NS
         if cpu is not None:
+            cost = price(cpu)
             cpu.looks += 1
+            cpu.asked += 1
+            cpu.looked += 1
             cpu.watching = WATCHING
-            cost = price(cpu.looks)
             cpu.spend(cost)
         self.now += cost
         return self.now
+
+    def work(self, cpu: CpuTime, ns: int) -> None:
+        """Let ``ns`` pass that a thread has computed for."""
+        cpu.spend(ns)
+        self.now += ns
+        if self.timers.first <= self.now:
+            self.timers.expire(self.now)
 
     def look_at_work(self, cpu: CpuTime) -> int:
         """A thread's look at CPU time: the monotonic time."""

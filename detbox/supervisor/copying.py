@@ -16,6 +16,7 @@ from detbox.policy import BY_NUMBER, TABLE, Action
 from detbox.spin import PtraceStepper
 from detbox.spin.stepper import OFFSET, RIP, register
 from detbox.supervisor import injection
+from detbox.supervisor.gauge import GAUGE, GAUGE_WEIGHT, Gauge
 
 if TYPE_CHECKING:
     from detbox.counted.translate import Exit
@@ -59,11 +60,18 @@ class _TaskMemory:
 
 
 class Copying:
-    """The copies of one run's programs.  ``reached(task)``: called when a thread has done all that it was to do."""
+    """The copies of one run's programs.
 
-    def __init__(self, sup: Supervisor, reached: Callable[[Task], None]) -> None:
+    ``reached(task)``: called when a thread has done all that it was to do; ``gave_up(task, left)``: when it is
+    measured (gauging.py), and that takes too long.
+    """
+
+    def __init__(
+        self, sup: Supervisor, reached: Callable[[Task], None], gave_up: Callable[[Task, int], None]
+    ) -> None:
         self.sup = sup
         self._reached = reached
+        self._gave_up = gave_up
         self._copies: dict[object, Copies] = {}
         # Calls that the filter decides alone, whatever their arguments: they are stepped over.
         self._known = bytearray(max(BY_NUMBER) + 1)
@@ -96,20 +104,40 @@ class Copying:
         loops, mm = self.sup.spinning.loops, task.process.mm
         if loops.armed(mm):
             loops.disarm(mm, PtraceStepper(task.tid))
-        if self._of(task) is None:
-            self._free(task)
-        else:
+        if self._of(task) is not None:
             self._go_on(task, left)
+        elif GAUGE in task.data:
+            task.data[GAUGE].steps = 0
+            self._gave_up(task, left)
+        else:
+            self._free(task)
+
+    def made(self, task: Task) -> int:
+        """How many copies of a thread's code there have been."""
+        copies = self._copies.get(task.process.mm)
+        return copies.made if copies is not None else 0
+
+    def left(self, task: Task) -> int:
+        """Instructions that are left of a thread's stretch; it is not in a copy."""
+        return self._copies[task.process.mm].left(_TaskMemory(task.tid))
+
+    def rearm(self, task: Task) -> None:
+        """Put the breakpoints back that a thread in copies must not meet."""
+        self.sup.spinning.loops.arm(task.process.mm, PtraceStepper(task.tid))
 
     def _free(self, task: Task) -> None:
         """Let a thread go on in its own code, uncounted."""
-        self.sup.spinning.loops.arm(task.process.mm, PtraceStepper(task.tid))
+        self.rearm(task)
         self.sup.cont(task, 0)
 
     def _go_on(self, task: Task, left: int) -> None:
         memory, data = _TaskMemory(task.tid), task.process.data
         copies = self._copies[task.process.mm]
+        gauge: Gauge | None = task.data.get(GAUGE)
         while left > 0:
+            if gauge is not None and not gauge.may_go_on(copies.made, left):
+                self._gave_up(task, left)
+                return
             regs = _native.get_regs(task.tid)
             entry = copies.entry(memory, register(regs, RIP))
             if entry is not None:
@@ -118,17 +146,21 @@ class Copying:
                 task.data[_INSIDE] = True
                 self.sup.cont(task, 0)
                 return
-            data[_STEPPED] = data.get(_STEPPED, 0) + 1
-            if data[_STEPPED] > STEPS:
+            if gauge is not None:
+                gauge.steps -= 1
+            else:
+                data[_STEPPED] = data.get(_STEPPED, 0) + 1
+            if data.get(_STEPPED, 0) > STEPS:
                 self._free(task)
                 return
             _, status, why = _native.step_many(task.tid, 1, self._known)
             if why == _BEFORE_CALL and self._unseen(task):
                 _, status, why = _native.step_many(task.tid, 1, b"\1" * len(self._known))
             if why == _BEFORE_CALL:
+                copies.set_left(memory, left)
                 self._free(task)
                 return
-            left -= STEP_WEIGHT
+            left -= STEP_WEIGHT if gauge is None else GAUGE_WEIGHT
             if why == _OTHER_STOP:
                 task.data[LEFT] = max(left, 1)
                 self.sup.on_stop(task.tid, status)
@@ -164,6 +196,12 @@ class Copying:
         if why is None:
             self.surface(task)
             return False
+        gauge: Gauge | None = task.data.get(GAUGE)
+        if gauge is not None and not gauge.may_go_on(copies.made, copies.left(memory)):
+            del task.data[_INSIDE]
+            self._at(task, why.target)
+            self._gave_up(task, copies.left(memory))
+            return True
         if why.why in ("jump", "computed") and (entry := copies.follow(memory, address, why)) is not None:
             self._at(task, entry)
             self.sup.cont(task, 0)

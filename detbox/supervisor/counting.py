@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 from detbox.handlers import limits, timers
 from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
+from detbox.machine.clock import FIRST_MEASURE
 from detbox.supervisor import arming, signals
 from detbox.supervisor.copying import LEFT, Copying
+from detbox.supervisor.gauging import Gauging
 
 if TYPE_CHECKING:
     from detbox.supervisor.loop import Supervisor
@@ -48,7 +50,8 @@ class Counting:
         self.sup = sup
         #: Whether any process has been counted: spares the others the question.
         self.active = False
-        self.copying = Copying(sup, self._reached)
+        self.copying = Copying(sup, self._reached, lambda task, left: self.gauging.give_up(task, left))
+        self.gauging = Gauging(sup, self.copying)
         arming.watch(sup, arming.TIMERS + arming.LIMITS, self._armed)
         sup.fork_hooks.append(self._on_fork)
 
@@ -66,12 +69,21 @@ class Counting:
         if self.active and limits.limits_of(parent)[resource.RLIMIT_CPU][0] <= INHERITED:
             child.data.update({_BUDGET: STRETCHES, _EXPIRED: 0})
 
-    def counts(self, process: Process) -> bool:
-        """Whether stretches of this process are counted now: its looks at clocks end them, and have to be seen."""
-        if not self.active or process.data.get(_BUDGET, 0) <= 0:
+    def counts(self, task: Task) -> bool:
+        """Whether a thread's instructions are counted now: its looks at clocks end that, and have to be seen."""
+        if task.data and self.gauging.counting(task):
+            return True
+        if not self.active or task.process.data.get(_BUDGET, 0) <= 0:
             return False
-        due = timers.next_signal(process)
+        due = timers.next_signal(task.process)
         return due is not None and due[0] <= FAR
+
+    def after_look(self, task: Task) -> None:
+        """A thread has looked at a clock, and it is time to measure what it does between its looks."""
+        if self.counts(task) and not self.gauging.counting(task):
+            task.cpu.measure_at = task.cpu.looks + FIRST_MEASURE
+        else:
+            self.gauging.after_look(task)
 
     def before_return(self, task: Task) -> None:
         """A call is about to be answered: the thread stops at its end if it is to be counted."""
@@ -104,7 +116,7 @@ class Counting:
 
     def on_pause(self, task: Task) -> bool:
         """A thread is stopped in its own code; True if it is counted, and has been dealt with."""
-        left = task.data.pop(LEFT, 0)
+        left = task.data.pop(LEFT, 0) or self.gauging.left(task)
         if not left or signals.restarts(task):
             return False
         self.copying.begin(task, left)
@@ -112,11 +124,21 @@ class Counting:
 
     def _reached(self, task: Task) -> None:
         """The stretch stands for the time to the next expiration: it passes, and others may run first."""
+        if self.gauging.counting(task):
+            self.gauging.reached(task)
+            return
         due = timers.next_signal(task.process)
         if due is not None:
             task.process.data[_EXPIRED] += 1
             self.pass_time(task, due[0])
         self.sup.m.scheduler.make_ready(task, lambda: self._again(task))
+
+    def surface(self, task: Task) -> None:
+        """Something that has nothing to do with counting has stopped a thread."""
+        self.copying.surface(task)
+        if self.gauging.counting(task):
+            task.data.pop(LEFT, None)
+            self.gauging.cancel(task)
 
     def _again(self, task: Task) -> None:
         """Go on after an expiration; while others have to react to it, they are given turns."""

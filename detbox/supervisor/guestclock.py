@@ -68,6 +68,7 @@ class GuestClock:
             self._given += gone
             self._clock.now += gone
             self._cpu.looks += looks
+            self._cpu.looked += looks
             self._cpu.watching = WATCHING
             self._cpu.spend(gone)
 
@@ -80,8 +81,8 @@ class GuestClock:
         self.open = allowed = allowed and cpu.watching > 0
         if allowed:
             # As when the supervisor answers it.
-            page[COST] = cost = CALL_NS + price(cpu.looks + 1)
-            limit = now + alike(cpu.looks) * cost
+            page[COST] = cost = CALL_NS + price(cpu)
+            limit = now + alike(cpu) * cost
             limit = _before(clock.timers, 0, limit)
             time: CpuTime | None = cpu
             while time is not None:

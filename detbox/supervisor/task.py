@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from detbox.decision import Decision, Park
 from detbox.kernel import _native
+from detbox.kernel.numbers import NAMES
 from detbox.machine.clock import CpuTime
 
 if TYPE_CHECKING:
@@ -156,3 +158,13 @@ class Task:
 
     def __repr__(self) -> str:
         return f"<task {self.tid} of {self.process.pid} {self.process.comm!r} {self.state.value}>"
+
+
+def waits(tasks: Iterable[Task]) -> str:
+    """What each thread waits for, in a line."""
+    lines = []
+    for task in tasks:
+        why = task.park.why if task.park is not None else task.state.value
+        who = f"process {task.process.pid} ({os.fsdecode(task.process.comm)}), thread {task.tid}"
+        lines.append(f"  {who}: {NAMES.get(task.nr, '?')}: {why}")
+    return "\n".join(lines)

@@ -30,6 +30,7 @@ class Guest:
 
 GUESTS = (
     Guest("asyncio_tasks.py"),
+    Guest("busy_waits.c", native=False),
     Guest("clock_looks.c", native=False, quick=True),
     Guest("clocks.c", quick=True),
     Guest("core_status.c"),

@@ -6,7 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detbox.machine.clock import BOOT_NS, CALL_NS, NEVER, Clock, CpuTime, Timers, alike, price
+from detbox.machine.clock import (
+    BOOT_NS,
+    CALL_NS,
+    DOUBLING,
+    LOOK_NS,
+    NEVER,
+    PATIENCE,
+    Clock,
+    CpuTime,
+    Timers,
+    alike,
+    price,
+)
 
 
 def test_clocks_agree() -> None:
@@ -38,7 +50,7 @@ def test_time_never_runs_backwards(actions: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "few", "many"),
-    [(1, 5_000, 15_000), (10, 50_000, 100_000), (3600, 1_000_000, 1_100_000)],
+    [(1, 5_000, 15_000), (10, 50_000, 100_000), (3600, 300_000, 600_000)],
 )
 def test_a_busy_wait_ends_but_measuring_is_none(seconds: int, few: int, many: int) -> None:
     clock, cpu = Clock(0), CpuTime()
@@ -49,11 +61,22 @@ def test_a_busy_wait_ends_but_measuring_is_none(seconds: int, few: int, many: in
     assert few < looks < many
 
 
-@pytest.mark.parametrize("looks", [0, 4095, 4096, 4351, 4352, 4353, 6000, 1_002_495, 1_002_496, 1_003_519, 1_003_520])
-def test_looks_that_are_made_without_a_call_cost_the_same(looks: int) -> None:
-    assert len({price(looks + number) for number in range(1, alike(looks) + 1)}) <= 1
-    if alike(looks):
-        assert looks + alike(looks) == looks + 1 + alike(looks + 1)  # whenever it is asked
+@pytest.mark.parametrize("asked", [0, 100_000, PATIENCE, PATIENCE + DOUBLING])
+@pytest.mark.parametrize("looks", [0, 22, 23, 24, 255, 256, 4095, 4096, 4351, 4352, 4353, 6000, 1_002_495])
+def test_looks_that_are_made_without_a_call_cost_the_same(looks: int, asked: int) -> None:
+    cpu = CpuTime(looks=looks, asked=asked, measure_at=24 if looks < 24 else 9_000_000)
+    first, count = price(cpu), alike(cpu)
+    for _ in range(count):
+        assert price(cpu) == first
+        cpu.looks += 1
+        assert alike(cpu) == looks + count - cpu.looks  # whenever it is asked
+
+
+@pytest.mark.parametrize("work_ns", [0, 500, 70_000])
+def test_looks_cost_what_is_done_between_them(work_ns: int) -> None:
+    assert {price(CpuTime(looks=looks, work_ns=work_ns)) for looks in (30, 5_000, 10_000_000)} == {
+        max(work_ns, LOOK_NS)
+    }
 
 
 def test_work_that_is_doubled_until_it_takes_long_enough_ends() -> None:

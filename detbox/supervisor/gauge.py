@@ -1,0 +1,37 @@
+"""One measurement of how much a thread computes between its looks at a clock (see gauging.py)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: Key of a task's data: its measurement.
+GAUGE = "gauge"
+#: What an instruction counts that is stepped over: a call that the filter decides alone.
+GAUGE_WEIGHT = 2_000
+#: Instructions that cannot be copied, in one measurement; generated code has nothing else.
+STEPS = 100
+#: Who executes so many instructions for each copy is in a loop: copies of it are worth making.
+FAMILIAR = 1_000
+
+
+@dataclass(slots=True)
+class Gauge:
+    """A measurement that is under way.
+
+    ``budget``: instructions that are counted of one stretch.  ``counting``: whether the thread is in a stretch now.
+    ``first``: copies that its program had at the beginning; ``made``: that it may have at the end; ``steps``: that it
+    may still make.  ``former``: what was known before.
+    """
+
+    budget: int
+    former: int | None
+    first: int
+    made: int
+    steps: int = STEPS
+    counting: bool = False
+    stretches: int = 0
+    total: int = 0
+
+    def may_go_on(self, made: int, left: int) -> bool:
+        """Whether the measurement is still worth it, with so many copies made, and so much of its budget left."""
+        return self.steps > 0 and made <= self.made + (self.budget - left) // FAMILIAR
