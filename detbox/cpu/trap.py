@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from detbox.cpu import model
-from detbox.machine.clock import BOOT_NS
+from detbox.machine.clock import BOOT_NS, NEVER
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
@@ -32,6 +32,8 @@ class TrapValues:
     def tsc(self) -> int:
         """One tick per virtual nanosecond.  Costs what a call that looks at the clock does."""
         self.m.clock.charge(self.task.cpu, looking=True)
+        # What is done between such looks is not measured: that begins behind a call.
+        self.task.cpu.measure_at = NEVER
         return self.m.clock.look(self.task.cpu) - BOOT_NS
 
     def random(self, size: int) -> bytes:

@@ -30,10 +30,14 @@ WINDOW_WEIGHT = 16
 #: time passes from one to the next.
 FIRST_MEASURE = 20
 #: Where it is not known, a thread that has looked so often is waiting, it seems: its looks get dearer.  After each
-#: further WINDOW looks the cost doubles, so many times (to 128 us).
+#: further WINDOW looks the cost doubles, so many times (to 128 us) …
 SHORT_PATIENCE, SHORT_DOUBLINGS = 4096, 7
-#: Who has looked so often by calls (or 33,000,000 times by itself) waits for long.  After each further so many calls
-#: the cost doubles, up to 16 ms: a busy wait of an hour ends after some 70,000,000 looks, which take 2 s.
+#: … and again after so many looks, with each so many more, up to so many times in all: a busy wait of an hour ends
+#: after 1,030,000 looks.
+LONG_PATIENCE, LONG_DOUBLING, LONG_DOUBLINGS = 1_000_192, 1024, 17
+#: Whatever is known, who has looked so often by calls (or 33,000,000 times by itself) waits for long.  After each
+#: further so many calls the cost doubles, up to 16 ms: a busy wait of an hour ends after some 70,000,000 looks, which
+#: take 2 s.
 PATIENCE, DOUBLING, DOUBLINGS = 131_072, 16_384, 14
 #: Looks in a row of which one at CPU time costs extra: who measures a piece of work, and doubles it until it takes long
 #: enough (gpg's key derivation: 0.1 s), would double it for ever.
@@ -157,12 +161,16 @@ def user_and_system(cpu_ns: int) -> tuple[int, int]:
 
 def price(cpu: CpuTime) -> int:
     """What a thread's next look costs, in ns, besides the call."""
-    asked = cpu.asked
-    cost = max(cpu.work_ns or 0, LOOK_NS)
-    if cpu.work_ns is None and cpu.looks >= SHORT_PATIENCE:
-        cost = LOOK_NS << min((cpu.looks - SHORT_PATIENCE) // WINDOW, SHORT_DOUBLINGS)
-    if asked >= PATIENCE:
-        cost = max(cost, LOOK_NS << min((asked - PATIENCE) // DOUBLING, DOUBLINGS))
+    cost, looks = LOOK_NS, cpu.looks
+    if cpu.work_ns is not None:
+        cost = max(cpu.work_ns, LOOK_NS)
+    elif looks >= SHORT_PATIENCE:
+        doublings = min((looks - SHORT_PATIENCE) // WINDOW, SHORT_DOUBLINGS)
+        if looks >= LONG_PATIENCE:
+            doublings += (looks - LONG_PATIENCE) // LONG_DOUBLING
+        cost = LOOK_NS << min(doublings, LONG_DOUBLINGS)
+    if cpu.asked >= PATIENCE:
+        cost = max(cost, LOOK_NS << min((cpu.asked - PATIENCE) // DOUBLING, DOUBLINGS))
     return cost
 
 

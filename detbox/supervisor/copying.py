@@ -81,8 +81,8 @@ class Copying:
         assert mapped is not None
 
         def mmap(m: Machine, task: Task, arguments: tuple[int, ...]) -> Decision:
-            if arguments[2] & _PROT_EXEC and task.process.mm in self._copies:
-                self._copies[task.process.mm].forget()
+            if arguments[2] & _PROT_EXEC:
+                self.changed(task.process.mm)
             return mapped(m, task, arguments)
 
         sup.table[NUMBERS["mmap"]] = mmap
@@ -91,6 +91,11 @@ class Copying:
     def _on_exit(self, m: Machine, process: Process) -> None:
         living = {other.mm for other in m.processes.values() if other is not process}
         self._copies = {mm: copies for mm, copies in self._copies.items() if mm in living}
+
+    def changed(self, mm: object) -> None:
+        """The code of an address space may be another one from now on."""
+        if mm in self._copies:
+            self._copies[mm].forget()
 
     # -- going on ----------------------------------------------------------------------
 

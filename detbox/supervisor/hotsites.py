@@ -193,4 +193,5 @@ class HotSites:
         if not old.endswith(moved.after) or not memory.apply(task.tid, edits):
             return None
         space.written[address] = moved.length
+        self.sup.counting.copying.changed(task.process.mm)
         return made.resume
