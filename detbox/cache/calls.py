@@ -23,7 +23,7 @@ Marks = list[tuple[bytes, int]]
 Probe = Callable[["Tracker", "Task", "Args"], Marks | None]
 
 _M32 = 0xFFFFFFFF
-_NOFOLLOW, _REMOVEDIR, _SYMLINK_FOLLOW, _EMPTY = 0x100, 0x200, 0x400, 0x1000
+_NOFOLLOW, _REMOVEDIR, _SYMLINK_FOLLOW = 0x100, 0x200, 0x400
 _EXCHANGE = 2
 _O_TMPFILE = 0o20000000
 _MORE_THAN_READING = os.O_ACCMODE | os.O_TRUNC | os.O_CREAT | os.O_PATH | _O_TMPFILE
@@ -211,7 +211,7 @@ def _asks_open(a: Args) -> int:
 
 
 def _asks_stat(a: Args) -> int:
-    return (KIND | SIZE) << 1 | (not a[3] & _NOFOLLOW) if a[1] and not a[3] & _EMPTY else 0
+    return (KIND | SIZE) << 1 | (not a[3] & _NOFOLLOW) if a[1] else 0
 
 
 QUICK: dict[int, tuple[int, Ask]] = {

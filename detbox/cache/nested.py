@@ -42,7 +42,6 @@ class Nested:
         self.records: list[Record] = []
         self.used: list[tuple[str, bytes]] = []  # stored results that fitted, by key
         self.log: list[dict[str, Any]] = []
-        self._of: dict[Program, Execution] = {}
         self._last: Execution | None = None
         self.mismatch: Any = None  # the first stored result that is not what the run gave
         self._recalled: dict[int, Record] = {}  # by process: what its end has to set
@@ -76,11 +75,12 @@ class Nested:
 
     def of(self, t: Task) -> Execution:
         """The execution that a thread belongs to."""
-        return self._of.get(t.process.program, self.tracker.root)
+        found: Execution = t.process.program.execution or self.tracker.root
+        return found
 
     def _turn(self, t: Task) -> None:
         """A thread goes on that was not the last one."""
-        mine = self._of.get(t.process.program, self.tracker.root)
+        mine = self.of(t)
         if mine is self._last:
             return
         self._last = mine
@@ -99,7 +99,7 @@ class Nested:
         """A program is about to run its first instruction; its wait status if its work has been done for it."""
         process = t.process
         outer = process.program.parent
-        parent = self._of.get(outer, self.tracker.root) if outer is not None else self.tracker.root
+        parent = (outer.execution if outer is not None else None) or self.tracker.root
         given = start.inherited(self.m, t)
         mine = Execution(parent, process.program.name)
         mine.process, mine.words = process.pid, begin.words
@@ -150,7 +150,7 @@ class Nested:
         mine.inodes_from = len(inodes.log)
         mine.queue, mine.turns, mine.jumps = self._others(), scheduler.turns, scheduler.jumps
         mine.group = os.getpgid(t.process.pid)
-        self._of[t.process.program] = mine
+        t.process.program.execution = mine
         self._last = mine
         self.open.append(mine)
 
@@ -163,10 +163,11 @@ class Nested:
         record = self._recalled.pop(process.pid, None)
         if record is not None:
             self._set_counters(process, record)
-        mine = self._of.pop(process.program, None)
-        if mine is None:
-            program = process.program.parent
-            mine = self._of.get(program) if program is not None else None
+        program = process.program
+        mine = program.execution
+        program.execution = None
+        if mine is None and program.parent is not None:
+            mine = program.parent.execution
         while mine is not None and mine.process == process.pid:
             self._ended(mine, process)
             mine = mine.parent

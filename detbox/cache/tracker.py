@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from detbox.cache import calls, facts
 from detbox.cache.execution import OWN, Execution, Ledger
 from detbox.cache.facts import CONTENT, IDENTITY, KIND, LIST, PYTIME, SIZE, TIMES, XATTR
-from detbox.cache.world import World, made, parent_of, steady
+from detbox.cache.world import Way, World, interpreter_of, made, parent_of, steady
 from detbox.decision import Decision
 from detbox.handlers.paths import AT_FDCWD
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 _EVERYTHING = KIND | SIZE | CONTENT | LIST | XATTR | PYTIME | IDENTITY | TIMES
 _MADE = frozenset((b"proc", b"sys/", b"sys", b"dev/", b"dev"))
 _M32 = 0xFFFFFFFF
-_HEAD = 256  # BINPRM_BUF_SIZE: what the kernel looks at of a program
-_PT_INTERP = 3
 _SIGKILL = 9
 _TERMINAL = b"/dev/tty"
 
@@ -55,6 +53,8 @@ class Tracker:
         self.origin: dict[bytes, bytes] = {}  # where something that was moved stood at first
         self._moved: dict[bytes, bytes] = {}  # what a call in progress adds to that
         self._interpreters: dict[bytes, bytes | None] = {}  # of programs that the run has not changed
+        self._answers: dict[Question, Way] = {}  # of all executions, since a name changed that ways may pass through
+        self._answered_at = 0
         self.killed = False
         self.terminals = False  # the guest may have made some
 
@@ -75,12 +75,8 @@ class Tracker:
         def tracking(m: Machine, t: Task, a: Args) -> Decision:
             if self._moved:
                 self._moved = {}  # that call is over
-            t.texts = {}
-            try:
-                marks = ask(self, t, a)
-                decision = handler(m, t, a)
-            finally:
-                t.texts = None
+            marks = ask(self, t, a)
+            decision = handler(m, t, a)
             if marks and (type(decision) is not int or decision >= 0):
                 execution = self.of(t)
                 for path, aspects in marks:
@@ -93,39 +89,41 @@ class Tracker:
 
     def _quickly(self, handler: Handler, tracking: Handler, place: int, ask: calls.Ask) -> Handler:
         """For the commonest calls, most of which ask what has been asked before.  ``place``: of the path's address."""
-        world = self.world
+        world, root = self.world, self.root
 
         def quickly(m: Machine, t: Task, a: Args) -> Decision:
             what = ask(a)
             if not what:
                 return tracking(m, t, a)
             path = t.cstr(a[place])
-            execution = self.of(t)
-            if execution.looked_at == world.changes and (path, b"", what) in execution.looked:
-                t.texts = {a[place]: path}
-                try:
+            if not path:
+                return handler(m, t, a)
+            t.text_at, t.text = a[place], path
+            try:
+                execution = t.process.program.execution or root
+                if execution.looked_at == world.changes and (path, b"", what) in execution.looked:
                     return handler(m, t, a)
-                finally:
-                    t.texts = None
-            return tracking(m, t, a)
+                return tracking(m, t, a)
+            finally:
+                t.text_at = -1
 
         return quickly
 
     def _looking(self, handler: Handler, follow: bool, aspects: int) -> Handler:
         """For calls that look at the path that is their first argument, and change nothing: the commonest ones."""
 
-        world, what = self.world, aspects << 1 | follow
+        world, root, what = self.world, self.root, aspects << 1 | follow
 
         def looking(m: Machine, t: Task, a: Args) -> Decision:
             path = t.cstr(a[0])
-            execution = self.of(t)
+            execution = t.process.program.execution or root
             if execution.looked_at != world.changes or (path, b"", what) not in execution.looked:
                 self.look(t, AT_FDCWD, path, follow, aspects)
-            t.texts = {a[0]: path}
+            t.text_at, t.text = a[0], path
             try:
                 return handler(m, t, a)
             finally:
-                t.texts = None
+                t.text_at = -1
 
         return looking
 
@@ -139,20 +137,43 @@ class Tracker:
         """The thread looks at what a path leads to."""
         question = self._question(t, dirfd, path, aspects << 1 | follow)
         if question is not None:
-            found = self.find(t, dirfd, path, follow)
-            if found is not None:
-                self.touch(t, found, aspects)
-                self._answered(t, question)
+            self._ask(t, dirfd, question, self._together[aspects])
 
     def reads(self, t: Task, dirfd: int, path: bytes, follow: bool) -> None:
         """The thread opens what a path leads to, to read it."""
         question = self._question(t, dirfd, path, calls.OPENS | follow)
         if question is not None:
-            found = self.find(t, dirfd, path, follow)
+            found = self._ask(t, dirfd, question, self._together[KIND | SIZE | CONTENT])
             if found is not None:
-                self.touch(t, found, KIND | SIZE | CONTENT)
                 self.opens(t, found)
-                self._answered(t, question)
+
+    def _ask(self, t: Task, dirfd: int, question: Question, aspects: int) -> bytes | None:
+        """Look at some aspects of what a path leads to; where that is."""
+        execution = self.of(t)
+        if self._answered_at != self.world.changes:
+            self._answered_at = self.world.changes
+            self._answers.clear()
+        answer = self._answers.get(question)
+        if answer is not None and not t.process.fs.special:
+            found, passed = answer
+            if passed and passed not in execution.passed:
+                self._passes(execution, passed)
+            have = execution.have.get(found, 0)
+            if aspects & ~(have | have >> OWN):
+                self.ledger.touch(execution, found, aspects)
+            execution.looked.add(question)
+            return found
+        path, base, what = question
+        place = self.find(t, dirfd, path, bool(what & 1))
+        if place is not None:
+            self.touch(t, place, aspects)
+            way = self.world.found.get((base, path, bool(what & 1)))
+            # The links of procfs lead everybody elsewhere.
+            if what and way is not None:
+                execution.looked.add(question)
+                if not made(place):
+                    self._answers[question] = way
+        return place
 
     def _question(self, t: Task, dirfd: int, path: bytes, what: int) -> Question | None:
         """What is asked, by its words; None if it has been asked before by the same execution.
@@ -170,12 +191,6 @@ class Tracker:
         else:
             return path, b"", 0
         return None if question in execution.looked else question
-
-    def _answered(self, t: Task, question: Question) -> None:
-        """A question need not be asked again, if all processes of the execution get the same answer."""
-        path, base, what = question
-        if what and (base, path, bool(what & 1)) in self.world.found:
-            self.of(t).looked.add(question)
 
     def touch(self, t: Task, path: bytes, aspects: int) -> None:
         """The thread looks at a canonical path."""
@@ -207,10 +222,7 @@ class Tracker:
         if passed:
             execution = self.of(t)
             if passed not in execution.passed:
-                execution.passed.add(passed)
-                for step in passed:
-                    if not made(step):
-                        self.ledger.touch(execution, step, KIND)
+                self._passes(execution, passed)
         if self.nested and found[1:5] in _MADE and made(found):
             self.terminals = self.terminals or found.startswith(b"/dev/pt")
             if not steady(found, t.process.pid) or (found == _TERMINAL and self.terminal(t)):
@@ -218,6 +230,12 @@ class Tracker:
             elif not found.startswith(b"/proc/%d/" % t.process.pid):
                 self.of_system.setdefault(found)
         return found
+
+    def _passes(self, execution: Execution, passed: tuple[bytes, ...]) -> None:
+        execution.passed.add(passed)
+        for step in passed:
+            if not made(step):
+                self.ledger.touch(execution, step, KIND)
 
     def _base(self, t: Task, dirfd: int) -> bytes | None:
         if dirfd & _M32 != AT_FDCWD:
@@ -342,11 +360,11 @@ class Tracker:
                 return
             self.touch(t, found, KIND | SIZE | CONTENT | XATTR)
             if found in self.root.changed:
-                interpreter = _interpreter(found)
+                interpreter = interpreter_of(found)
             elif found in self._interpreters:
                 interpreter = self._interpreters[found]
             else:
-                interpreter = self._interpreters[found] = _interpreter(found)
+                interpreter = self._interpreters[found] = interpreter_of(found)
             if not interpreter:
                 return
             path, dirfd = interpreter, AT_FDCWD
@@ -378,30 +396,3 @@ class Tracker:
         """Whether the run has given the file a time of its own."""
         entry = self.m.inodes.table.get((st.st_dev, st.st_ino))
         return entry is not None and entry.changed and entry.fmt == S_IFMT(st.st_mode)
-
-
-def _interpreter(path: bytes) -> bytes | None:
-    """The program that runs the program: of a script, or of a dynamically linked file."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        return None
-    with open(fd, "rb") as file:
-        head = file.read(_HEAD)
-        if head.startswith(b"#!"):
-            words = head[2:].split(b"\n")[0].split()
-            return words[0] if words else None
-        if not head.startswith(b"\x7fELF\x02") or len(head) < 64:
-            return None
-        offset, size, count = (
-            int.from_bytes(head[at : at + length], "little") for at, length in ((32, 8), (54, 2), (56, 2))
-        )
-        file.seek(offset)
-        table = file.read(min(size * count, 1 << 16))
-        for at in range(0, len(table) - 55, max(size, 56)):
-            if int.from_bytes(table[at : at + 4], "little") == _PT_INTERP:
-                start = int.from_bytes(table[at + 8 : at + 16], "little")
-                length = int.from_bytes(table[at + 32 : at + 40], "little")
-                file.seek(start)
-                return file.read(min(length, 4096)).rstrip(b"\0") or None
-    return None

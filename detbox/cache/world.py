@@ -21,6 +21,8 @@ _MAX_LINKS = 40  # include/linux/namei.h MAXSYMLINKS
 MADE = (b"/proc", b"/sys", b"/dev")
 #: (canonical path, directories and links passed on the way)
 Way = tuple[bytes, tuple[bytes, ...]]
+_HEAD = 256  # BINPRM_BUF_SIZE: what the kernel looks at of a program
+_PT_INTERP = 3
 _MAGIC = (b"cwd", b"root", b"exe")
 
 
@@ -199,3 +201,30 @@ def _is_link(path: bytes) -> bool:
         return S_ISLNK(os.lstat(path).st_mode)
     except OSError:
         return False
+
+
+def interpreter_of(path: bytes) -> bytes | None:
+    """The program that runs the program: of a script, or of a dynamically linked file."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    with open(fd, "rb") as file:
+        head = file.read(_HEAD)
+        if head.startswith(b"#!"):
+            words = head[2:].split(b"\n")[0].split()
+            return words[0] if words else None
+        if not head.startswith(b"\x7fELF\x02") or len(head) < 64:
+            return None
+        offset, size, count = (
+            int.from_bytes(head[at : at + length], "little") for at, length in ((32, 8), (54, 2), (56, 2))
+        )
+        file.seek(offset)
+        table = file.read(min(size * count, 1 << 16))
+        for at in range(0, len(table) - 55, max(size, 56)):
+            if int.from_bytes(table[at : at + 4], "little") == _PT_INTERP:
+                start = int.from_bytes(table[at + 8 : at + 16], "little")
+                length = int.from_bytes(table[at + 32 : at + 40], "little")
+                file.seek(start)
+                return file.read(min(length, 4096)).rstrip(b"\0") or None
+    return None

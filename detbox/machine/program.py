@@ -8,16 +8,18 @@ stays the same when an unrelated step is added, removed or changed.
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 
 class Program:
     """One execution of a program; the processes that it forks belong to it until they execute another."""
 
-    __slots__ = ("name", "parent", "_started")
+    __slots__ = ("name", "parent", "execution", "_started")
 
     def __init__(self, name: str, parent: Program | None = None) -> None:
         self.name = name
         self.parent = parent
+        self.execution: Any = None  # what is noted down of it, if anything
         self._started: dict[bytes, int] = {}
 
     def start(self, words: bytes) -> Program:

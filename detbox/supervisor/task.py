@@ -88,7 +88,7 @@ class Task:
 
     __slots__ = (
         "tid", "process", "lineage", "state", "action", "park", "notif", "nr", "args", "ip", "seq", "quantum", "turns",
-        "look", "restart", "data", "pace", "exposed", "native", "texts",
+        "look", "restart", "data", "pace", "exposed", "native", "text_at", "text",
         "cpu",
     )  # fmt: skip
 
@@ -116,8 +116,8 @@ class Task:
         # Others have run, or a signal was sent to the process, since the thread made its call: a
         # signal may be pending that has to interrupt it when it parks.
         self.exposed = True
-        #: Strings that have been read for the call in progress, by address, if they are going to be read twice.
-        self.texts: dict[int, bytes] | None = None
+        #: A string that has been read for the call in progress and will be read again, and its address.
+        self.text_at, self.text = -1, b""
 
     def inherit(self, parent: Task) -> None:
         """Take over what clone copies from the creating thread."""
@@ -135,13 +135,7 @@ class Task:
 
     def cstr(self, addr: int) -> bytes:
         """A NUL-terminated string; OSError(EFAULT or ENAMETOOLONG from 4096 bytes on)."""
-        texts = self.texts
-        if texts is None:
-            return _native.read_cstr(self.tid, addr)
-        text = texts.get(addr)
-        if text is None:
-            text = texts[addr] = _native.read_cstr(self.tid, addr)
-        return text
+        return self.text if addr == self.text_at else _native.read_cstr(self.tid, addr)
 
     def u32(self, addr: int) -> int:
         """A little-endian 32-bit word."""
