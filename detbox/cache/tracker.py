@@ -383,7 +383,7 @@ class Tracker:
 
     def kept(self, path: bytes) -> bool:
         """Whether a path lies in a directory of the user's or in one that the container has made empty."""
-        return facts.below(path, self._bound) or path.startswith((b"/tmp/", b"/run/", b"/home/", b"/root/"))
+        return facts.below(path, self._bound) or facts.below(path, (b"/tmp", b"/run", b"/home", b"/root"))
 
     def status(self, path: bytes) -> os.stat_result | None:
         """What is at a path now."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "harness"))
 
+import under_detbox
 from cached import REPOSITORY, Bench
 
 from detbox.cache.store import Store
@@ -189,3 +192,34 @@ def test_what_ends_at_a_limit_is_not_kept(tmp_path: Path, options: list[str], sc
     store = Store(bench.store)
     assert not any(run["result"] == "hit" for run in store.runs())
     store.close()
+
+
+COMPILES = "for one in a b; do gcc -c $one.c; done; ls -l; cat < a.c; bash -c 'mktemp'"
+
+
+def test_an_ordinary_user_s_programs_are_cached(tmp_path: Path) -> None:
+    user = under_detbox.unprivileged()
+    if user is None:
+        pytest.skip("no ordinary user can be had here")
+    outputs = []
+    with tempfile.TemporaryDirectory(prefix="detbox-ordinary-") as place:
+        os.chmod(place, 0o755)
+        top = Path(place)
+        for turn, text in (("first", "int x;"), ("plain", "int y;"), ("second", "int y;")):
+            work = top / turn
+            work.mkdir()
+            (work / "a.c").write_text("int a;")
+            (work / "b.c").write_text(text)
+            for path in (top, work, *work.iterdir()):
+                shutil.chown(path, user)
+            options = ["--cache", f"--cache-dir={top / 'store'}"] if turn != "plain" else []
+            words = under_detbox.detbox(["sh", "-c", COMPILES], options)
+            done = subprocess.run(
+                words, cwd=work, env=under_detbox.environment(), user=user, capture_output=True, check=True
+            )
+            outputs.append((done.stdout, done.stderr, (work / "b.o").read_bytes()))
+        store = Store(str(top / "store"))
+        inside = [one["result"] for one in store.runs()[0]["executions"]]
+        store.close()
+    assert outputs[1] == outputs[2] != outputs[0]
+    assert "not cacheable" not in inside and inside.count("hit") >= 3, inside
