@@ -62,6 +62,7 @@ def _record(row: Mapping[str, Any]) -> dict[str, Any]:
         "native_wall_s": plain.get("wall_s"), "native_cpu_s": plain.get("cpu_s"),
         "wall_ratio": _ratio(times.get("wall_s"), plain.get("wall_s")) if built else None,
         "cpu_ratio": _ratio(times.get("cpu_s"), plain.get("cpu_s")) if built else None,
+        "side_by_side": native.get("side_by_side", False),
     }  # fmt: skip
 
 
@@ -78,8 +79,8 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The figures of a survey."""
     statuses = Counter(record["status"] for record in records)
     built = [r for r in records if r.get("native") in ("same", "differs")]
-    wall = [r["wall_ratio"] for r in records if r.get("wall_ratio")]
-    cpu = [r["cpu_ratio"] for r in records if r.get("cpu_ratio")]
+    timed = [r for r in records if r.get("wall_ratio") and r["side_by_side"]]
+    wall, cpu = [r["wall_ratio"] for r in timed], [r["cpu_ratio"] for r in timed if r["cpu_ratio"]]
     return {
         "packages": len(records), "status": dict(sorted(statuses.items())),
         "built_natively": len(built),
@@ -93,6 +94,7 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "native_same_and_as_under_detbox": sum(bool(r.get("as_natively")) for r in built if r["native"] == "same"),
         "native_same_and_noted": sum(r.get("as_natively") is not None for r in built if r["native"] == "same"),
         "causes": dict(Counter(cause for r in records for cause in r.get("causes", ())).most_common()),
+        "timed": len(timed),
         "wall_ratio_median": round(statistics.median(wall), 2) if wall else None,
         "cpu_ratio_median": round(statistics.median(cpu), 2) if cpu else None,
         "cpu_ratio_worst": max(cpu) if cpu else None,
@@ -110,16 +112,17 @@ def _facts(facts: Mapping[str, Any]) -> list[str]:
         f"Of {facts['native_same_and_noted']} that do not differ natively, {facts['native_same_and_as_under_detbox']} "
         "are under detbox what they are natively.",
         f"What the native differences look like: {causes}.",
-        f"Time compared with the native build, median: {facts['wall_ratio_median']} (wall), "
+        f"Time compared with the native build, median of {facts['timed']}: {facts['wall_ratio_median']} (wall), "
         f"{facts['cpu_ratio_median']} (CPU); most CPU: {facts['cpu_ratio_worst']}.",
     ]
 
 
 def _cells(record: Mapping[str, Any]) -> list[str]:
     ratios = [record.get("cpu_ratio"), record.get("wall_ratio")]
+    form = "{:.2f}" if record.get("side_by_side") else "({:.2f})"
     return [
         record["package"], record.get("version", ""), record["kind"], record["status"], record.get("native", ""),
-        ", ".join(record.get("causes", ())), *("" if value is None else f"{value:.2f}" for value in ratios),
+        ", ".join(record.get("causes", ())), *("" if value is None else form.format(value) for value in ratios),
         record["reason"][:160] or (f"instead of {record['replaces']}" if record.get("replaces") else ""),
     ]  # fmt: skip
 

@@ -56,7 +56,8 @@ class Boxed:
 class Native:
     """Two builds without detbox.  ``differing``: packages that differ.  ``causes``: guesses at why.
 
-    ``packages``: SHA-256 of those of the first build, by name.
+    ``packages``: SHA-256 of those of the first build, by name.  ``side_by_side``: that one directly followed the first
+    under detbox.
     """
 
     built: bool
@@ -68,6 +69,7 @@ class Native:
     times: dict[str, float] = field(default_factory=dict)
     clock: bool = False
     packages: dict[str, str] = field(default_factory=dict)
+    side_by_side: bool = True
 
 
 def boxed(

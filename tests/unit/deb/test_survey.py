@@ -11,11 +11,14 @@ from detbox.deb import pages, survey, table
 from detbox.deb.verify import ANYWHERE
 from detbox.errors import UserError
 
+_NATIVE = {
+    "built": True, "note": "", "differing": ["a.deb"], "causes": ["date"], "files": [], "clock": True,
+    "side_by_side": True, "times": {"wall_s": 2.0, "cpu_s": 1.0},
+}  # fmt: skip
 _RESULT = {
     "identical": True, "source_version": "1-1", "differences": [], "artefacts": {"a.deb": "00"}, "calls": 5,
     "times": {"wall_s": 3.0, "cpu_s": 2.0}, "attestation": {},
-    "native": {"built": True, "note": "", "differing": ["a.deb"], "causes": ["date"], "files": [], "clock": True,
-               "times": {"wall_s": 2.0, "cpu_s": 1.0}},
+    "native": _NATIVE,
 }  # fmt: skip
 
 
@@ -59,6 +62,17 @@ def test_what_is_known_is_not_done_again(tmp_path: Path) -> None:
     assert written["summary"]["cpu_ratio_median"] == 2.0
     assert "| hello | 1-1 |" in (output / "survey.md").read_text()
     assert "http" not in (output / "survey.html").read_text()
+
+
+def test_times_that_were_not_taken_side_by_side_do_not_count(tmp_path: Path) -> None:
+    fair = {"name": "a", "kind": "make", "replaces": "", "status": "identical", "reason": "", "result": _RESULT}
+    earlier = {**_NATIVE, "side_by_side": False}
+    apart = {**_RESULT, "native": earlier, "times": {"wall_s": 90.0, "cpu_s": 90.0}}
+    rows = {"a": fair, "b": {**fair, "name": "b", "result": apart}}
+    pages.write(tmp_path, [], rows)
+    facts = json.loads((tmp_path / "survey.json").read_text())["summary"]
+    assert (facts["timed"], facts["wall_ratio_median"]) == (1, 1.5)
+    assert "(45.00)" in (tmp_path / "survey.md").read_text()
 
 
 def test_packages_that_were_not_reached_are_told(tmp_path: Path) -> None:
