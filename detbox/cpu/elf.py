@@ -151,6 +151,13 @@ class Elf:
                     sizes[value] = max(length, sizes.get(value, 0))
         return sorted(sizes), sizes
 
+    def function_range(self, vaddr: int) -> tuple[int, int] | None:
+        """Start and end of the function that ``vaddr`` lies in, if unwind data or a symbol says so."""
+        bounds = self.unwind_range(vaddr)
+        start = self._symbol_start(vaddr) if bounds is None else None
+        size = self._functions[1][start] if start is not None else 0
+        return (start, start + size) if start is not None and size else bounds
+
     def _symbol_start(self, vaddr: int) -> int | None:
         starts, sizes = self._functions
         index = bisect_right(starts, vaddr) - 1

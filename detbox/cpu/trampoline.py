@@ -4,7 +4,7 @@ A trap costs some 25 microseconds, and the dynamic loader runs more than forty s
 They have two or three bytes and a jump needs five, so neighbours move into the trampoline as well.  That is
 done only where it cannot be noticed:
 
-- The function is known from unwind data and decodes from start to end.
+- The function is known from unwind data or a symbol, and decodes from start to end.
 - No branch goes to a moved instruction other than the first.  Direct branches are seen by disassembly.  Of
   indirect ones only the compilers' jump tables are understood; a function with another one is left alone.
 - A moved neighbour does not branch; where it names memory relative to the program counter, the distance is
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from capstone import Cs
 
 #: Changes whenever the same file may give other displacements: part of the cache's key.
-PLANNER_VERSION = 4
+PLANNER_VERSION = 5
 
 _JUMP_SIZE = 5
 _MAX_MOVED_BEFORE = 3  # instructions
@@ -118,7 +118,7 @@ def displacements(data: bytes | mmap.mmap, sites: Iterable[Site]) -> list[Displa
     functions: dict[tuple[int, int], _Function | None] = {}
     found: dict[Displacement, Piece] = {}
     for site in every:
-        bounds = elf.unwind_range(site.vaddr)
+        bounds = elf.function_range(site.vaddr)
         if site.length != _SIZES.get(site.kind) or bounds is None:
             continue
         if bounds not in functions:

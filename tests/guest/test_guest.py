@@ -77,7 +77,7 @@ GUESTS = (
     Guest("terminal.c"),
     Guest("thread_cancel.c"),
     Guest("thread_race.py"),
-    Guest("time_stamps.c", native=False),
+    Guest("time_stamps.c", native=False, limit_s=120),
     Guest("timers.c"),
     Guest("trapped_instructions.c"),
     Guest("unix_sockets.c"),

@@ -15,10 +15,12 @@ FUNCTION = """
 .text
 .globl {name}
 .type {name}, @function
-{name}: .cfi_startproc
+{name}:
+.cfi_startproc
 {body}
 ret
 .cfi_endproc
+.size {name}, .-{name}
 """
 CASES = {
     # Only registers behind it.
@@ -36,11 +38,13 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("unwind", [True, False], ids=["unwind", "symbols"])
 @pytest.mark.parametrize("case", CASES)
-def test_nothing_leads_into_the_middle(case: str, tmp_path: Path) -> None:
+def test_nothing_leads_into_the_middle(case: str, unwind: bool, tmp_path: Path) -> None:
     body, elsewhere, expected = CASES[case]
     source, built = tmp_path / "code.s", tmp_path / "code.so"
-    source.write_text(FUNCTION.format(name="function", body=body) + elsewhere)
+    text = FUNCTION.format(name="function", body=body) + elsewhere
+    source.write_text("\n".join(line for line in text.splitlines() if unwind or ".cfi" not in line) + "\n")
     subprocess.run(["gcc", "-nostdlib", "-shared", "-o", built, source], check=True)
     data = built.read_bytes()
     found = trampoline.displacements(data, find_sites(data))
