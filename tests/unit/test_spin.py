@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
@@ -106,6 +107,28 @@ def test_a_survey_lets_every_wait_be_proved(programs: dict[str, Path], level: st
         child.stop(0.01)
         assert any(child.stepper.survey(64) for _ in range(3))
         assert child.stepper.stepped
+
+
+@pytest.mark.parametrize("survey", [False, True])
+def test_a_sigtrap_of_the_programs_own_is_no_step(programs: dict[str, Path], survey: bool) -> None:
+    with guest(programs["-O2"], "wait_flag") as child:
+        child.stop(0.01)
+        os.kill(child.pid, signal.SIGTRAP)
+        before = _rip(child)
+        assert not (child.stepper.survey(8) if survey else child.stepper.step())
+        assert not child.stepper.stepped and child.stepper.status >> 8 == signal.SIGTRAP
+        assert _rip(child) == before
+
+
+@pytest.mark.parametrize("survey", [False, True])
+def test_steps_leave_a_blocked_sigtrap_blocked(programs: dict[str, Path], survey: bool) -> None:
+    with guest(programs["-O2"], "wait_flag") as child:
+        child.stop(0.01)
+        everything = _native.get_sigmask(child.pid) | (1 << 31) - 1
+        _native.set_sigmask(child.pid, everything)
+        blocked = _native.get_sigmask(child.pid)  # without those that nobody can block
+        assert child.stepper.survey(8) if survey else child.stepper.step()
+        assert _native.get_sigmask(child.pid) == blocked
 
 
 @pytest.mark.parametrize("level", LEVELS)
