@@ -35,6 +35,7 @@ class Nested:
         self.observed = observed
         self.tracker = observed.tracker
         self.m: Machine = observed.tracker.m
+        self.m.inodes.log = []
         self.store = store
         self.base = base
         self.mode = mode
@@ -146,8 +147,7 @@ class Nested:
         inodes, scheduler = self.m.inodes, self.m.scheduler
         mine.first_inode = inodes.next_number
         mine.output_from = self.observed.position()
-        inodes.log = [] if inodes.log is None else inodes.log
-        mine.inodes_from = len(inodes.log)
+        mine.inodes_from = len(inodes.log or ())
         mine.queue, mine.turns, mine.jumps = self._others(), scheduler.turns, scheduler.jumps
         mine.group = os.getpgid(t.process.pid)
         t.process.program.execution = mine

@@ -11,13 +11,13 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from detbox.cache import facts, pipes
-from detbox.cache.execution import numbers_of, seen_by_guest
+from detbox.cache.execution import Listed, numbers_of, seen_by_guest
 from detbox.cache.summary import data_of, text
 
 if TYPE_CHECKING:
     from detbox.cache.execution import Execution
     from detbox.cache.nested import Nested
-    from detbox.machine.inodes import VInode
+    from detbox.machine.inodes import InodeTable, VInode
     from detbox.supervisor.task import Task
 
 FORMAT = 4
@@ -185,12 +185,35 @@ class _Held:
         return entry is not self.entry or (entry is not None and entry.times is not self.times)
 
 
+@dataclass(slots=True)
+class _Numbers:
+    """The guest's inode numbers in a directory, until one of its entries gets another: directories can be large."""
+
+    listed: Listed
+    places: frozenset[tuple[int, int]]
+    position: int  # in the log of new inodes
+    digest: str
+
+    @classmethod
+    def of(cls, inodes: InodeTable, listed: Listed) -> _Numbers:
+        places = frozenset(place for _, place, _ in listed.values())
+        return cls(listed, places, len(inodes.log or ()), facts.numbered_listing(numbers_of(inodes, listed)))
+
+    def hold(self, inodes: InodeTable, listed: Listed) -> bool:
+        """Whether nothing has changed since."""
+        if listed is not self.listed or inodes.log is None:
+            return False
+        start, self.position = self.position, len(inodes.log)
+        return all(entry.key not in self.places for entry in inodes.log[start:])
+
+
 class _Seen:
     """The present state of a path; what the host has made does not change during a run."""
 
     def __init__(self, nested: Nested, path: bytes) -> None:
         self.path = path
         self._inodes, self._ledger = nested.m.inodes, nested.tracker.ledger
+        self._numbers: _Numbers | None = None
         kind, self._st = facts.kind_of(path)
         owner = nested.tracker.owner
         if owner is not None and self._st is not None:
@@ -218,9 +241,12 @@ class _Seen:
             return None
         if which == _NUMBERED:
             try:
-                return facts.numbered_listing(numbers_of(self._inodes, self._ledger.listed(self.path)))
+                listed = self._ledger.listed(self.path)
             except OSError:
                 return None
+            if self._numbers is None or not self._numbers.hold(self._inodes, listed):
+                self._numbers = _Numbers.of(self._inodes, listed)
+            return self._numbers.digest
         return seen_by_guest(self._inodes, self._st)[which - _IDENTITY]
 
 
