@@ -18,7 +18,7 @@ ROWS = {
     "batch": rebuilding.batch,
 }  # fmt: skip
 #: Measured only when named: it takes several minutes.
-LONG = {"batch"}
+LONG = {"batch", "recording"}
 RESULTS = Path(__file__).with_name("results.md")
 _INTRODUCTION = """\
 # What detbox costs
