@@ -6,9 +6,7 @@ The ready list is first in, first out (fs/eventpoll.c), so that its order is the
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
 import struct
 from errno import EINTR, EINVAL
 from typing import TYPE_CHECKING
@@ -16,20 +14,17 @@ from typing import TYPE_CHECKING
 from detbox.decision import CONTINUE, Decision, Park, Wake
 from detbox.handlers import ptys, signalfd, timerfd
 from detbox.handlers.polling import read_timespec
-from detbox.handlers.waiting import POLLIN, fd_of, own_fdinfo, ready, signed32
+from detbox.handlers.waiting import POLLIN, fd_of, ready, signed32
 from detbox.machine.files import Kind
 from detbox.machine.io import io_state
 
 if TYPE_CHECKING:
-    from detbox.machine.files import OpenFile
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Args, Task
 
 _EPOLL_CTL_DEL = 2
 _MAX_EVENTS = 0x7FFFFFFF // 12  # EP_MAX_EVENTS in fs/eventpoll.c
 _EVENT = struct.Struct("<IQ")  # struct epoll_event, packed on x86
-# A member of a set in /proc/PID/fdinfo/FD (ep_show_fdinfo() in fs/eventpoll.c).
-_MEMBER = re.compile(r"tfd: *(\d+) events: *([0-9a-f]+) data: *([0-9a-f]+)")
 
 
 def epoll_create(m: Machine, t: Task, a: Args) -> Decision:
@@ -44,7 +39,7 @@ epoll_create1 = epoll_create
 def epoll_ctl(m: Machine, t: Task, a: Args) -> Decision:
     """``epoll_ctl(epfd, op, fd, event)``: only to know who watches stdin or signals."""
     kind = t.process.files.get(fd_of(a[2])).kind
-    if kind is Kind.SIGNALFD:
+    if kind is Kind.SIGNALFD or (kind is Kind.EPOLL and io_state(m).signal_watches):
         io_state(m).signal_watches += 1
     elif signed32(a[1]) == _EPOLL_CTL_DEL:
         return CONTINUE
@@ -55,26 +50,6 @@ def epoll_ctl(m: Machine, t: Task, a: Args) -> Decision:
         ptys.note(m, t, fd_of(a[2]), own)
         os.close(own)
     return CONTINUE
-
-
-def _signal_members(m: Machine, t: Task, fd: int, f: OpenFile) -> list[tuple[int, int, int]]:
-    """(descriptor, events, data) of the signal descriptors in a set, as the kernel lists them."""
-    changes = io_state(m).signal_watches
-    if not changes:
-        return []
-    if f.data is None or f.data[0] != changes:
-        found = []
-        own = t.process.files.borrow(t, fd)
-        try:
-            members = _MEMBER.findall(own_fdinfo(m, own))
-        finally:
-            os.close(own)
-        for member, events, data in members:
-            with contextlib.suppress(OSError):
-                if t.process.files.get(int(member)).kind is Kind.SIGNALFD:
-                    found.append((int(member), int(events, 16), int(data, 16)))
-        f.data = changes, sorted(found)
-    return list(f.data[1])
 
 
 def _signal_events(m: Machine, t: Task, members: list[tuple[int, int, int]], address: int) -> int:
@@ -88,7 +63,8 @@ def _signal_events(m: Machine, t: Task, members: list[tuple[int, int, int]], add
             own = t.process.files.borrow(t, member)
         except OSError:
             continue
-        if signalfd.ready(m, t, own, events & 0xFFFF):
+        kind = t.process.files.get(member).kind
+        if signalfd.set_ready(m, t, member) if kind is Kind.EPOLL else signalfd.ready(m, t, own, events & 0xFFFF):
             found.append(_EVENT.pack(POLLIN, data))
         os.close(own)
     if found:
@@ -130,7 +106,7 @@ def _wait(m: Machine, t: Task, a: Args, timeout: int | None, sigmask: int | None
 
     def step(wake: Wake | None) -> Decision:
         timerfd.expire_due(m)
-        members = _signal_members(m, t, fd, f)
+        members = signalfd.members(m, t, fd, f)
         signals = _signal_events(m, t, members, a[1]) if members else 0
         if signals:
             return min(signals, signed32(a[2]))

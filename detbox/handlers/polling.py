@@ -182,7 +182,7 @@ def _run(m: Machine, t: Task, call: _Call) -> Decision:
         if any(events) or (over and (call.sigmask is None or wake is not None)):
             _close(borrowed)
             return finish(call.answer(events))
-        return _park(t, call, borrowed, step, interrupted)
+        return _park(m, t, call, borrowed, step, interrupted)
 
     def interrupted() -> int:
         if not call.restarts:
@@ -217,6 +217,8 @@ def _look(m: Machine, t: Task, wanted: list[tuple[int, int]]) -> tuple[list[int]
         if not found and kind is Kind.STDIN and mask & _IN:
             m.console.fill_stdin()
             found = ready(own, mask)
+        if not found and kind is Kind.EPOLL and mask & _IN and signalfd.set_ready(m, t, fd):
+            found = mask & host.POLLIN
         events.append(found)
         # A signalfd tells of the signals of whoever polls it: the supervisor's.  It is parked on by its events.
         if found or kind is Kind.SIGNALFD:
@@ -232,7 +234,7 @@ def _close(borrowed: list[tuple[int, int]]) -> None:
 
 
 def _park(
-    t: Task, call: _Call, borrowed: list[tuple[int, int]], step: Callable[[Wake], Decision],
+    m: Machine, t: Task, call: _Call, borrowed: list[tuple[int, int]], step: Callable[[Wake], Decision],
     interrupted: Callable[[], int],
 ) -> Park:  # fmt: skip
     fds = tuple(borrowed)
@@ -243,16 +245,19 @@ def _park(
     extra = {} if call.sigmask is None else {"sigmask": call.sigmask}
     shown = ", ".join(str(fd) for fd, _ in call.wanted[:8])
     return Park(
-        step, events=_events(t, call), fds=fds, deadline=call.deadline, interrupted=interrupted,
+        step, events=_events(m, t, call), fds=fds, deadline=call.deadline, interrupted=interrupted,
         why=f"{call.name} on {shown or 'nothing'}", extra=extra,
     )  # fmt: skip
 
 
-def _events(t: Task, call: _Call) -> tuple[Hashable, ...]:
+def _events(m: Machine, t: Task, call: _Call) -> tuple[Hashable, ...]:
     """Keys to park on besides the descriptors: only a signalfd has one."""
     files = t.process.files
     for fd, _ in call.wanted:
-        if fd >= 0 and files.get(fd).kind is Kind.SIGNALFD:
+        if fd < 0:
+            continue
+        entry = files.get(fd)
+        if entry.kind is Kind.SIGNALFD or (entry.kind is Kind.EPOLL and signalfd.members(m, t, fd, entry)):
             return signalfd.events_of(t)
     return ()
 

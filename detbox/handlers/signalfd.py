@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import struct
 from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
 from detbox.decision import ContinueThen, Decision, Park
 from detbox.handlers.waiting import POLLIN, Segments, gather, nonblocking, own_fdinfo, scatter
+from detbox.machine.files import Kind
+from detbox.machine.io import io_state
 
 if TYPE_CHECKING:
+    from detbox.machine.files import OpenFile
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Task
 
@@ -18,6 +23,8 @@ if TYPE_CHECKING:
 _RECORD = 128
 _TIMES = slice(56, 72)
 _SIGCHLD = 17
+# A member of a set in /proc/PID/fdinfo/FD (ep_show_fdinfo() in fs/eventpoll.c).
+_MEMBER = re.compile(r"tfd: *(\d+) events: *([0-9a-f]+) data: *([0-9a-f]+)")
 
 
 def read_signals(m: Machine, t: Task, fd: int, segments: Segments) -> Decision:
@@ -64,3 +71,43 @@ def _signals_of(m: Machine, fd: int) -> int:
         if name == "sigmask":
             return int(text, 16)
     return 0
+
+
+def members(m: Machine, t: Task, fd: int, f: OpenFile) -> list[tuple[int, int, int]]:
+    """(descriptor, events, data) of the signal descriptors in an epoll set, as the kernel lists them.
+
+    A set in the set counts as one if it has any.
+    """
+    changes = io_state(m).signal_watches
+    if not changes:
+        return []
+    if f.data is None or f.data[0] != changes:
+        found = []
+        own = t.process.files.borrow(t, fd)
+        try:
+            listed = _MEMBER.findall(own_fdinfo(m, own))
+        finally:
+            os.close(own)
+        for member, events, data in listed:
+            with contextlib.suppress(OSError):
+                entry = t.process.files.get(int(member))
+                if entry.kind is Kind.SIGNALFD or (entry.kind is Kind.EPOLL and members(m, t, int(member), entry)):
+                    found.append((int(member), int(events, 16), int(data, 16)))
+        f.data = changes, sorted(found)
+    return list(f.data[1])
+
+
+def set_ready(m: Machine, t: Task, fd: int) -> bool:
+    """Whether a signal descriptor in an epoll set has a signal."""
+    for member, events, _ in members(m, t, fd, t.process.files.get(fd)):
+        if t.process.files.get(member).kind is Kind.EPOLL:
+            if set_ready(m, t, member):
+                return True
+            continue
+        own = t.process.files.borrow(t, member)
+        try:
+            if ready(m, t, own, events & 0xFFFF):
+                return True
+        finally:
+            os.close(own)
+    return False

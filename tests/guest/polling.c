@@ -3,6 +3,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/select.h>
+#include <sys/signalfd.h>
 
 static void add(int ep, int fd, uint32_t events, uint64_t data)
 {
@@ -173,8 +174,35 @@ static void exclusive(void)
     note("taken %d %d %d %d\n", taken[0], taken[1], taken[2], taken[3]);
 }
 
+/* A signal descriptor in a set in a set: the signals are those of the thread that asks. */
+static void nested_signals(void)
+{
+    sigset_t usr;
+    sigemptyset(&usr);
+    sigaddset(&usr, SIGUSR1);
+    CHECK(sigprocmask(SIG_BLOCK, &usr, NULL) == 0);
+    int signals = signalfd(-1, &usr, SFD_NONBLOCK), inner = epoll_create1(0), outer = epoll_create1(0);
+    struct epoll_event event;
+    struct pollfd one = {inner, POLLIN, 0};
+    struct signalfd_siginfo info;
+    add(inner, signals, EPOLLIN, 1);
+    add(outer, inner, EPOLLIN, 2);
+    CHECK(epoll_wait(outer, &event, 1, 5) == 0 && poll(&one, 1, 5) == 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        sleep_ms(20);
+        _exit(kill(getppid(), SIGUSR1) != 0);
+    }
+    CHECK(epoll_wait(outer, &event, 1, 2000) == 1 && event.data.u64 == 2);
+    CHECK(poll(&one, 1, 0) == 1 && epoll_wait(inner, &event, 1, 0) == 1 && event.data.u64 == 1);
+    CHECK(read(signals, &info, sizeof info) == sizeof info && epoll_wait(outer, &event, 1, 0) == 0);
+    reap(pid, 0);
+    close(signals), close(inner), close(outer);
+}
+
 int main(void)
 {
+    nested_signals();
     poll_and_select();
     masked();
     triggers();
