@@ -11,7 +11,7 @@ the guest's own code.  What is counted depends on the guest alone, and so do the
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 PER_NS = 16
 #: Stretches of one measurement: one in two may be the program's own account of the time.
 STRETCHES = 4
-#: Instructions of a stretch that are counted; so many times more the next time if they were not enough.
+#: Instructions of a stretch that are counted; so many times more if they were not enough.
 LEAST, MOST, GROWTH = 1_000_000, 16_000_000_000, 8
+#: Having counted so many, the rest of a stretch is not.
+LONG = 4_000_000_000
 #: A loop looks from the same places, by what the calls' arguments tell of the stack; so many are compared.
 PLACES = 3
 #: Looks between two measurements: so many, and a quarter of those that were made before; half of them where
@@ -151,15 +153,19 @@ class Gauging:
             self._close(task)
 
     def reached(self, task: Task) -> None:
-        """A stretch is longer than what was to be counted of it: the rest is not, and the next look costs as much."""
+        """What was to be counted of a stretch has been: more is, or else the next look costs as much."""
         gauge: Gauge = task.data[GAUGE]
-        gauge.counting = False
-        self._count(task, gauge, gauge.budget)
-        task.cpu.work_ns = gauge.budget // PER_NS
-        task.cpu.measure_at = task.cpu.looks + 1
-        gauge.former, gauge.stretches, gauge.total = task.cpu.work_ns, 0, 0
-        gauge.budget = min(GROWTH * gauge.budget, MOST)
+        counted = gauge.budget
+        self._count(task, gauge, counted)
+        gauge.budget = min(GROWTH * counted, MOST)
         gauge.made, gauge.steps = self.copying.made(task) + MOST_AT_ONCE, STEPS
+        if counted < LONG:
+            self._others_first(task, lambda: self.sup.proceed(task))
+            return
+        gauge.counting = False
+        task.cpu.work_ns = gauge.former = counted // PER_NS
+        task.cpu.measure_at = task.cpu.looks + 1
+        gauge.stretches = gauge.total = 0
         self._go_on(task)
 
     def give_up(self, task: Task, left: int) -> None:
@@ -189,11 +195,14 @@ class Gauging:
 
     def _go_on(self, task: Task) -> None:
         self.copying.rearm(task)
+        self._others_first(task, lambda: self.sup.cont(task, 0))
+
+    def _others_first(self, task: Task, then: Callable[[], None]) -> None:
         scheduler = self.sup.m.scheduler
         if scheduler.used_up():
-            scheduler.make_ready(task, lambda: self.sup.cont(task, 0))
+            scheduler.make_ready(task, then)
         else:
-            self.sup.cont(task, 0)
+            then()
 
     def _count(self, task: Task, gauge: Gauge, instructions: int) -> None:
         gauge.total += instructions
