@@ -26,13 +26,7 @@ GRACE = 30.0
 #: Before so many seconds nothing is done; then a thread has used up a timer of an ancestor's if it has
 #: computed for twice the time that this has left.
 LEAST, TIMES = 5.0, 2
-#: Seconds of real processor time without a call after which a thread is taken to compute for ever, if other
-#: processes are ready or one above it waits for a time to come; and if only threads of its own are ready or wait, which
-#: in a long computation is nothing unusual.
-ENDLESS, ENDLESS_ALONE = 60.0, 120.0
-#: The virtual time that it then computes for at a time, in ns.
-SLICE = 10_000_000
-_TICKS, _LATE_TICKS = 50, 10  # between two looks at the processor time; of a thread that is taken to compute for ever
+_TICKS = 50  # between two looks at the processor time
 
 
 @dataclass(slots=True)
@@ -43,7 +37,6 @@ class _Watch:
     used: float
     since: int
     ticks: int = 0
-    endless: bool = False
 
 
 class Overdue:
@@ -65,7 +58,7 @@ class Overdue:
             self._watches[task] = _Watch(task.cpu.ns, self._used(task), self.sup.m.clock.now)
             return
         watch.ticks += 1
-        if watch.ticks % (_LATE_TICKS if watch.endless else _TICKS):
+        if watch.ticks % _TICKS:
             return
         used = self._used(task) - watch.used
         if used < LEAST:
@@ -78,26 +71,7 @@ class Overdue:
             return
         left = self._ancestors(task)
         if left is not None and used > TIMES * (self.sup.m.clock.now + left - watch.since) / 1e9:
-            self._let_others(task, watch, left, "computed until the time limit of a process above it")
-        elif used > ENDLESS and (wait := self._waited_for(task, used)) is not None:
-            watch.endless = True
-            self._let_others(task, watch, wait, "computed for long without a call while others waited")
-
-    def _waited_for(self, task: Task, used: float) -> int | None:
-        """How long a thread computes that is taken to do so for ever, in ns, until others go on; None: nobody does."""
-        scheduler, deadline = self.sup.m.scheduler, self.sup.m.clock.next_deadline()
-        if any(used > ENDLESS_ALONE or other.process is not task.process for other in scheduler.ready):
-            return SLICE
-        if scheduler.deferred:
-            return SLICE
-        if deadline is None:
-            return None
-        for other in scheduler.parked:
-            if other.park is None or other.park.deadline is None:
-                continue
-            if other.process in _above(task.process) or (used > ENDLESS_ALONE and other.process is task.process):
-                return max(other.park.deadline - self.sup.m.clock.now, 0)
-        return None
+            self._let_others(task, watch, left)
 
     def _used(self, task: Task) -> float:
         """Seconds of real processor time of a running thread."""
@@ -120,11 +94,11 @@ class Overdue:
         ]
         return min(left, default=None)
 
-    def _let_others(self, task: Task, watch: _Watch, left: int, what: str) -> None:
+    def _let_others(self, task: Task, watch: _Watch, left: int) -> None:
         sup = self.sup
         if task.look is not None or not sup.spinning.interrupt(task):
             return
-        sup.m.doubt(task, f"{what}; real time decided when")
+        sup.m.doubt(task, "computed until the time limit of a process above it; real time decided when")
         sup.counting.pass_time(task, left)
         watch.cpu_ns = task.cpu.ns
         sup.m.scheduler.make_ready(task, lambda: sup.cont(task, 0))
