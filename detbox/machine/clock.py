@@ -26,9 +26,9 @@ STAMP_NS = 1_000
 WINDOW = 256
 #: What such a call uses up of the thread's turn.
 WINDOW_WEIGHT = 16
-#: Looks in a row after which it is measured how much a thread computes between them (supervisor/gauging.py): that much
-#: time passes from one to the next.
-FIRST_MEASURE = 20
+#: Looks in a row after which each one is a call, to see whether they come from a loop; then it is measured how much the
+#: thread computes between them (supervisor/gauging.py): that much time passes from one to the next.
+FIRST_MEASURE = 8
 #: Where it is not known, a thread that has looked so often is waiting, it seems: its looks get dearer.  After each
 #: further WINDOW looks the cost doubles, so many times (to 128 us) …
 SHORT_PATIENCE, SHORT_DOUBLINGS = 4096, 7

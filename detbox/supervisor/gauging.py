@@ -33,17 +33,18 @@ STRETCHES = 4
 LEAST, MOST, GROWTH = 1_000_000, 16_000_000_000, 8
 #: Having counted so many, the rest of a stretch is not.
 LONG = 4_000_000_000
-#: A loop looks from the same places, by what the calls' arguments tell of the stack; so many are compared.
-PLACES = 3
+#: A loop looks from the same places, by what the calls' arguments tell of the stack: no more than these, of so many
+#: looks in a row.  Python looks at the clock with each lock, 1,600 times to import asyncio, and from many places.
+PLACES, ROW = 2, 20
 #: Looks between two measurements: so many, and a quarter of those that were made before; half of them where
 #: something is known from so many measurements.
 BETWEEN, ENOUGH = 4, 3
 #: What the measurements of one program may take, in us by the figures below: at first (with several threads its looks
 #: are many, and most of them a runtime's own), and for each look that it makes.
-ALLOWED, ALLOWED_THREADS, EARNED, TOO_LITTLE = 100_000, 15_000, 1, 2_000
+ALLOWED, ALLOWED_THREADS, EARNED, TOO_LITTLE = 40_000, 15_000, 1, 2_000
 COPY_US, STRETCH_US, STEP_US = 70, 150, 20
 #: Copies that one measurement may make: more and more with each look.
-AT_ONCE, MOST_AT_ONCE = 16, 256
+AT_ONCE, MOST_AT_ONCE = 48, 256
 
 
 @dataclass(slots=True)
@@ -104,19 +105,19 @@ class Gauging:
         _native.ptrace_request(signals.PTRACE_INTERRUPT, task.tid, 0, 0)
 
     def _at_its_place(self, task: Task) -> bool:
-        """Whether a thread looks from where it has looked before in this row, and that is not known from another."""
+        """Whether a thread looks from the same few places again and again, and it is not known what it does there."""
         cpu, place = task.cpu, (task.nr, task.args[:2])
-        places, cpu.places = cpu.places, (place, *cpu.places[: PLACES - 1])
+        cpu.places = (place, *cpu.places[: ROW - 1])
         known = self._program(task).known.get(place)
         if cpu.work_ns is None and known is not None:
             cpu.work_ns, times = known
             if times >= ENOUGH:
                 self._later(task)
                 return False
-        if place in places:
-            return True
-        if len(places) < PLACES:
+        if len(cpu.places) < ROW:
             cpu.measure_at = cpu.looks + 1
+        elif len(set(cpu.places)) <= PLACES:
+            return True
         else:
             self._later(task)
         return False
@@ -180,7 +181,7 @@ class Gauging:
         else:
             self._count(task, gauge, gauge.budget - left)
             self._known(task, gauge, max(gauge.total // (gauge.stretches + 1) // PER_NS, gauge.former or 0))
-        if gauge.stretches and task.cpu.looks < 2 * FIRST_MEASURE:
+        if gauge.stretches and task.cpu.looks < 2 * (FIRST_MEASURE + ROW):
             # Most of this code is known now.
             task.cpu.measure_at = task.cpu.looks + 1
         self._go_on(task)
