@@ -57,16 +57,11 @@ def _signal_events(m: Machine, t: Task, members: list[tuple[int, int, int]], add
 
     The set's own poll would ask for the supervisor's signals, and forget the descriptor for having none.
     """
-    found = []
-    for member, events, data in members:
-        try:
-            own = t.process.files.borrow(t, member)
-        except OSError:
-            continue
-        kind = t.process.files.get(member).kind
-        if signalfd.set_ready(m, t, member) if kind is Kind.EPOLL else signalfd.ready(m, t, own, events & 0xFFFF):
-            found.append(_EVENT.pack(POLLIN, data))
-        os.close(own)
+    found = [
+        _EVENT.pack(POLLIN, data)
+        for member, events, data in members
+        if signalfd.member_ready(m, t, member, events)
+    ]
     if found:
         t.write(address, b"".join(found))
     return len(found)

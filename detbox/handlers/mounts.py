@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Args, Task
 
-#: MS_REMOUNT, MS_BIND, MS_MOVE and the kinds of propagation: no file system is made.
 _NOFOLLOW = 8  # UMOUNT_NOFOLLOW
-_REMOUNT, _BIND, _REC = 32, 4096, 16384
-_CHANGES = 32 | 4096 | 8192 | 1 << 17 | 1 << 18 | 1 << 19 | 1 << 20
+_REMOUNT, _BIND, _MOVE, _REC = 32, 4096, 8192, 16384
+_PROPAGATION = 1 << 17 | 1 << 18 | 1 << 19 | 1 << 20  # MS_UNBINDABLE, MS_PRIVATE, MS_SLAVE, MS_SHARED
+#: With these flags no file system is made.
+_CHANGES = _REMOUNT | _BIND | _MOVE | _PROPAGATION
 #: MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC have the same values as the attributes of fsmount(2).
 _ATTRIBUTES = 1 | 2 | 4 | 8
 #: File systems that show nothing but what the guest puts there.
@@ -86,24 +87,13 @@ def _change(m: Machine, t: Task, a: Args) -> Decision:
 
 def _mount_proc(m: Machine, t: Task, path: bytes, flags: int) -> Decision:
     """The procfs of a PID namespace of the guest's own."""
-    attributes = flags & _ATTRIBUTES
-
-    def on(at: int | None, name: bytes) -> None:
-        target = os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=at)
-        try:
-            if paths.path_of(m, target).rpartition(b"/")[2] != b"proc":
-                m.doubt(t, "a procfs on a directory that is not called proc was refused")
-                raise OSError(EPERM, "procfs elsewhere")
-            m.nested.mount(t, target, attributes)
-        finally:
-            os.close(target)
-
-    paths.resolve(m, t, paths.AT_FDCWD, path, on, follow=True)
-
-    def mounted(at: int | None, name: bytes) -> None:
-        m.nested.learn(t, os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=at))
-
-    paths.resolve(m, t, paths.AT_FDCWD, path, mounted, follow=True)
+    with _target(m, t, path) as target:
+        if paths.path_of(m, target).rpartition(b"/")[2] != b"proc":
+            m.doubt(t, "a procfs on a directory that is not called proc was refused")
+            return -EPERM
+        m.nested.mount(t, target, flags & _ATTRIBUTES)
+    with _target(m, t, path) as mounted:
+        m.nested.learn(t, os.dup(mounted))
     return 0
 
 

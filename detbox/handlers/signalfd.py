@@ -99,15 +99,18 @@ def members(m: Machine, t: Task, fd: int, f: OpenFile) -> list[tuple[int, int, i
 
 def set_ready(m: Machine, t: Task, fd: int) -> bool:
     """Whether a signal descriptor in an epoll set has a signal."""
-    for member, events, _ in members(m, t, fd, t.process.files.get(fd)):
-        if t.process.files.get(member).kind is Kind.EPOLL:
-            if set_ready(m, t, member):
-                return True
-            continue
-        own = t.process.files.borrow(t, member)
+    found = members(m, t, fd, t.process.files.get(fd))
+    return any(member_ready(m, t, member, events) for member, events, _ in found)
+
+
+def member_ready(m: Machine, t: Task, fd: int, events: int) -> bool:
+    """Whether one of ``members`` has a signal that its set waits for; not if it has been closed."""
+    with contextlib.suppress(OSError):
+        if t.process.files.get(fd).kind is Kind.EPOLL:
+            return set_ready(m, t, fd)
+        own = t.process.files.borrow(t, fd)
         try:
-            if ready(m, t, own, events & 0xFFFF):
-                return True
+            return bool(ready(m, t, own, events & 0xFFFF))
         finally:
             os.close(own)
     return False

@@ -1,58 +1,29 @@
-"""Received messages: a ``recvmmsg`` that waits for all of them, and the times of their arrival."""
+"""A ``recvmmsg`` that waits for several messages: the supervisor receives them, one by one."""
 
 from __future__ import annotations
 
 import os
 import socket as host
 import struct
-from collections.abc import Callable
 from errno import EBADF
 from typing import TYPE_CHECKING
 
-from detbox.decision import CONTINUE, ERESTARTSYS, ContinueThen, Decision, Park, Wake
+from detbox.decision import ERESTARTSYS, Decision, Park, Wake
+from detbox.handlers.socket_control import MMSGHDR, encoded, virtual
 from detbox.handlers.socket_core import MSG_DONTWAIT, MSGHDR, encode_inet, python_socket
 from detbox.handlers.waiting import POLLIN, iovec, scatter, total
-from detbox.machine.io import io_state
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Args, Task
 
-_CONTROL = struct.Struct("<QII")  # struct cmsghdr: length, level, type
-#: SCM_TIMESTAMP and SCM_TIMESTAMPNS in both layouts, and the nanoseconds in a unit of their second number.
-_STAMPS = {29: 1000, 35: 1, 63: 1000, 64: 1}
-#: struct mmsghdr: a struct msghdr and the length received.
-_MMSGHDR = MSGHDR.size + 8
-
-
-def with_stamps(m: Machine, header: int, count: Callable[[int], int]) -> Decision:
-    """Let the kernel receive into the headers at ``header``, and put virtual times where it has put the host's.
-
-    ``count(result)``: how many messages there are.
-    """
-    if not io_state(m).stamps:
-        return CONTINUE
-
-    def look(task: Task, result: int) -> None:
-        for number in range(count(result) if result >= 0 else 0):
-            _restamp(m, task, header + number * _MMSGHDR)
-
-    return ContinueThen(look)
-
-
-def _restamp(m: Machine, t: Task, header: int) -> None:
-    _, _, _, _, control, length, _ = MSGHDR.unpack(t.read(header, MSGHDR.size))
-    data, at = t.read(control, length) if control else b"", 0
-    while at + _CONTROL.size <= len(data):
-        size, level, kind = _CONTROL.unpack_from(data, at)
-        if level == host.SOL_SOCKET and kind in _STAMPS and at + 32 <= len(data):
-            seconds, rest = divmod(m.clock.realtime(m.clock.now), 1_000_000_000)
-            t.write(control + at + 16, struct.pack("<qq", seconds, rest // _STAMPS[kind]))
-        at += max(size + 7 & ~7, _CONTROL.size)
+_MSG_CTRUNC, _MSG_CMSG_CLOEXEC = 0x8, 0x40000000
+#: Most control data of a message: a message has at most 253 descriptors (SCM_MAX_FD), and some stamps.
+_MAX_CONTROL = 1 << 16
 
 
 def receive_many(m: Machine, t: Task, fd: int, a: Args) -> Decision:
-    """All the messages of a blocking ``recvmmsg``, without ancillary data."""
+    """All the messages of a blocking ``recvmmsg``."""
     count = min(a[2] & 0xFFFFFFFF, 1024)
     deadline = None
     if a[4]:
@@ -66,7 +37,7 @@ def receive_many(m: Machine, t: Task, fd: int, a: Args) -> Decision:
         try:
             with python_socket(own) as sock:
                 while done < count and not (done and deadline is not None and m.clock.now >= deadline):
-                    _receive_one(t, sock, a[1] + done * _MMSGHDR, a[3])
+                    _receive_one(m, t, sock, a[1] + done * MMSGHDR, a[3])
                     done += 1
         except BlockingIOError:
             return Park(
@@ -82,13 +53,39 @@ def receive_many(m: Machine, t: Task, fd: int, a: Args) -> Decision:
     return step(None)
 
 
-def _receive_one(t: Task, sock: host.socket, header: int, flags: int) -> None:
-    name, room, base, count, _, _, _ = MSGHDR.unpack(t.read(header, MSGHDR.size))
+def _receive_one(m: Machine, t: Task, sock: host.socket, header: int, flags: int) -> None:
+    name, room, base, count, control, space, _ = MSGHDR.unpack(t.read(header, MSGHDR.size))
     segments = iovec(t, base, count)
-    data, _, seen, address = sock.recvmsg(total(segments), 0, flags & 0x3FFFFFFF | MSG_DONTWAIT)
+    space = min(space, _MAX_CONTROL) if control else 0
+    wanted = flags & 0x3FFFFFFF | MSG_DONTWAIT | _MSG_CMSG_CLOEXEC
+    data, parts, seen, address = sock.recvmsg(total(segments), space, wanted)
     scatter(t, segments, 0, data)
-    encoded = encode_inet(sock.family, address)
+    encoded_address = encode_inet(sock.family, address)
     if name:
-        t.write(name, encoded[:room])
-    t.write(header + 8, struct.pack("<I", len(encoded) if name else 0))
-    t.write(header + 40, struct.pack("<Qi4xI", 0, seen, len(data)))
+        t.write(name, encoded_address[:room])
+    told, cut = _to_guest(m, t, parts, bool(flags & _MSG_CMSG_CLOEXEC))
+    if told:
+        t.write(control, told[:space])
+    seen = seen & ~_MSG_CMSG_CLOEXEC | flags & _MSG_CMSG_CLOEXEC | (_MSG_CTRUNC if cut else 0)
+    t.write(header + 8, struct.pack("<I", len(encoded_address) if name else 0))
+    t.write(header + 40, struct.pack("<Qi4xI", min(len(told), space), seen, len(data)))
+
+
+def _to_guest(m: Machine, t: Task, parts: list[tuple[int, int, bytes]], cloexec: bool) -> tuple[bytes, bool]:
+    """The control data for the guest, with its numbers of received descriptors; whether some did not fit."""
+    told, cut = [], False
+    for level, kind, value in parts:
+        if (level, kind) != (host.SOL_SOCKET, host.SCM_RIGHTS):
+            told.append((level, kind, virtual(m, t, level, kind, value)))
+            continue
+        numbers: list[int] = []
+        for own in struct.unpack(f"<{len(value) // 4}i", value):
+            try:
+                if not cut:
+                    numbers.append(m.install_fd(t, own, cloexec))
+            except OSError:
+                cut = True  # the guest's table is full
+            os.close(own)
+        if numbers:
+            told.append((level, kind, struct.pack(f"<{len(numbers)}i", *numbers)))
+    return encoded(told), cut

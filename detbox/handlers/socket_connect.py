@@ -7,9 +7,8 @@ from errno import EFAULT, EINPROGRESS, EINTR
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, Decision, Park, Wake
-from detbox.handlers.socket_core import borrowed, decode_inet, python_socket
+from detbox.handlers.socket_core import borrowed, decode_inet, python_socket, timeout_ns
 from detbox.handlers.socket_names import name_before_use
-from detbox.handlers.socket_options import timeout_ns
 from detbox.handlers.waiting import POLLOUT, fd_of, nonblocking, ready, signed32
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ from errno import EAGAIN, EINTR, ENOTSOCK
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, ERESTARTSYS, Decision, Park, Wake
-from detbox.handlers.socket_options import timeout_ns
 from detbox.handlers.waiting import nonblocking, ready
 from detbox.machine.files import Kind
 
@@ -48,16 +47,16 @@ def python_socket(fd: int) -> Iterator[host.socket]:
 
 def when_ready(
     m: Machine, t: Task, fd: int, mask: int, option: int, again: Callable[[Wake], Decision], why: str,
-    deadline: int | None = None, then: Decision = CONTINUE,
+    deadline: int | None = None,
 ) -> Decision:  # fmt: skip
-    """``then`` if the socket does not block or has an event of ``mask``; otherwise park.
+    """CONTINUE if the socket does not block or has an event of ``mask``; otherwise park.
 
     ``option``: SO_RCVTIMEO or SO_SNDTIMEO, which count in virtual time.
     """
     own = t.process.files.borrow(t, fd)
     if nonblocking(own) or ready(own, mask):
         os.close(own)
-        return then
+        return CONTINUE
     if deadline is None:
         limit = timeout_ns(own, option)
         deadline = None if limit is None else m.clock.now + limit
@@ -71,6 +70,16 @@ def when_ready(
         resume, fds=((own, mask),), deadline=deadline, why=f"{why} socket {fd}",
         interrupted=ERESTARTSYS if deadline is None else EINTR,
     )  # fmt: skip
+
+
+def timeout_ns(fd: int, option: int) -> int | None:
+    """SO_RCVTIMEO or SO_SNDTIMEO of the supervisor's socket ``fd`` in nanoseconds, None for no limit."""
+    sock = host.socket(fileno=fd)
+    try:
+        seconds, micro = struct.unpack("<qq", sock.getsockopt(host.SOL_SOCKET, option, 16))
+    finally:
+        sock.detach()
+    return None if seconds == 0 and micro == 0 else int(seconds * 1_000_000_000 + micro * 1000)
 
 
 def decode_inet(address: bytes) -> tuple[str, int] | tuple[str, int, int, int]:

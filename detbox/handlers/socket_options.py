@@ -9,6 +9,7 @@ from errno import EINVAL, ENOPROTOOPT, EPERM
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, Decision
+from detbox.handlers.socket_control import start_stamping
 from detbox.handlers.socket_names import listener_of
 from detbox.handlers.waiting import fd_of, signed32
 from detbox.machine.files import Kind
@@ -22,13 +23,17 @@ if TYPE_CHECKING:
 _BUFFER_MAX = 212992
 _SO_INCOMING_CPU, _SO_COOKIE, _SO_BUSY_POLL, _SO_INCOMING_NAPI_ID, _SO_MEMINFO = 49, 57, 46, 56, 55
 _SO_PEERPIDFD = 77
-#: SO_TIMESTAMP and SO_TIMESTAMPNS in both layouts, which are the same on this processor.
-_STAMPS = {29, 35, 63, 64}
-#: Stamps of devices and of sending: SO_TIMESTAMPING in both layouts, SO_TXTIME.
-_DEVICE_STAMPS = {37, 65, 61}
+_SO_PASSPIDFD, _SO_PASSSEC, _SO_PEERSEC, _SO_TXTIME = 76, 34, 31, 61
+#: SO_PASSCRED, and SO_TIMESTAMP and SO_TIMESTAMPNS in both layouts, which are the same on this processor.
+_CONTROL = {16, 29, 35, 63, 64}
+#: SO_TIMESTAMPING in both layouts, and its flags up to Linux 6.1: SOF_TIMESTAMPING_OPT_STATS is not among
+#: them, as it tells of times that the host measures.
+_TIMESTAMPING = {37, 65}
+_STAMP_FLAGS = 0xFFFF & ~(1 << 12)
 _REFUSED = {
-    **dict.fromkeys(_DEVICE_STAMPS, ENOPROTOOPT),
+    _SO_TXTIME: ENOPROTOOPT,
     _SO_BUSY_POLL: EPERM,
+    _SO_PASSPIDFD: ENOPROTOOPT,
     _SO_PEERPIDFD: ENOPROTOOPT,
 }
 _TCP_CORK, _TCP_DEFER_ACCEPT, _TCP_INFO, _TCP_QUICKACK, _TCP_FASTOPEN = 3, 9, 11, 12, 23
@@ -52,8 +57,16 @@ def setsockopt(m: Machine, t: Task, a: Args) -> Decision:
     if level == host.SOL_SOCKET:
         if name in _REFUSED:
             return -_REFUSED[name]
-        if name in _STAMPS:
-            io_state(m).stamps = True
+        if name == _SO_PASSSEC:
+            return 0 if signed32(a[4]) >= 4 else -EINVAL  # there are no labels
+        if name in _CONTROL:
+            io_state(m).control = True
+        if name in _TIMESTAMPING and signed32(a[4]) >= 4:
+            if t.u32(a[3]) & ~_STAMP_FLAGS:
+                return -EINVAL
+            io_state(m).control = True
+            if io_state(m).stamping is None:
+                io_state(m).stamping = start_stamping()
         if name in (host.SO_SNDBUF, host.SO_RCVBUF) and signed32(a[4]) >= 4:
             return _set_buffer(t, fd_of(a[0]), name, t.u32(a[3]))
     elif level == host.IPPROTO_TCP:
@@ -105,9 +118,9 @@ def getsockopt(m: Machine, t: Task, a: Args) -> Decision:
             return _give(t, a, bytes(4))
         if name == _SO_MEMINFO:
             return _give(t, a, bytes(36))
-        if name in _DEVICE_STAMPS:
+        if name in (_SO_TXTIME, _SO_PASSSEC):
             return _give(t, a, bytes(4))
-        if name in (_SO_INCOMING_NAPI_ID, _SO_PEERPIDFD):
+        if name in (_SO_INCOMING_NAPI_ID, _SO_PEERPIDFD, _SO_PASSPIDFD, _SO_PEERSEC):
             return -ENOPROTOOPT
     elif level == host.IPPROTO_TCP:
         if (level, name) in _VIRTUAL:
@@ -160,13 +173,3 @@ def _peer_credentials(m: Machine, t: Task, a: Args) -> Decision:
         creds = m.processes.get(pid, t.process).creds
         uid, gid = creds.euid, creds.egid
     return _give(t, a, struct.pack("<iII", pid, uid, gid))
-
-
-def timeout_ns(fd: int, option: int) -> int | None:
-    """SO_RCVTIMEO or SO_SNDTIMEO of the supervisor's socket ``fd`` in nanoseconds, None for no limit."""
-    sock = host.socket(fileno=fd)
-    try:
-        seconds, micro = struct.unpack("<qq", sock.getsockopt(host.SOL_SOCKET, option, 16))
-    finally:
-        sock.detach()
-    return None if seconds == 0 and micro == 0 else int(seconds * 1_000_000_000 + micro * 1000)

@@ -13,9 +13,10 @@ from errno import EAGAIN, EBADF
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, ERESTARTSYS, Decision, Park, Wake
-from detbox.handlers.socket_batch import receive_many, with_stamps
+from detbox.handlers.socket_batch import receive_many
 from detbox.handlers.socket_connect import connect
-from detbox.handlers.socket_core import MSG_DONTWAIT, MSGHDR, borrowed, python_socket, when_ready
+from detbox.handlers.socket_control import MMSGHDR, look_at_control, note_sender, with_credentials
+from detbox.handlers.socket_core import MSG_DONTWAIT, MSGHDR, borrowed, python_socket, timeout_ns, when_ready
 from detbox.handlers.socket_names import (
     bind,
     getpeername,
@@ -25,7 +26,7 @@ from detbox.handlers.socket_names import (
     socket,
     socketpair,
 )
-from detbox.handlers.socket_options import getsockopt, setsockopt, timeout_ns
+from detbox.handlers.socket_options import getsockopt, setsockopt
 from detbox.handlers.waiting import (
     POLLIN,
     POLLOUT,
@@ -103,7 +104,7 @@ def recvmsg(m: Machine, t: Task, a: Args) -> Decision:
     decision = _receive(m, t, fd_of(a[0]), flags, segments, lambda wake: recvmsg(m, t, a))
     if control and decision is CONTINUE:
         t.process.files.forget_all()
-        return with_stamps(m, a[1], lambda result: 1)
+        return look_at_control(m, a[1], lambda result: 1)
     return decision
 
 
@@ -185,7 +186,7 @@ def recvmmsg(m: Machine, t: Task, a: Args) -> Decision:
     decision = CONTINUE if at_once else _receive(
         m, t, fd, flags & ~_MSG_WAITALL, [], lambda wake: recvmmsg(m, t, a)
     )  # fmt: skip
-    return with_stamps(m, a[1], lambda result: result) if decision is CONTINUE else decision
+    return look_at_control(m, a[1], lambda result: result) if decision is CONTINUE else decision
 
 
 # ---------------------------------------------------------------- sending
@@ -206,7 +207,8 @@ def sendmsg(m: Machine, t: Task, a: Args) -> Decision:
     """``sendmsg(fd, msghdr, flags)``."""
     name, room, base, count, _, length, _ = MSGHDR.unpack(t.read(a[1], MSGHDR.size))
     address = t.read(name, min(room, 128)) if name and room else b""
-    return _send(m, t, fd_of(a[0]), a[2], iovec(t, base, count), address, control=bool(length))
+    decision = _send(m, t, fd_of(a[0]), a[2], iovec(t, base, count), address, control=bool(length))
+    return with_credentials(m, t, range(a[1], a[1] + 1), decision) if length else decision
 
 
 def sendmmsg(m: Machine, t: Task, a: Args) -> Decision:
@@ -216,7 +218,8 @@ def sendmmsg(m: Machine, t: Task, a: Args) -> Decision:
         return CONTINUE
     name, room, _, _, _, _, _ = MSGHDR.unpack(t.read(a[1], MSGHDR.size))
     address = t.read(name, min(room, 128)) if name and room else b""
-    return _send(m, t, fd_of(a[0]), a[3], [], address, control=True)
+    decision = _send(m, t, fd_of(a[0]), a[3], [], address, control=True)
+    return with_credentials(m, t, range(a[1], a[1] + count * MMSGHDR, MMSGHDR), decision)
 
 
 def _send(
@@ -225,6 +228,7 @@ def _send(
     """The kernel sends what is sure to fit; a stream's larger writes are moved piecewise."""
     if t.process.files.get(fd).kind is not Kind.SOCKET:
         return CONTINUE
+    note_sender(m, t)
     own = t.process.files.borrow(t, fd)
     try:
         if address:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from socket import socket
+
     from detbox.handlers.timerfd import TimerFd
     from detbox.supervisor.machine import Machine
 
@@ -22,7 +24,9 @@ class IoState:
     descriptors that the guest has duplicated, inherited or received are recognised by it.
     ``terminals``: a process and its descriptor of a side ("master", "slave") of each pseudo-terminal.
     ``signal_watches``: how often an epoll set has been given a signal descriptor, or has lost one.
-    ``stamps``: whether a socket has been told to stamp what arrives; sockets inherit that.
+    ``control``: whether a socket has been told to stamp what arrives, or to say who sends; sockets inherit that.
+    ``stamping``: a socket that keeps the kernel stamping.
+    ``senders``: the user and the group of who has sent last, by process.
     ``listeners``: who listens on which Unix name.
     ``lock_waits`` maps a process that waits for a POSIX record lock to the processes that hold it.
     """
@@ -38,7 +42,9 @@ class IoState:
     lock_waits: dict[int, frozenset[int]] = field(default_factory=dict)
     listeners: dict[bytes, int] = field(default_factory=dict)
     stdin_is_watched: bool = False
-    stamps: bool = False
+    control: bool = False
+    stamping: socket | None = None
+    senders: dict[int, tuple[int, int]] = field(default_factory=dict)
     signal_watches: int = 0
     usual_buffers: bool | None = None
     terminals: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)

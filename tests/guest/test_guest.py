@@ -29,6 +29,7 @@ class Guest:
 
 
 GUESTS = (
+    Guest("ancillary.c"),
     Guest("asyncio_tasks.py"),
     Guest("busy_waits.c", native=False),
     Guest("clock_looks.c", native=False, quick=True),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket as host
 import struct
-from errno import EAFNOSUPPORT, EAGAIN, ECONNREFUSED, ENOPROTOOPT, EPERM, EPROTONOSUPPORT
+from errno import EAFNOSUPPORT, EAGAIN, ECONNREFUSED, EINVAL, ENOPROTOOPT, EPERM, EPROTONOSUPPORT
 from typing import Any
 
 import pytest
@@ -154,7 +154,9 @@ def test_options(world: Any) -> None:
     assert get(host.IPPROTO_TCP, host.TCP_NODELAY) == 1
     assert get(host.IPPROTO_TCP, 11) == 10, "a listening socket, and nothing else is told"
     assert get(host.SOL_SOCKET, 57) == 1
-    assert sockets.setsockopt(m, t, args(fd, host.SOL_SOCKET, 37, BASE + 100, 4)) == -ENOPROTOOPT
+    assert sockets.setsockopt(m, t, args(fd, host.SOL_SOCKET, 61, BASE + 100, 4)) == -ENOPROTOOPT
+    t.write(BASE + 100, struct.pack("<i", 1 << 12))
+    assert sockets.setsockopt(m, t, args(fd, host.SOL_SOCKET, 37, BASE + 100, 4)) == -EINVAL
     t.write(BASE + 100, struct.pack("<i", 1 << 30))
     assert sockets.setsockopt(m, t, args(fd, host.SOL_SOCKET, host.SO_RCVBUF, BASE + 100, 4)) == 0
     assert sock.getsockopt(host.SOL_SOCKET, host.SO_RCVBUF) <= 2 * 212992
