@@ -36,7 +36,7 @@ class _Continue(Enum):
 CONTINUE = _Continue.CONTINUE
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class ContinueThen:
     """The kernel executes the call now; the supervisor then looks at its end.
 
@@ -49,7 +49,7 @@ class ContinueThen:
     look: Callable[[Task, int], int | None]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class InstallFd:
     """Reply with a descriptor: ``fd`` (the supervisor's own) is put into the
     guest's table and becomes the call's result.  The loop closes ``fd``.
@@ -68,7 +68,7 @@ class InstallFd:
     then: Callable[[int], None] | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Wake:
     """Why a parked call is resumed."""
 
@@ -78,7 +78,7 @@ class Wake:
     fds: tuple[int, ...] = ()  # supervisor's descriptors that are ready
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Park:
     """The call cannot complete yet: the thread waits without being sent to
     sleep in the kernel.  The first condition to hold resumes it.

@@ -6,8 +6,8 @@ names and types from this table, so that they cannot drift apart.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 
 class Kind(Enum):
@@ -25,8 +25,7 @@ class Kind(Enum):
     COUNT = "count"  # may be given several times
 
 
-@dataclass(frozen=True)
-class Option:
+class Option(NamedTuple):
     """One option: ``name`` as on the command line without dashes, ``short`` a one-letter form."""
 
     name: str

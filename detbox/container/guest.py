@@ -12,7 +12,6 @@ import signal
 import socket
 import struct
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detbox.container import modules, operations, placement, plan
@@ -59,7 +58,7 @@ def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
     observation = Observation(spec)
     # Opened before the root changes: afterwards there is no path to it.
     store = _store(spec)
-    index = SiteIndex(Path(spec.site_cache) if spec.site_cache else None)
+    index = SiteIndex(spec.site_cache)
     proc_fd, layers = build(spec)
     raise_limits()
     console = Console(host, spec.stdin_head)

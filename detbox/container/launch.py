@@ -17,7 +17,6 @@ import resource
 import select
 import signal
 import traceback
-from pathlib import Path
 from typing import Any
 
 from detbox import errors
@@ -220,8 +219,7 @@ def _serve(spec: RunSpec, requests: int) -> None:
     """Do what cannot be done from inside the container, until the supervisor ends."""
     import socket
 
-    directory = Path(spec.site_cache) if spec.site_cache else None
-    cache, index = SiteCache(directory), SiteIndex(directory)
+    cache, index = SiteCache(spec.site_cache), SiteIndex(spec.site_cache)
     with socket.socket(fileno=requests) as sock:
         while True:
             word, fds, _, _ = socket.recv_fds(sock, 1, 1)

@@ -65,7 +65,7 @@ def staged(path: str, *, last: bool = True) -> str:
     return done
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Step:
     """One operation on the container's file system."""
 
@@ -81,7 +81,7 @@ class Step:
         raise NotImplementedError
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Tmpfs(Step):
     """An empty file system in memory."""
 
@@ -98,7 +98,7 @@ class Tmpfs(Step):
         _mount("tmpfs", self.path, "tmpfs", MS_NOSUID | MS_NODEV, options)
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Overlay(Step):
     """A host directory, read-only, under a layer in memory that takes all changes.
 
@@ -161,7 +161,7 @@ class Overlay(Step):
             os.close(top)
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Bind(Step):
     """A host directory or file made visible in the guest."""
 
@@ -201,7 +201,7 @@ class Bind(Step):
         os.close(self._fd)
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Special(Step):
     """A kernel file system of the container's own (proc, devpts, mqueue)."""
 
@@ -218,7 +218,7 @@ class Special(Step):
         _mount(self.kind, self.path, self.kind, MS_NOSUID | MS_NOEXEC | devices, self.options)
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Directory(Step):
     """An empty directory."""
 
@@ -233,7 +233,7 @@ class Directory(Step):
         os.chmod(staged(self.path), self.mode)
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class File(Step):
     """A file with fixed content."""
 
@@ -259,7 +259,7 @@ class File(Step):
             os.close(fd)
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Symlink(Step):
     """A symbolic link."""
 
@@ -278,7 +278,7 @@ class Symlink(Step):
             os.symlink(self.target, place)
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Remove(Step):
     """A file of the image that describes the host."""
 
@@ -292,7 +292,7 @@ class Remove(Step):
             os.unlink(staged(self.path, last=False))
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Remake(Step):
     """Files of the image that get entries for the virtual user."""
 
@@ -314,7 +314,7 @@ class Remake(Step):
                 File(path, content).execute()
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Tree(Step):
     """A whole tree of small files and links in memory."""
 
@@ -341,7 +341,7 @@ class Tree(Step):
                 os.symlink(content.target, place)
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Unpack(Step):
     """A tarball as the root file system, in memory."""
 
@@ -393,7 +393,7 @@ class Unpack(Step):
             os.close(outside)
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Restage(Step):
     """What follows is built on this directory instead of the whole stage."""
 
@@ -406,7 +406,7 @@ class Restage(Step):
         _native.mount(STAGE + self.path, os.fsencode(STAGE), None, MS_BIND | MS_REC, None)
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Detach(Step):
     """A mount of detbox's own, which no path leads to from now on."""
 

@@ -13,7 +13,7 @@ import contextlib
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from detbox.container.usage import processes
 from detbox.kernel import _native
@@ -50,8 +50,7 @@ def _any(count: int) -> int:
     return int.from_bytes(os.urandom(2), "little") % count
 
 
-@dataclass(frozen=True)
-class _Sample:
+class _Sample(NamedTuple):
     """Sums since the start: seconds."""
 
     at: float

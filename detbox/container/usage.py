@@ -11,8 +11,7 @@ import contextlib
 import os
 import time
 from collections.abc import Container
-from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 from detbox.errors import LimitExceeded
 from detbox.kernel import _native
@@ -28,8 +27,7 @@ _MARGIN = 16 * _MIB  # and an eighth of the limit
 _KCMP_VM = 1  # include/uapi/linux/kcmp.h
 
 
-@dataclass(frozen=True)
-class Usage:
+class Usage(NamedTuple):
     """Bytes in use: by each process (PID in the container, name), and in files."""
 
     processes: dict[tuple[int, str], int]
@@ -78,7 +76,7 @@ class Watch:
     def _guests(self) -> list[int]:
         found = processes(self._keeper)
         if len(found) > 1 and not self._places:
-            self._places = memory_file_systems(Path(f"/proc/{found[0]}"))
+            self._places = memory_file_systems(f"/proc/{found[0]}")
         return found[1:]
 
 
@@ -100,9 +98,9 @@ def children(pid: int) -> list[int]:
     return found
 
 
-def memory_file_systems(process: Path) -> dict[str, int]:
+def memory_file_systems(process: str) -> dict[str, int]:
     """A directory in each file system in memory that a process sees and this one does not, and its device."""
-    ours = {fields[2] for fields in _mounts(Path("/proc/self"))}
+    ours = {fields[2] for fields in _mounts("/proc/self")}
     found: dict[str, int] = {}
     overlays = 0
     for fields in _mounts(process):
@@ -119,8 +117,9 @@ def memory_file_systems(process: Path) -> dict[str, int]:
     return found
 
 
-def _mounts(process: Path) -> list[list[str]]:
-    return [line.split() for line in (process / "mountinfo").read_text(errors="replace").splitlines()]
+def _mounts(process: str) -> list[list[str]]:
+    with open(f"{process}/mountinfo", errors="replace") as file:
+        return [line.split() for line in file]
 
 
 def _used(place: str) -> int:

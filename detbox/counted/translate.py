@@ -55,8 +55,7 @@ _SCRATCHES = (("rdi", 7), ("rsi", 6), ("rbx", 3), ("rdx", 2), ("rcx", 1), ("rax"
 _MASK = (1 << 64) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Exit:
+class Exit(NamedTuple):
     """A breakpoint in a copy.
 
     ``why``: "counted" (nothing is left), "native" (the original instruction has to be executed), or "jump".
@@ -79,7 +78,7 @@ class Mark(NamedTuple):
     saved: tuple[str, int] | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Copy:
     """Code for one place; ``exits``: by the offset behind their breakpoint."""
 

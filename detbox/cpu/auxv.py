@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import NamedTuple
 
 # include/uapi/linux/auxvec.h and arch/x86/include/uapi/asm/auxvec.h
 AT_NULL, AT_IGNORE, AT_PHDR, AT_PHENT, AT_PHNUM, AT_PAGESZ = 0, 1, 3, 4, 5, 6
@@ -36,7 +37,7 @@ _CLOCK_TICKS = 100  # USER_HZ of x86
 _PAGE_SIZE = 4096
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class AuxValues:
     """What the virtual machine says about itself and about the process's credentials."""
 
@@ -55,8 +56,7 @@ class AuxValues:
             raise ValueError(f"AT_RANDOM points to {_RANDOM_SIZE} bytes, not {len(self.random)}")
 
 
-@dataclass(frozen=True, slots=True)
-class Rewrite:
+class Rewrite(NamedTuple):
     """The new stack pointer, the (address, bytes) to write, and the vector that /proc/PID/auxv should show.
 
     ``rsp`` may lie below the old one by less than a page; the kernel has mapped the stack further down.

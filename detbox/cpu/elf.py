@@ -12,8 +12,8 @@ import mmap
 import struct
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 _PT_LOAD, _PT_GNU_EH_FRAME = 1, 0x6474E550
 _PF_X = 1
@@ -33,8 +33,7 @@ class NotElf(ValueError):
     """The bytes are no ELF64 file for x86-64."""
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """A loadable segment: file offset, size in the file, virtual address, and whether it is executable."""
 
     offset: int
@@ -43,8 +42,7 @@ class Segment:
     executable: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Range:
+class Range(NamedTuple):
     """A range of file offsets that holds code, with the virtual address of its first byte."""
 
     start: int

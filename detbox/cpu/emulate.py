@@ -6,8 +6,7 @@ and the supervisor overwrote (SIGILL).  In both cases the caller gives the *orig
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 MASK32 = 0xFFFFFFFF
 MASK64 = 0xFFFFFFFFFFFFFFFF
@@ -43,8 +42,7 @@ class Callbacks(Protocol):
         """The number of the virtual processor that the thread runs on (NUMA node 0)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Instruction:
+class Instruction(NamedTuple):
     """A decoded instruction: ``register`` is an operand's number, ``size`` its width in bytes."""
 
     kind: str

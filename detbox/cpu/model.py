@@ -28,7 +28,7 @@ import functools
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 Registers = tuple[int, int, int, int]
 
@@ -52,8 +52,7 @@ _CRYSTAL_HZ = 25_000_000
 _NOTHING: Registers = (0, 0, 0, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Cache:
+class Cache(NamedTuple):
     """One cache: ``kind`` is 1 for data, 2 for instructions, 3 for both; ``size`` in bytes."""
 
     level: int
@@ -120,7 +119,7 @@ _SYSTEM_ONLY = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class CpuModel:
     """A processor: its name in detbox's configuration and its features, as Linux names them."""
 
@@ -259,7 +258,7 @@ def missing_on_host(model: CpuModel, host_flags: Iterable[str] | None = None) ->
 
 def host_features() -> set[str]:
     """What /proc/cpuinfo lists for the host's first processor.  Raises OSError."""
-    with Path("/proc/cpuinfo").open(encoding="ascii", errors="replace") as lines:
+    with open("/proc/cpuinfo", encoding="ascii", errors="replace") as lines:
         flags_line = next((line for line in lines if line.startswith("flags")), "")
     return set(flags_line.partition(":")[2].split())
 

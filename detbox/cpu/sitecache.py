@@ -14,7 +14,6 @@ import contextlib
 import mmap
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 import xxhash
@@ -30,7 +29,7 @@ _Row = TypeVar("_Row", Site, Displacement)
 class SiteCache:
     """What is known about files, from the cache in ``directory`` or by scanning; None: scanning only."""
 
-    def __init__(self, directory: Path | None) -> None:
+    def __init__(self, directory: str | os.PathLike[str] | None) -> None:
         self._directory = directory
 
     def sites(self, fd: int) -> list[Site]:
@@ -63,29 +62,31 @@ class SiteCache:
                         _store(path, found)
             return found
 
-    def _path(self, version: str, data: mmap.mmap) -> Path | None:
+    def _path(self, version: str, data: mmap.mmap) -> str | None:
         if self._directory is None:
             return None
         digest = xxhash.xxh3_128_hexdigest(data)
-        return self._directory / version / digest[:2] / f"{digest[2:]}-{len(data)}"
+        return os.path.join(self._directory, version, digest[:2], f"{digest[2:]}-{len(data)}")
 
 
 def _plan(data: mmap.mmap) -> list[Displacement]:
     return displacements(data, find_sites(data))
 
 
-def _load(path: Path, row: type[_Row]) -> list[_Row] | None:
+def _load(path: str, row: type[_Row]) -> list[_Row] | None:
     """The entry's rows, or None if there is no whole and unchanged entry."""
     try:
-        return entries.decoded(path.read_bytes(), row)
+        with open(path, "rb") as file:
+            return entries.decoded(file.read(), row)
     except OSError:
         return None
 
 
-def _store(path: Path, found: Sequence[Site | Displacement]) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _store(path: str, found: Sequence[Site | Displacement]) -> None:
+    parent, name = os.path.split(path)
+    os.makedirs(parent, mode=0o700, exist_ok=True)
+    directory = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        entries.store(path.name, entries.encoded(found), directory)
+        entries.store(name, entries.encoded(found), directory)
     finally:
         os.close(directory)

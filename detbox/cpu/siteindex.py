@@ -12,7 +12,6 @@ import contextlib
 import os
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TypeVar
 
 from detbox.cpu import entries
@@ -34,12 +33,12 @@ class SiteIndex:
     The directory is opened at once, so that it stays in reach when the root directory changes.
     """
 
-    def __init__(self, directory: Path | None) -> None:
+    def __init__(self, directory: str | os.PathLike[str] | None) -> None:
         self._dir = -1
         if directory is not None:
             with contextlib.suppress(OSError):
-                place = directory / "inodes"
-                place.mkdir(mode=0o700, parents=True, exist_ok=True)
+                place = os.path.join(directory, "inodes")
+                os.makedirs(place, mode=0o700, exist_ok=True)
                 self._dir = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def find(self, st: os.stat_result, row: type[_Row]) -> list[_Row] | None:

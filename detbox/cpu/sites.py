@@ -20,8 +20,7 @@ from __future__ import annotations
 import mmap
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from detbox.cpu.elf import Elf, Range
 from detbox.cpu.emulate import decode
@@ -64,8 +63,7 @@ _UNLIKELY = frozenset(
 _SEGMENTS = re.compile(r"\b[cdes]s\b")
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Site:
+class Site(NamedTuple):
     """One instruction: file offset, length in bytes with its prefixes, kind (its mnemonic), virtual address.
 
     ``confidence`` is 1.0 when a sweep from a known function start met it, else the share of sweeps that did.
@@ -185,7 +183,7 @@ class _Confirmation:
         start, site = next(iter(agreed.items()))  # the longest of the sweeps that met it
         if not self._looks_like_code(start, match):
             return None
-        return replace(site, confidence=round(min(len(agreed) / len(votes), BEST_GUESS), 2))
+        return site._replace(confidence=round(min(len(agreed) / len(votes), BEST_GUESS), 2))
 
     def _looks_like_code(self, start: int, match: int) -> bool:
         """Whether the surroundings have no instruction that compilers do not write, and no jump out of the

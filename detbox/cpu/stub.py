@@ -17,7 +17,7 @@ _SYSCALL = b"\x0f\x05"
 _BREAKPOINT = b"\xcc"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Result:
     """As an argument: the result of the call with this index, with these bits set as well."""
 

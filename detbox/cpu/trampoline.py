@@ -25,8 +25,7 @@ import mmap
 import re
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from detbox.cpu.elf import Elf
 from detbox.cpu.entrances import Piece, entered
@@ -56,8 +55,7 @@ SKIP_RED_ZONE = bytes.fromhex("488d6424 80")  # lea rsp, [rsp - 128]
 BACK_FROM_RED_ZONE = bytes.fromhex("488da424 80000000")  # lea rsp, [rsp + 128]
 
 
-@dataclass(frozen=True, slots=True)
-class Displacement:
+class Displacement(NamedTuple):
     """The instructions that make room for a jump: virtual address, total length, and the bytes around the
     instruction of this kind.
 
@@ -91,8 +89,7 @@ class Displacement:
         return cls(int(str(vaddr)), int(str(length)), *around, str(kind), targets, int(str(spare)))
 
 
-@dataclass(frozen=True, slots=True)
-class Assembled:
+class Assembled(NamedTuple):
     """The trampolines' code, what to write over the program's, and where what they cannot answer traps.
 
     ``patches``: (address, bytes).  ``miss``: address of two bytes that raise SIGILL and stand for ``cpuid``.
@@ -178,8 +175,7 @@ def assemble(moved: Iterable[Displacement], bias: int, address: int, model: CpuM
     return Assembled(bytes(code), patches, miss, traps, counter)
 
 
-@dataclass(frozen=True, slots=True)
-class _Instruction:
+class _Instruction(NamedTuple):
     address: int
     code: bytes
     mnemonic: str

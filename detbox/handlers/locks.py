@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
 from errno import EAGAIN, EBADF, EDEADLK, EINVAL
 from fcntl import F_GETLK, LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, fcntl
 from fcntl import flock as host_flock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from detbox.decision import CONTINUE, Decision, Park, Wake
 from detbox.handlers.waiting import fd_of, own_fdinfo, proc_text
@@ -111,8 +110,7 @@ def _circle(waits: dict[int, frozenset[int]], holders: frozenset[int], pid: int)
     return False
 
 
-@dataclass(frozen=True, slots=True)
-class _Held:
+class _Held(NamedTuple):
     """One line of /proc/locks: who holds which bytes, first and last."""
 
     pid: int

@@ -35,7 +35,7 @@ _RLIMIT_NOFILE_MAX = 1 << 20
 _NS = 1_000_000_000
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class _Call:
     """One call: what it asks for, and how its answer is written.
 

@@ -203,7 +203,7 @@ def queued(fd: int) -> int:
 # ---------------------------------------------------------------- when no poll waits
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class _Modes:
     """What a terminal does with its input; ``raw`` is its struct termios2."""
 

@@ -41,7 +41,7 @@ _STATE = "timers"
 _TIMER_CLOCKS = clocks.SLEEP_CLOCKS
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class PosixTimer:
     """A timer of timer_create(2).
 
@@ -62,7 +62,7 @@ class PosixTimer:
     sent: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class ProcessTimers:
     """The timers of one process."""
 

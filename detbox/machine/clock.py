@@ -50,7 +50,7 @@ WATCHING = 64
 NEVER = 1 << 63
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Timer:
     """A handle of :class:`Timers`: an expiration that is still to come."""
 
@@ -58,7 +58,7 @@ class Timer:
     callback: Callable[[], None] | None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Timers:
     """Expirations in the order of their deadlines; equal deadlines in the order they were set."""
 
@@ -102,7 +102,7 @@ class Timers:
         return expired
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class CpuTime:
     """The CPU time of a thread or of a process (whose threads have it as ``parent``).
 

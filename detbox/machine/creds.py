@@ -34,7 +34,7 @@ FS_CAPS = sum(1 << cap for cap in (
     CAP_LINUX_IMMUTABLE, CAP_MAC_OVERRIDE))
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Creds:
     """The credentials of one process; numbers as the guest sees them.
 

@@ -55,7 +55,7 @@ class Waiter:
     target: tuple[Hashable, int] | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Bequest:
     """What an exiting thread leaves behind: collected while its memory lives."""
 

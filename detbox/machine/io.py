@@ -16,7 +16,7 @@ FIRST_PORT = 32768
 LAST_PORT = 60999
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class IoState:
     """Counters and registries of one run.
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(NamedTuple):
     """A ``struct semid64_ds`` and its kin (include/uapi/asm-generic): size and offsets of time fields.
 
     ``change`` is the field that creation and IPC_SET stamp.
@@ -38,7 +38,7 @@ _OWNERS = struct.Struct("<4I")
 _OWNERS_AT = 4
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class IpcObject:
     """One semaphore set, shared memory segment or message queue; owners: uid, gid, cuid, cgid."""
 
@@ -47,7 +47,7 @@ class IpcObject:
     times: dict[int, int] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class IpcTable:
     """All objects of a run, and who waits for semaphores or has promised to undo."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from detbox.spin.stepper import OFFSET, register
 
@@ -44,7 +44,7 @@ _VECTOR_PREFIXES = ("xmm", "ymm", "zmm", "st", "mm", "k")
 _VECTOR_GROUPS = ("fpu", "sse", "avx", "mmx", "3dnow", "fma", "vlx", "aes", "sha", "pclmul", "f16c")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Span:
     """A memory operand: its address is a sum of registers and a constant."""
 
@@ -70,8 +70,7 @@ class Span:
         return total & _MASK
 
 
-@dataclass(frozen=True, slots=True)
-class Instruction:
+class Instruction(NamedTuple):
     """One decoded instruction.
 
     ``forbidden``: why a loop with it is no provable spin, or "".

@@ -11,7 +11,7 @@ into the state that the processor would have reached; see docs/spin.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from detbox.spin.decode import Span
 from detbox.spin.effects import FLAGS, inputs, named, outputs, supported
@@ -48,8 +48,7 @@ class _Refused(Exception):
     """Nothing is concluded from this turn."""
 
 
-@dataclass(frozen=True, slots=True)
-class Leap:
+class Leap(NamedTuple):
     """``turns``: complete turns that are certain to follow.
 
     ``registers`` (offset, now, slope) and ``memory`` (address, length, now, slope) are

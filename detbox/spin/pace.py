@@ -13,7 +13,7 @@ _LONGEST_SURVEY = 128
 _PATIENCE = 50
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Pace:
     """The schedule of one thread's attempts; it eases when the thread has made calls in between.
 

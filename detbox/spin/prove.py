@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from detbox.spin.induction import repeats
 from detbox.spin.leaper import Leaper
@@ -16,8 +16,7 @@ Bodies = tuple[tuple[int, frozenset[int]], ...]
 _AFTER_LEAP = 600
 
 
-@dataclass(frozen=True, slots=True)
-class Spin:
+class Spin(NamedTuple):
     """The thread waits for memory; it has been walked to the state that it is parked in.
 
     ``address``: program counter of that state.  ``period``: instructions a turn.
@@ -47,8 +46,7 @@ class Spin:
             return False
 
 
-@dataclass(frozen=True, slots=True)
-class NotSpin:
+class NotSpin(NamedTuple):
     """No proof; the thread has been walked some way and goes on from there.
 
     ``left``: it went out of the loop that it was expected to be in.
@@ -76,7 +74,7 @@ def prove_walk(walk: Walk, limit: int = 4000, within: Container[int] | None = No
     """
     leaper = Leaper(walk)
     verdict = _walked(walk, leaper, limit, within)
-    return replace(verdict, bounded=tuple(leaper.bodies.items())) if leaper.bodies else verdict
+    return verdict._replace(bounded=tuple(leaper.bodies.items())) if leaper.bodies else verdict
 
 
 def _walked(walk: Walk, leaper: Leaper, limit: int, within: Container[int] | None) -> Verdict:

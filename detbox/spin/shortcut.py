@@ -28,7 +28,7 @@ Memory = tuple[tuple[int, bytes], ...]
 Outcome = TypeVar("Outcome")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Shortcut(Generic[Outcome]):
     """Conditions and effects of one walk; ``outcome`` is the verdict that it ended with."""
 

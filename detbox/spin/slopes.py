@@ -7,8 +7,8 @@ flags: what they will say is known for every turn, since both sides are.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 
 class Unclear(Enum):
@@ -18,8 +18,7 @@ class Unclear(Enum):
     UNKNOWN = "unknown"  # may depend on what it was a turn before
 
 
-@dataclass(frozen=True, slots=True)
-class Compare:
+class Compare(NamedTuple):
     """Flags of ``left - right``, of which each side has a value now and a slope; ``bits`` wide.
 
     ``conditions``: names for which the flags of the actual instruction agree with that.

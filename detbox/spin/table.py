@@ -22,7 +22,7 @@ _COUNTED_TURNS, _COUNTED_STEPS = 4, 24
 _SHORTCUTS = 32
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Loop:
     """A proven loop in one address space."""
 

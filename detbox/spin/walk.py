@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from detbox.spin.decode import MAX_LENGTH, Instruction, decode
 from detbox.spin.stepper import OFFSET, RIP, Stepper, register
@@ -18,8 +18,7 @@ _RT_SIGRETURN = 15
 _LOADS = frozenset("mov movzx movsx movsxd add sub and or xor cmp test".split())
 
 
-@dataclass(frozen=True, slots=True)
-class Visit:
+class Visit(NamedTuple):
     """One executed instruction: the state before it, and the addresses it used."""
 
     address: int

@@ -44,7 +44,7 @@ HOT = ("read", "write", "newfstatat", "openat", "close", "futex", "mmap", "rt_si
        "rt_sigaction", "readlink", "lseek", "brk")
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Assembler:
     """Collects instructions whose jump targets are labels, and resolves them at the end."""
 

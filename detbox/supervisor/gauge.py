@@ -14,7 +14,7 @@ STEPS = 100
 FAMILIAR = 1_000
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Gauge:
     """A measurement that is under way.
 

@@ -47,7 +47,7 @@ COPY_US, STRETCH_US, STEP_US = 70, 150, 20
 AT_ONCE, MOST_AT_ONCE = 48, 256
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class _Program:
     """What is known of one program: the time that was spent on it, in us, and (ns, measurements) by place."""
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from detbox.cpu import hot
 from detbox.cpu.edits import Edit
@@ -41,7 +41,7 @@ _PAGE = 4096
 _LONGEST = 32
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class _Space:
     """The instructions of one address space, by address: how often each has trapped, what is left as it is, and the
     lengths of what has been overwritten."""
@@ -51,8 +51,7 @@ class _Space:
     written: dict[int, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class _Mapping:
+class _Mapping(NamedTuple):
     """A file that is mapped as code; ``fd`` is the holder's."""
 
     start: int

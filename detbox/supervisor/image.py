@@ -7,9 +7,8 @@ import errno
 import os
 import re
 import signal
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from detbox.cpu import auxv, emulate, model, stub
 from detbox.cpu.service import Finder
@@ -51,8 +50,7 @@ _SYNCHRONOUS = sum(
 _NEEDS = {"rdrand": "rdrand", "rdseed": "rdseed", "rdpid": "rdpid", "xbegin": "rtm"}
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(NamedTuple):
     """The initial stack of a program: the bytes from the stack pointer ``rsp`` to the stack's end."""
 
     rsp: int

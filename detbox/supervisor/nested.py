@@ -14,9 +14,8 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from errno import EPERM
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from detbox.decision import Decision
 from detbox.handlers.futex_core import signed
@@ -47,8 +46,7 @@ _ABOUT = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class PidSpace:
+class PidSpace(NamedTuple):
     """A PID namespace below the container's: the inodes of the namespaces on the way to it."""
 
     chain: tuple[int, ...]
@@ -165,7 +163,7 @@ class Nested:
                     parts[at] = back.get(parts[at], parts[at])
             return b"/".join(parts)
 
-        return replace(whole, processes=processes, last_pid=max(processes, default=1)), outer_path
+        return whole._replace(processes=processes, last_pid=max(processes, default=1)), outer_path
 
     # -- mounting it ------------------------------------------------------------------
 
@@ -193,9 +191,9 @@ class Nested:
 
 def _renumbered(view: ProcessView, process: Process, seen: dict[int, tuple[int, int, int]]) -> ProcessView:
     pid, group, session = seen[process.pid]
-    threads = [replace(thread, tid=seen[thread.tid][0]) for thread in view.threads if thread.tid in seen]
+    threads = [thread._replace(tid=seen[thread.tid][0]) for thread in view.threads if thread.tid in seen]
     parent = seen[process.ppid][0] if process.ppid in seen else 0
-    return replace(view, pid=pid, ppid=parent, pgrp=group, sid=session, threads=threads)
+    return view._replace(pid=pid, ppid=parent, pgrp=group, sid=session, threads=threads)
 
 
 def _in_namespace(guest: int, target: int, attributes: int) -> None:

@@ -29,7 +29,7 @@ LEAST, TIMES = 5.0, 2
 _TICKS = 50  # between two looks at the processor time
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class _Watch:
     """Since a thread's last call: its virtual CPU time, the real one in seconds, the virtual time, and ticks."""
 

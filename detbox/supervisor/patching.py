@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from detbox.cpu import edits, sites, trampoline
 from detbox.cpu.edits import Edit
@@ -33,8 +33,7 @@ _TRANSLATOR = re.compile(rb".*/valgrind/[^/]+-amd64-linux")
 _FileKey = tuple[int, int, int, int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class ExecPlan:
+class ExecPlan(NamedTuple):
     """What happens at the exec of one file: edits, the original bytes, and the trampolines' code."""
 
     edits: list[Edit]
@@ -44,8 +43,7 @@ class ExecPlan:
     counter: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
+class _Part(NamedTuple):
     """What is to be overwritten where a part of a file is mapped; addresses count from the mapping's start."""
 
     places: dict[int, Site]
@@ -53,7 +51,7 @@ class _Part:
     edits: list[Edit]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Patching:
     """The patches of one run.  ``kinds``: the instructions that the processor does not trap by itself."""
 

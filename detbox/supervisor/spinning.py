@@ -68,7 +68,7 @@ _INT3 = (b"\xcc", b"\xcd\x03")
 _UNPREPARED = NotSpin("the disassembler has not been imported", 0)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class _Watch:
     """The running thread, as the ticks see it; ``activity`` changes when it makes a call or stops."""
 
@@ -78,7 +78,7 @@ class _Watch:
     pace: Pace = field(default_factory=Pace)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class _Spinner:
     """A parked thread; ``since``: virtual time up to which its CPU time has been charged."""
 

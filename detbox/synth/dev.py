@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 
 class Kind(Enum):
@@ -17,8 +17,7 @@ class Kind(Enum):
     MQUEUE = "the mqueue file system of the guest's IPC namespace"
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One entry.  ``target`` of a link; ``rdev`` (major, minor) and ``mode`` as stat shows them."""
 
     kind: Kind

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from detbox.machine.constants import COPIES, HIDDEN_MAPPING_PREFIXES
 from detbox.synth.table import Query
@@ -23,8 +23,7 @@ RESIDENT_CAP_KB = 1024
 _LINE = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+)(?: +(.*))?")
 
 
-@dataclass(frozen=True, slots=True)
-class Mapping:
+class Mapping(NamedTuple):
     """One line of maps, with the virtual device and inode."""
 
     start: int
@@ -169,8 +168,7 @@ def numa_maps(query: Query) -> bytes:
     return b"".join(lines)
 
 
-@dataclass(frozen=True, slots=True)
-class Sizes:
+class Sizes(NamedTuple):
     """The totals that stat, statm and status print, in kB."""
 
     total: int = 0

@@ -7,6 +7,7 @@ empty directory.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from detbox.cpu import model
 from detbox.synth import memory
@@ -17,8 +18,7 @@ FILE_MODE = 0o444
 DIRECTORY_MODE = 0o555
 
 
-@dataclass(frozen=True, slots=True)
-class Symlink:
+class Symlink(NamedTuple):
     """A symbolic link with this target."""
 
     target: str

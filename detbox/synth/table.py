@@ -6,6 +6,7 @@ import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from detbox.synth.view import MachineView, ProcessView, ThreadView
 
@@ -13,8 +14,7 @@ from detbox.synth.view import MachineView, ProcessView, ThreadView
 Reader = Callable[[bytes], bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Synthetic:
+class Synthetic(NamedTuple):
     """The guest gets these bytes.  ``sink``: it may write too, and what it writes has no effect."""
 
     data: bytes
@@ -26,8 +26,7 @@ class RealFile:
     """The guest gets the kernel's own file (it is deterministic inside the container)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(NamedTuple):
     """The open fails.  ``unknown``: the table has no row for the path, which the run reports at its end."""
 
     errno: int
@@ -45,8 +44,7 @@ class Access(Enum):
     SINK = "accepted, no effect"
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(NamedTuple):
     """What a renderer is given; ``process`` and ``thread`` only below /proc/PID."""
 
     path: bytes
@@ -74,8 +72,7 @@ class Query:
 Renderer = Callable[[Query], bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One file (or ``*`` below a directory).  Exactly one of ``render``, ``real`` and ``refuse`` is set.
 
     ``name``: path relative to /proc, to /proc/PID or to /proc/net.  ``only``: "process" or "thread" where the

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from detbox.cpu.model import DEFAULT_MODEL, MODELS, CpuModel
 from detbox.machine import constants
 from detbox.machine.limits import BASE
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(NamedTuple):
     """One line of mountinfo; the numbers are virtual, ``major:minor`` as the guest's stat shows them."""
 
     mount_id: int
@@ -27,8 +26,7 @@ class Mount:
     optional: str = ""  # propagation: "shared:1", say
 
 
-@dataclass(frozen=True, slots=True)
-class ThreadView:
+class ThreadView(NamedTuple):
     """One thread.  Times are in virtual ticks of 1/100 second; ``state`` is one of the letters
     ``RSDTtZX``."""
 
@@ -48,8 +46,7 @@ def _the_machines() -> None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessView:
+class ProcessView(NamedTuple):
     """One process.  Identities are virtual, times are in virtual ticks (1/100 second) since boot or of CPU.
 
     ``hidden``: the process is shown (``ps`` wants a parent for everybody) but its real files, which would be
@@ -148,8 +145,7 @@ def _zero_bytes(count: int) -> bytes:
     return bytes(count)
 
 
-@dataclass(frozen=True, slots=True)
-class MachineView:
+class MachineView(NamedTuple):
     """The virtual machine at the moment of an open.
 
     ``uptime_ns``: virtual monotonic time since boot.  ``boot_time_s``: virtual realtime of the boot, in

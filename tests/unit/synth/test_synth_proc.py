@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import os
 import stat
@@ -159,8 +158,8 @@ def test_auxv_is_the_program_s_and_not_the_kernel_s() -> None:
 )
 def test_detbox_s_own_memory_is_not_in_maps(area: bytes, shown: bytes) -> None:
     view = machine()
-    program = dataclasses.replace(view.processes[17], own_memory=(0x7FFFF0000000, 0x7FFFF0004000))
-    view = dataclasses.replace(view, processes={17: program})
+    program = view.processes[17]._replace(own_memory=(0x7FFFF0000000, 0x7FFFF0004000))
+    view = view._replace(processes={17: program})
     answer = proc.render(b"/proc/17/maps", view, lambda path: area + b" 00000000 00:00 0 \n")
     assert isinstance(answer, Synthetic)
     assert answer.data[: len(shown) or 1] == shown and answer.data.count(b"\n") == bool(shown)
@@ -206,7 +205,8 @@ threads = st.builds(
     st.integers(-20, 19), numbers, numbers,
 )  # fmt: skip
 processes = st.builds(
-    ProcessView, st.just(17), numbers, numbers, numbers, names, exe=names, argv=st.lists(names, max_size=3),
+    lambda *required, **given: ProcessView(*required, **given),  # hypothesis would fill the others, too
+    st.just(17), numbers, numbers, numbers, names, exe=names, argv=st.lists(names, max_size=3),
     state=st.text(max_size=1), groups=st.lists(numbers, max_size=3), cap_effective=numbers,
     start_ticks=numbers, utime=numbers, stime=numbers, nice=st.integers(-20, 19), umask=numbers,
     tty=st.integers(0, 2**32), sig_caught=numbers, threads=st.lists(threads, max_size=3),
@@ -264,5 +264,5 @@ def test_no_host_dependence_in_hidden_process() -> None:
 
     for row in tasks.ROWS:
         proc.render(b"/proc/1/" + row.name.replace("*", "0").encode(), machine(), forbidden)
-    silent = dataclasses.replace(machine(), processes={1: machine().processes[1]})
+    silent = machine()._replace(processes={1: machine().processes[1]})
     assert read("/proc/1/cmdline", silent, forbidden) == b"detbox-init\0"

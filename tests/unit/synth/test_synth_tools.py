@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import shutil
 import subprocess
@@ -30,7 +29,7 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("virtual")
     view = machine()
     tool = ProcessView(1, 0, 1, 1, b"tool", state="R")
-    view = dataclasses.replace(view, processes={**view.processes, 1: tool})
+    view = view._replace(processes={**view.processes, 1: tool})
     (base / "sys").mkdir()
     write_proc(base / "proc", view, own_pid=1)
     write_sys(base / "sys", view)
