@@ -1,17 +1,21 @@
-"""A ``recvmmsg`` that waits for several messages: the supervisor receives them, one by one."""
+"""Messages that the supervisor itself receives or sends, since the kernel would wait between two of them.
+
+Or within one: a stream takes a message with ancillary data in parts, and sends the data with the first.
+"""
 
 from __future__ import annotations
 
 import os
 import socket as host
 import struct
-from errno import EBADF
+from errno import EAGAIN, EBADF, EINTR
 from typing import TYPE_CHECKING
 
-from detbox.decision import ERESTARTSYS, Decision, Park, Wake
-from detbox.handlers.socket_control import MMSGHDR, encoded, virtual
-from detbox.handlers.socket_core import MSG_DONTWAIT, MSGHDR, encode_inet, python_socket
-from detbox.handlers.waiting import POLLIN, iovec, scatter, total
+from detbox.decision import CONTINUE, ERESTARTSYS, Decision, Park, Wake
+from detbox.handlers.socket_control import MMSGHDR, encoded, for_supervisor, own_credentials, virtual
+from detbox.handlers.socket_core import MSG_DONTWAIT, MSG_NOSIGNAL, MSGHDR, encode_inet, python_socket
+from detbox.handlers.socket_names import at_address
+from detbox.handlers.waiting import CHUNK, POLLIN, POLLOUT, gather, iovec, scatter, total
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
@@ -69,6 +73,65 @@ def _receive_one(m: Machine, t: Task, sock: host.socket, header: int, flags: int
     seen = seen & ~_MSG_CMSG_CLOEXEC | flags & _MSG_CMSG_CLOEXEC | (_MSG_CTRUNC if cut else 0)
     t.write(header + 8, struct.pack("<I", len(encoded_address) if name else 0))
     t.write(header + 40, struct.pack("<Qi4xI", min(len(told), space), seen, len(data)))
+
+
+def send_here(
+    m: Machine, t: Task, fd: int, headers: range, flags: int, deadline: int | None, *, single: bool
+) -> Decision:
+    """Send the messages whose headers are at ``headers``.
+
+    ``single``: the result is the number of bytes, as of ``sendmsg``, and not that of messages.
+    """
+    sent = done = 0  # messages, and bytes of the current one
+
+    def result() -> int:
+        return done if single else sent + (done > 0)
+
+    def step(wake: Wake | None) -> Decision:
+        nonlocal sent, done
+        if wake is not None and wake.kind == "deadline":
+            return result() or -EAGAIN
+        own = t.process.files.borrow(t, fd)
+        try:
+            with python_socket(own) as sock:
+                while sent < len(headers):
+                    count, wanted = _send_part(m, t, sock, headers[sent], flags, done)
+                    done += count
+                    if not single:
+                        t.write(headers[sent] + MSGHDR.size, struct.pack("<I", done))
+                    if done >= wanted:
+                        sent += 1
+                        if single:
+                            break
+                        done = 0
+        except BlockingIOError:
+            return Park(
+                step, fds=((own, POLLOUT),), deadline=deadline, why=f"send messages to socket {fd}",
+                interrupted=lambda: result() or (-ERESTARTSYS if deadline is None else -EINTR),
+            )  # fmt: skip
+        except OSError:
+            os.close(own)
+            return result() or CONTINUE  # the kernel tells the guest, with SIGPIPE if that is due
+        os.close(own)
+        return result()
+
+    return step(None)
+
+
+def _send_part(m: Machine, t: Task, sock: host.socket, header: int, flags: int, done: int) -> tuple[int, int]:
+    """Send what the socket takes of a message of which ``done`` bytes are sent; (bytes, the message's length)."""
+    name, room, base, count, _, _, _ = MSGHDR.unpack(t.read(header, MSGHDR.size))
+    segments = iovec(t, base, count)
+    wanted = total(segments)
+    data = gather(t, segments, done, CHUNK if sock.type == host.SOCK_STREAM else wanted)
+    kept = flags & 0x7FFFFFFF | MSG_DONTWAIT | MSG_NOSIGNAL
+    if done:
+        return sock.sendmsg([data], own_credentials(m, t, sock), kept), wanted
+    address = t.read(name, min(room, 128)) if name and room else b""
+    with for_supervisor(m, t, header, sock) as parts:
+        if not address:
+            return sock.sendmsg([data], parts, kept), wanted
+        return at_address(m, t, address, lambda to: sock.sendmsg([data], parts, kept, to)), wanted
 
 
 def _to_guest(m: Machine, t: Task, parts: list[tuple[int, int, bytes]], cloexec: bool) -> tuple[bytes, bool]:

@@ -7,6 +7,7 @@ moment of the call, since the kernel refuses others; who is meant is remembered,
 from __future__ import annotations
 
 import contextlib
+import os
 import socket as host
 import struct
 import time
@@ -162,6 +163,35 @@ def _check(t: Task, uid: int, gid: int) -> None:
         raise OSError(EPERM, "another user")
     if gid not in (creds.rgid, creds.egid, creds.sgid) and not creds.capable(CAP_SETGID):
         raise OSError(EPERM, "another group")
+
+
+def own_credentials(m: Machine, t: Task, sock: host.socket) -> list[tuple[int, int, bytes]]:
+    """What makes a message that the supervisor sends look like one of the guest's thread, where that can be seen."""
+    if not io_state(m).control or sock.family != host.AF_UNIX:
+        return []
+    return [(host.SOL_SOCKET, _SCM_CREDENTIALS, _CREDENTIALS.pack(t.process.pid, 0, 0))]
+
+
+@contextlib.contextmanager
+def for_supervisor(m: Machine, t: Task, header: int, sock: host.socket) -> Iterator[list[tuple[int, int, bytes]]]:
+    """The control messages at ``header`` as the supervisor can send them; OSError(EBADF)."""
+    lent: list[int] = []
+    parts = []
+    credentials = own_credentials(m, t, sock)
+    try:
+        for _, level, kind, value in _parts(_control(t, header)[1]):
+            if (level, kind) == (host.SOL_SOCKET, host.SCM_RIGHTS):
+                numbers = [t.process.files.borrow(t, fd) for fd in struct.unpack(f"<{len(value) // 4}i", value)]
+                lent += numbers
+                value = struct.pack(f"<{len(numbers)}i", *numbers)
+            elif (level, kind, len(value)) == (host.SOL_SOCKET, _SCM_CREDENTIALS, _CREDENTIALS.size):
+                value = _CREDENTIALS.pack(_CREDENTIALS.unpack(value)[0], 0, 0)
+                credentials = []
+            parts.append((level, kind, value))
+        yield parts + credentials
+    finally:
+        for fd in lent:
+            os.close(fd)
 
 
 # ---------------------------------------------------------------- stamps of arrival

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Task
 
-MSG_DONTWAIT = 0x40
+MSG_DONTWAIT, MSG_NOSIGNAL = 0x40, 0x4000
 #: struct msghdr: name, its length, iovec, its length, control, its length, flags.
 MSGHDR = struct.Struct("<QI4xQQQQi4x")
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import os
 import socket as host
+from collections.abc import Callable
 from errno import EADDRINUSE, EAFNOSUPPORT, EINVAL, EPERM, EPROTONOSUPPORT, ESOCKTNOSUPPORT
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from detbox.decision import CONTINUE, ContinueThen, Decision, InstallFd
+from detbox.handlers import paths
 from detbox.handlers.namespace_ops import note_created
-from detbox.handlers.waiting import fd_of, signed32
+from detbox.handlers.socket_core import decode_inet
+from detbox.handlers.waiting import POLLOUT, fd_of, ready, signed32
 from detbox.machine.files import Kind
 from detbox.machine.io import FIRST_PORT, LAST_PORT, io_state
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Args, Task
 
+T = TypeVar("T")
 _TYPE_BITS = 0xF
 _FLAG_BITS = host.SOCK_CLOEXEC | host.SOCK_NONBLOCK
 _NETLINK = {0, 15}  # NETLINK_ROUTE, NETLINK_KOBJECT_UEVENT
@@ -229,6 +233,42 @@ def listener_of(m: Machine, sock: host.socket) -> int:
 
 def _bytes(name: str | bytes) -> bytes:
     return os.fsencode(name)
+
+
+def at_address(m: Machine, t: Task, address: bytes, use: Callable[[Any], T]) -> T:
+    """``use(address)`` with Python's form of what the guest means by a ``struct sockaddr``; OSError."""
+    if int.from_bytes(address[:2], "little") != host.AF_UNIX:
+        return use(decode_inet(address))
+    name = address[2:]
+    if not name or name[:1] == b"\0":
+        return use(name)
+
+    def on(at: int | None, path: bytes) -> T:
+        if at is not None:
+            os.fchdir(at)  # a socket's address has no form with a directory's descriptor
+        try:
+            return use(path)
+        finally:
+            os.chdir("/")
+
+    return paths.resolve(m, t, paths.AT_FDCWD, name.split(b"\0", 1)[0], on, follow=True)
+
+
+def full_peer(m: Machine, t: Task, address: bytes) -> int | None:
+    """A new descriptor that has POLLOUT when the datagram socket at ``address`` takes a message; None if it does now.
+
+    A socket that is not connected is always writable for poll(2), and sleeps in the call.
+    """
+    probe = host.socket(host.AF_UNIX, host.SOCK_DGRAM)
+    try:
+        at_address(m, t, address, probe.connect)
+        if not ready(probe.fileno(), POLLOUT):
+            return probe.detach()
+    except OSError:
+        return None  # the kernel tells the guest
+    finally:
+        probe.close()
+    return None
 
 
 def getsockname(m: Machine, t: Task, a: Args) -> Decision:

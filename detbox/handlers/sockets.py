@@ -9,16 +9,25 @@ from __future__ import annotations
 import os
 import socket as host
 from collections.abc import Callable
-from errno import EAGAIN, EBADF
+from errno import EAGAIN, EBADF, EINTR
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, ERESTARTSYS, Decision, Park, Wake
-from detbox.handlers.socket_batch import receive_many
+from detbox.handlers.socket_batch import receive_many, send_here
 from detbox.handlers.socket_connect import connect
-from detbox.handlers.socket_control import MMSGHDR, look_at_control, note_sender, with_credentials
-from detbox.handlers.socket_core import MSG_DONTWAIT, MSGHDR, borrowed, python_socket, timeout_ns, when_ready
+from detbox.handlers.socket_control import MMSGHDR, look_at_control, note_sender, own_credentials, with_credentials
+from detbox.handlers.socket_core import (
+    MSG_DONTWAIT,
+    MSG_NOSIGNAL,
+    MSGHDR,
+    borrowed,
+    python_socket,
+    timeout_ns,
+    when_ready,
+)
 from detbox.handlers.socket_names import (
     bind,
+    full_peer,
     getpeername,
     getsockname,
     listen,
@@ -51,7 +60,7 @@ __all__ = [
     "recvmmsg", "recvmsg", "sendmmsg", "sendmsg", "sendto", "setsockopt", "shutdown", "socket", "socketpair",
 ]  # fmt: skip
 
-_MSG_OOB, _MSG_WAITALL, _MSG_ERRQUEUE, _MSG_NOSIGNAL = 0x1, 0x100, 0x2000, 0x4000
+_MSG_OOB, _MSG_WAITALL, _MSG_ERRQUEUE = 0x1, 0x100, 0x2000
 _MSG_WAITFORONE = 0x10000
 #: A stream takes so much without waiting whenever it is writable at all: a third of the smallest send buffer.
 _SMALL = 1024
@@ -194,38 +203,51 @@ def recvmmsg(m: Machine, t: Task, a: Args) -> Decision:
 
 def write_plain(m: Machine, t: Task, fd: int, segments: Segments) -> Decision:
     """``write`` and ``writev`` of a socket."""
-    return _send(m, t, fd, 0, segments, b"", control=False)
+    return _send(m, t, fd, 0, segments, b"", 0)
 
 
 def sendto(m: Machine, t: Task, a: Args) -> Decision:
     """``sendto(fd, buf, len, flags, addr, addrlen)``."""
     address = t.read(a[4], min(signed32(a[5]) & 0x7FFFFFFF, 128)) if a[4] and signed32(a[5]) > 0 else b""
-    return _send(m, t, fd_of(a[0]), a[3], [(a[1], a[2])], address, control=False)
+    return _send(m, t, fd_of(a[0]), a[3], [(a[1], a[2])], address, 0)
 
 
 def sendmsg(m: Machine, t: Task, a: Args) -> Decision:
     """``sendmsg(fd, msghdr, flags)``."""
     name, room, base, count, _, length, _ = MSGHDR.unpack(t.read(a[1], MSGHDR.size))
     address = t.read(name, min(room, 128)) if name and room else b""
-    decision = _send(m, t, fd_of(a[0]), a[2], iovec(t, base, count), address, control=bool(length))
-    return with_credentials(m, t, range(a[1], a[1] + 1), decision) if length else decision
+    header = a[1] if length else 0
+    decision = _send(m, t, fd_of(a[0]), a[2], iovec(t, base, count), address, header)
+    return with_credentials(m, t, range(header, header + 1), decision) if length else decision
 
 
 def sendmmsg(m: Machine, t: Task, a: Args) -> Decision:
-    """``sendmmsg(fd, mmsghdr, vlen, flags)``: as many as fit are sent; the first one is waited for."""
+    """``sendmmsg(fd, mmsghdr, vlen, flags)``: the kernel may wait before each message, except for UDP."""
     count = min(a[2] & 0xFFFFFFFF, 1024)
-    if not count:
+    fd = fd_of(a[0])
+    if not count or t.process.files.get(fd).kind is not Kind.SOCKET:
         return CONTINUE
+    headers = range(a[1], a[1] + count * MMSGHDR, MMSGHDR)
     name, room, _, _, _, _, _ = MSGHDR.unpack(t.read(a[1], MSGHDR.size))
-    address = t.read(name, min(room, 128)) if name and room else b""
-    decision = _send(m, t, fd_of(a[0]), a[3], [], address, control=True)
-    return with_credentials(m, t, range(a[1], a[1] + count * MMSGHDR, MMSGHDR), decision)
+    with borrowed(t, fd) as own, python_socket(own) as sock:
+        if name and room:
+            name_before_use(m, own, t.read(name, min(room, 128)))
+        limit = timeout_ns(own, host.SO_SNDTIMEO)
+        never = bool(a[3] & MSG_DONTWAIT) or nonblocking(own)
+        never = never or (sock.family != host.AF_UNIX and sock.type != host.SOCK_STREAM)
+    note_sender(m, t)
+    deadline = None if limit is None else m.clock.now + limit
+    decision = CONTINUE if never else send_here(m, t, fd, headers, a[3], deadline, single=False)
+    return with_credentials(m, t, headers, decision)
 
 
 def _send(
-    m: Machine, t: Task, fd: int, flags: int, segments: Segments, address: bytes, control: bool
+    m: Machine, t: Task, fd: int, flags: int, segments: Segments, address: bytes, header: int
 ) -> Decision:
-    """The kernel sends what is sure to fit; a stream's larger writes are moved piecewise."""
+    """The kernel sends what is sure to fit; a stream's larger writes are moved piecewise.
+
+    ``header``: of a message with ancillary data, or 0.
+    """
     if t.process.files.get(fd).kind is not Kind.SOCKET:
         return CONTINUE
     note_sender(m, t)
@@ -237,30 +259,37 @@ def _send(
             return CONTINUE
         wanted = total(segments)
         with python_socket(own) as sock:
-            kind, room = sock.type, sock.getsockopt(host.SOL_SOCKET, host.SO_SNDBUF)
+            family, kind, room = sock.family, sock.type, sock.getsockopt(host.SOL_SOCKET, host.SO_SNDBUF)
         events = ready(own, POLLOUT)
         stream = kind == host.SOCK_STREAM
-        if events & ~POLLOUT or (events and (not stream or wanted <= max(_SMALL, room // _PART_FREE))):
-            return CONTINUE
         limit = timeout_ns(own, host.SO_SNDTIMEO)
     finally:
         os.close(own)
     deadline = None if limit is None else m.clock.now + limit
-    if not stream or control or not events:
 
-        def again(wake: Wake) -> Decision:
-            return _send(m, t, fd, flags, segments, address, control)
+    def again(wake: Wake) -> Decision:
+        return -EAGAIN if wake.kind == "deadline" else _send(m, t, fd, flags, segments, address, header)
 
+    if events & ~POLLOUT or (events and (not stream or wanted <= max(_SMALL, room // _PART_FREE))):
+        full = full_peer(m, t, address) if address and (family, kind) == (host.AF_UNIX, host.SOCK_DGRAM) else None
+        if full is None:
+            return CONTINUE
+        return Park(
+            again, fds=((full, POLLOUT),), deadline=deadline, why=f"send to a full socket, from socket {fd}",
+            interrupted=ERESTARTSYS if deadline is None else EINTR,
+        )  # fmt: skip
+    if not stream or not events:
         return when_ready(m, t, fd, POLLOUT, host.SO_SNDTIMEO, again, "send to", deadline)
-    kept = flags & 0x7FFFFFFF | MSG_DONTWAIT | _MSG_NOSIGNAL
+    if header:
+        return send_here(m, t, fd, range(header, header + 1), flags, deadline, single=True)
+    kept = flags & 0x7FFFFFFF | MSG_DONTWAIT | MSG_NOSIGNAL
 
     def put(own: int, data: bytes) -> int:
         with python_socket(own) as sock:
-            return sock.send(data, kept)
+            return sock.sendmsg([data], own_credentials(m, t, sock), kept)
 
-    return send_piecewise(
-        m, t, fd, segments, put, "send to socket", deadline=deadline, silent=bool(flags & _MSG_NOSIGNAL)
-    )
+    # A socket whose other end is closed sends SIGPIPE only if nothing has been sent before.
+    return send_piecewise(m, t, fd, segments, put, "send to socket", deadline=deadline, silent=True)
 
 
 def shutdown(m: Machine, t: Task, a: Args) -> Decision:

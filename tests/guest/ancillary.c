@@ -1,9 +1,10 @@
-/* Ancillary data: descriptors, credentials and times of arrival, also in a recvmmsg that waits for all messages. */
+/* Ancillary data: descriptors, credentials and times of arrival, where one call waits for several messages, too. */
 #include "guest.h"
 #include <linux/errqueue.h>
 #include <linux/net_tstamp.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/utsname.h>
 
 static char space[4][256];
@@ -117,6 +118,76 @@ static void other_users(void)
     reap(pid, 0);
 }
 
+/* The kernel would wait within the call: for room after a part, between messages, for a receiver that poll does not see. */
+static void full(void)
+{
+    static char large[1 << 20];
+    int pair[2], ends[2], on = 1;
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0 && pipe(ends) == 0 && write(ends[1], "through", 7) == 7);
+    CHECK(setsockopt(pair[0], SOL_SOCKET, SO_PASSCRED, &on, sizeof on) == 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        char control[CMSG_SPACE(sizeof(int))] = {0};
+        struct iovec data = {large, sizeof large};
+        struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = control,
+                                 .msg_controllen = sizeof control};
+        *CMSG_FIRSTHDR(&message) = (struct cmsghdr){.cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS,
+                                                    .cmsg_len = CMSG_LEN(sizeof(int))};
+        memcpy(CMSG_DATA(CMSG_FIRSTHDR(&message)), ends, sizeof(int));
+        CHECK(sendmsg(pair[1], &message, 0) == sizeof large);
+        CHECK(send(pair[1], large, sizeof large, 0) == sizeof large);
+        _exit(0);
+    }
+    size_t got = 0;
+    for (int i = 0; got < 2 * sizeof large; i++) {
+        struct msghdr *message = &headers(sizeof space[0])->msg_hdr;
+        struct iovec data = {large, 100000};
+        message->msg_iov = &data;
+        ssize_t n = recvmsg(pair[0], message, 0);
+        CHECK(n > 0);
+        got += (size_t)n;
+        int *fd = part(message, SCM_RIGHTS, sizeof *fd);
+        CHECK(!fd == !!i && (i || (read(*fd, large, 100) == 7 && memcmp(large, "through", 7) == 0)));
+        struct ucred *who = part(message, SCM_CREDENTIALS, sizeof *who);
+        CHECK(who && who->pid == pid && who->uid == getuid());
+    }
+    reap(pid, 0);
+
+    enum { MANY = 300 };
+    static struct mmsghdr all[MANY];
+    static struct iovec data[MANY];
+    struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = "full"};
+    int receiver = socket(AF_UNIX, SOCK_DGRAM, 0), value;
+    CHECK(bind(receiver, (void *)&address, sizeof address) == 0);
+    pid = fork();
+    if (pid == 0) {
+        int sender = socket(AF_UNIX, SOCK_DGRAM, 0);
+        for (int i = 0; i < MANY; i++)
+            CHECK(sendto(sender, &i, sizeof i, 0, (void *)&address, sizeof address) == sizeof i);
+        for (int i = 0; i < MANY; i++) {
+            data[i] = (struct iovec){&data[i], 8};
+            all[i].msg_hdr = (struct msghdr){.msg_iov = &data[i], .msg_iovlen = 1, .msg_name = &address,
+                                             .msg_namelen = sizeof address};
+        }
+        CHECK(sendmmsg(sender, all, MANY, 0) == MANY && all[MANY - 1].msg_len == 8);
+        struct timeval limit = {0, 20000};
+        CHECK(setsockopt(sender, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit) == 0);
+        CHECK(send(pair[0], "x", 1, 0) == 1);
+        sleep_ms(5);
+        int n = 0;
+        while (sendto(sender, &n, sizeof n, 0, (void *)&address, sizeof address) == sizeof n)
+            n++;
+        CHECK(errno == EAGAIN && n > 0);
+        _exit(0);
+    }
+    for (int i = 0; i < MANY; i++)
+        CHECK(recv(receiver, &value, sizeof value, 0) == sizeof value && value == i);
+    for (int i = 0; i < MANY; i++)
+        CHECK(recv(receiver, large, 100, 0) == 8);
+    reap(pid, 0);
+    CHECK(unlink("full") == 0);
+}
+
 static int64_t stamp(struct msghdr *message)
 {
     struct scm_timestamping *times = part(message, SCM_TIMESTAMPING, sizeof *times);
@@ -157,6 +228,7 @@ int main(void)
     waiting();
     if (getuid() == 0)
         other_users();
+    full();
     stamping(!strstr(system.release, "detbox"));
     return done();
 }
