@@ -33,6 +33,7 @@ from detbox.supervisor.machine import Machine
 from detbox.supervisor.setup import Observation, first_process, install_hooks, user_ids
 
 if TYPE_CHECKING:
+    from detbox.cache.observed import Observed
     from detbox.cache.store import Store
 
 MAIN_PID = 2
@@ -70,17 +71,8 @@ def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
         from detbox.cache.observed import Observed  # 15 ms, and only runs that are observed need it
 
         observed = Observed(machine, store)
-    handlers = observation.handlers({row.number: row.handler for row in TABLE if row.handler is not None})
-    if observed is not None:
-        handlers = observed.wrap(handlers)
-    sup = Supervisor(machine, handlers, LOOKING, life)
+    sup = _supervisor(spec, machine, life, observation, observed)
     sup.image.start(spec.cpuid_backend == "auto" and _cpuid_faulting(), host_features, index)
-    machine.inodes.learn_devices()
-    own_image_files(machine)
-    uid, gid = user_ids(spec.user)
-    if uid:
-        for top in plan.kept(spec):
-            machine.inodes.own_tree(os.fsencode(top), uid, gid)
     install_hooks(sup)
     observation.connect(sup)
     if observed is not None:
@@ -109,15 +101,35 @@ def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
     machine.inodes.finish([os.fsencode(top) for top in plan.kept(spec)])
     if observed is not None:
         observed.tell(spec.observe_fd, plan.kept(spec))
-    report = {
+    report = _report(sup, observation, status) | {"stats": statistics(sup, started, ready), "trouble": trouble}
+    os.write(result, json.dumps(report).encode())
+
+
+def _report(sup: Supervisor, observation: Observation, status: int) -> dict[str, Any]:
+    """What the caller learns about the run; ``status``: the first process's, as wait(2) gives it."""
+    return {
         "status": os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status),
-        "stats": statistics(sup, started, ready),
-        "doubts": list(machine.doubts),
-        "unknown_calls": machine.unknown_calls,
-        "trouble": trouble,
+        "doubts": list(sup.m.doubts),
+        "unknown_calls": sup.m.unknown_calls,
         "interleaving": observation.interleaving.summary(),
     }
-    os.write(result, json.dumps(report).encode())
+
+
+def _supervisor(
+    spec: RunSpec, machine: Machine, life: int, observation: Observation, observed: Observed | None
+) -> Supervisor:
+    """The supervisor of a machine that knows its files."""
+    handlers = observation.handlers({row.number: row.handler for row in TABLE if row.handler is not None})
+    if observed is not None:
+        handlers = observed.wrap(handlers)
+    sup = Supervisor(machine, handlers, LOOKING, life)
+    machine.inodes.learn_devices()
+    own_image_files(machine)
+    uid, gid = user_ids(spec.user)
+    if uid:
+        for top in plan.kept(spec):
+            machine.inodes.own_tree(os.fsencode(top), uid, gid)
+    return sup
 
 
 def end_early(machine: Machine, spec: RunSpec) -> None:

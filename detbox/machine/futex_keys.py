@@ -9,10 +9,11 @@ so do the keys: glibc relies on neither kind waking the other.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Hashable
 from errno import EFAULT, EINVAL
 from typing import TYPE_CHECKING
+
+from detbox.kernel.mappings import mapping_at
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
@@ -36,20 +37,9 @@ def key_of(m: Machine, t: Task, address: int, private: bool) -> Hashable:
 
 def shared_key(proc_fd: int, tid: int, mm: Hashable, address: int) -> Hashable:
     """Look the mapping up in /proc/TID/maps; raises OSError(EFAULT)."""
-    for line in _maps(proc_fd, tid):
-        span, rest = line.split(b" ", 1)
-        low, high = (int(bound, 16) for bound in span.split(b"-"))
-        if not low <= address < high:
-            continue
-        mode, offset, device, inode = rest.split(None, 4)[:4]
-        if mode[3:4] == b"s":
-            return ("shared", device, int(inode), int(offset, 16) + address - low)
-        return ("anonymous", mm, address)
-    raise OSError(EFAULT, "futex in unmapped memory")
-
-
-def _maps(proc_fd: int, tid: int) -> list[bytes]:
-    # By thread, not by process: a leader that has exited shows no mappings.
-    fd = os.open(f"{tid}/maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc_fd)
-    with os.fdopen(fd, "rb") as maps:
-        return maps.read().splitlines()
+    found = mapping_at(proc_fd, tid, address)
+    if found is None:
+        raise OSError(EFAULT, "futex in unmapped memory")
+    if found.perms[3:] == b"s":
+        return ("shared", found.dev, found.ino, found.offset + address - found.start)
+    return ("anonymous", mm, address)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 import select
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING
 from detbox.counted.store import PLACE, SIZE, Copies
 from detbox.handlers.mapping import OWN_MAPPING
 from detbox.kernel import _native, registers
+from detbox.kernel.mappings import CODE, mapping_at
 from detbox.kernel.numbers import NUMBERS
 from detbox.policy import BY_NUMBER, TABLE, Action
 from detbox.spin import PtraceStepper
@@ -36,7 +35,6 @@ _UNABLE = "counting_unable"  # in a process's data: there is no room for copies
 _STEPPED_ALL, _BEFORE_CALL, _OTHER_STOP = 0, 1, 2
 _ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
 #: Private code of a file that cannot be written to.
-_CODE_LINE = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) r-xp \S+ \S+ [1-9].*")
 _PROT_EXEC = 4
 # PROT_READ | PROT_WRITE | PROT_EXEC; MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE
 _PROTECTION, _FLAGS = 7, 0x104022
@@ -270,10 +268,5 @@ class _Ranges:
     def around(self, address: int) -> tuple[int, int] | None:
         """Start and end of the mapping around an address, or None."""
         tid = next(iter(self._process.tasks))
-        maps = os.open(f"{tid}/maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._sup.m.proc_fd)
-        with open(maps, "rb") as lines:
-            for match in filter(None, map(_CODE_LINE.match, lines)):
-                start, end = int(match[1], 16), int(match[2], 16)
-                if start <= address < end:
-                    return start, end
-        return None
+        found = mapping_at(self._sup.m.proc_fd, tid, address)
+        return (found.start, found.end) if found and found.ino and found.perms == CODE else None

@@ -11,7 +11,6 @@ instruction behind which a signal was delivered once is left as it is, since the
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +18,7 @@ from detbox.cpu import hot
 from detbox.cpu.edits import Edit
 from detbox.cpu.trampoline import CLOCKS
 from detbox.kernel import _native
+from detbox.kernel.mappings import CODE, mapping_at
 from detbox.spin import PtraceStepper
 from detbox.spin.stepper import RIP, register
 from detbox.supervisor import memory
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 OFTEN = 100
 #: Key of Process.data: the address of the code that stands for rdtsc, 0 if there is none.
 ROUTINE = "clock code"
-_CODE_LINE = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) r-xp ([0-9a-f]+) \S+ [1-9]\d* +(/.*)")
 _PAGE = 4096
 # More than an instruction, and those that make room for a jump, are long.
 _LONGEST = 32
@@ -140,17 +139,13 @@ class HotSites:
             loops.arm(task.process.mm, stepper)
 
     def _mapping(self, task: Task, address: int) -> _Mapping | None:
-        listing = os.open(f"{task.tid}/maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.sup.m.proc_fd)
-        with open(listing, "rb") as maps:
-            lines = maps.read().splitlines()
-        for match in filter(None, map(_CODE_LINE.fullmatch, lines)):
-            start, end, offset = (int(part, 16) for part in match.groups()[:3])
-            if start <= address < end:
-                try:
-                    return _Mapping(start, end, offset, self.patching.open_code(task, match[4]))
-                except OSError:
-                    return None
-        return None
+        found = mapping_at(self.sup.m.proc_fd, task.tid, address)
+        if found is None or not found.is_code or found.perms != CODE:
+            return None
+        try:
+            return _Mapping(found.start, found.end, found.offset, self.patching.open_code(task, found.name))
+        except OSError:
+            return None
 
     def _moved(self, task: Task, space: _Space, mapping: _Mapping, address: int) -> Displacement | None:
         """What makes room for the jump, if the file is the one that is mapped."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import signal
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,6 +17,7 @@ from detbox.errors import InternalError
 from detbox.guest import vdso
 from detbox.handlers import dispositions
 from detbox.kernel import _native, registers, siginfo
+from detbox.kernel.mappings import mappings
 from detbox.kernel.numbers import NUMBERS
 from detbox.machine.clock import BOOT_NS
 from detbox.supervisor import guestclock, injection, signals
@@ -40,7 +40,6 @@ LONGEST_INSTRUCTION = 15
 _UD2 = b"\x0f\x0b"
 #: PROT_READ | PROT_WRITE | PROT_EXEC; MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
 _AREA_PROTECTION, _AREA_FLAGS = 7, 0x100022
-_KERNEL_LINE = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) .*\[(?:vdso|vvar\w*)\]")
 #: Who blocks all of these blocks every signal that an instruction can raise.
 _SYNCHRONOUS = sum(
     signals.bit(signo)
@@ -155,11 +154,9 @@ class Image:
         if not vdso:
             return 0, 0
         if self._vdso is None:
-            fd = os.open(f"{task.tid}/maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=m.proc_fd)
-            with open(fd, "rb") as maps:
-                matches = [match for line in maps if (match := _KERNEL_LINE.match(line))]
-            start = min(int(match[1], 16) for match in matches)
-            self._vdso = start - vdso, max(int(match[2], 16) for match in matches) - start
+            found = [part for part in mappings(m.proc_fd, task.tid) if part.name.startswith((b"[vdso", b"[vvar"))]
+            start = min(part.start for part in found)
+            self._vdso = start - vdso, max(part.end for part in found) - start
         return vdso + self._vdso[0], self._vdso[1]
 
     def _set_user_ids(self, m: Machine, task: Task, st: os.stat_result) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from detbox.errors import NotDeterministic
 from detbox.handlers import limits, timers
 from detbox.kernel import _native
+from detbox.kernel.mappings import mapping_at
 from detbox.spin.stepper import RIP, register
 from detbox.supervisor import signals
 
@@ -133,17 +134,12 @@ class Overdue:
             _native.ptrace_request(signals.PTRACE_INTERRUPT, task.tid, 0, 0)
             _native.wait_tid(task.tid, 0)
             rip = register(_native.get_regs(task.tid), RIP)
-            maps = os.open(f"{task.tid}/maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.sup.m.proc_fd)
+            found = mapping_at(self.sup.m.proc_fd, task.tid, rip)
         except OSError:
             return "an unknown place"
-        with open(maps, "rb") as lines:
-            for line in lines:
-                fields = line.split(None, 5)
-                start, end = (int(part, 16) for part in fields[0].split(b"-"))
-                if start <= rip < end and len(fields) > 5:
-                    offset = rip - start + int(fields[2], 16)
-                    return f"{rip:#x} ({os.fsdecode(fields[5].strip())}+{offset:#x})"
-        return f"{rip:#x}"
+        if found is None or not found.name:
+            return f"{rip:#x}"
+        return f"{rip:#x} ({os.fsdecode(found.name)}+{rip - found.start + found.offset:#x})"
 
 
 def _above(process: Process) -> list[Process]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from detbox.cpu import edits, sites, trampoline
 from detbox.cpu.edits import Edit
 from detbox.cpu.emulate import decode
+from detbox.kernel.mappings import mappings
 from detbox.supervisor import memory
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 AREA = 0x4000
 #: Key of Process.data: the original bytes of overwritten instructions, by address.  Never changed in place.
 ORIGINALS = "overwritten code"
-_CODE_LINE = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) ..xp ([0-9a-f]+) \S+ [1-9]\d* +(/.*)")
 #: Valgrind's tools translate the code that they map and never execute it; their own instructions stand for it.
 _TRANSLATOR = re.compile(rb".*/valgrind/[^/]+-amd64-linux")
 _FileKey = tuple[int, int, int, int, int]
@@ -120,16 +120,15 @@ class Patching:
 
     def _code(self, task: Task) -> Iterator[tuple[int, int, int, int]]:
         """Start, end, file offset and a descriptor (the caller's) of each file that is mapped as code."""
-        listing = os.open(f"{task.tid}/maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.m.proc_fd)
-        with open(listing, "rb") as maps:
-            lines = maps.read().splitlines()
-        for match in filter(None, map(_CODE_LINE.fullmatch, lines)):
-            try:
-                fd = self.open_code(task, match[4])
-            except OSError:
-                self.m.doubt(task, f"the code of {os.fsdecode(match[4])} could not be searched")
+        for found in mappings(self.m.proc_fd, task.tid):
+            if not found.is_code:
                 continue
-            yield int(match[1], 16), int(match[2], 16), int(match[3], 16), fd
+            try:
+                fd = self.open_code(task, found.name)
+            except OSError:
+                self.m.doubt(task, f"the code of {os.fsdecode(found.name)} could not be searched")
+                continue
+            yield found.start, found.end, found.offset, fd
 
     # -- later mappings ---------------------------------------------------------------
 

@@ -8,10 +8,10 @@ resident sizes are a fixed function of the mapping.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from detbox.kernel import mappings as kernel
 from detbox.machine.constants import COPIES, HIDDEN_MAPPING_PREFIXES
 from detbox.synth.table import Query
 
@@ -20,19 +20,11 @@ KERNEL_MAPPINGS = frozenset((b"[vdso]", b"[vvar]", b"[vvar_vclock]", b"[vsyscall
 #: A mapping counts as resident up to this size in kB (a reserved heap of gigabytes should not).
 RESIDENT_CAP_KB = 1024
 
-_LINE = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+)(?: +(.*))?")
 
-
-class Mapping(NamedTuple):
+class Mapping(kernel.Mapping):
     """One line of maps, with the virtual device and inode."""
 
-    start: int
-    end: int
-    perms: bytes
-    offset: int
-    dev: int
-    ino: int
-    name: bytes
+    __slots__ = ()
 
     @property
     def kb(self) -> int:
@@ -67,24 +59,18 @@ def mappings(query: Query) -> Iterator[Mapping]:
         raw = query.reader(b"/proc/%d/maps" % process.pid)
     except OSError:
         return
-    for text in raw.splitlines():
-        match = _LINE.fullmatch(text)
-        if match is None:
-            continue
-        name = match[8] or b""
+    for start, end, perms, offset, dev, ino, name in kernel.parse(raw.split(b"\n")):
         if name in KERNEL_MAPPINGS or name.startswith(HIDDEN_MAPPING_PREFIXES):
             continue
-        ino, dev = int(match[7]), 0
         if ino:
-            dev, ino = query.view.virtual_inode(int(match[5], 16), int(match[6], 16), ino, name)
-        start, end = int(match[1], 16), int(match[2], 16)
+            dev, ino = query.view.virtual_inode(os.major(dev), os.minor(dev), ino, name)
         if (start, end) == COPIES:
             continue
         if start < process.own_memory[1] <= end:
             # The kernel joins it with a mapping of the guest's that it touches and that has the same rights.
             end = process.own_memory[0]
         if start < end:
-            yield Mapping(start, end, match[3], int(match[4], 16), dev, ino, name)
+            yield Mapping(start, end, perms, offset, dev, ino, name)
 
 
 def maps(query: Query) -> bytes:

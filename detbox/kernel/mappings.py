@@ -1,0 +1,56 @@
+"""What is mapped in a process's memory, as the kernel lists it (proc_pid_maps(5))."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+_LINE = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+)(?: +(.*))?\n?")
+
+
+#: Rights of code that does not change.
+CODE = b"r-xp"
+
+
+class Mapping(NamedTuple):
+    """One line: addresses from ``start`` to before ``end``, rights as ``rwxp``, the offset in the file in bytes, the
+    file's device and inode number (0 without a file), and its path or what the kernel calls the memory."""
+
+    start: int
+    end: int
+    perms: bytes
+    offset: int
+    dev: int
+    ino: int
+    name: bytes
+
+    @property
+    def is_code(self) -> bool:
+        """Whether it is a file that can be executed."""
+        return self.perms[2:3] == b"x" and self.ino != 0 and self.name.startswith(b"/")
+
+
+def parse(lines: Iterable[bytes]) -> Iterator[Mapping]:
+    """The mappings of a listing, in order of address."""
+    for match in filter(None, map(_LINE.fullmatch, lines)):
+        start, end, perms, offset, major, minor, ino, name = match.groups()
+        device = os.makedev(int(major, 16), int(minor, 16))
+        yield Mapping(int(start, 16), int(end, 16), perms, int(offset, 16), device, int(ino), name or b"")
+
+
+def mappings(proc_fd: int, tid: int) -> Iterator[Mapping]:
+    """The mappings of a thread, for which procfs's ``tid`` stands below ``proc_fd``.  Raises OSError.
+
+    It is asked by thread: a leader that has exited has none.
+    """
+    fd = os.open(f"{tid}/maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc_fd)
+    with open(fd, "rb") as file:
+        lines = file.read().split(b"\n")  # a name may have a carriage return
+    return parse(lines)
+
+
+def mapping_at(proc_fd: int, tid: int, address: int) -> Mapping | None:
+    """The mapping that an address is in.  Raises OSError."""
+    return next((found for found in mappings(proc_fd, tid) if found.start <= address < found.end), None)

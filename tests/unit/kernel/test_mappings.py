@@ -1,0 +1,35 @@
+"""The kernel's listing of memory, read."""
+
+from __future__ import annotations
+
+import mmap
+import os
+
+from detbox.kernel import mappings
+from detbox.kernel.mappings import CODE, Mapping
+
+
+def test_lines_are_read_whatever_the_name() -> None:
+    lines = [
+        b"00400000-00452000 r-xp 00001000 08:02 173521      /usr/bin/a name\rwith all \\012",
+        b"7fff0000-7fff1000 rw-p 00000000 00:00 0                          [stack]",
+        b"7ffff7ff0000-7ffff7ff1000 rw-s 00000000 00:00 0 ",
+        b"",
+    ]
+    code, stack, shared = mappings.parse(lines)
+    name = b"/usr/bin/a name\rwith all \\012"
+    assert code == Mapping(0x400000, 0x452000, CODE, 0x1000, os.makedev(8, 2), 173521, name)
+    assert [found.is_code for found in (code, stack, shared)] == [True, False, False]
+    assert (stack.name, shared.name, shared.perms) == (b"[stack]", b"", b"rw-s")
+
+
+def test_own_memory_is_found_by_address() -> None:
+    proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        found = mappings.mapping_at(proc, os.getpid(), id(mmap))
+        assert found is not None
+        assert found.start <= id(mmap) < found.end
+        assert found.perms.startswith(b"rw")
+        assert mappings.mapping_at(proc, os.getpid(), 0) is None
+    finally:
+        os.close(proc)
