@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks import hello
-from benchmarks.rows import Bench, Result, seconds
+from benchmarks.rows import Bench, Result, seconds, with_hello
 from benchmarks.timing import detbox_command, run
 
 #: Files have an old time, as a user's have: what has just been written is hashed again.
@@ -44,19 +44,18 @@ def _hit(
 
 
 def _hello(bench: Bench, store: str) -> Iterator[Result]:
-    what = "`./configure && make` of GNU hello"
-    try:
-        tree = hello.source(bench.cache)
-    except hello.Unavailable as reason:
-        yield Result(f"hit of {what}: not measured ({reason})", "", "", "", "50 times", None)
-        return
+    what = "hit of `./configure && make` of GNU hello"
+    return with_hello(bench, what, "50 times", lambda tree: _hello_hit(bench, store, what, tree))
+
+
+def _hello_hit(bench: Bench, store: str, what: str, tree: Path) -> Iterator[Result]:
     command = ["sh", "-c", "./configure && make"]
     times = []
     for options in ([], ["--cache", store], ["--cache", store]):
         copy = hello.fresh(tree, bench.scratch / "hello")
         times.append(run(detbox_command(command, options), copy)[0].wall)
     plain, _, hit = times
-    yield Result(f"hit of {what}; against the run without the cache", seconds(plain), seconds(hit),
+    yield Result(f"{what}; against the run without the cache", seconds(plain), seconds(hit),
                  f"{plain / hit:.3g} times faster", "50 times", plain / hit >= 50)  # fmt: skip
 
 

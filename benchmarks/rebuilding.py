@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks import hello
-from benchmarks.rows import Bench, Result, seconds
+from benchmarks.rows import Bench, Result, seconds, with_hello
 from benchmarks.timing import Cost, detbox_command, run
 
 PROGRAM = Path(__file__).with_name("programs") / "kmers.py"
@@ -126,14 +126,13 @@ def recording(bench: Bench) -> Iterator[Result]:
     yield _recorded(bench, f"build of {FILES} C files", ["sh", "-c", "make clean && make"], lambda: work)
     python = ["sh", "-c", "; ".join([PYTHON] * 10)]
     yield _recorded(bench, "10 times Python, which imports much", python, lambda: bench.scratch)
-    try:
-        tree = hello.source(bench.cache)
-    except hello.Unavailable as reason:
-        yield Result(f"GNU hello with an empty cache: not measured ({reason})", "", "", "", "1.25 times", None)
-        return
-    copy = bench.scratch / "recorded-hello"
-    for what in ("./configure", "./configure && make"):
-        yield _recorded(bench, f"`{what}` of GNU hello", ["sh", "-c", what], lambda: hello.fresh(tree, copy))
+
+    def of_hello(tree: Path) -> Iterator[Result]:
+        copy = bench.scratch / "recorded-hello"
+        for what in ("./configure", "./configure && make"):
+            yield _recorded(bench, f"`{what}` of GNU hello", ["sh", "-c", what], lambda: hello.fresh(tree, copy))
+
+    yield from with_hello(bench, "GNU hello with an empty cache", "1.25 times", of_hello)
 
 
 def _recorded(bench: Bench, what: str, command: list[str], directory: Callable[[], Path]) -> Result:

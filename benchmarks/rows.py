@@ -131,27 +131,34 @@ def _per_call(commands: list[list[str]], count: int, bench: Bench) -> float:
     return (cost(count).wall - cost(0).wall) / count * 1e6
 
 
-def configure(bench: Bench) -> Iterator[Result]:
-    """GNU hello's configure script: thousands of short processes."""
+def with_hello(bench: Bench, what: str, limit: str, rows: Callable[[Path], Iterator[Result]]) -> Iterator[Result]:
+    """The rows of GNU hello's source tree; a row that says why there are none, if the source cannot be had."""
     try:
         tree = hello.source(bench.cache)
     except hello.Unavailable as reason:
-        yield Result(f"`./configure` of GNU hello: not measured ({reason})", "", "", "", "2.2 times", None)
-        return
-    copy = bench.scratch / "hello"
+        yield Result(f"{what}: not measured ({reason})", "", "", "", limit, None)
+    else:
+        yield from rows(tree)
 
-    pair = side_by_side(["./configure"], ["./configure"], bench.repetitions, lambda: hello.fresh(tree, copy))
-    yield ratio_row("`./configure` of GNU hello", pair, 2.2)
+
+def configure(bench: Bench) -> Iterator[Result]:
+    """GNU hello's configure script: thousands of short processes."""
+    what, copy = "`./configure` of GNU hello", bench.scratch / "hello"
+
+    def rows(tree: Path) -> Iterator[Result]:
+        pair = side_by_side(["./configure"], ["./configure"], bench.repetitions, lambda: hello.fresh(tree, copy))
+        yield ratio_row(what, pair, 2.2)
+
+    return with_hello(bench, what, "2.2 times", rows)
 
 
 def recording(bench: Bench) -> Iterator[Result]:
     """What `detbox trace` adds to a run of GNU hello's configure script, and how large its file is."""
     what = "`detbox trace` of `./configure` against `detbox run`"
-    try:
-        tree = hello.source(bench.cache)
-    except hello.Unavailable as reason:
-        yield Result(f"{what}: not measured ({reason})", "", "", "", "1.3 times", None)
-        return
+    return with_hello(bench, what, "1.3 times", lambda tree: _traced(bench, what, tree))
+
+
+def _traced(bench: Bench, what: str, tree: Path) -> Iterator[Result]:
     copy, trace = bench.scratch / "hello", bench.scratch / "trace"
     plain_run = detbox_command(["./configure"])
     recorded_run = [*plain_run[:3], "trace", "-o", str(trace), "--", "./configure"]
