@@ -279,7 +279,13 @@ def _start_first_process(
         with contextlib.suppress(PermissionError) if name == "setgroups" else contextlib.nullcontext(), \
                 open(f"/proc/{pid}/{name}", "w", encoding="ascii") as file:  # fmt: skip
             file.write(text)
-    _native.seize(pid, TRACE_OPTIONS)
+    try:
+        _native.seize(pid, TRACE_OPTIONS)
+    except PermissionError:  # EPERM: it has a tracer already (ptrace(2)), which follows what its tracee forks
+        raise HostError(
+            "the guest's first process cannot be traced: something traces detbox itself and its children",
+            "run detbox without strace -f or a debugger; `detbox trace` shows what a guest does",
+        ) from None
     _native.prepare_events()
     os.write(go_write, b"g")
     os.close(go_write)

@@ -290,3 +290,36 @@ def test_disk_of_temporaries_is_given_back(tmp_path: Path) -> None:
     status, _, err = run(["sh", "-c", "head -c 100M /dev/zero > /tmp/big"], tmp_path)
     assert status == 0, err
     assert shutil.disk_usage("/tmp").free > free - (50 << 20)
+
+
+#: Traces a program and all that it starts, as `strace -f` does, and ends with its status.
+TRACER = """
+import os, sys
+from detbox.kernel import _native
+child = os.fork()
+if child == 0:
+    os.kill(os.getpid(), 19)
+    os.execv(sys.argv[1], sys.argv[1:])
+os.waitpid(child, os.WUNTRACED)
+_native.seize(child, 0x2 | 0x4 | 0x8)  # PTRACE_O_TRACEFORK, TRACEVFORK, TRACECLONE
+os.kill(child, 18)
+while True:
+    tid, status = os.waitpid(-1, 0x40000000)  # __WALL
+    if tid == child and not os.WIFSTOPPED(status):
+        os._exit(os.waitstatus_to_exitcode(status))
+    if os.WIFSTOPPED(status):
+        signo = 0 if status >> 16 or os.WSTOPSIG(status) in (19, 5) else os.WSTOPSIG(status)
+        try:
+            _native.ptrace_request(7, tid, 0, signo)  # PTRACE_CONT
+        except ProcessLookupError:
+            pass
+"""
+
+
+def test_a_detbox_that_is_traced_says_so(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", TRACER, *detbox(["true"], [])]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | environment(), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 125, done.stderr
+    assert "something traces detbox itself" in said_by_detbox(done.stderr)
