@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from detbox.cache import facts
+from detbox.cache.contents import Known
 from detbox.cache.facts import Fact
 from detbox.cache.manifest import Manifest
 from detbox.cache.places import Places
@@ -26,6 +27,7 @@ class Checker:
         """``bound``: guest paths of the user's own directories, if an ordinary user runs detbox."""
         self._places = places
         self._store = store
+        self._known = Known(store)
         self._bound = tuple(os.fsencode(path) for path in bound)
 
     # -- a stored result ----------------------------------------------------------------
@@ -126,7 +128,7 @@ class Checker:
                 kind, st = facts.kind_of(place)
                 if st is None or kind[:1] != "f" or list(facts.signature_of(st)[:3]) != signature[:3]:
                     return {}, {}, {}, f"{path} was changed from outside during the run"
-                fact.content = facts.content_of(place)
+                fact.content = self._known.content_of(data, place, st)
                 signatures[path] = _lasting(st)
                 if facts.signature_of(os.lstat(place)) != facts.signature_of(st):
                     return {}, {}, {}, f"{path} was changed from outside during the run"
@@ -138,6 +140,7 @@ class Checker:
     def keep_hints(self, manifest: Manifest, signatures: dict[str, Any]) -> None:
         """Remember the signatures of a new result's files."""
         self._store.set_hint(_hint_name(manifest), json.dumps(signatures).encode())
+        self._known.save()
 
 
 def _hint_name(manifest: Manifest) -> str:

@@ -9,14 +9,17 @@ import stat
 from typing import TYPE_CHECKING, Any
 
 from detbox.cache import facts, pipes
+from detbox.cache.common import parsed
 from detbox.cache.execution import OWN
 from detbox.cache.facts import ABSENT, CONTENT, IDENTITY, KIND, LIST, PYTIME
-from detbox.cache.recall import Record, parsed
+from detbox.cache.record import SMALL, Record, inline, inlined
 from detbox.cache.summary import data_of, text
 from detbox.cache.world import join, made, parent_of
 from detbox.machine.inodes import VInode
 
 if TYPE_CHECKING:
+    from detbox.cache.common import Common
+    from detbox.cache.contents import Contents
     from detbox.cache.execution import Execution
     from detbox.cache.observed import Observed
     from detbox.cache.store import Store
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 _TEMPORARY = b"/.detbox-"
 _DEVICES = [b"/dev", *(b"/dev/" + name for name in (b"null", b"zero", b"full", b"random", b"urandom"))]
 _IDENTITY = 6  # its place in a row
+_FEW = 8  # paths
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _encoded = json.JSONEncoder(separators=(",", ":")).encode
 #: Changes that ways may pass through: see World.changed.
 _ON_WAYS, _WAYS = frozenset(("directory", "symlink")), frozenset("dl")
@@ -39,11 +44,12 @@ class Unknown(Exception):
 class Effects:
     """Of the executions of one run."""
 
-    def __init__(self, tracker: Tracker, store: Store) -> None:
+    def __init__(self, tracker: Tracker, store: Store, common: Common, contents: Contents) -> None:
         self._tracker = tracker
+        self._common = common
+        self._contents = contents
         self._inodes = tracker.m.inodes
         self._store = store
-        self._hashed: dict[tuple[bytes, facts.Signature], str | None] = {}
 
     # -- taking down -------------------------------------------------------------------
 
@@ -53,37 +59,48 @@ class Effects:
         try:
             changes = self._changes(mine)
             numbered = self._numbered(mine, {data_of(change["path"]) for change in changes})
-            rows = self._rows(mine)
+            rows, common = self._rows(mine)
             output, turns = observed.since(mine.output_from)
-            blob = self._store.put_bytes(output) if output else ""
-            moved = self._store.put_bytes(bytes(mine.moves.data)) if mine.moves.data else ""
+            written, moved = self._keep(output), self._keep(bytes(mine.moves.data))
         except Unknown as unknown:
             mine.reasons.setdefault(str(unknown))
             return None
         except OSError as error:
             mine.reasons.setdefault(f"the cache cannot keep it: {error.strerror}")
             return None
+        marks = {text(path): mine.have.get(path, 0) >> OWN for path in mine.changed}
         return Record(
-            mine.key, rows, changes, {text(path): mine.have.get(path, 0) >> OWN for path in mine.changed}, numbered,
-            blob, turns, mine.positions, process.status or 0, m.clock.now,
-            self._inodes.next_number, last_process, process.cpu.ns, process.cpu.children_ns,
-            m.scheduler.turns - mine.turns, m.scheduler.jumps > mine.jumps,
+            mine.key, rows, common, changes, marks, numbered, written, turns, mine.positions,
+            process.status or 0, m.clock.now, self._inodes.next_number, last_process,
+            process.cpu.ns, process.cpu.children_ns, m.scheduler.turns - mine.turns, m.scheduler.jumps > mine.jumps,
             [pipe.row() for pipe in mine.pipes.values() if pipe.used], mine.moves.steps, moved,
             list(mine.flags.items()),
         )  # fmt: skip
 
-    def _rows(self, mine: Execution) -> list[str]:
-        """The lines of all facts; that of a shared one is made once."""
+    def _keep(self, data: bytes) -> str:
+        if not data:
+            return ""
+        return inline(data) if len(data) <= SMALL else self._store.put_bytes(data)
+
+    def _rows(self, mine: Execution) -> tuple[list[str], tuple[str, int]]:
+        """The lines of all facts, and the blob of those among them that others may have as well.
+
+        The line of a shared fact is made once.
+        """
         have, first = mine.have, mine.first_inode
-        found = []
+        found: list[str] = []
+        common: list[str] = []
         for path, fact in mine.facts.items():
             aspects = have[path] & 0xFF
             identity = fact.identity
             # What the execution has numbered itself, by listing its directory, say, it did not find numbered.
             numbered = identity is not None and (identity[0] or 0) >= first and bool(aspects & IDENTITY)
             line = None if fact.lines is None or numbered else fact.lines.get(aspects)
-            found.append(line or self._row(path, fact, aspects, numbered))
-        return found
+            if line is None:
+                line = self._row(path, fact, aspects, numbered)
+            (common if fact.system and not numbered else found).append(line)
+        kept = self._common.keep(common)
+        return (found, kept) if kept is not None else (found + common, ("", 0))
 
     def _row(self, path: bytes, fact: facts.Fact, aspects: int, numbered: bool) -> str:
         if aspects & CONTENT:
@@ -95,6 +112,7 @@ class Effects:
         if fact.shared and not numbered:
             if fact.lines is None:
                 fact.lines = {}
+                fact.system = not self._tracker.kept(path)
             fact.lines[aspects] = line
         return line
 
@@ -102,13 +120,10 @@ class Effects:
         """Content that has not been changed since it was looked at."""
         if fact.signature is None:
             return
-        known = (path, fact.signature)
-        if known not in self._hashed:
-            st = self._tracker.status(path)
-            if st is None or facts.signature_of(st) != fact.signature:
-                raise Unknown(f"{text(path)} was changed from outside")
-            self._hashed[known] = facts.content_of(path)
-        fact.content = self._hashed[known]
+        st = self._tracker.status(path)
+        if st is None or facts.signature_of(st) != fact.signature:
+            raise Unknown(f"{text(path)} was changed from outside")
+        fact.content = self._contents.of(path, st)
 
     def _changes(self, mine: Execution) -> list[dict[str, Any]]:
         names: dict[tuple[int, int], str] = {}
@@ -164,8 +179,15 @@ class Effects:
         if kind[0] == "l":
             change["text"] = text(os.readlink(path))
         elif kind[0] == "f":
-            change["blob"], change["size"] = self._store.put_file(path), st.st_size
+            change["blob"], change["size"] = self._content(mine, path, st.st_size), st.st_size
         return change
+
+    def _content(self, mine: Execution, path: bytes, size: int) -> str:
+        """What a file holds; that of many is kept in blobs, which the results of those around have in common."""
+        if size > SMALL or len(mine.changed) > _FEW:
+            return self._store.put_file(path)
+        with open(path, "rb", buffering=0) as file:
+            return inline(file.read(SMALL + 1))
 
     def _numbered(self, mine: Execution, made: set[bytes]) -> list[tuple[str | int, int]]:
         """Numbers that the execution was the first to give to inodes that it has not made."""
@@ -208,16 +230,23 @@ class Effects:
         if not self._can_apply(t, record):
             return False
         blobs: dict[str, bytes] = {}
-        for digest in record.blobs():
-            data = self._store.open_blob(digest)
+        for content, _ in record.sized_contents():
+            data = inlined(content)
+            if data is None:
+                data = self._store.open_blob(content)
             if data is None:
                 return False
-            blobs[digest] = data
+            blobs[content] = data
         staged = self._stage(record, blobs)
         if staged is None:
             return False
         parent = mine.parent
         assert parent is not None
+        block = self._common.block(record.common[0]) if record.common[0] else None
+        if block is not None and record.common[0] not in parent.told:
+            parent.told.add(record.common[0])
+            for path, aspects in block.asked:
+                tracker.ledger.touch(parent, path, aspects)
         for line in record.facts:
             if line not in parent.told:
                 path, aspects, _ = parsed(line)
@@ -275,7 +304,8 @@ class Effects:
                 if change["do"] != "file" or change["same"] or not os.path.isdir(directory):
                     continue
                 name = directory.rstrip(b"/") + _TEMPORARY + b"%d" % number
-                with open(name, "xb") as file:
+                # The filter of modes is the guest's own: the supervisor has none.
+                with open(os.open(name, _NEW, change["mode"]), "wb") as file:
                     staged[change["path"]] = name
                     file.write(blobs[change["blob"]])
         except OSError:
@@ -351,10 +381,11 @@ class Effects:
         for place, number in record.numbered:
             st = os.stat(f"/proc/{t.tid}/fd/{place}") if isinstance(place, int) else os.lstat(data_of(place))
             self._inodes.put(st, number)
-        for line in record.facts:
-            path, aspects, _ = parsed(line)
-            if aspects & PYTIME:
-                self._python_source(path)
+        asked = [parsed(line) for line in record.facts]
+        block = self._common.block(record.common[0]) if record.common[0] else None
+        sources = [path for path, aspects, _ in asked if aspects & PYTIME]
+        for path in sources if block is None else (*sources, *block.sources):
+            self._python_source(path)
 
     def _python_source(self, path: bytes) -> None:
         """What stat() does for a source that it is asked about by this path."""

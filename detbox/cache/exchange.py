@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from detbox.cache import remote_parts
 from detbox.cache.manifest import Manifest
-from detbox.cache.recall import Record
+from detbox.cache.record import Record
 from detbox.cache.remote import FORMAT
 from detbox.cache.remote_check import is_sound
 from detbox.cache.store import Entry, Store, is_digest

@@ -18,7 +18,7 @@ from detbox.cache.world import join, parent_of
 
 if TYPE_CHECKING:
     from detbox.cache.pipes import Pipe
-    from detbox.cache.recall import Record
+    from detbox.cache.record import Record
     from detbox.machine.inodes import InodeTable
 
 #: How far an aspect's bit is moved to say that the execution has changed it.

@@ -59,6 +59,7 @@ class Fact:
     entry: VInode | None = None  # what the guest saw of the inode
     entry_times: bytes = b""
     lines: dict[int, str] | None = None  # of results, by aspects
+    system: bool = False  # such a fact, with lines, of what is no directory of the user's
 
     def row(self) -> list[Any]:
         """For a manifest, without trailing Nones."""
@@ -119,13 +120,22 @@ def content_of(path: bytes) -> str | None:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return None
-    digest = xxhash.xxh3_128()
-    with open(fd, "rb", buffering=0) as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+    try:
+        st = os.fstat(fd)
+        if not stat.S_ISREG(st.st_mode):
             return None  # a device may have no end
-        while data := file.read(_CHUNK):
+        data = os.read(fd, min(st.st_size + 1, _CHUNK))
+        if len(data) <= st.st_size < _CHUNK:
+            return xxhash.xxh3_128_hexdigest(data)
+        digest = xxhash.xxh3_128()
+        while data:
             digest.update(data)
-    return digest.hexdigest()
+            data = os.read(fd, _CHUNK)
+        return digest.hexdigest()
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
 
 
 def listing_of(entries: Iterable[tuple[bytes, str]]) -> str:

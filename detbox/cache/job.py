@@ -181,6 +181,7 @@ class Job:
             self._why = "the run told nothing"
             return outcome, None
         self._executions = raw["executions"]
+        self._store.use(used for used, _ in raw["used"])
         self._compare(raw["mismatch"])
         if outcome.trouble or any(one["result"] == _HIT for one in self._executions):
             self._trace = None  # it is not whole

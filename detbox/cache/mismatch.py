@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any
 
 from detbox.cache.manifest import Manifest
-from detbox.cache.recall import Record
+from detbox.cache.record import Record, inlined
 from detbox.cache.summary import data_of
 from detbox.errors import InternalError
 
@@ -66,7 +66,7 @@ def report(store: Store, key: str, found: dict[str, Any], trace: IO[bytes] | Non
         digests = {"output": result.get("output"), "moved": result.get("moved")}
         digests.update((change["path"], change.get("blob")) for change in result["changes"])
         for path, digest in digests.items():
-            data = store.open_blob(digest) if digest else None
+            data = _content(store, digest) if digest else None
             if data is not None:
                 place = os.path.join(directory, name + "-" + os.path.basename(os.fsdecode(data_of(path)))[:200])
                 with contextlib.suppress(OSError), open(place, "wb") as content:
@@ -78,6 +78,11 @@ def report(store: Store, key: str, found: dict[str, Any], trace: IO[bytes] | Non
         f"both are kept, with all that was observed: {paths[0]} and {paths[1]}"
         + _keep_traces(store, directory, trace_of(store, key, found["stored"]), trace)
     )
+
+
+def _content(store: Store, content: str) -> bytes | None:
+    data = inlined(content)
+    return store.open_blob(content) if data is None else data
 
 
 def _keep_traces(store: Store, directory: str, stored: str, trace: IO[bytes] | None) -> str:

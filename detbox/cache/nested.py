@@ -13,11 +13,14 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from detbox.cache import calls, mismatch, start
+from detbox.cache.common import Common
+from detbox.cache.contents import Contents, Known
 from detbox.cache.effects import Effects
 from detbox.cache.execution import Execution
 from detbox.cache.inherited import InheritedFiles
 from detbox.cache.reach import Reach
-from detbox.cache.recall import CIRCUMSTANCES, Recall, Record
+from detbox.cache.recall import Recall
+from detbox.cache.record import CIRCUMSTANCES, Record
 
 if TYPE_CHECKING:
     from detbox.cache.observed import Observed
@@ -46,7 +49,9 @@ class Nested:
         self._last: Execution | None = None
         self.mismatch: Any = None  # the first stored result that is not what the run gave
         self._recalled: dict[int, Record] = {}  # by process: what its end has to set
-        self.effects = Effects(self.tracker, store)
+        self.common = Common(store)
+        self.contents = Contents(self.m.inodes, self.tracker.root.changed, Known(store))
+        self.effects = Effects(self.tracker, store, self.common, self.contents)
         self.files = InheritedFiles(self.tracker)
         self.reach = Reach(self)
         self._recall = Recall(self)

@@ -2,96 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from detbox.cache import facts, pipes
+from detbox.cache.common import Held, parsed
 from detbox.cache.execution import Listed, numbers_of, seen_by_guest
-from detbox.cache.summary import data_of, text
+from detbox.cache.record import Record
+from detbox.cache.summary import text
 
 if TYPE_CHECKING:
     from detbox.cache.execution import Execution
     from detbox.cache.nested import Nested
-    from detbox.machine.inodes import InodeTable, VInode
+    from detbox.machine.inodes import InodeTable
     from detbox.supervisor.task import Task
 
-FORMAT = 4
-#: Fields of a result that do not tell what it left.
-CIRCUMSTANCES = ("facts", "format", "key", "pipes", "turns_taken", "jumps")
 _KIND, _SIZE, _CONTENT, _LISTING, _XATTRS, _PYTIME, _IDENTITY, _TIMES, _NUMBERED = range(9)
 _NAMES = ("kind", "size", "content", "list of entries", "attributes", "time of its compiled file", "inode or owner",
           "times", "inodes of its entries")  # fmt: skip
-
-
-@dataclass
-class Record:
-    """The result of one execution.
-
-    ``facts``: lines, see :func:`parsed`; results have most of them in common.  ``changes``: as in ``summary``,
-    each with the guest's view of the inode.  ``marks``: aspects that it has changed, by path.
-    ``numbered``: inode numbers that it has given to others' files, in order: ``[path or descriptor, number]``.
-    ``positions``: of inherited files, by descriptor.  ``turns_taken``: of the scheduler; ``jumps``: whether nobody
-    was ready meanwhile.  ``pipes``, ``moves``: see ``cache.pipes``; ``moved``: the blob of what was written.
-    ``flags``: of the standard streams, as it has left them.
-    The rest are the values that the run's counters have at its end.
-    """
-
-    key: str
-    facts: list[str]
-    changes: list[dict[str, Any]]
-    marks: dict[str, int]
-    numbered: list[tuple[str | int, int]]
-    output: str
-    turns: list[list[int]]
-    positions: list[tuple[int, int]]
-    status: int
-    clock: int
-    next_inode: int
-    last_process: int
-    cpu_ns: int
-    children_ns: int
-    turns_taken: int
-    jumps: bool
-    pipes: list[list[Any]]
-    moves: list[tuple[int, int]]
-    moved: str
-    flags: list[tuple[int, int]]
-    format: int = FORMAT
-
-    def to_bytes(self) -> bytes:
-        """For the store."""
-        rest = {name: value for name, value in vars(self).items() if name != "facts"}
-        return zlib.compress("\n".join((json.dumps(rest, separators=(",", ":")), *self.facts)).encode(), 1)
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Record | None:
-        """The inverse; None if it is not one, or of another format."""
-        try:
-            head, *rows = zlib.decompress(data).decode().split("\n")
-            raw = json.loads(head)
-            return cls(**raw, facts=rows) if raw.get("format") == FORMAT else None
-        except (ValueError, TypeError, AttributeError, zlib.error):
-            return None
-
-    def blobs(self) -> list[str]:
-        """Every blob that the result needs."""
-        return [digest for digest, _ in self.sized_blobs()]
-
-    def changed_paths(self) -> list[str]:
-        """Every path that it changes."""
-        return [change[name] for change in self.changes for name in ("path", "to") if name in change]
-
-    def sized_blobs(self) -> list[tuple[str, int]]:
-        """Every blob that the result needs, with its size in bytes."""
-        written = sum(count for _, count in self.moves if count > 0)
-        found = [(self.output, sum(size for _, size in self.turns)), (self.moved, written)]
-        found += [(change["blob"], change["size"]) for change in self.changes if change.get("blob")]
-        return [(digest, size) for digest, size in found if digest]
 
 
 class Recall:
@@ -101,7 +31,7 @@ class Recall:
         self._nested = nested
         self._m = nested.m
         self._untouched: dict[bytes, _Seen] = {}
-        self._held: dict[str, _Held] = {}
+        self._held: dict[str, Held] = {}
         self._nothing = nested.store.is_empty()  # what others enter meanwhile is left to the next run
 
     def find(self, t: Task, mine: Execution) -> Record | None:
@@ -131,8 +61,21 @@ class Recall:
         return pipes.first_change(t, mine, record.pipes, self._nested.reach.odd_pipes)
 
     def _first_change(self, record: Record) -> str | None:
+        why = self._first_of(record.facts)
+        if why is not None or not record.common[0]:
+            return why
+        block = self._nested.common.block(record.common[0])
+        if block is None:
+            return "what the result depends on is lost"
+        lines = block.to_look_at(self._nested.tracker.root.changed, self._m.inodes.table)
+        why = self._first_of(lines)
+        if why is None and lines is block.lines:
+            block.hold(self._held)
+        return why
+
+    def _first_of(self, lines: Iterable[str]) -> str | None:
         changed, table = self._nested.tracker.root.changed, self._m.inodes.table
-        for line in record.facts:
+        for line in lines:
             held = self._held.get(line)
             if held is None or held.path in changed or held.is_other(table):
                 why = self._look(line)
@@ -159,30 +102,6 @@ class Recall:
         if not changed and len(row) <= _NUMBERED:
             self._held[line] = seen.held(by_guest=len(row) > _IDENTITY)
         return None
-
-
-@lru_cache(1 << 16)
-def parsed(line: str) -> tuple[bytes, int, list[Any]]:
-    """Canonical path, observed aspects, and row of a fact of a :class:`Record`.  Raises ValueError, TypeError."""
-    path, aspects, row = json.loads(line)
-    return data_of(path), aspects, row
-
-
-@dataclass(slots=True)
-class _Held:
-    """What a fact that holds depends on: a path, and the inode and times that the guest sees there, if they count."""
-
-    path: bytes
-    place: tuple[int, int] | None
-    entry: VInode | None
-    times: bytes
-
-    def is_other(self, table: dict[tuple[int, int], VInode]) -> bool:
-        """Whether the guest sees something else by now."""
-        if self.place is None:
-            return False
-        entry = table.get(self.place)
-        return entry is not self.entry or (entry is not None and entry.times is not self.times)
 
 
 @dataclass(slots=True)
@@ -213,6 +132,7 @@ class _Seen:
     def __init__(self, nested: Nested, path: bytes) -> None:
         self.path = path
         self._inodes, self._ledger = nested.m.inodes, nested.tracker.ledger
+        self._contents = nested.contents
         self._numbers: _Numbers | None = None
         kind, self._st = facts.kind_of(path)
         owner = nested.tracker.owner
@@ -225,16 +145,17 @@ class _Seen:
         if which >= _IDENTITY:
             return self._by_guest(which)
         if which not in self._known:
-            self._known[which] = _LOOKS[which](self.path, self._st)
+            look = self._contents.of if which == _CONTENT else _LOOKS[which]
+            self._known[which] = look(self.path, self._st)
         return self._known[which]
 
-    def held(self, *, by_guest: bool) -> _Held:
+    def held(self, *, by_guest: bool) -> Held:
         """To be asked later; ``by_guest``: whether inode and times count."""
         if self._st is None or not by_guest:
-            return _Held(self.path, None, None, b"")
+            return Held(self.path, None, None, b"")
         place = (self._st.st_dev, self._st.st_ino)
         entry = self._inodes.table.get(place)
-        return _Held(self.path, place, entry, entry.times if entry is not None else b"")
+        return Held(self.path, place, entry, entry.times if entry is not None else b"")
 
     def _by_guest(self, which: int) -> Any:
         if self._st is None:
@@ -263,7 +184,6 @@ def _listing(path: bytes, st: os.stat_result | None) -> str | None:
 
 _LOOKS: dict[int, Callable[[bytes, os.stat_result | None], Any]] = {
     _SIZE: _size,
-    _CONTENT: lambda path, st: facts.content_of(path),
     _LISTING: _listing,
     _XATTRS: lambda path, st: facts.xattrs_digest(path),
     _PYTIME: facts.python_time,

@@ -7,12 +7,12 @@ them.
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from detbox.cache.recall import Record
+from detbox.cache.common import is_fact
+from detbox.cache.record import Record, inlined
 from detbox.cache.remote_check import HASH, is_path
 from detbox.cache.store import is_digest
 from detbox.cache.summary import data_of
@@ -23,7 +23,6 @@ _MOST = 512 << 20
 _MOST_COUNT = 1 << 62
 _ASPECTS = 0xFF
 _DO = frozenset(("remove", "link", "keep", "directory", "fifo", "socket", "symlink", "file"))
-_ROW = (str, int, str, str, str, int, list, list, str)
 _SIGNALS = 64
 
 
@@ -51,7 +50,7 @@ def is_sound(record: Record) -> bool:
     """Whether a result has the form that this program writes; nothing is said about any run."""
     try:
         return (
-            all(_fact(line) for line in record.facts)
+            all(is_fact(line) for line in record.facts) and _common(record)
             and all(_change(change) for change in record.changes)
             and len({change["path"] for change in record.changes}) == len(record.changes)
             and all(is_path(path) and _count(aspects, _ASPECTS) for path, aspects in record.marks.items())
@@ -67,11 +66,16 @@ def _count(value: Any, most: int = _MOST_COUNT) -> bool:
     return type(value) is int and 0 <= value <= most
 
 
-def _fact(line: str) -> bool:
-    path, aspects, row = json.loads(line)
-    if not is_path(path) or made(data_of(path)) or not _count(aspects, _ASPECTS) or len(row) > len(_ROW):
-        return False
-    return all(value is None or type(value) is wanted for value, wanted in zip(row, _ROW, strict=False))
+def _common(record: Record) -> bool:
+    """Of the facts in the blob nothing is said: they are looked at when it is taken apart."""
+    digest, size = record.common
+    return _count(size) and (is_digest(digest) if size else digest == "")
+
+
+def _content(content: Any, size: int) -> bool:
+    """Whether it stands for so many bytes."""
+    data = inlined(content) if isinstance(content, str) else None
+    return is_digest(content) if data is None else len(data) == size
 
 
 def _change(change: Any) -> bool:
@@ -93,13 +97,14 @@ def _change(change: Any) -> bool:
     )  # fmt: skip
     if kind == "symlink":
         return fit and isinstance(change["text"], str) and "\0" not in change["text"] and change["text"] != ""
-    return fit and (kind != "file" or is_digest(change["blob"]) and _count(change["size"]))
+    return fit and (kind != "file" or _count(change["size"]) and _content(change["blob"], change["size"]))
 
 
 def _output(record: Record) -> bool:
     fit = all(stream in (1, 2) and _count(size) and size > 0 for stream, size in record.turns)
     streams = all(stream in (0, 1, 2) and _count(flags, 0o77777777) for stream, flags in record.flags)
-    return fit and streams and (is_digest(record.output) if record.turns else record.output == "")
+    size = sum(size for _, size in record.turns)
+    return fit and streams and (_content(record.output, size) if record.turns else record.output == "")
 
 
 def _pipes(record: Record) -> bool:
@@ -117,8 +122,8 @@ def _pipes(record: Record) -> bool:
             return False
     signs = {(number, count > 0) for number, count in record.moves}
     kinds = {(row[0], not isinstance(row[3], str)) for row in record.pipes}
-    written = any(count > 0 for _, count in record.moves)
-    blob = is_digest(record.moved) if written else record.moved == ""
+    written = sum(count for _, count in record.moves if count > 0)
+    blob = _content(record.moved, written) if written else record.moved == ""
     return blob and signs <= kinds and len(moved) == len(record.pipes)
 
 

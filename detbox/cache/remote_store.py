@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from detbox.cache.facts import below
 from detbox.cache.manifest import Manifest
-from detbox.cache.recall import Record
+from detbox.cache.record import Record
 from detbox.cache.remote import Access, Remote, connect
 from detbox.cache.remote_check import is_sound
 from detbox.cache.remote_parts import pack, unpack

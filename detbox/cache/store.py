@@ -278,11 +278,18 @@ class Store:
             "select key, manifest, blobs, proof from results where key = ? order by id desc limit ?",
             (key, MOST_CANDIDATES),
         )
-        found = [manifest for _, manifest, _ in proven(rows)]
+        return [manifest for _, manifest, _ in proven(rows)]
+
+    def use(self, keys: Iterable[str]) -> None:
+        """Note that the results under these keys are used."""
         now = time.time()
-        if found and self._index.read("select 1 from results where key = ? and used < ? limit 1", (key, now - _USE_S)):
-            self._index.write(("update results set used = ? where key = ?", (now, key)))
-        return found
+        step = "update results set used = ? where key = ? and used < ?"
+        old = [
+            key for key in dict.fromkeys(keys)
+            if self._index.read("select 1 from results where key = ? and used < ? limit 1", (key, now - _USE_S))
+        ]  # fmt: skip
+        if old:
+            self._index.write(*((step, (now, key, now - _USE_S)) for key in old))
 
     def entered(self, key: str) -> list[tuple[bytes, list[str]]]:
         """The manifests entered under ``key``, each with the digests that it was entered with."""
@@ -291,7 +298,10 @@ class Store:
 
     def look_up(self, key: str) -> Iterator[bytes]:
         """The same one by one, for a look-up on the host's side: a store may get them from elsewhere."""
-        yield from self.candidates(key)
+        found = self.candidates(key)
+        if found:
+            self.use([key])
+        yield from found
 
     def chosen(self, key: str, manifest: bytes) -> None:
         """The facts of this one hold: its blobs will be asked for."""

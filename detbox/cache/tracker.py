@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from detbox.cache import calls, facts
 from detbox.cache.execution import OWN, Execution, Ledger
 from detbox.cache.facts import CONTENT, IDENTITY, KIND, LIST, PYTIME, SIZE, TIMES, XATTR
-from detbox.cache.world import Way, World, interpreter_of, made, parent_of, steady
+from detbox.cache.world import World, interpreter_of, made, parent_of, steady
 from detbox.decision import Decision
 from detbox.handlers.paths import AT_FDCWD
 
@@ -25,6 +25,7 @@ _MADE = frozenset((b"proc", b"sys/", b"sys", b"dev/", b"dev"))
 _M32 = 0xFFFFFFFF
 _SIGKILL = 9
 _TERMINAL = b"/dev/tty"
+_KNOWS_KIND = KIND | KIND << OWN
 
 #: A path, the directory that it is relative to, and what is asked about it (bit 0: whether a link is followed).
 Question = tuple[bytes, bytes, int]
@@ -53,7 +54,8 @@ class Tracker:
         self.origin: dict[bytes, bytes] = {}  # where something that was moved stood at first
         self._moved: dict[bytes, bytes] = {}  # what a call in progress adds to that
         self._interpreters: dict[bytes, bytes | None] = {}  # of programs that the run has not changed
-        self._answers: dict[Question, Way] = {}  # of all executions, since a name changed that ways may pass through
+        # Of all executions, since a name changed that ways may pass through; the last one: aspects.
+        self._answers: dict[Question, tuple[bytes, tuple[bytes, ...], int]] = {}
         self._answered_at = 0
         self.killed = False
         self.terminals = False  # the guest may have made some
@@ -70,7 +72,6 @@ class Tracker:
         if probe is None:
             return handler
         ask = probe
-        quick = calls.QUICK.get(nr)
 
         def tracking(m: Machine, t: Task, a: Args) -> Decision:
             if self._moved:
@@ -89,19 +90,22 @@ class Tracker:
 
     def _quickly(self, handler: Handler, tracking: Handler, place: int, ask: calls.Ask) -> Handler:
         """For the commonest calls, most of which ask what has been asked before.  ``place``: of the path's address."""
-        world, root = self.world, self.root
+        world, root, again = self.world, self.root, self._again
 
         def quickly(m: Machine, t: Task, a: Args) -> Decision:
             what = ask(a)
             if not what:
                 return tracking(m, t, a)
             path = t.cstr(a[place])
-            if not path:
-                return handler(m, t, a)
             t.text_at, t.text = a[place], path
             try:
+                if not path:
+                    return handler(m, t, a)
                 execution = t.process.program.execution or root
-                if execution.looked_at == world.changes and (path, b"", what) in execution.looked:
+                question = path, b"", what
+                if execution.looked_at == world.changes and question in execution.looked:
+                    return handler(m, t, a)
+                if path[0] == 47 and again(t, execution, question):
                     return handler(m, t, a)
                 return tracking(m, t, a)
             finally:
@@ -111,13 +115,15 @@ class Tracker:
 
     def _looking(self, handler: Handler, follow: bool, aspects: int) -> Handler:
         """For calls that look at the path that is their first argument, and change nothing: the commonest ones."""
-
-        world, root, what = self.world, self.root, aspects << 1 | follow
+        world, root, what, again = self.world, self.root, aspects << 1 | follow, self._again
 
         def looking(m: Machine, t: Task, a: Args) -> Decision:
             path = t.cstr(a[0])
             execution = t.process.program.execution or root
-            if execution.looked_at != world.changes or (path, b"", what) not in execution.looked:
+            question = path, b"", what
+            if (execution.looked_at != world.changes or question not in execution.looked) and (
+                path[:1] != b"/" or not again(t, execution, question)
+            ):
                 self.look(t, AT_FDCWD, path, follow, aspects)
             t.text_at, t.text = a[0], path
             try:
@@ -155,14 +161,8 @@ class Tracker:
             self._answers.clear()
         answer = self._answers.get(question)
         if answer is not None and not t.process.fs.special:
-            found, passed = answer
-            if passed and passed not in execution.passed:
-                self._passes(execution, passed)
-            have = execution.have.get(found, 0)
-            if aspects & ~(have | have >> OWN):
-                self.ledger.touch(execution, found, aspects)
-            execution.looked.add(question)
-            return found
+            self._answer(execution, question, answer)
+            return answer[0]
         path, base, what = question
         place = self.find(t, dirfd, path, bool(what & 1))
         if place is not None:
@@ -172,8 +172,34 @@ class Tracker:
             if what and way is not None:
                 execution.looked.add(question)
                 if not made(place):
-                    self._answers[question] = way
+                    self._answers[question] = (*way, aspects)
         return place
+
+    def _answer(self, execution: Execution, question: Question, answer: tuple[bytes, tuple[bytes, ...], int]) -> None:
+        """The execution asks what is known already."""
+        found, passed, aspects = answer
+        if passed and passed not in execution.passed:
+            self._passes(execution, passed)
+        have = execution.have.get(found, 0)
+        if aspects & ~(have | have >> OWN):
+            self.ledger.touch(execution, found, aspects)
+        execution.looked.add(question)
+
+    def _again(self, t: Task, execution: Execution, question: Question) -> bool:
+        """The execution asks for an absolute path; whether that is known from what others have asked."""
+        changes = self.world.changes
+        if self._answered_at != changes or t.process.fs.special:
+            return False
+        answer = self._answers.get(question)
+        if answer is None or question[0].endswith(b".py"):
+            return False  # more is asked of Python's sources
+        if execution.looked_at != changes:
+            execution.looked_at = changes
+            execution.looked.clear()
+        self._answer(execution, question, answer)
+        if question[2] & calls.OPENS:
+            self.opens(t, answer[0])
+        return True
 
     def _question(self, t: Task, dirfd: int, path: bytes, what: int) -> Question | None:
         """What is asked, by its words; None if it has been asked before by the same execution.
@@ -233,8 +259,9 @@ class Tracker:
 
     def _passes(self, execution: Execution, passed: tuple[bytes, ...]) -> None:
         execution.passed.add(passed)
+        have = execution.have
         for step in passed:
-            if not made(step):
+            if not have.get(step, 0) & _KNOWS_KIND and not made(step):
                 self.ledger.touch(execution, step, KIND)
 
     def _base(self, t: Task, dirfd: int) -> bytes | None:

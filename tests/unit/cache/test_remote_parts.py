@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from detbox.cache.recall import Record
+from detbox.cache.record import Record
 from detbox.cache.remote_parts import is_sound, pack, unpack
 
 DIGEST, HASH, KEY = "a" * 64, "b" * 32, "c" * 64
@@ -20,7 +20,7 @@ FILE = {
     "source": False, "times": [1, 2, 3, 4], "blob": DIGEST, "size": 3,
 }  # fmt: skip
 GOOD = Record(
-    key=KEY, facts=[f'["/work/in",3,["f644:1",6,"{HASH}"]]'], changes=[FILE], marks={"/work/out": 255},
+    key=KEY, common=(DIGEST, 9), facts=[f'["/work/in",3,["f644:1",6,"{HASH}"]]'], changes=[FILE], marks={"/work/out": 255},
     numbered=[("/work/in", 12), (0, 13)], output=DIGEST, turns=[[1, 3]], positions=[(3, 9)], status=256, clock=1,
     next_inode=64, last_process=7, cpu_ns=1, children_ns=0, turns_taken=0, jumps=False,
     pipes=[[0, 4, True, HASH], [5, 0, 65536, 2]], moves=[(0, -4), (5, 2)], moved=DIGEST, flags=[(1, 1025)],

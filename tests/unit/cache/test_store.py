@@ -202,7 +202,7 @@ def filled(store: Store) -> dict[str, str]:
 
 def test_what_was_used_least_recently_goes_first(store: Store) -> None:
     digests = filled(store)
-    store.candidates("k0")  # a use
+    store.use(["k0"])
     gc.collect(store, max_bytes=3100)
     assert {entry.key for entry in store.entries()} == {"k0", "k4", "k5"}
     assert [key for key, digest in digests.items() if store.has(digest)] == ["k0", "k4", "k5"]

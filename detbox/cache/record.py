@@ -1,0 +1,100 @@
+"""The result of an execution inside of a run, in the form in which it is stored."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+FORMAT = 5
+#: Fields of a result that do not tell what it left.
+CIRCUMSTANCES = ("facts", "common", "format", "key", "pipes", "turns_taken", "jumps")
+#: Contents up to this size are part of the result itself: a blob is a file, which costs more than most executions.
+SMALL = 1024
+_INLINE = "="
+
+
+@dataclass
+class Record:
+    """The result of one execution.
+
+    ``facts``: lines, see ``cache.common``.  ``common``: digest and size of the blob that has the rest of them, which
+    other results have as well; ("", 0) for none.  ``changes``: as in ``summary``, each with the guest's view of the
+    inode.  ``marks``: aspects that it has changed, by path.
+    ``numbered``: inode numbers that it has given to others' files, in order: ``[path or descriptor, number]``.
+    ``positions``: of inherited files, by descriptor.  ``output``, ``moved`` and what files hold: see :func:`inlined`.
+    ``turns_taken``: of the scheduler; ``jumps``: whether nobody
+    was ready meanwhile.  ``pipes``, ``moves``: see ``cache.pipes``; ``moved``: the blob of what was written.
+    ``flags``: of the standard streams, as it has left them.
+    The rest are the values that the run's counters have at its end.
+    """
+
+    key: str
+    facts: list[str]
+    common: tuple[str, int]
+    changes: list[dict[str, Any]]
+    marks: dict[str, int]
+    numbered: list[tuple[str | int, int]]
+    output: str
+    turns: list[list[int]]
+    positions: list[tuple[int, int]]
+    status: int
+    clock: int
+    next_inode: int
+    last_process: int
+    cpu_ns: int
+    children_ns: int
+    turns_taken: int
+    jumps: bool
+    pipes: list[list[Any]]
+    moves: list[tuple[int, int]]
+    moved: str
+    flags: list[tuple[int, int]]
+    format: int = FORMAT
+
+    def to_bytes(self) -> bytes:
+        """For the store."""
+        rest = {name: value for name, value in vars(self).items() if name != "facts"}
+        return zlib.compress("\n".join((json.dumps(rest, separators=(",", ":")), *self.facts)).encode(), 1)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Record | None:
+        """The inverse; None if it is not one, or of another format."""
+        try:
+            head, *rows = zlib.decompress(data).decode().split("\n")
+            raw = json.loads(head)
+            return cls(**raw, facts=rows) if raw.get("format") == FORMAT else None
+        except (ValueError, TypeError, AttributeError, zlib.error):
+            return None
+
+    def blobs(self) -> list[str]:
+        """Every blob that the result needs."""
+        return [digest for digest, _ in self.sized_blobs()]
+
+    def changed_paths(self) -> list[str]:
+        """Every path that it changes."""
+        return [change[name] for change in self.changes for name in ("path", "to") if name in change]
+
+    def sized_contents(self) -> list[tuple[str, int]]:
+        """Whatever it writes, see :func:`inlined`, with sizes in bytes."""
+        written = sum(count for _, count in self.moves if count > 0)
+        found = [(self.output, sum(size for _, size in self.turns)), (self.moved, written)]
+        found += [(change["blob"], change["size"]) for change in self.changes if change.get("blob")]
+        return [(content, size) for content, size in found if content]
+
+    def sized_blobs(self) -> list[tuple[str, int]]:
+        """Every blob that the result needs, with its size in bytes."""
+        found = [(content, size) for content, size in self.sized_contents() if content[0] != _INLINE]
+        digest, size = self.common
+        return [*found, (digest, size)] if digest else found
+
+
+def inline(data: bytes) -> str:
+    """A small content as a result has it, where larger ones have the digest of a blob."""
+    return _INLINE + data.decode("latin-1")
+
+
+def inlined(content: str) -> bytes | None:
+    """The inverse of :func:`inline`; None for the digest of a blob."""
+    return content[1:].encode("latin-1") if content[:1] == _INLINE else None
