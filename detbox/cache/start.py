@@ -6,7 +6,7 @@ import functools
 import hashlib
 import operator
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from stat import S_IFMT, S_ISCHR, S_ISDIR, S_ISREG
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from detbox.cache import pipes
 from detbox.cache.world import made
 from detbox.handlers.limits import limits_of
 from detbox.handlers.locks import RECHECK
+from detbox.machine.creds import Creds
 from detbox.machine.files import Kind
 from detbox.supervisor.task import INHERITED
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _SIGNALS = (b"SigPnd:", b"ShdPnd:", b"SigBlk:", b"SigIgn:")
 _CONSOLE = {Kind.STDIN: "stdin", Kind.STDOUT: "stdout", Kind.STDERR: "stderr"}
 _TICK_NS = 10_000_000  # /proc/PID/stat shows when a process was forked, in such steps
+_credentials = operator.attrgetter(*(one.name for one in fields(Creds)))
 _TIMERS = "timers"  # key of Process.data, see handlers/timers.py
 #: Devices without a state.
 _DEVICES = (os.makedev(1, 3), os.makedev(1, 5), os.makedev(1, 7), os.makedev(1, 8), os.makedev(1, 9))
@@ -154,13 +156,16 @@ def key_of(
     """
     process = t.process
     parts = (
-        base, process.program.name, process.exe, process.fs.cwd_path(), process.fs.umask, repr(process.creds),
+        base, process.program.name, process.exe, process.fs.cwd_path(), process.fs.umask, _credentials(process.creds),
         limits_of(process), lines, process.pid, process.ppid, os.getpgid(process.pid),
         os.getsid(process.pid), m.clock.now, counters, process.cpu.ns, process.cpu.children_ns,
         process.start_ns // _TICK_NS, t.cpu.ns, t.turns, t.cpu.looks, _adopter(process),
         [(name, repr(t.data[name])) for name in INHERITED if name in t.data], given.rows,
     )  # fmt: skip
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
+    known = repr(parts)
+    # The address of an object would be another one in each run.
+    assert " object at 0x" not in known, known
+    return hashlib.sha256(known.encode()).hexdigest()
 
 
 def _adopter(process: Process) -> int:
