@@ -11,8 +11,9 @@ from bisect import bisect_right
 from collections.abc import Callable
 from typing import Protocol
 
-from detbox.counted import translate
-from detbox.counted.translate import COUNTER, LONGEST, LOOKUP, TABLE, TARGET, Copy, Exit, Mark
+from detbox.counted import slots
+from detbox.counted.slots import COUNTER, LOOKUP, TABLE, TARGET
+from detbox.counted.translate import AFTER_CALL, LONGEST, Copy, Exit, Mark, translate
 from detbox.machine.constants import COPIES
 
 #: Where the memory is in every process, and its size.
@@ -34,29 +35,88 @@ class Memory(Protocol):
 
 
 class Copies:
-    """``executable(address)``: the (start, end) of the mapping around an address whose code cannot change, or None."""
+    """``executable()``: the (start, end) of the mappings whose code cannot change.  ``program``: whose code it is."""
 
-    def __init__(self, executable: Callable[[int], tuple[int, int] | None]) -> None:
+    def __init__(self, executable: Callable[[], list[tuple[int, int]]], program: bytes = b"") -> None:
         self._executable = executable
+        self.program = program
         self.made = 0
-        self._empty()
-
-    def _empty(self) -> None:
-        self._copies: dict[int, Copy] = {}
-        self._places: list[int] = []  # where copies begin, ascending
+        #: Whether they were made by others than the process itself, or not at its own looks (see gauging.py).
+        self.foreign = False
+        self._image = bytearray()  # the copies, as they are in memory
+        #: Whether the code may be another one since it was copied (see :meth:`check`).
+        self.suspect = False
         self._at: dict[int, Copy] = {}
+        self._places: list[int] = []  # where copies begin, ascending
         self._exits: dict[int, tuple[Copy, Exit]] = {}
-        self._pages: dict[int, bytes] = {}
-        self._ranges: list[tuple[int, int]] = []
-        self._table: dict[int, int] = {}
         self._next = PLACE + _CODE
         self._missed = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._copies: dict[int, Copy] = {}
+        self._waiting: dict[int, list[tuple[int, bool]]] = {}  # jumps to what has no copy
+        self._pages: dict[int, bytes] = {}
+        self._ranges: list[tuple[int, int]] = []
+        self._elsewhere: set[int] = set()  # pages that are in none of them
+        self._table: dict[int, int] = {}
         self._prepared = False
 
-    def forget(self) -> None:
-        """The program's code may have changed."""
-        if self._prepared:
-            self._empty()
+    def forget(self, memory: Memory) -> None:
+        """Make all copies anew.  What has been made stays, since threads may be in it, but leads nowhere."""
+        for index in self._table:
+            memory.write(PLACE + _TABLE + 16 * index, bytes(16))
+        self._begin()
+        self._prepared = self._missed > 0
+
+    def taken_over(self, memory: Memory, executable: Callable[[], list[tuple[int, int]]]) -> Copies | None:
+        """The same for another process that executes the same code, written to its memory; None if it does not."""
+        other = self.inherited(executable)
+        if not other._same(memory):
+            return None
+        other.made, other.foreign = 0, True
+        other._prepare(memory)
+        memory.write(PLACE + _CODE, bytes(self._image))
+        for index, address in self._table.items():
+            memory.write(PLACE + _TABLE + 16 * index, _PAIR.pack(address, self._copies[address].at))
+        return other
+
+    def inherited(self, executable: Callable[[], list[tuple[int, int]]]) -> Copies:
+        """The same for a child process that has a copy of the memory."""
+        child = Copies(executable)
+        for name, value in vars(self).items():
+            if isinstance(value, (dict, list, set, bytearray)):
+                setattr(child, name, value.copy())
+            elif name != "_executable":
+                setattr(child, name, value)
+        child._waiting = {target: jumps.copy() for target, jumps in self._waiting.items()}
+        return child
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no room for more copies."""
+        return self._next + (LONGEST << 4) > PLACE + SIZE
+
+    def check(self, memory: Memory) -> bool:
+        """Whether the code is what it was when it was copied; otherwise the copies are forgotten."""
+        self.suspect = False
+        self._elsewhere.clear()
+        same = self._same(memory)
+        if not same:
+            self.forget(memory)
+        return same
+
+    def _same(self, memory: Memory) -> bool:
+        now = self._executable()
+        if not all(any(first <= start and end <= last for first, last in now) for start, end in self._ranges):
+            return False
+        try:
+            return all(memory.read(page, _PAGE) == held for page, held in self._pages.items())
+        except OSError:
+            return False
+
+    def __len__(self) -> int:
+        return len(self._copies)
 
     @staticmethod
     def inside(address: int) -> bool:
@@ -84,15 +144,14 @@ class Copies:
 
     def follow(self, memory: Memory, address: int, why: Exit) -> int | None:
         """Where a thread goes on that stopped at an exit; the next one that comes there does not stop."""
-        emptied = self._next
         entry = self.entry(memory, why.target, counted=why.counted)
-        if entry is None or self._next < emptied:
-            return entry
+        if entry is None:
+            return None
         if why.why == "computed":
             self._enter(memory, why.target, entry)
         else:
             at = self._exits[address][0].at + why.patch
-            memory.write(at, struct.pack("<i", entry - (at + 4)))
+            self._lead(memory, at, entry)
         return entry
 
     def original(self, address: int) -> Mark | None:
@@ -120,33 +179,38 @@ class Copies:
         memory.write(PLACE + COUNTER, _COUNT.pack(left))
 
     @staticmethod
-    def slot(memory: Memory, slot: int) -> int:
-        """What a register holds that is put aside."""
-        value: int = _WORD.unpack(memory.read(PLACE + slot, 8))[0]
+    def put_aside(memory: Memory, mark: Mark) -> int:
+        """What the program has in the register that is put aside at a mark."""
+        assert mark.saved is not None
+        if mark.saved[1] == AFTER_CALL:
+            return mark.address
+        value: int = _WORD.unpack(memory.read(PLACE + mark.saved[1], 8))[0]
         return value
 
     # -- making -------------------------------------------------------------------------
 
     def _prepare(self, memory: Memory) -> None:
-        code, missed = translate.lookup(PLACE + LOOKUP, PLACE)
+        code, missed = slots.lookup(PLACE + LOOKUP, PLACE)
         memory.write(PLACE + LOOKUP, code)
         memory.write(PLACE + TABLE, _WORD.pack(PLACE + _TABLE))
-        memory.write(PLACE + _TABLE, bytes(16 * (_PAIRS + _SPARE)))
         self._missed = PLACE + LOOKUP + missed
         self._prepared = True
 
     def _make(self, memory: Memory, address: int) -> Copy | None:
+        if self.full:
+            return None
         code = self._code(memory, address)
-        if self._next + (LONGEST << 4) > PLACE + SIZE:
-            self._empty()
         if not self._prepared:
             self._prepare(memory)
-        copy = translate.translate(code, address, self._next, PLACE) if code else None
+        copy = translate(code, address, self._next, PLACE) if code else None
         if copy is None:
             return None
         self._copies[address] = self._at[copy.at] = copy
         self._link(copy)
         memory.write(copy.at, bytes(copy.code))
+        self._image += copy.code + bytes(-len(copy.code) % 16)
+        for at, counted in self._waiting.pop(address, ()):
+            self._lead(memory, at, copy.at + (0 if counted else copy.plain))
         self._places.append(copy.at)
         self._exits.update((copy.at + offset, (copy, why)) for offset, why in copy.exits.items())
         self._next = copy.at + len(copy.code) + -len(copy.code) % 16
@@ -154,28 +218,46 @@ class Copies:
         return copy
 
     def _link(self, copy: Copy) -> None:
-        """Lead a new copy's jumps to the copies that there are."""
+        """Lead a new copy's jumps to the copies that there are; the others wait for theirs."""
         for why in copy.exits.values():
-            target = self._copies.get(why.target) if why.why == "jump" else None
-            if target is not None:
+            if why.why != "jump":
+                continue
+            at, target = copy.at + why.patch, self._copies.get(why.target)
+            if target is None:
+                self._waiting.setdefault(why.target, []).append((at, why.counted))
+            else:
                 entry = target.at + (0 if why.counted else target.plain)
-                struct.pack_into("<i", copy.code, why.patch, entry - (copy.at + why.patch + 4))
+                struct.pack_into("<i", copy.code, why.patch, entry - (at + 4))
+
+    def _lead(self, memory: Memory, at: int, entry: int) -> None:
+        """Have the jump whose distance is at an address lead to a copy."""
+        distance = struct.pack("<i", entry - (at + 4))
+        memory.write(at, distance)
+        at -= PLACE + _CODE
+        self._image[at : at + 4] = distance
 
     def _code(self, memory: Memory, address: int) -> bytes:
         """Up to LONGEST bytes from an address on, as far as they cannot change."""
-        around = next((each for each in self._ranges if each[0] <= address < each[1]), None)
+        first = address - address % _PAGE
+        if first in self._elsewhere:
+            return b""
+        around = self._around(address)
         if around is None:
-            around = self._executable(address)
+            self._ranges = self._executable()
+            around = self._around(address)
             if around is None:
+                self._elsewhere.add(first)
                 return b""
-            self._ranges.append(around)
-        first, last = address - address % _PAGE, min(address + LONGEST, around[1])
+        last = min(address + LONGEST, around[1])
         pages = []
         for page in range(first, last, _PAGE):
             if page not in self._pages:
                 self._pages[page] = memory.read(page, _PAGE)
             pages.append(self._pages[page])
         return b"".join(pages)[address - first : last - first]
+
+    def _around(self, address: int) -> tuple[int, int] | None:
+        return next((each for each in self._ranges if each[0] <= address < each[1]), None)
 
     def _enter(self, memory: Memory, address: int, entry: int) -> None:
         """Put a pair into the table of computed targets."""

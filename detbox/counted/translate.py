@@ -7,8 +7,8 @@ jump back, a call or a jump to a computed address, so each turn of it is counted
 
 What the program can see stays as it is: registers, flags and stack hold what they would hold, return addresses
 are those of the original code, and what the copy needs for itself lies in slots of its own memory.  An
-instruction whose effect depends on where it is (a branch, an address relative to it) is rewritten; one that traps, or
-enters the kernel, is left to the original.
+instruction whose effect depends on where it is (a branch, an address relative to it) is rewritten, and one that
+traps is left to the original.  System calls are made from the copy: the thread goes on in it afterwards.
 """
 
 from __future__ import annotations
@@ -19,15 +19,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
+from detbox.counted.slots import BREAKPOINT, COUNTER, LOOKUP, RCX, SCRATCH, moved
+
 if TYPE_CHECKING:
     import capstone
 
-#: Offsets of the slots in the copies' memory: what is left to count, the target of a computed branch, the copy that
-#: it leads to, and registers that are put aside.
-COUNTER, TARGET, DESTINATION, TABLE = 0, 8, 16, 24
-RAX, RCX, RDX, SCRATCH = 32, 40, 48, 56
-#: Offset of the code that looks computed targets up.
-LOOKUP = 0x1000
 #: Bytes that a copy may be made from at most, and instructions.
 LONGEST = 768
 _INSTRUCTIONS = 48
@@ -35,7 +31,12 @@ _INSTRUCTIONS = 48
 _AT_ONCE = 64
 #: What a counted entry counts, in instructions, besides those of the copy: about what it takes.
 ENTRY_WEIGHT = 8
-_BREAKPOINT = b"\xcc"
+#: What a call counts: by the time that one takes which the filter decides alone.
+CALL_WEIGHT = 2_000
+#: In place of a slot: the register holds the address.
+AFTER_CALL = -1
+# mov eax or rax, rt_sigreturn: the call does not come back to the copy.
+_SIGNAL_RETURNS = (b"\xb8\x0f\0\0\0", b"\x48\xc7\xc0\x0f\0\0\0")
 
 _PREFIXES = frozenset(b"\x66\x67\xf0\xf2\xf3\x2e\x36\x3e\x26\x64\x65")
 # One byte: int3, int, int1, hlt, iret, far returns and jumps, ports, popf (it may set the trap flag), pop to ss …
@@ -71,7 +72,10 @@ class Exit(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """Offset in the copy, the original instruction's address, and a register (with its slot) that is put aside."""
+    """Offset in the copy, the original instruction's address, and a register (with its slot) that is put aside.
+
+    Behind a call the register is RCX, where the processor has put the address of the copy, and the slot AFTER_CALL.
+    """
 
     offset: int
     address: int
@@ -138,6 +142,7 @@ def translate(code: bytes, address: int, at: int, slots: int) -> Copy | None:
             break
         if number == 0 and not made.copy.marks:
             return None
+        made.before = raw
     else:
         if not made.copy.marks:
             return None
@@ -154,6 +159,8 @@ class _Maker:
         self._slots = slots
         self._links: list[tuple[int, int, bool]] = []
         self.length = 0  # instructions
+        self.before = b""  # the instruction before
+        self._calls = 0
         out = copy.code
         self._move(RCX, 1, load=False)
         self._move(COUNTER, 1, load=True)
@@ -164,7 +171,7 @@ class _Maker:
         out += b"\x0f\xb6\x0d" + struct.pack("<i", distance)  # movzx ecx, byte: zero unless it is negative
         out += b"\xe3\x08"  # jrcxz, behind the breakpoint
         self._move(RCX, 1, load=True)
-        out += _BREAKPOINT
+        out += BREAKPOINT
         copy.exits[len(out)] = Exit("counted", copy.address)
         self._move(RCX, 1, load=True)
         copy.plain = len(out)
@@ -174,7 +181,7 @@ class _Maker:
     def _move(self, slot: int, register: int, *, load: bool) -> None:
         """Between a low register and a slot."""
         copy = self.copy
-        copy.code += _moved(self._slots + slot, copy.at + len(copy.code), register, load=load)
+        copy.code += moved(self._slots + slot, copy.at + len(copy.code), register, load=load)
 
     def jump(self, target: int, *, counted: bool, opcode: bytes = b"\xe9") -> None:
         """A (conditional) jump to the copy of ``target``."""
@@ -183,7 +190,7 @@ class _Maker:
 
     def native(self, place: int) -> None:
         """The original goes on from here."""
-        self.copy.code += _BREAKPOINT
+        self.copy.code += BREAKPOINT
         self.copy.exits[len(self.copy.code)] = Exit("native", place)
 
     def _mark(self, place: int, saved: tuple[str, int] | None = None) -> None:
@@ -192,10 +199,10 @@ class _Maker:
     def finished(self) -> Copy:
         """The copy, with a breakpoint for each jump."""
         copy = self.copy
-        struct.pack_into("<i", copy.code, self._weight_at, -(ENTRY_WEIGHT + self.length))
+        struct.pack_into("<i", copy.code, self._weight_at, -(ENTRY_WEIGHT + self.length + CALL_WEIGHT * self._calls))
         for patch, target, counted in self._links:
             struct.pack_into("<i", copy.code, patch, len(copy.code) - (patch + 4))
-            copy.code += _BREAKPOINT
+            copy.code += BREAKPOINT
             copy.exits[len(copy.code)] = Exit("jump", target, counted, patch)
         return copy
 
@@ -210,6 +217,8 @@ class _Maker:
             self.copy.code += raw
             return False
         form = _form(raw)
+        if form.opcode[:2] == b"\x0f\x05" and self.before not in _SIGNAL_RETURNS:
+            return self._call(place, raw)
         if _left_alone(form, raw):
             if self.copy.marks:
                 self.native(place)
@@ -245,6 +254,15 @@ class _Maker:
     def _branch(self, place: int, condition: int, target: int) -> bool:
         self._mark(place)
         self.jump(target, counted=target <= place, opcode=bytes((0x0F, 0x80 | condition)))
+        return False
+
+    def _call(self, place: int, raw: bytes) -> bool:
+        """A system call; RCX is to hold what it would hold behind the original."""
+        self._calls += 1
+        self._mark(place)
+        self.copy.code += raw
+        self._mark(self.following, ("rcx", AFTER_CALL))
+        self.copy.code += b"\x48\xb9" + struct.pack("<Q", self.following)
         return False
 
     def _count_branch(self, place: int, form: _Form, target: int) -> bool:
@@ -331,11 +349,6 @@ class _Maker:
         return bool(self.copy.marks)
 
 
-def _moved(slot: int, here: int, register: int, *, load: bool) -> bytes:
-    """mov between a low register and the ``slot``, for the address ``here``."""
-    return bytes((0x48, 0x8B if load else 0x89, 5 | register << 3)) + struct.pack("<i", slot - (here + 7))
-
-
 def _form(raw: bytes) -> _Form:
     at = 0
     while raw[at] in _PREFIXES:
@@ -392,48 +405,3 @@ def _with_base(head: bytes, register: int) -> bytes | None:
     elif (out[at], len(out) - at) in ((0xC4, 4), (0x62, 5)):
         out[at + 1] |= 0x20  # the bit is stored inverted
     return bytes(out)
-
-
-def lookup(at: int, slots: int) -> tuple[bytes, int]:
-    """The code for computed branches, to be put at ``at``; and the offset behind its breakpoint.
-
-    It is entered with the target in RCX, and the program's RCX in its slot.  The table has pairs of an
-    address and its copy, found by the address's lower 16 bits or behind that, up to the first empty pair.
-    """
-    out = bytearray()
-
-    def move(slot: int, register: int, *, load: bool) -> None:
-        out.extend(_moved(slots + slot, at + len(out), register, load=load))
-
-    def restore() -> None:
-        move(RDX, 2, load=True)
-        move(RCX, 1, load=True)
-        out.extend(b"\x04\x7f\x9e")  # add al, 127 (it overflows if al is 1); sahf
-        move(RAX, 0, load=True)
-
-    move(RAX, 0, load=False)
-    out += b"\x9f\x0f\x90\xc0"  # lahf; seto al
-    move(RDX, 2, load=False)
-    move(TARGET, 1, load=False)
-    out += b"\x0f\xb7\xd1"  # movzx edx, cx
-    out += b"\x48\xc1\xe2\x04"  # shl rdx, 4
-    distance = slots + TABLE - (at + len(out) + 7)
-    out += b"\x48\x03\x15" + struct.pack("<i", distance)  # add rdx, [TABLE]
-    probe = len(out)
-    out += b"\x48\x3b\x0a"  # cmp rcx, [rdx]
-    out += b"\x74\x00"  # je hit
-    hit = len(out)
-    out += b"\x48\x83\x3a\x00"  # cmp qword [rdx], 0
-    out += b"\x74\x06"  # je miss
-    out += b"\x48\x83\xc2\x10"  # add rdx, 16
-    out += b"\xeb" + struct.pack("b", probe - (len(out) + 2))
-    restore()  # miss
-    out += _BREAKPOINT
-    missed = len(out)
-    out[hit - 1] = len(out) - hit
-    out += b"\x48\x8b\x52\x08"  # mov rdx, [rdx + 8]
-    move(DESTINATION, 2, load=False)
-    restore()
-    distance = slots + DESTINATION - (at + len(out) + 6)
-    out += b"\xff\x25" + struct.pack("<i", distance)
-    return bytes(out), missed

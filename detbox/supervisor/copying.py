@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING
 from detbox.counted.store import PLACE, SIZE, Copies
 from detbox.handlers.mapping import OWN_MAPPING
 from detbox.kernel import _native, registers
-from detbox.kernel.mappings import CODE, mapping_at
+from detbox.kernel.mappings import CODE, mappings
 from detbox.kernel.numbers import NUMBERS
 from detbox.policy import BY_NUMBER, TABLE, Action
 from detbox.spin import PtraceStepper
 from detbox.spin.stepper import OFFSET, RIP, register
 from detbox.supervisor import injection
 from detbox.supervisor.gauge import GAUGE, GAUGE_WEIGHT, Gauge
+from detbox.supervisor.task import State
 
 if TYPE_CHECKING:
-    from detbox.counted.translate import Exit
+    from detbox.counted.translate import Exit, Mark
     from detbox.decision import Decision
     from detbox.supervisor.loop import Supervisor
     from detbox.supervisor.machine import Machine
@@ -29,17 +30,20 @@ LEFT = "counting"
 #: Instructions of a process that are stepped over, since they cannot be copied; and what each of them counts, by the
 #: time that it takes (some 20 us).
 STEPS, STEP_WEIGHT = 300_000, 80_000
-_INSIDE = "counting_inside"  # in a task's data: it runs in a copy
+#: Programs whose copies are kept for their next processes.
+FORMER = 32
+_INSIDE = "counting_inside"  # in a task's data: it runs in a copy, or has made its call there
+_LEAVING = "counting_leaving"  # in a task's data: it is to go on in its own code as soon as it stops
 _STEPPED = "counting_steps"  # in a process's data: steps made in its life
 _UNABLE = "counting_unable"  # in a process's data: there is no room for copies
 _STEPPED_ALL, _BEFORE_CALL, _OTHER_STOP = 0, 1, 2
+_CALL, _SIGRETURN = b"\x0f\x05", NUMBERS["rt_sigreturn"]
 _ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
 #: Private code of a file that cannot be written to.
 _PROT_EXEC = 4
 # PROT_READ | PROT_WRITE | PROT_EXEC; MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE
 _PROTECTION, _FLAGS = 7, 0x104022
 _NO_FILE = OWN_MAPPING | 0xFFFFFFFF
-_MADV_DONTFORK = 10
 # Steps that a thread in a copy takes at most to a place that the original code has, too.
 _LOST = 200
 
@@ -71,6 +75,7 @@ class Copying:
         self._reached = reached
         self._gave_up = gave_up
         self._copies: dict[object, Copies] = {}
+        self._former: dict[bytes, Copies] = {}  # of processes that have ended, by the file that they executed
         # Calls that the filter decides alone, whatever their arguments: they are stepped over.
         self._known = bytearray(max(BY_NUMBER) + 1)
         for row in TABLE:
@@ -84,16 +89,30 @@ class Copying:
             return mapped(m, task, arguments)
 
         sup.table[NUMBERS["mmap"]] = mmap
+        sup.fork_hooks.append(self._on_fork)
+        sup.exec_hooks.append(lambda m, task: task.data.pop(_INSIDE, None))
         sup.exit_hooks.append(self._on_exit)
 
+    def _on_fork(self, m: Machine, parent: Process, child: Process) -> None:
+        copies = self._copies.get(parent.mm)
+        if copies is not None and child.mm is not parent.mm:
+            self._copies[child.mm] = copies.inherited(_Ranges(self.sup, child.mm).all)
+
     def _on_exit(self, m: Machine, process: Process) -> None:
+        if not self._copies:
+            return
         living = {other.mm for other in m.processes.values() if other is not process}
-        self._copies = {mm: copies for mm, copies in self._copies.items() if mm in living}
+        for mm in [mm for mm in self._copies if mm not in living]:
+            copies = self._copies.pop(mm)
+            former = self._former.pop(copies.program, None)
+            self._former[copies.program] = former if former is not None and len(former) >= len(copies) else copies
+        while len(self._former) > FORMER:
+            del self._former[next(iter(self._former))]
 
     def changed(self, mm: object) -> None:
         """The code of an address space may be another one from now on."""
         if mm in self._copies:
-            self._copies[mm].forget()
+            self._copies[mm].suspect = True
 
     # -- going on ----------------------------------------------------------------------
 
@@ -104,16 +123,64 @@ class Copying:
 
     def begin(self, task: Task, left: int) -> None:
         """Let a thread go on that is stopped in its own code, for ``left`` instructions or up to its next call."""
-        loops, mm = self.sup.spinning.loops, task.process.mm
-        if loops.armed(mm):
-            loops.disarm(mm, PtraceStepper(task.tid))
-        if self._of(task) is not None:
+        copies = self._of(task)
+        if copies is not None:
+            self._prepare(task, copies)
+            if GAUGE not in task.data:
+                copies.foreign = True
             self._go_on(task, left)
         elif GAUGE in task.data:
             task.data[GAUGE].steps = 0
             self._gave_up(task, left)
         else:
             self._free(task)
+
+    def _prepare(self, task: Task, copies: Copies) -> None:
+        """See that the code is what it was when it was copied, and that no breakpoints of ours are in it."""
+        loops, mm = self.sup.spinning.loops, task.process.mm
+        if loops.armed(mm):
+            loops.disarm(mm, PtraceStepper(task.tid))
+        if copies.suspect:
+            copies.check(_TaskMemory(task.tid))
+
+    def in_call(self, task: Task) -> bool:
+        """Whether a thread has made its call in a copy, where it will go on."""
+        if _INSIDE in task.data and not Copies.inside(task.ip):
+            del task.data[_INSIDE]
+        return _INSIDE in task.data
+
+    def before_return(self, task: Task, left: int) -> None:
+        """A thread that has made its call in a copy goes on there, for so many instructions (0: it is to leave)."""
+        copies, memory = self._copies[task.process.mm], _TaskMemory(task.tid)
+        if copies.suspect and not copies.check(memory):
+            left = 0
+        if not left:
+            task.data[_LEAVING] = True
+        copies.set_left(memory, left)
+
+    def come_out(self, task: Task) -> None:
+        """A thread is stopped at the end of a call, or is new: it is to go on in its own code, if it was in a copy."""
+        inside, copies = task.data.pop(_INSIDE, None), self._copies.get(task.process.mm)
+        task.data.pop(_LEAVING, None)
+        if copies is None:
+            return
+        try:
+            regs = registers.get(task.tid)
+        except ProcessLookupError:
+            return
+        mark = copies.original(regs.rip) if copies.inside(regs.rip) else None
+        if mark is not None:
+            self._put(task, regs, mark)
+        elif inside:
+            task.data[_INSIDE] = True
+            self.surface(task)
+
+    def own(self, task: Task) -> None:
+        """From now on a thread's code has copies only that are made for it, whatever others have done."""
+        copies = self._copies.get(task.process.mm)
+        if copies is not None and copies.foreign:
+            copies.foreign = False
+            copies.forget(_TaskMemory(task.tid))
 
     def made(self, task: Task) -> int:
         """How many copies of a thread's code there have been."""
@@ -138,11 +205,16 @@ class Copying:
         copies = self._copies[task.process.mm]
         gauge: Gauge | None = task.data.get(GAUGE)
         while left > 0:
+            if copies.full:
+                self._free(task)
+                return
             if gauge is not None and not gauge.may_go_on(copies.made, left):
                 self._gave_up(task, left)
                 return
             regs = _native.get_regs(task.tid)
-            entry = copies.entry(memory, register(regs, RIP))
+            address = register(regs, RIP)
+            returns = register(regs, OFFSET["rax"]) == _SIGRETURN and memory.read(address, len(_CALL)) == _CALL
+            entry = None if returns else copies.entry(memory, address)
             if entry is not None:
                 copies.set_left(memory, left)
                 self._at(task, entry)
@@ -199,6 +271,16 @@ class Copying:
         if why is None:
             self.surface(task)
             return False
+        self._prepare(task, copies)
+        left = task.data.pop(LEFT, 0)
+        if task.data.pop(_LEAVING, False):
+            del task.data[_INSIDE]
+            self._at(task, why.target)
+            if left:
+                self._go_on(task, left)
+            else:
+                self._free(task)
+            return True
         gauge: Gauge | None = task.data.get(GAUGE)
         if gauge is not None and not gauge.may_go_on(copies.made, copies.left(memory)):
             del task.data[_INSIDE]
@@ -237,11 +319,16 @@ class Copying:
         if info:
             _native.set_siginfo(task.tid, info)
         if mark is not None:
-            regs.rip = mark.address
-            if mark.saved is not None:
-                setattr(regs, mark.saved[0], copies.slot(memory, mark.saved[1]))
-            registers.put(task.tid, regs)
-        task.data[LEFT] = max(copies.left(memory), 1)
+            self._put(task, regs, mark)
+        if not task.data.pop(_LEAVING, False):
+            task.data[LEFT] = max(copies.left(memory), 1)
+
+    @staticmethod
+    def _put(task: Task, regs: registers.Registers, mark: Mark) -> None:
+        regs.rip = mark.address
+        if mark.saved is not None:
+            setattr(regs, mark.saved[0], Copies.put_aside(_TaskMemory(task.tid), mark))
+        registers.put(task.tid, regs)
 
     # -- the memory --------------------------------------------------------------------
 
@@ -253,20 +340,23 @@ class Copying:
             if place != PLACE:
                 data[_UNABLE] = True
                 return None
-            injection.call(task, NUMBERS["madvise"], PLACE, SIZE, _MADV_DONTFORK)
-            self._copies[mm] = Copies(_Ranges(self.sup, task.process).around)
+            former, ranges = self._former.get(task.process.exe), _Ranges(self.sup, mm).all
+            # Measurements are limited by the copies that the process has made.
+            taken = former.taken_over(_TaskMemory(task.tid), ranges) if former and GAUGE not in task.data else None
+            self._copies[mm] = Copies(ranges, task.process.exe) if taken is None else taken
         return self._copies.get(mm)
 
 
 class _Ranges:
-    """Where the unchanging code of a process is."""
+    """Where the unchanging code of an address space is."""
 
-    def __init__(self, sup: Supervisor, process: Process) -> None:
+    def __init__(self, sup: Supervisor, mm: object) -> None:
         self._sup = sup
-        self._process = process
+        self._mm = mm
 
-    def around(self, address: int) -> tuple[int, int] | None:
-        """Start and end of the mapping around an address, or None."""
-        tid = next(iter(self._process.tasks))
-        found = mapping_at(self._sup.m.proc_fd, tid, address)
-        return (found.start, found.end) if found and found.ino and found.perms == CODE else None
+    def all(self) -> list[tuple[int, int]]:
+        """Start and end of each mapping."""
+        tasks = self._sup.m.tasks.values()
+        tid = next(task.tid for task in tasks if task.process.mm is self._mm and task.state is not State.DEAD)
+        found = mappings(self._sup.m.proc_fd, tid)
+        return [(each.start, each.end) for each in found if each.ino and each.perms == CODE]

@@ -1,13 +1,15 @@
 """Programs that compute until a timer's signal comes: their instructions are counted.
 
 While a process has a timer that is to send a signal, each stretch of its code that follows a call is executed
-as a copy that counts (copying.py).  If the stretch is long enough to stand for the time that is left,
-virtual time jumps to the expiration, and the signal arrives at exactly this place.  See docs/counting.md.
+as a copy that counts (copying.py), which makes the next call, too.  If the stretch is long enough to stand for the
+time that is left, virtual time jumps to the expiration, and the signal arrives at exactly this place.  See
+docs/counting.md.
 """
 
 from __future__ import annotations
 
 import resource
+import signal
 from typing import TYPE_CHECKING
 
 from detbox.handlers import limits, timers
@@ -34,7 +36,7 @@ GROWTH = 2_500
 FAR = 60_000_000_000
 #: A limit of CPU time concerns children, too; they are counted if it is not larger than this, in seconds.
 INHERITED = 10
-#: Stretches of one process that are counted (each costs some 0.1 ms).
+#: Stretches of one process that are counted from a stop on (each costs some 0.1 ms).
 STRETCHES = 50_000
 #: With an interrupt pending these would be restarted again and again (kernel/fork.c, copy_process()): their
 #: thread is asked to stop when the new one has been announced.
@@ -86,9 +88,13 @@ class Counting:
             self.gauging.after_look(task)
 
     def before_return(self, task: Task) -> None:
-        """A call is about to be answered: the thread stops at its end if it is to be counted."""
+        """A call is about to be answered: if the thread is to be counted, it goes on in a copy or stops at its end."""
         task.data.pop(LEFT, None)
-        if task.nr not in _CREATING:
+        if self.copying.in_call(task):
+            if not self.gauging.counting(task):
+                counted = task.process.data.get(_BUDGET, 0) > 0 and self._begin(task)
+                self.copying.before_return(task, task.data[LEFT] if counted else 0)
+        elif task.nr not in _CREATING:
             self.before_signal(task)
 
     def before_signal(self, task: Task) -> None:
@@ -124,6 +130,7 @@ class Counting:
 
     def _reached(self, task: Task) -> None:
         """The stretch stands for the time to the next expiration: it passes, and others may run first."""
+        task.data.pop(LEFT, None)
         if self.gauging.counting(task):
             self.gauging.reached(task)
             return
@@ -133,8 +140,20 @@ class Counting:
             self.pass_time(task, due[0])
         self.sup.m.scheduler.make_ready(task, lambda: self._again(task))
 
-    def surface(self, task: Task) -> None:
-        """Something that has nothing to do with counting has stopped a thread."""
+    def on_clone(self, parent: Task, child: Task) -> None:
+        """A thread has made another, which runs freely until its first call."""
+        if self.copying.inside(parent):
+            self.copying.come_out(child)
+        else:
+            self.before_signal(parent)
+
+    def on_stop(self, task: Task, signo: int, paused: bool) -> None:
+        """A thread has stopped; ``paused``: at the end of a call, because it was asked to."""
+        if signo == signal.SIGTRAP:
+            if paused:
+                self.copying.come_out(task)
+            return
+        # Something that has nothing to do with counting.
         self.copying.surface(task)
         if self.gauging.counting(task):
             task.data.pop(LEFT, None)

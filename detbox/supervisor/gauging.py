@@ -15,6 +15,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from detbox.counted.translate import CALL_WEIGHT
 from detbox.kernel import _native
 from detbox.machine.clock import FIRST_MEASURE, NEVER
 from detbox.supervisor import signals
@@ -128,6 +129,7 @@ class Gauging:
         allowed += EARNED * cpu.looked - self._program(task).spent
         if allowed < TOO_LITTLE:
             return None
+        self.copying.own(task)
         made = self.copying.made(task)
         more = min(allowed // COPY_US, AT_ONCE * (1 + cpu.looks // 8), MOST_AT_ONCE)
         budget = min(max(LEAST, 4 * PER_NS * (cpu.work_ns or 0)), MOST)
@@ -146,7 +148,7 @@ class Gauging:
         gauge: Gauge = task.data[GAUGE]
         if gauge.counting:
             gauge.counting = False
-            self._count(task, gauge, gauge.budget - self.copying.left(task))
+            self._count(task, gauge, gauge.budget - self.copying.left(task) - CALL_WEIGHT)
             gauge.stretches += 1
             if looking and gauge.stretches == STRETCHES:
                 self._known(task, gauge, gauge.total // STRETCHES // PER_NS)
@@ -206,6 +208,7 @@ class Gauging:
             then()
 
     def _count(self, task: Task, gauge: Gauge, instructions: int) -> None:
+        instructions = max(instructions, 0)
         gauge.total += instructions
         self.sup.m.clock.work(task.cpu, instructions // PER_NS)
 

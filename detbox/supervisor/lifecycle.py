@@ -57,7 +57,7 @@ def on_clone(sup: Supervisor, parent: Task, vfork: bool) -> None:
     if vfork:
         child.process.vfork_parent = parent
     sup.m.scheduler.make_ready(child, lambda: sup.cont(child, 0))
-    sup.counting.before_signal(parent)
+    sup.counting.on_clone(parent, child)
     sup.cont(parent, 0)
     if vfork:
         sup.hold(parent)

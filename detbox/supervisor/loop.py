@@ -235,7 +235,7 @@ class Supervisor:
             signals.interrupt(self.m, task)
 
     def _install(self, task: Task, decision: InstallFd) -> None:
-        if self.counting.active:
+        if self.counting.active or task.data:
             self.counting.before_return(task)
         self.grant(task)
         at = -1 if decision.at is None else decision.at
@@ -254,7 +254,7 @@ class Supervisor:
 
     def finish(self, task: Task, result: int) -> None:
         """Answer a call: the signed result, a negative errno or a negative restart code."""
-        if self.counting.active:
+        if self.counting.active or task.data:
             self.counting.before_return(task)
         self.grant(task)
         if -MAX_ERRNO <= result < 0:
@@ -265,7 +265,7 @@ class Supervisor:
 
     def finish_native(self, task: Task) -> None:
         """Let the kernel execute the call."""
-        if self.counting.active:
+        if self.counting.active or task.data:
             self.counting.before_return(task)
         self.grant(task)
         _native.reply(self.m.listener, task.notif, 0, 0, NOTIF_CONTINUE)
@@ -322,8 +322,8 @@ class Supervisor:
             return
         self.hold(task)
         self.m.scheduler.stirred = True
-        if task.data and signo != signal.SIGTRAP:
-            self.counting.surface(task)
+        if task.data:
+            self.counting.on_stop(task, signo, event == EVENT_STOP)
         if event == 0:
             self.on_signal(task, signo)
         elif event == EVENT_STOP:

@@ -6,8 +6,9 @@ import struct
 
 import pytest
 
+from detbox.counted.slots import LOOKUP
 from detbox.counted.store import PLACE, Copies
-from detbox.counted.translate import ENTRY_WEIGHT, LOOKUP, translate
+from detbox.counted.translate import AFTER_CALL, CALL_WEIGHT, ENTRY_WEIGHT, translate
 
 HERE, SLOTS = 0x401000, PLACE
 AT = SLOTS + 0x200000
@@ -30,7 +31,7 @@ class FakeMemory:
 
 
 def copies() -> Copies:
-    return Copies(lambda address: (HERE, HERE + 4096) if HERE <= address < HERE + 4096 else None)
+    return Copies(lambda: [(HERE, HERE + 4096)])
 
 
 def test_plain_instructions_are_copied_and_counted() -> None:
@@ -44,12 +45,29 @@ def test_plain_instructions_are_copied_and_counted() -> None:
     assert (back.why, back.target, back.counted) == ("jump", HERE, True)
 
 
-@pytest.mark.parametrize("code", ["0f05", "0fa2", "0f31", "0f0b", "cc", "0fc7f0", "c7f800000000", "9d"])
+@pytest.mark.parametrize("code", ["0fa2", "0f31", "0f0b", "cc", "0fc7f0", "c7f800000000", "9d"])
 def test_what_traps_is_left_to_the_original(code: str) -> None:
     assert translate(bytes.fromhex(code), HERE, AT, SLOTS) is None
     copy = translate(b"\x90" + bytes.fromhex(code), HERE, AT, SLOTS)
     assert copy is not None
     assert [why.target for why in copy.exits.values() if why.why == "native"] == [HERE + 1]
+
+
+def test_calls_are_made_from_the_copy() -> None:
+    copy = translate(bytes.fromhex("ffc0 0f05 c3"), HERE, AT, SLOTS)  # inc eax; syscall; ret
+    assert copy is not None
+    assert struct.pack("<i", -(ENTRY_WEIGHT + 3 + CALL_WEIGHT)) in copy.code[: copy.plain]
+    behind = copy.code.index(b"\x0f\x05") + 2
+    assert copy.code[behind : behind + 10] == b"\x48\xb9" + struct.pack("<Q", HERE + 4)
+    mark = next(mark for mark in copy.marks if mark.offset == behind)
+    assert (mark.address, mark.saved) == (HERE + 4, ("rcx", AFTER_CALL))
+
+
+@pytest.mark.parametrize("number", ["b80f000000", "48c7c00f000000"])
+def test_a_handler_returns_by_the_original(number: str) -> None:
+    copy = translate(bytes.fromhex(number + "0f05"), HERE, AT, SLOTS)
+    assert copy is not None
+    assert [why.target for why in copy.exits.values() if why.why == "native"] == [HERE + len(number) // 2]
 
 
 def test_return_addresses_are_the_original_ones() -> None:
@@ -111,9 +129,30 @@ def test_code_that_may_change_is_not_copied() -> None:
 
 def test_changed_code_is_copied_anew() -> None:
     memory, made = FakeMemory(b"\x90\xc3"), copies()
-    made.entry(memory, HERE)
-    memory.pages[HERE][0] = 0x99
-    made.forget()
     entry = made.entry(memory, HERE)
-    assert entry == AT
-    assert b"\x99" in memory.read(AT, 128)
+    assert made.check(memory) and made.entry(memory, HERE) == entry
+    memory.pages[HERE][0] = 0x99
+    assert not made.check(memory)
+    again = made.entry(memory, HERE)
+    assert again is not None and again != entry
+    assert b"\x99" in memory.read(again, 128)
+
+
+def test_a_jump_is_led_to_what_is_copied_later() -> None:
+    memory, made = FakeMemory(bytes.fromhex("7502 90c3 90ebf9")), copies()  # as above
+    made.entry(memory, HERE)
+    copy = translate(memory.read(HERE, 4096), HERE, AT, SLOTS)
+    assert copy is not None
+    why = next(why for why in copy.exits.values() if why.why == "jump" and why.target == HERE + 4)
+    second = made.entry(memory, HERE + 4, counted=False)
+    assert second is not None
+    assert AT + why.patch + 4 + struct.unpack("<i", memory.read(AT + why.patch, 4))[0] == second
+
+
+def test_a_child_goes_on_with_copies_of_its_own() -> None:
+    memory, made = FakeMemory(b"\x90\xc3"), copies()
+    entry = made.entry(memory, HERE)
+    child = made.inherited(lambda: [(HERE, HERE + 4096)])
+    assert child.entry(memory, HERE) == entry
+    child.entry(memory, HERE + 1)
+    assert (child.made, made.made) == (2, 1)
