@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from stat import S_IFMT
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import xxhash
 
 from detbox.cache import facts
 from detbox.cache.facts import CONTENT, IDENTITY, KIND, LIST, PYTIME, SIZE, TIMES, XATTR, Fact
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 #: How far an aspect's bit is moved to say that the execution has changed it.
 OWN = 8
 _ASPECTS = 0xFF
+#: Arguments that people are shown, and their letters.
+_MANY, _LONG = 12, 200
 
 
 def owned(aspects: int) -> int:
@@ -40,6 +44,16 @@ def seen_by_guest(inodes: InodeTable, st: os.stat_result) -> tuple[list[int | No
     if entry is None or entry.fmt != S_IFMT(st.st_mode):
         return [None, 0, 0, inodes.epoch_ns], [inodes.epoch_ns] * 3
     return [entry.ino, entry.uid, entry.gid, entry.btime], [entry.atime, entry.mtime, entry.ctime]
+
+
+def _shown(words: list[bytes]) -> list[str]:
+    return [word.decode("utf-8", "replace")[:_LONG] for word in words[:_MANY]]
+
+
+def _abridged(word: bytes) -> str:
+    """An argument for comparisons: the rest of a long one as a digest."""
+    text = word[:_LONG].decode("utf-8", "replace")
+    return text if len(word) <= _LONG else f"{text}...{xxhash.xxh3_64_hexdigest(word)}"
 
 
 #: Entries of a directory: first letter of the KIND, real (device, inode), and type (S_IFREG, …).
@@ -74,6 +88,8 @@ class Execution:
         self.key = ""
         self.why = ""  # why it was not answered from the cache
         self.words = b""  # number of arguments, arguments and environment
+        self.number = 0  # in the order of the starts
+        self.directory = ""
         self.process = 0
         self.foreign: dict[tuple[int, int], str] = {}  # what others can use as well, see cache.start
         self.numbers: dict[tuple[int, int], int] = {}
@@ -93,8 +109,25 @@ class Execution:
 
     def arguments(self) -> list[str]:
         """The first words of its command line, for people."""
-        words = self.words[8:].split(b"\0")[: int.from_bytes(self.words[:8], "little")]
-        return [word.decode("utf-8", "replace")[:200] for word in words[:12]]
+        return _shown(self._all_words()[0])
+
+    def log(self, result: str, environments: dict[tuple[bytes, ...], int]) -> dict[str, Any]:
+        """What is said of it when it is over.  ``environments``: those of all executions, with their numbers."""
+        arguments, variables = self._all_words()
+        told = {
+            "command": _shown(arguments), "result": result, "why": "; ".join(self.reasons) or self.why,
+            "number": self.number, "parent": self.parent.number if self.parent is not None else 0,
+            "directory": self.directory, "environment": environments.setdefault(variables, len(environments)),
+        }  # fmt: skip
+        if len(arguments) > _MANY or any(len(word) > _LONG for word in arguments):
+            told["arguments"] = [_abridged(word) for word in arguments]
+        return told
+
+    def _all_words(self) -> tuple[list[bytes], tuple[bytes, ...]]:
+        """Arguments and variables; what follows them is the program's path."""
+        words = self.words[8:].rstrip(b"\0").split(b"\0")
+        count = int.from_bytes(self.words[:8], "little")
+        return words[:count], tuple(words[count:-1])
 
     def line(self) -> Iterator[Execution]:
         """The execution and those around it, outwards."""

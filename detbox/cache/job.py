@@ -72,6 +72,7 @@ class Job:
         self._input = Input(spec)
         self._why = ""
         self._executions: list[dict[str, Any]] = []
+        self._environments: list[dict[str, str]] = []
         self._trace: IO[bytes] | None = None
 
     def run(self) -> Outcome:
@@ -180,7 +181,7 @@ class Job:
         if raw is None:
             self._why = "the run told nothing"
             return outcome, None
-        self._executions = raw["executions"]
+        self._executions, self._environments = raw["executions"], raw["environments"]
         self._store.use(used for used, _ in raw["used"])
         self._compare(raw["mismatch"])
         if outcome.trouble or any(one["result"] == _HIT for one in self._executions):
@@ -247,7 +248,7 @@ class Job:
         self._store.log_run({
             "command": self._known["command"], "workdir": self.spec.workdir, "result": result, "why": why,
             "seconds": round(seconds, 4), "saved": round(max(0.0, former - seconds), 4), "known": self._known,
-            "executions": self._executions,
+            "executions": self._executions, "environments": self._environments,
             **self._store.report(),
         })  # fmt: skip
 

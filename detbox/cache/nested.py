@@ -12,6 +12,8 @@ import os
 import signal
 from typing import TYPE_CHECKING, Any
 
+import xxhash
+
 from detbox.cache import calls, mismatch, start
 from detbox.cache.common import Common
 from detbox.cache.contents import Contents, Known
@@ -46,6 +48,8 @@ class Nested:
         self.records: list[Record] = []
         self.used: list[tuple[str, bytes]] = []  # stored results that fitted, by key
         self.log: list[dict[str, Any]] = []
+        self._environments: dict[tuple[bytes, ...], int] = {}
+        self._begun = 0
         self._last: Execution | None = None
         self.mismatch: Any = None  # the first stored result that is not what the run gave
         self._recalled: dict[int, Record] = {}  # by process: what its end has to set
@@ -108,7 +112,9 @@ class Nested:
         parent = (outer.execution if outer is not None else None) or self.tracker.root
         given = start.inherited(self.m, t)
         mine = Execution(parent, process.program.name)
-        mine.process, mine.words = process.pid, begin.words
+        self._begun += 1
+        mine.process, mine.words, mine.number = process.pid, begin.words, self._begun
+        mine.directory = process.fs.cwd_path().decode("utf-8", "replace")
         mine.foreign, mine.numbers, mine.pipes = given.foreign, given.numbers, given.pipes
         why = "files are being watched" if self.reach.watching else start.obstacle(self.m, t, given)
         if why:
@@ -233,6 +239,12 @@ class Nested:
         return False
 
     def _note(self, mine: Execution, result: str) -> None:
-        self.log.append({
-            "command": mine.arguments(), "result": result, "why": "; ".join(mine.reasons) or mine.why,
-        })  # fmt: skip
+        self.log.append(mine.log(result, self._environments))
+
+    def environments(self) -> list[dict[str, str]]:
+        """The variables that executions in the log have got, with digests of their values."""
+        return [
+            {name.decode("utf-8", "replace"): xxhash.xxh3_64_hexdigest(value)
+             for name, _, value in (one.partition(b"=") for one in variables)}
+            for variables in self._environments
+        ]  # fmt: skip

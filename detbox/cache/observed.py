@@ -87,9 +87,11 @@ class Observed:
         told = summary.describe(self.tracker, tops)
         told["turns"] = self.since(0)[1]
         told["executions"], told["records"], told["used"], told["mismatch"] = [], [], [], None
+        told["environments"] = []
         records: list[bytes] = []
         if self.nested is not None:
             told["executions"] = self.nested.log
+            told["environments"] = self.nested.environments()
             told["mismatch"] = self.nested.mismatch
             # What has met a full disk may be any of them.
             kept = self.nested.records if summary.DISK_FULL not in told["reasons"] else []

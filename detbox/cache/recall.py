@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from detbox.cache import facts, pipes
 from detbox.cache.common import Held, parsed
 from detbox.cache.execution import Listed, numbers_of, seen_by_guest
+from detbox.cache.nearest import UNKNOWN
 from detbox.cache.record import Record
 from detbox.cache.summary import text
 
@@ -46,7 +47,7 @@ class Recall:
                 nested.used.append((mine.key, data))
                 return record
             mine.why = mine.why or why
-        mine.why = mine.why or "not run before with these arguments, this environment, and at this point of the run"
+        mine.why = mine.why or UNKNOWN
         return None
 
     def _disturbance(self, t: Task, mine: Execution, record: Record) -> str | None:

@@ -90,10 +90,12 @@ def _runs(store: Store, arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _one(store: Store, arguments: argparse.Namespace) -> dict[str, Any]:
+    from detbox.cache.nearest import explained
+
     runs = store.runs()
     if not 0 <= arguments.number < len(runs):
         raise UserError(f"there is no run {arguments.number} in the cache's memory", "see: detbox cache runs")
-    return runs[arguments.number]
+    return explained(runs[arguments.number], runs[arguments.number + 1 :])
 
 
 def _table(value: dict[str, Any]) -> str:

@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "harness"))
 
-from cached import Bench
+from cached import REPOSITORY, Bench
 
 from detbox.cache.store import Store
 
@@ -64,3 +65,27 @@ def test_each_reason_is_said(tmp_path: Path) -> None:
     for line, reason in PROGRAMS:
         mine = [one for one in inside if one["command"][-1] in line or os.path.basename(one["command"][0]) in line]
         assert any(reason in one["why"] for one in mine), (line, reason, mine)
+
+
+def test_what_programs_start_with_is_compared(tmp_path: Path) -> None:
+    """Arguments and variables of programs inside."""
+
+    def setup(work: Path) -> None:
+        (work / "flags").write_text("-r")
+        (work / "value").write_text("1")
+        (work / "job").write_text("sort $(cat flags) flags\nX=$(cat value) sh -c 'head -c9 flags'\n")
+
+    def change(work: Path) -> None:
+        (work / "flags").write_text("-u")
+        (work / "value").write_text("2")
+
+    bench = Bench(tmp_path, setup)
+    bench.cached("sh job", bench.inputs())
+    bench.cached("sh job", bench.inputs(change))
+    told = subprocess.run(
+        [sys.executable, "-m", "detbox", "cache", "why", f"--cache-dir={bench.store}"],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, stdout=subprocess.PIPE, text=True, check=True,
+    ).stdout  # fmt: skip
+    reasons = {line.split()[0]: line.partition("miss: ")[2] for line in told.splitlines()[2:]}
+    assert reasons["sort"] == "argument 1: -r -> -u", told
+    assert reasons["head"] == "environment X", told
