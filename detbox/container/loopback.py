@@ -22,6 +22,7 @@ SYSCTLS: dict[str, str] = {
     "ipv4/tcp_timestamps": "0",
     "ipv4/tcp_syncookies": "0",
     "ipv4/tcp_tw_reuse": "0",
+    "ipv4/tcp_max_tw_buckets": "0",  # a closed connection would keep its port for a minute of the host's time
     "ipv4/ip_local_port_range": "61000 65535",  # automatic ports are the supervisor's: 32768 to 60999
     "ipv4/ip_unprivileged_port_start": "1024",
     "core/somaxconn": "4096",

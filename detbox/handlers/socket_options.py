@@ -43,6 +43,7 @@ _TCP_REFUSED = {_TCP_FASTOPEN, _TCP_FASTOPEN_CONNECT, _TCP_ULP, _TCP_REPAIR, _TC
 #: always on, TCP_CORK and TCP_DEFER_ACCEPT would set timers of the host's.
 _VIRTUAL = {(host.IPPROTO_TCP, host.TCP_NODELAY): 0, (host.IPPROTO_TCP, _TCP_CORK): 0,
             (host.IPPROTO_TCP, _TCP_DEFER_ACCEPT): 0, (host.IPPROTO_TCP, _TCP_QUICKACK): 1}  # fmt: skip
+_LINGER = struct.Struct("<ii")  # struct linger: whether, and for how many seconds
 #: struct tcp_info: state, ca_state, retransmits, probes, backoff, options, window scales, delivery rate.
 _TCP_INFO_KEPT = 1
 _TCP_INFO_SIZE = 232
@@ -67,6 +68,8 @@ def setsockopt(m: Machine, t: Task, a: Args) -> Decision:
             io_state(m).control = True
             if io_state(m).stamping is None:
                 io_state(m).stamping = start_stamping()
+        if name == host.SO_LINGER and signed32(a[4]) >= _LINGER.size:
+            return _set_linger(m, t, a)
         if name in (host.SO_SNDBUF, host.SO_RCVBUF) and signed32(a[4]) >= 4:
             return _set_buffer(t, fd_of(a[0]), name, t.u32(a[3]))
     elif level == host.IPPROTO_TCP:
@@ -80,6 +83,24 @@ def setsockopt(m: Machine, t: Task, a: Args) -> Decision:
             io_state(m).socket_options[f.ino, level, name] = kept
             return 0
     return CONTINUE
+
+
+def _set_linger(m: Machine, t: Task, a: Args) -> Decision:
+    """``close`` would wait in the kernel, with everybody else, until the data is read or the host's time is over.
+
+    It returns at once here, and what is sent arrives all the same.  No time at all is let through: the
+    connection is reset then.
+    """
+    f, (on, seconds) = t.process.files.get(fd_of(a[0])), _LINGER.unpack(t.read(a[3], _LINGER.size))
+    kept = io_state(m).linger
+    kept.pop(f.ino, None)
+    if not on or not seconds:
+        return CONTINUE
+    kept[f.ino] = seconds
+    own = t.process.files.borrow(t, fd_of(a[0]))
+    with host.socket(fileno=own) as sock:
+        sock.setsockopt(host.SOL_SOCKET, host.SO_LINGER, bytes(_LINGER.size))
+    return 0
 
 
 def _set_buffer(t: Task, fd: int, name: int, value: int) -> int:
@@ -112,6 +133,8 @@ def getsockopt(m: Machine, t: Task, a: Args) -> Decision:
     if level == host.SOL_SOCKET:
         if name == host.SO_PEERCRED:
             return _peer_credentials(m, t, a)
+        if name == host.SO_LINGER and f.ino in io_state(m).linger:
+            return _give(t, a, _LINGER.pack(1, io_state(m).linger[f.ino]))
         if name == _SO_COOKIE:
             return _give(t, a, struct.pack("<Q", io_state(m).socket_cookie(f.ino)))
         if name == _SO_INCOMING_CPU:
