@@ -17,6 +17,7 @@ SYSCTLS: dict[str, str] = {
     "ipv4/tcp_rmem": "4096 131072 131072",
     "ipv4/tcp_wmem": "4096 262144 262144",
     "ipv4/tcp_autocorking": "0",
+    "ipv4/tcp_congestion_control": "reno",  # others look at the clock, and bbr sends when a timer says so
     "ipv4/tcp_slow_start_after_idle": "0",
     "ipv4/tcp_no_metrics_save": "1",
     "ipv4/tcp_timestamps": "0",

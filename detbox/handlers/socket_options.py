@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket as host
 import struct
-from errno import EINVAL, ENOPROTOOPT, EPERM
+from errno import EINVAL, ENOENT, ENOPROTOOPT, EPERM
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, Decision
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 #: net.core.rmem_max and wmem_max of an unconfigured kernel, in bytes.
 _BUFFER_MAX = 212992
 _SO_INCOMING_CPU, _SO_COOKIE, _SO_BUSY_POLL, _SO_INCOMING_NAPI_ID, _SO_MEMINFO = 49, 57, 46, 56, 55
-_SO_PEERPIDFD = 77
-_SO_PASSPIDFD, _SO_PASSSEC, _SO_PEERSEC, _SO_TXTIME = 76, 34, 31, 61
+_SO_MAX_PACING_RATE = 47
+#: SO_RCVMARK and TCP_TX_DELAY, the last options of Linux 6.1: later ones are on some hosts only.
+_LAST_OPTION, _LAST_TCP_OPTION = 75, 37
+_SO_PASSSEC, _SO_PEERSEC, _SO_TXTIME = 34, 31, 61
 #: SO_PASSCRED, and SO_TIMESTAMP and SO_TIMESTAMPNS in both layouts, which are the same on this processor.
 _CONTROL = {16, 29, 35, 63, 64}
 #: SO_TIMESTAMPING in both layouts, and its flags up to Linux 6.1: SOF_TIMESTAMPING_OPT_STATS is not among
@@ -33,12 +35,16 @@ _STAMP_FLAGS = 0xFFFF & ~(1 << 12)
 _REFUSED = {
     _SO_TXTIME: ENOPROTOOPT,
     _SO_BUSY_POLL: EPERM,
-    _SO_PASSPIDFD: ENOPROTOOPT,
-    _SO_PEERPIDFD: ENOPROTOOPT,
 }
 _TCP_CORK, _TCP_DEFER_ACCEPT, _TCP_INFO, _TCP_QUICKACK, _TCP_FASTOPEN = 3, 9, 11, 12, 23
 _TCP_FASTOPEN_CONNECT, _TCP_ULP, _TCP_REPAIR, _TCP_ZEROCOPY_RECEIVE = 30, 31, 19, 35
-_TCP_REFUSED = {_TCP_FASTOPEN, _TCP_FASTOPEN_CONNECT, _TCP_ULP, _TCP_REPAIR, _TCP_ZEROCOPY_RECEIVE}
+_TCP_TX_DELAY, _TCP_TIMESTAMP, _TCP_CONGESTION = 37, 24, 13
+_TCP_REFUSED = {
+    _TCP_FASTOPEN, _TCP_FASTOPEN_CONNECT, _TCP_ULP, _TCP_REPAIR, _TCP_ZEROCOPY_RECEIVE, _TCP_TX_DELAY
+}  # fmt: skip
+#: What every kernel has (net.ipv4.tcp_available_congestion_control), as TCP_CONGESTION tells it.
+_CONGESTION = (b"cubic", b"reno")
+_CONGESTION_SIZE = 16
 #: Options that the guest sets and reads back without an effect, with their initial values.  TCP_NODELAY is
 #: always on, TCP_CORK and TCP_DEFER_ACCEPT would set timers of the host's.
 _VIRTUAL = {(host.IPPROTO_TCP, host.TCP_NODELAY): 0, (host.IPPROTO_TCP, _TCP_CORK): 0,
@@ -56,10 +62,10 @@ def setsockopt(m: Machine, t: Task, a: Args) -> Decision:
     if f.kind is not Kind.SOCKET:
         return CONTINUE
     if level == host.SOL_SOCKET:
-        if name in _REFUSED:
-            return -_REFUSED[name]
-        if name == _SO_PASSSEC:
-            return 0 if signed32(a[4]) >= 4 else -EINVAL  # there are no labels
+        if name in _REFUSED or name > _LAST_OPTION:
+            return -_REFUSED.get(name, ENOPROTOOPT)
+        if name in (_SO_PASSSEC, _SO_MAX_PACING_RATE):
+            return 0 if signed32(a[4]) >= 4 else -EINVAL  # there are no labels, and no delays
         if name in _CONTROL:
             io_state(m).control = True
         if name in _TIMESTAMPING and signed32(a[4]) >= 4:
@@ -73,8 +79,10 @@ def setsockopt(m: Machine, t: Task, a: Args) -> Decision:
         if name in (host.SO_SNDBUF, host.SO_RCVBUF) and signed32(a[4]) >= 4:
             return _set_buffer(t, fd_of(a[0]), name, t.u32(a[3]))
     elif level == host.IPPROTO_TCP:
-        if name in _TCP_REFUSED:
+        if name in _TCP_REFUSED or name > _LAST_TCP_OPTION:
             return -ENOPROTOOPT
+        if name == _TCP_CONGESTION and _is_tcp(t, fd_of(a[0])):
+            return _set_congestion(m, t, a)
         if (level, name) in _VIRTUAL and _is_tcp(t, fd_of(a[0])):
             if signed32(a[4]) < 4:
                 return -EINVAL
@@ -100,6 +108,17 @@ def _set_linger(m: Machine, t: Task, a: Args) -> Decision:
     own = t.process.files.borrow(t, fd_of(a[0]))
     with host.socket(fileno=own) as sock:
         sock.setsockopt(host.SOL_SOCKET, host.SO_LINGER, bytes(_LINGER.size))
+    return 0
+
+
+def _set_congestion(m: Machine, t: Task, a: Args) -> int:
+    """Remembered without effect: nothing is ever congested on loopback."""
+    if signed32(a[4]) < 1:
+        return -EINVAL
+    name = t.read(a[3], min(signed32(a[4]), _CONGESTION_SIZE - 1)).split(b"\0", 1)[0]
+    if name not in _CONGESTION:
+        return -ENOENT
+    io_state(m).congestion[t.process.files.get(fd_of(a[0])).ino] = name
     return 0
 
 
@@ -142,8 +161,8 @@ def getsockopt(m: Machine, t: Task, a: Args) -> Decision:
         if name == _SO_MEMINFO:
             return _give(t, a, bytes(36))
         if name in (_SO_TXTIME, _SO_PASSSEC):
-            return _give(t, a, bytes(4))
-        if name in (_SO_INCOMING_NAPI_ID, _SO_PEERPIDFD, _SO_PASSPIDFD, _SO_PEERSEC):
+            return _give(t, a, bytes(8 if name == _SO_TXTIME else 4))
+        if name in (_SO_INCOMING_NAPI_ID, _SO_PEERSEC) or name > _LAST_OPTION:
             return -ENOPROTOOPT
     elif level == host.IPPROTO_TCP:
         if (level, name) in _VIRTUAL:
@@ -152,6 +171,11 @@ def getsockopt(m: Machine, t: Task, a: Args) -> Decision:
             return _give(t, a, struct.pack("<i", value)) if _is_tcp(t, fd_of(a[0])) else CONTINUE
         if name == _TCP_INFO:
             return _tcp_info(t, a)
+        if name > _LAST_TCP_OPTION:
+            return -ENOPROTOOPT
+        if name in (_TCP_TIMESTAMP, _TCP_CONGESTION) and _is_tcp(t, fd_of(a[0])):
+            chosen = io_state(m).congestion.get(f.ino, _CONGESTION[0]).ljust(_CONGESTION_SIZE, b"\0")
+            return _give(t, a, bytes(4) if name == _TCP_TIMESTAMP else chosen)
     return CONTINUE
 
 

@@ -25,7 +25,7 @@ class IoState:
     ``terminals``: a process and its descriptor of a side ("master", "slave") of each pseudo-terminal.
     ``signal_watches``: how often an epoll set has been given a signal descriptor, or has lost one.
     ``control``: whether a socket has been told to stamp what arrives, or to say who sends; sockets inherit that.
-    ``linger``: the seconds of SO_LINGER of a socket with this host inode number.
+    ``linger``, ``congestion``: SO_LINGER's seconds and TCP_CONGESTION of a socket with this host inode number.
     ``stamping``: a socket that keeps the kernel stamping.
     ``senders``: the user and the group of who has sent last, by process.
     ``listeners``: who listens on which Unix name.
@@ -45,6 +45,7 @@ class IoState:
     stdin_is_watched: bool = False
     control: bool = False
     linger: dict[int, int] = field(default_factory=dict)
+    congestion: dict[int, bytes] = field(default_factory=dict)
     stamping: socket | None = None
     senders: dict[int, tuple[int, int]] = field(default_factory=dict)
     signal_watches: int = 0

@@ -94,4 +94,16 @@ with socket.socket(*udp) as target, socket.socket(*udp) as source:
         seconds, rest = struct.unpack("qq", stamp)
         assert (level, kind) == (socket.SOL_SOCKET, option)
         assert before // unit <= seconds * 10**9 // unit + rest <= time.time_ns() // unit
+# What the host's settings and clock would show through.
+with socket.socket() as tcp:
+    assert tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+    tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+    assert tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0") == b"reno"
+    if "detbox" in os.uname().release:
+        options = [(level, name) for level in (socket.SOL_SOCKET, socket.IPPROTO_TCP) for name in range(1, 100)]
+        for level, name in options:
+            try:
+                print(level, name, tcp.getsockopt(level, name, 256).hex())
+            except OSError as error:
+                print(level, name, error.errno)
 print("EXIT-SUCCESS")
