@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import stat
@@ -13,6 +12,7 @@ from detbox.cache.common import parsed
 from detbox.cache.execution import OWN
 from detbox.cache.facts import ABSENT, CONTENT, IDENTITY, KIND, LIST, PYTIME
 from detbox.cache.record import SMALL, Record, inline, inlined
+from detbox.cache.staging import Staging
 from detbox.cache.summary import data_of, text
 from detbox.cache.world import join, made, parent_of
 from detbox.machine.inodes import VInode
@@ -26,11 +26,9 @@ if TYPE_CHECKING:
     from detbox.cache.tracker import Tracker
     from detbox.supervisor.task import Process, Task
 
-_TEMPORARY = b"/.detbox-"
 _DEVICES = [b"/dev", *(b"/dev/" + name for name in (b"null", b"zero", b"full", b"random", b"urandom"))]
 _IDENTITY = 6  # its place in a row
 _FEW = 8  # paths
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _encoded = json.JSONEncoder(separators=(",", ":")).encode
 #: Changes that ways may pass through: see World.changed.
 _ON_WAYS, _WAYS = frozenset(("directory", "symlink")), frozenset("dl")
@@ -258,6 +256,7 @@ class Effects:
             tracker.ledger.settle(place)
             tracker.ledger.mark(parent, place, aspects)
         self._carry_out(record, blobs, staged)
+        staged.close()
         self._number(t, record)
         if any(change["do"] in _ON_WAYS or change["was"] in _WAYS for change in record.changes):
             tracker.names_change()
@@ -293,29 +292,21 @@ class Effects:
             for place, _ in record.numbered
         )
 
-    def _stage(self, record: Record, blobs: dict[str, bytes]) -> dict[str, bytes] | None:
-        """New files, beside where they belong: if the disk is full, it is so now."""
-        staged: dict[str, bytes] = {}
+    def _stage(self, record: Record, blobs: dict[str, bytes]) -> Staging | None:
+        """The new files; None if they cannot be written."""
+        staged = Staging(self._tracker.m.proc_fd)
         try:
-            for number, change in enumerate(record.changes):
+            for change in record.changes:
                 path = data_of(change["path"])
-                directory = parent_of(path)
                 # What lies in a directory that is still to be made is written in its place.
-                if change["do"] != "file" or change["same"] or not os.path.isdir(directory):
-                    continue
-                name = directory.rstrip(b"/") + _TEMPORARY + b"%d" % number
-                # The filter of modes is the guest's own: the supervisor has none.
-                with open(os.open(name, _NEW, change["mode"]), "wb") as file:
-                    staged[change["path"]] = name
-                    file.write(blobs[change["blob"]])
+                if change["do"] == "file" and not change["same"] and os.path.isdir(parent_of(path)):
+                    staged.write(path, blobs[change["blob"]], change["mode"])
         except OSError:
-            for name in staged.values():
-                with contextlib.suppress(OSError):
-                    os.unlink(name)
+            staged.close()
             return None
         return staged
 
-    def _carry_out(self, record: Record, blobs: dict[str, bytes], staged: dict[str, bytes]) -> None:
+    def _carry_out(self, record: Record, blobs: dict[str, bytes], staged: Staging) -> None:
         rows = [(data_of(change["path"]), change) for change in record.changes]
         for path, change in sorted(rows, key=lambda row: row[0], reverse=True):
             stays = change["do"] in ("keep", "link") or change.get("same") or change["was"] in ("", ABSENT)
@@ -344,12 +335,10 @@ class Effects:
             self._inodes.unlinked(entry)
 
     @staticmethod
-    def _make(path: bytes, change: dict[str, Any], blobs: dict[str, bytes], staged: dict[str, bytes]) -> None:
+    def _make(path: bytes, change: dict[str, Any], blobs: dict[str, bytes], staged: Staging) -> None:
         kind = change["do"]
         if kind == "file":
-            if change["path"] in staged:
-                os.rename(staged[change["path"]], path)
-            else:
+            if not staged.place(path):
                 flags = os.O_WRONLY | os.O_CLOEXEC | (os.O_TRUNC if change["same"] else os.O_CREAT | os.O_EXCL)
                 with open(os.open(path, flags, 0o600), "wb") as file:
                     file.write(blobs[change["blob"]])

@@ -11,7 +11,7 @@ from detbox.cache import facts, pipes
 from detbox.cache.common import Held, parsed
 from detbox.cache.execution import Listed, numbers_of, seen_by_guest
 from detbox.cache.nearest import UNKNOWN
-from detbox.cache.record import Record
+from detbox.cache.record import Record, Stored
 from detbox.cache.summary import text
 
 if TYPE_CHECKING:
@@ -33,20 +33,24 @@ class Recall:
         self._m = nested.m
         self._untouched: dict[bytes, _Seen] = {}
         self._held: dict[str, Held] = {}
+        self._wrong: dict[str, str] = {}  # lines that did not hold, and why: the results of other runs have them, too
         self._nothing = nested.store.is_empty()  # what others enter meanwhile is left to the next run
 
     def find(self, t: Task, mine: Execution) -> Record | None:
         """The result of the execution, if one fits.  Otherwise says why not."""
         nested = self._nested
         for data in nested.store.candidates(mine.key) if not self._nothing else ():
-            record = Record.from_bytes(data)
-            if record is None:
+            stored = Stored.from_bytes(data)
+            if stored is None:
                 continue
-            why = self._first_change(record) or self._disturbance(t, mine, record)
-            if why is None:
-                nested.used.append((mine.key, data))
-                return record
-            mine.why = mine.why or why
+            why = self._first_change(stored)
+            record = stored.record() if why is None else None
+            if record is not None:
+                why = self._disturbance(t, mine, record)
+                if why is None:
+                    nested.used.append((mine.key, data))
+                    return record
+            mine.why = mine.why or why or "the result is damaged"
         mine.why = mine.why or UNKNOWN
         return None
 
@@ -61,11 +65,14 @@ class Recall:
             return "others would run meanwhile"
         return pipes.first_change(t, mine, record.pipes, self._nested.reach.odd_pipes)
 
-    def _first_change(self, record: Record) -> str | None:
-        why = self._first_of(record.facts)
-        if why is not None or not record.common[0]:
+    def _first_change(self, stored: Stored) -> str | None:
+        for line in sorted(self._wrong.keys() & stored.facts):
+            if self._look(line) is not None:
+                return self._wrong[line]
+        why = self._first_of(stored.facts)
+        if why is not None or not stored.common[0]:
             return why
-        block = self._nested.common.block(record.common[0])
+        block = self._nested.common.block(stored.common[0])
         if block is None:
             return "what the result depends on is lost"
         lines = block.to_look_at(self._nested.tracker.root.changed, self._m.inodes.table)
@@ -81,6 +88,7 @@ class Recall:
             if held is None or held.path in changed or held.is_other(table):
                 why = self._look(line)
                 if why is not None:
+                    self._wrong[line] = why
                     return why
         return None
 

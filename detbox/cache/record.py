@@ -7,12 +7,13 @@ import zlib
 from dataclasses import dataclass
 from typing import Any
 
-FORMAT = 5
+FORMAT = 6
 #: Fields of a result that do not tell what it left.
 CIRCUMSTANCES = ("facts", "common", "format", "key", "pipes", "turns_taken", "jumps")
 #: Contents up to this size are part of the result itself: a blob is a file, which costs more than most executions.
 SMALL = 1024
 _INLINE = "="
+_encoded = json.JSONEncoder(separators=(",", ":")).encode
 
 
 @dataclass
@@ -54,19 +55,19 @@ class Record:
     format: int = FORMAT
 
     def to_bytes(self) -> bytes:
-        """For the store."""
-        rest = {name: value for name, value in vars(self).items() if name != "facts"}
-        return zlib.compress("\n".join((json.dumps(rest, separators=(",", ":")), *self.facts)).encode(), 1)
+        """For the store: lines of text, compressed.
+
+        The first one has what is needed to look at the facts, which follow the second one, with the rest.
+        """
+        rest = {name: value for name, value in vars(self).items() if name not in ("facts", "common", "format")}
+        lines = (_encoded([self.format, *self.common]), _encoded(rest), *self.facts)
+        return zlib.compress("\n".join(lines).encode(), 1)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Record | None:
         """The inverse; None if it is not one, or of another format."""
-        try:
-            head, *rows = zlib.decompress(data).decode().split("\n")
-            raw = json.loads(head)
-            return cls(**raw, facts=rows) if raw.get("format") == FORMAT else None
-        except (ValueError, TypeError, AttributeError, zlib.error):
-            return None
+        stored = Stored.from_bytes(data)
+        return stored.record() if stored is not None else None
 
     def blobs(self) -> list[str]:
         """Every blob that the result needs."""
@@ -88,6 +89,32 @@ class Record:
         found = [(content, size) for content, size in self.sized_contents() if content[0] != _INLINE]
         digest, size = self.common
         return [*found, (digest, size)] if digest else found
+
+
+@dataclass(slots=True)
+class Stored:
+    """A result of which only the facts have been taken apart; see :class:`Record`."""
+
+    facts: list[str]
+    common: tuple[str, int]
+    rest: str
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Stored | None:
+        """None if it is not one, or of another format."""
+        try:
+            head, rest, *facts = zlib.decompress(data).decode().split("\n")
+            found, digest, size = json.loads(head)
+        except (ValueError, TypeError, zlib.error, RecursionError):
+            return None
+        return cls(facts, (digest, size), rest) if found == FORMAT else None
+
+    def record(self) -> Record | None:
+        """All of it; None if it does not have the right form."""
+        try:
+            return Record(**json.loads(self.rest), facts=self.facts, common=self.common)
+        except (ValueError, TypeError, RecursionError):
+            return None
 
 
 def inline(data: bytes) -> str:
