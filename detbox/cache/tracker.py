@@ -25,6 +25,7 @@ _MADE = frozenset((b"proc", b"sys/", b"sys", b"dev/", b"dev"))
 _M32 = 0xFFFFFFFF
 _SIGKILL = 9
 _TERMINAL = b"/dev/tty"
+_DESCRIPTOR = b"\0"  # in a question, whose path is relative to one: no directory has this name
 _KNOWS_KIND = KIND | KIND << OWN
 
 #: A path, the directory that it is relative to, and what is asked about it (bit 0: whether a link is followed).
@@ -169,7 +170,7 @@ class Tracker:
             self.touch(t, place, aspects)
             way = self.world.found.get((base, path, bool(what & 1)))
             # The links of procfs lead everybody elsewhere.
-            if what and way is not None:
+            if way is not None:
                 execution.looked.add(question)
                 if not made(place):
                     self._answers[question] = (*way, aspects)
@@ -215,7 +216,7 @@ class Tracker:
         elif dirfd & _M32 == AT_FDCWD:
             question = (path, t.process.fs.cwd_path(), what)
         else:
-            return path, b"", 0
+            return path, _DESCRIPTOR, what  # what its number stands for is another file each time
         return None if question in execution.looked else question
 
     def touch(self, t: Task, path: bytes, aspects: int) -> None:

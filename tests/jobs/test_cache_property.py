@@ -53,7 +53,7 @@ PROGRAMS = (
     "cat {0} & wait", "cat {0} & cat {1}; wait", "sh -c 'sleep 1; cat {0}' & date; wait", "(sleep 0.1; echo late) | cat", "timeout 1 sleep 5; echo $?", "timeout 9 cat {0}", "mkfifo p; cat {0} > p & cat p; wait; rm p",
     "sh -c 'kill -TERM $$'; echo $?", "sh -c 'kill -SEGV $$'; echo $?", "kill -9 $(sh -c 'echo 999')", "trap 'echo got' USR1; sh -c 'kill -USR1 $PPID; date +%N'; date +%N", "sh -c 'trap \"\" PIPE; sh -c \"cat {0}; kill -PIPE \\$\\$; echo still\"'", "sh -c 'ulimit -f 0; cat {0} > {1}'; echo $?",
     "printf 'all: {1}.o\\n{1}.o: {0}\\n\\tcat {0} | sort > {1}.o; date +%%N\\n' | make -f -", "printf 'all: q1 q2 q3\\nq%%:\\n\\t@cat {0} > q$*; date +%%N\\n' | make -j2 -f -",
-    "python3 -c 'import os; print(os.getpid(), os.listdir())'", "python3 -c 'import threading as t; r=[]; a=[t.Thread(target=lambda i=i: r.append((i, len(open(\"{0}\").read())))) for i in range(3)]; [x.start() for x in a]; [x.join() for x in a]; print(r)'",
+    "python3 -c 'import os; print(os.getpid(), os.listdir())'", "python3 -c 'import os; d = os.open(\"d\", 0); print([(n, os.stat(n, dir_fd=d).st_size, os.read(os.open(n, 0, dir_fd=d), 9)) for n in os.listdir(d)])'", "python3 -c 'import threading as t; r=[]; a=[t.Thread(target=lambda i=i: r.append((i, len(open(\"{0}\").read())))) for i in range(3)]; [x.start() for x in a]; [x.join() for x in a]; print(r)'",
     "python3 -c 'import subprocess as s; print(s.run([\"cat\", \"{0}\"], capture_output=True)); print(s.run(\"sort\", input=b\"b\\na\\n\", stdout=s.PIPE).stdout)'",
 )  # fmt: skip
 
