@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -125,13 +126,18 @@ class Copies:
 
     # -- where to go -------------------------------------------------------------------
 
-    def entry(self, memory: Memory, address: int, *, counted: bool = True) -> int | None:
-        """The copy of the code at an address; None if its first instruction has to be executed where it is."""
+    def entry(self, memory: Memory, address: int, *, counted: bool = True, ahead: int = 0) -> int | None:
+        """The copy of the code at an address; None if its first instruction has to be executed where it is.
+
+        If it is made, so are ``ahead`` others that most probably follow.
+        """
         copy = self._copies.get(address)
         if copy is None:
             copy = self._make(memory, address)
             if copy is None:
                 return None
+            if ahead:
+                self._make_ahead(memory, copy, ahead)
         return copy.at + (0 if counted else copy.plain)
 
     def exit(self, memory: Memory, address: int) -> Exit | None:
@@ -142,9 +148,9 @@ class Copies:
         found = self._exits.get(address)
         return found[1] if found is not None else None
 
-    def follow(self, memory: Memory, address: int, why: Exit) -> int | None:
+    def follow(self, memory: Memory, address: int, why: Exit, *, ahead: int = 0) -> int | None:
         """Where a thread goes on that stopped at an exit; the next one that comes there does not stop."""
-        entry = self.entry(memory, why.target, counted=why.counted)
+        entry = self.entry(memory, why.target, counted=why.counted, ahead=ahead)
         if entry is None:
             return None
         if why.why == "computed":
@@ -162,8 +168,8 @@ class Copies:
         copy = self._at[self._places[index]]
         offset = address - copy.at
         if not offset:
-            return Mark(0, copy.address)
-        return next((mark for mark in copy.marks if mark.offset == offset), None)
+            return Mark(0, copy.address, None, 0)
+        return next((Mark(*mark) for mark in copy.marks if mark[0] == offset), None)
 
     # -- the counter -------------------------------------------------------------------
 
@@ -181,10 +187,9 @@ class Copies:
     @staticmethod
     def put_aside(memory: Memory, mark: Mark) -> int:
         """What the program has in the register that is put aside at a mark."""
-        assert mark.saved is not None
-        if mark.saved[1] == AFTER_CALL:
+        if mark.slot == AFTER_CALL:
             return mark.address
-        value: int = _WORD.unpack(memory.read(PLACE + mark.saved[1], 8))[0]
+        value: int = _WORD.unpack(memory.read(PLACE + mark.slot, 8))[0]
         return value
 
     # -- making -------------------------------------------------------------------------
@@ -216,6 +221,22 @@ class Copies:
         self._next = copy.at + len(copy.code) + -len(copy.code) % 16
         self.made += 1
         return copy
+
+    def _make_ahead(self, memory: Memory, copy: Copy, ahead: int) -> None:
+        """Make copies of where a copy leads, and of where its call returns to, and of where these lead."""
+        queue = deque((copy,))
+        while queue and ahead > 0:
+            last = queue.popleft()
+            for address in (last.onward, last.back):
+                if not address or address in self._copies:
+                    continue
+                made = self._make(memory, address)
+                ahead -= 1
+                if made is None:
+                    continue
+                queue.append(made)
+                if address == last.back:
+                    self._enter(memory, address, made.at)
 
     def _link(self, copy: Copy) -> None:
         """Lead a new copy's jumps to the copies that there are; the others wait for theirs."""

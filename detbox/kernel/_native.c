@@ -983,6 +983,7 @@ static PyObject *set_signal(PyObject *self, PyObject *args)
 }
 
 #include "directories.c"
+#include "translate.c"
 
 #define FAST(name, fn) {name, (PyCFunction)(void (*)(void))fn, METH_FASTCALL, NULL}
 static PyMethodDef methods[] = {
@@ -1022,6 +1023,7 @@ static PyMethodDef methods[] = {
 	{"read_directory", read_directory, METH_VARARGS, NULL},
 	{"pack_dirents", pack_dirents, METH_VARARGS, NULL},
 	{"make_directories", make_directories, METH_VARARGS, NULL},
+	{"translate", translate, METH_VARARGS, NULL},
 	{"unshare", py_unshare, METH_VARARGS, NULL},
 	{"mount", py_mount, METH_VARARGS, NULL},
 	{"umount", py_umount, METH_VARARGS, NULL},

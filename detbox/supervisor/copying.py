@@ -30,6 +30,8 @@ LEFT = "counting"
 #: Instructions of a process that are stepped over, since they cannot be copied; and what each of them counts, by the
 #: time that it takes (some 20 us).
 STEPS, STEP_WEIGHT = 300_000, 80_000
+#: Copies that are made together with one that is needed; for a measurement only those are made that are needed.
+AHEAD = 4
 #: Programs whose copies are kept for their next processes.
 FORMER = 32
 _INSIDE = "counting_inside"  # in a task's data: it runs in a copy, or has made its call there
@@ -214,7 +216,7 @@ class Copying:
             regs = _native.get_regs(task.tid)
             address = register(regs, RIP)
             returns = register(regs, OFFSET["rax"]) == _SIGRETURN and memory.read(address, len(_CALL)) == _CALL
-            entry = None if returns else copies.entry(memory, address)
+            entry = None if returns else copies.entry(memory, address, ahead=0 if gauge else AHEAD)
             if entry is not None:
                 copies.set_left(memory, left)
                 self._at(task, entry)
@@ -287,7 +289,8 @@ class Copying:
             self._at(task, why.target)
             self._gave_up(task, copies.left(memory))
             return True
-        if why.why in ("jump", "computed") and (entry := copies.follow(memory, address, why)) is not None:
+        ahead = 0 if gauge else AHEAD
+        if why.why in ("jump", "computed") and (entry := copies.follow(memory, address, why, ahead=ahead)) is not None:
             self._at(task, entry)
             self.sup.cont(task, 0)
             return True
@@ -326,8 +329,8 @@ class Copying:
     @staticmethod
     def _put(task: Task, regs: registers.Registers, mark: Mark) -> None:
         regs.rip = mark.address
-        if mark.saved is not None:
-            setattr(regs, mark.saved[0], Copies.put_aside(_TaskMemory(task.tid), mark))
+        if mark.register is not None:
+            setattr(regs, mark.register, Copies.put_aside(_TaskMemory(task.tid), mark))
         registers.put(task.tid, regs)
 
     # -- the memory --------------------------------------------------------------------

@@ -8,10 +8,11 @@ import pytest
 
 from detbox.counted.slots import LOOKUP
 from detbox.counted.store import PLACE, Copies
-from detbox.counted.translate import AFTER_CALL, CALL_WEIGHT, ENTRY_WEIGHT, translate
+from detbox.counted.translate import AFTER_CALL, CALL_WEIGHT, translate
 
 HERE, SLOTS = 0x401000, PLACE
 AT = SLOTS + 0x200000
+ENTRY_WEIGHT = 8  # as in kernel/translate.c
 
 
 class FakeMemory:
@@ -59,8 +60,7 @@ def test_calls_are_made_from_the_copy() -> None:
     assert struct.pack("<i", -(ENTRY_WEIGHT + 3 + CALL_WEIGHT)) in copy.code[: copy.plain]
     behind = copy.code.index(b"\x0f\x05") + 2
     assert copy.code[behind : behind + 10] == b"\x48\xb9" + struct.pack("<Q", HERE + 4)
-    mark = next(mark for mark in copy.marks if mark.offset == behind)
-    assert (mark.address, mark.saved) == (HERE + 4, ("rcx", AFTER_CALL))
+    assert (behind, HERE + 4, "rcx", AFTER_CALL) in copy.marks
 
 
 @pytest.mark.parametrize("number", ["b80f000000", "48c7c00f000000"])
@@ -93,7 +93,47 @@ def test_addresses_relative_to_the_instruction_stay() -> None:
     copy = translate(bytes.fromhex("48013d10000000 c3"), HERE, AT, SLOTS)
     assert copy is not None
     assert b"\x48\xbe" + struct.pack("<Q", HERE + 0x17) + bytes.fromhex("48013e") in copy.code
-    assert [mark.saved[0] for mark in copy.marks if mark.saved] == ["rsi"]
+    assert [mark[2] for mark in copy.marks if mark[2]] == ["rsi"]
+
+
+@pytest.mark.parametrize(
+    ("instruction", "changed"),
+    [
+        ("c5f92805 10000000", "c5f92807"),  # vmovapd xmm0, [rip + 16]
+        ("c4420500 0d 10000000", "c4620500 0f"),  # vpshufb ymm9, ymm15, [rip + 16]: another base register's bit
+        ("62f17c48280510000000", "62f17c482807"),  # vmovaps zmm0, [rip + 16]
+        ("48813d10000000 78563412", "48813f78563412"),  # cmp qword [rip + 16], 0x12345678
+        ("664c0f6e0510000000", "664c0f6e07"),  # movq xmm8, [rip + 16]
+        ("410fb705 10000000", "400fb707"),  # movzx eax, word [rip + 16], with a bit that means nothing here
+    ],
+)
+def test_forms_of_relative_operands(instruction: str, changed: str) -> None:
+    copy = translate(bytes.fromhex(instruction + "c3"), HERE, AT, SLOTS)
+    assert copy is not None
+    assert bytes.fromhex(changed) in copy.code
+    length = len(bytes.fromhex(instruction))
+    assert HERE + length in [mark[1] for mark in copy.marks]
+    assert struct.pack("<Q", HERE + 16 + length) in copy.code
+
+
+@pytest.mark.parametrize(
+    "instruction",
+    ["90", "4889e5", "c8100000", "66b83412", "48b88877665544332211", "a18877665544332211", "67a144332211", "f60412 7f",
+     "66f70412 3412", "f7d8", "660f3a0fc108", "660f38 00c1", "0fa4c305", "c4e37d06c131", "62f3fd4819c101", "f3480fb8c1",
+     "f0480fb10f", "8b8490 44332211", "8b049d 44332211", "8b0424", "d9c0", "0fbae007", "c5f877", "0f1f8000000000"],
+)  # fmt: skip
+def test_lengths_of_instructions(instruction: str) -> None:
+    raw = bytes.fromhex(instruction)
+    copy = translate(raw + b"\xc3", HERE, AT, SLOTS)
+    assert copy is not None
+    assert raw in copy.code
+    assert sorted({mark[1] - HERE for mark in copy.marks}) == [0, len(raw)]
+
+
+@pytest.mark.parametrize("code", ["06", "d4", "82c001", "0f04", "0f24c0", "8fe87812c1", "fec8fef8"])
+def test_what_is_not_known_is_left_to_the_original(code: str) -> None:
+    copy = translate(bytes.fromhex(code).ljust(16, b"\x90"), HERE, AT, SLOTS)
+    assert (copy is None) == (code != "fec8fef8")
 
 
 def test_copies_lead_to_each_other_once_both_are_made() -> None:
