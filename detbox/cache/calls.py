@@ -201,6 +201,7 @@ def _open(k: Tracker, t: Task, dirfd: int, path: bytes, flags: int) -> Marks | N
 
 #: What is asked by opening a path to read it, beside the aspects, which other calls look at.
 OPENS = 1 << 9
+EXECUTES = 1 << 10  # and by executing it
 #: From a call's arguments to the question about its path, see Tracker.look; 0 if it is more than a question.
 Ask = Callable[["Args"], int]
 

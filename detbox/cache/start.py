@@ -14,6 +14,7 @@ from detbox.cache import pipes
 from detbox.cache.world import made
 from detbox.handlers.limits import limits_of
 from detbox.handlers.locks import RECHECK
+from detbox.kernel import _native
 from detbox.machine.creds import Creds
 from detbox.machine.files import Kind
 from detbox.supervisor.task import INHERITED
@@ -53,43 +54,37 @@ class Inherited:
 def inherited(m: Machine, t: Task) -> Inherited:
     """Look at a stopped program's descriptors; nothing gets a number by that."""
     found = Inherited()
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-    links = os.open(b"%d/fd" % t.tid, flags, dir_fd=m.proc_fd)
-    try:
-        states = os.open(b"%d/fdinfo" % t.tid, flags, dir_fd=m.proc_fd)
-        try:
-            for number in sorted(map(int, os.listdir(links))):
-                _look(m, t, found, number, (links, states))
-        finally:
-            os.close(states)
-    finally:
-        os.close(links)
+    for row in sorted(_native.descriptors(m.proc_fd, t.tid)):
+        _look(m, t, found, *row)
     return found
 
 
-def _look(m: Machine, t: Task, found: Inherited, number: int, places: tuple[int, int]) -> None:
-    """One descriptor.  ``places``: directories of the links and of the states of all of them."""
-    name, links = str(number), places[0]
-    st = os.stat(name, dir_fd=links)
-    flags, position = _description(name, places[1])
-    identity = (st.st_dev, st.st_ino)
+def _look(
+    m: Machine, t: Task, found: Inherited, number: int, dev: int, ino: int, mode: int, rdev: int, flags: int, at: int
+) -> None:
+    """One descriptor of what is ``dev``, ``ino``, ``mode`` and ``rdev``; status flags, and position in it."""
+    identity = (dev, ino)
     console = _CONSOLE.get(m.stdio[identity]) if identity in m.stdio else None
-    if S_ISREG(st.st_mode):
-        found.files[number] = os.fsencode(os.readlink(name, dir_fd=links))
-        found.rows.append((number, "file", found.files[number], flags, position))
-    elif S_ISDIR(st.st_mode):
-        found.rows.append((number, "directory", os.readlink(name, dir_fd=links), flags, position))
-        if position:
+    if S_ISREG(mode):
+        found.files[number] = os.fsencode(_link(m, t, number))
+        found.rows.append((number, "file", found.files[number], flags, at))
+    elif S_ISDIR(mode):
+        found.rows.append((number, "directory", _link(m, t, number), flags, at))
+        if at:
             found.foreign[identity] = "a directory that is being read"
-    elif S_ISCHR(st.st_mode) and st.st_rdev in _DEVICES:
-        found.rows.append((number, "device", st.st_rdev, flags))
+    elif S_ISCHR(mode) and rdev in _DEVICES:
+        found.rows.append((number, "device", rdev, flags))
     else:
-        seen = m.inodes.known(st)
+        seen = m.inodes.known_as(identity, S_IFMT(mode))
         first = found.numbers.setdefault(identity, number)
-        kind = console or f"{S_IFMT(st.st_mode):o}:{st.st_rdev}"
+        kind = console or f"{S_IFMT(mode):o}:{rdev}"
         found.rows.append((number, kind, flags, seen.ino if seen is not None else None, first))
         if console is None or console == "stdin":
-            _from_outside(m, t, found, identity, (number, flags, os.readlink(name, dir_fd=links)))
+            _from_outside(m, t, found, identity, (number, flags, _link(m, t, number)))
+
+
+def _link(m: Machine, t: Task, number: int) -> str:
+    return os.readlink(f"{t.tid}/fd/{number}", dir_fd=m.proc_fd)
 
 
 def _from_outside(
@@ -112,16 +107,6 @@ def _from_outside(
         found.foreign[identity] = "a pipe that others have"
         pipe = found.pipes[identity] = pipes.look(t, number, writes)
         found.rows.append((number, pipe.ended))
-
-
-def _description(name: str, states: int) -> tuple[int, int]:
-    """Status flags and position of an open file description."""
-    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=states)
-    try:
-        words = os.read(fd, 128).split()
-    finally:
-        os.close(fd)
-    return int(words[3], 8), int(words[1])
 
 
 def obstacle(m: Machine, t: Task, given: Inherited) -> str:
@@ -188,4 +173,6 @@ def signal_lines(m: Machine, t: Task) -> list[bytes]:
         text = os.read(fd, 4096)
     finally:
         os.close(fd)
-    return [line for line in text.split(b"\n") if line.startswith(_SIGNALS)]
+    lines = text[text.index(_SIGNALS[0]) :].split(b"\n", len(_SIGNALS))[: len(_SIGNALS)]
+    assert all(map(bytes.startswith, lines, _SIGNALS)), lines
+    return lines

@@ -172,7 +172,8 @@ class Tracker:
             # The links of procfs lead everybody elsewhere.
             if way is not None:
                 execution.looked.add(question)
-                if not made(place):
+                fact = self.root.facts.get(place)
+                if not made(place) and (fact is None or (fact.kind or "-")[0] != "p"):
                     self._answers[question] = (*way, aspects)
         return place
 
@@ -198,7 +199,7 @@ class Tracker:
             execution.looked_at = changes
             execution.looked.clear()
         self._answer(execution, question, answer)
-        if question[2] & calls.OPENS:
+        if question[2] & calls.OPENS and answer[0] in self.root.changed:
             self.opens(t, answer[0])
         return True
 
@@ -382,11 +383,12 @@ class Tracker:
 
     def executes(self, t: Task, dirfd: int, path: bytes) -> None:
         """A program is executed: it and its interpreters are read by the kernel."""
+        aspects = self._together[KIND | SIZE | CONTENT | XATTR]
         for _ in range(5):  # BINPRM_MAX_RECURSION interpreters at most
-            found = self.find(t, dirfd, path, True)
+            question = self._question(t, dirfd, path, calls.EXECUTES | 1)
+            found = self.find(t, dirfd, path, True) if question is None else self._ask(t, dirfd, question, aspects)
             if found is None:
                 return
-            self.touch(t, found, KIND | SIZE | CONTENT | XATTR)
             if found in self.root.changed:
                 interpreter = interpreter_of(found)
             elif found in self._interpreters:

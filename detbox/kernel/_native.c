@@ -982,6 +982,7 @@ static PyObject *set_signal(PyObject *self, PyObject *args)
 	Py_RETURN_NONE;
 }
 
+#include "descriptors.c"
 #include "directories.c"
 #include "translate.c"
 
@@ -990,6 +991,7 @@ static PyMethodDef methods[] = {
 	FAST("read_mem", read_mem),
 	FAST("write_mem", write_mem),
 	FAST("read_cstr", read_cstr),
+	FAST("descriptors", descriptors),
 	FAST("wait_event", wait_event),
 	FAST("await_call", await_call),
 	FAST("reply", reply),

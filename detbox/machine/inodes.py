@@ -204,9 +204,12 @@ class InodeTable:
 
     def known(self, st: os.stat_result) -> VInode | None:
         """The virtual inode of what ``st`` describes, if it has been seen."""
-        key = (st.st_dev, st.st_ino)
+        return self.known_as((st.st_dev, st.st_ino), S_IFMT(st.st_mode))
+
+    def known_as(self, key: tuple[int, int], fmt: int) -> VInode | None:
+        """The same of a real (device, inode) of type ``fmt``."""
         entry = self.table.get(key) or self._nameless.get(key)
-        return entry if entry is not None and entry.fmt == S_IFMT(st.st_mode) else None
+        return entry if entry is not None and entry.fmt == fmt else None
 
     def round_up(self, step: int) -> None:
         """Let the next inode's number be a multiple of ``step``."""
