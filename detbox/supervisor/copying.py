@@ -33,7 +33,7 @@ STEPS, STEP_WEIGHT = 300_000, 80_000
 #: Copies that are made together with one that is needed; for a measurement only those are made that are needed.
 AHEAD = 4
 #: Programs whose copies are kept for their next processes.
-FORMER = 32
+FORMER = 8
 _INSIDE = "counting_inside"  # in a task's data: it runs in a copy, or has made its call there
 _LEAVING = "counting_leaving"  # in a task's data: it is to go on in its own code as soon as it stops
 _STEPPED = "counting_steps"  # in a process's data: steps made in its life
@@ -92,7 +92,7 @@ class Copying:
 
         sup.table[NUMBERS["mmap"]] = mmap
         sup.fork_hooks.append(self._on_fork)
-        sup.exec_hooks.append(lambda m, task: task.data.pop(_INSIDE, None))
+        sup.exec_hooks.append(self._on_exec)
         sup.exit_hooks.append(self._on_exit)
 
     def _on_fork(self, m: Machine, parent: Process, child: Process) -> None:
@@ -110,6 +110,11 @@ class Copying:
             self._former[copies.program] = former if former is not None and len(former) >= len(copies) else copies
         while len(self._former) > FORMER:
             del self._former[next(iter(self._former))]
+
+    @staticmethod
+    def _on_exec(m: Machine, task: Task) -> None:
+        for key in (_INSIDE, _LEAVING):
+            task.data.pop(key, None)
 
     def changed(self, mm: object) -> None:
         """The code of an address space may be another one from now on."""

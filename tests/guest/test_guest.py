@@ -35,6 +35,7 @@ GUESTS = (
     Guest("clock_looks.c", native=False, quick=True),
     Guest("clocks.c", quick=True),
     Guest("core_status.c"),
+    Guest("count_calls.c"),
     Guest("count_far.c", limit_s=120),
     Guest("count_until_timer.c"),
     Guest("directories.c"),
