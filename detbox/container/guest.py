@@ -49,6 +49,9 @@ LAUNCH_TIMEOUT_S = 20.0
 def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
     """The supervisor process from its first moment to the report."""
     started = time.perf_counter()
+    if spec.observe_fd >= 0:
+        # Only runs that are observed need it; here because compiled files are not written once the root has changed.
+        from detbox.cache.observed import Observed
     gc.freeze()  # what is here now stays
     host = _host_streams(spec)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
@@ -68,8 +71,6 @@ def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
     machine.layers = layers
     observed = None
     if spec.observe_fd >= 0:
-        from detbox.cache.observed import Observed  # 15 ms, and only runs that are observed need it
-
         observed = Observed(machine, store)
     sup = _supervisor(spec, machine, life, observation, observed)
     sup.image.start(spec.cpuid_backend == "auto" and _cpuid_faulting(), host_features, index)
