@@ -11,7 +11,7 @@ FORMAT = 6
 #: Fields of a result that do not tell what it left.
 CIRCUMSTANCES = ("facts", "common", "format", "key", "pipes", "turns_taken", "jumps")
 #: Contents up to this size are part of the result itself: a blob is a file, which costs more than most executions.
-SMALL = 1024
+SMALL = 2048
 _INLINE = "="
 _encoded = json.JSONEncoder(separators=(",", ":")).encode
 
