@@ -120,7 +120,8 @@ def _devices() -> list[Step]:
         elif entry.kind is dev.Kind.DIRECTORY:
             plan.append(ops.Directory(path, entry.mode & 0o7777))
         elif entry.kind is dev.Kind.DEVPTS:
-            plan.append(ops.Special("devpts", path, "newinstance,ptmxmode=0666,mode=0620"))
+            # The kernel's own limit (kernel.pty.max) counts the terminals of the whole machine.
+            plan.append(ops.Special("devpts", path, "newinstance,ptmxmode=0666,mode=0620,max=1024"))
         elif entry.kind is dev.Kind.TMPFS:
             plan.append(ops.Tmpfs(path, entry.mode & 0o7777))
         elif entry.kind is dev.Kind.MQUEUE:

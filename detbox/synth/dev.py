@@ -12,7 +12,7 @@ class Kind(Enum):
     BIND = "an empty file with the host's node mounted over it"
     LINK = "a symbolic link"
     DIRECTORY = "a directory"
-    DEVPTS = "a new instance of devpts (newinstance,ptmxmode=0666,mode=0620)"
+    DEVPTS = "a new instance of devpts (newinstance,ptmxmode=0666,mode=0620,max=1024)"
     TMPFS = "an empty tmpfs"
     MQUEUE = "the mqueue file system of the guest's IPC namespace"
 

@@ -1,5 +1,6 @@
 /* What a guest may not have: each attempt fails cleanly, with the errno that makes programs fall back. */
 #include "guest.h"
+#include <sys/resource.h>
 #include <linux/perf_event.h>
 #include <sys/mount.h>
 #include <sys/ptrace.h>
@@ -74,11 +75,24 @@ static void old_entry(void)
     CHECK(status == 0 || WIFSIGNALED(status));
 }
 
+/* A run's own limit, as a whole machine's would depend on what others have. */
+static void terminals(void)
+{
+    struct rlimit files = {2048, 2048};
+    int count = 0;
+    CHECK(setrlimit(RLIMIT_NOFILE, &files) == 0);
+    while (open("/dev/ptmx", O_RDWR | O_NOCTTY) >= 0)
+        count++;
+    CHECK(errno == ENOSPC && count == 1024);
+    closefrom(3);
+}
+
 int main(void)
 {
     CHECK(getpid() == 2); /* a container's first process: on the bare machine root would succeed */
     attempts();
     tracing();
     old_entry();
+    terminals();
     return done();
 }
