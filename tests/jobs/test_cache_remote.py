@@ -172,7 +172,7 @@ def test_a_bad_server_costs_time_and_nothing_else(tmp_path: Path, fault: str) ->
         if fault not in WRONG:
             assert "detbox: the cache: http://127.0.0.1" in said and "left out" in said
         assert took < 12, "one time-out of a second, and the run"
-        assert len(server.asked) <= 15
+        assert len(server.asked) <= 20
         server.fault = ""
         assert two.run()[:2] == (plain, "hit")
 
@@ -272,11 +272,11 @@ def forged_line(line: bytes, change: Any) -> bytes:
         manifest = json.loads(line)
         change(manifest)
         return json.dumps(manifest).encode()
-    head, *rows = line[65:].split(b"\n")
-    result = {**json.loads(head), "facts": {}}
+    head, rest, *rows = line[65:].split(b"\n")
+    result = {**json.loads(rest), "facts": {}}
     change(result)
     more = [json.dumps([path, 4, row]).encode() for path, row in dict(result.pop("facts", {})).items()]
-    return line[:65] + b"\n".join([json.dumps(result).encode(), *rows, *more])
+    return line[:65] + b"\n".join([head, json.dumps(result).encode(), *rows, *more])
 
 
 def forge(server: CacheServer, change: Any) -> None:

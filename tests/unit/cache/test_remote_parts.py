@@ -32,6 +32,8 @@ BAD: tuple[dict[str, Any], ...] = (
         {"size": -1}, {"ino": "1"}, {"times": [1, 2]}, {"xattrs": {"security.capability": "00"}}, {"do": "symlink", "text": ""},
         {"do": "link", "to": "etc"}, {"was": "file"},
     )),
+    {"common": ("x", 9)}, {"common": (DIGEST, -1)}, {"common": ("", 5)}, {"output": "=four"}, {"moved": "=\u0141\u0141"},
+    {"changes": [{**FILE, "blob": "=four"}]},
     {"changes": [FILE, FILE]}, {"marks": {"/x": 256}}, {"numbered": [("x", 1)]}, {"numbered": [(-1, 1)]}, {"turns": [[3, 1]]},
     {"output": ""}, {"positions": [(-1, 0)]}, {"status": 0x8B}, {"status": 70000}, {"clock": -1}, {"moves": [(9, 1)]},
     {"moves": [(0, -5)]}, {"moves": [(5, 3)]}, {"moves": [(0, 4)]}, {"moved": ""}, {"flags": [(7, 0)]}, {"jumps": 1},
