@@ -140,8 +140,10 @@ class Overlay(Step):
         mode = os.fstat(self._fd).st_mode & 0o7777
         os.chmod(upper, mode)
         self._make_directories(upper)
-        # What the host's kernel was configured to do by default must not show.
-        options = f"lowerdir=/proc/self/fd/{self._fd},upperdir={upper},workdir={work},userxattr,index=off,xino=off"
+        # What the host's kernel was configured to do by default must not show.  With xino a directory keeps its inode
+        # number when the kernel forgets it for want of memory (Documentation/filesystems/overlayfs.rst): without, it
+        # was another one afterwards, with none of the times, owners and modes that the run had given it.
+        options = f"lowerdir=/proc/self/fd/{self._fd},upperdir={upper},workdir={work},userxattr,index=off,xino=on"
         _mount("overlay", self.path, "overlay", MS_NODEV | MS_NOSUID, options)
         self.mount_id = _native.statx(-1, os.fsencode(target), 0)[_MNT_ID]
         os.close(self._fd)
