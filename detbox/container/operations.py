@@ -113,10 +113,10 @@ class Overlay(Step):
     scratch: str  # guest path of the directory on a tmpfs that holds the upper layer
     depth: int = 2  # 0: what its owner alone may see is shown to the guest
     makers: int = 1  # threads that make directories
-    emptied: list[str] = field(default_factory=list, repr=False)  # guest paths of directories shown empty
-    owners: dict[bytes, tuple[int, int]] = field(default_factory=dict, repr=False)  # as the image's manifest says
-    mount_id: int = field(default=-1, repr=False)  # known once it is mounted; something may cover the path later
-    _fd: int = field(default=-1, repr=False)
+    emptied: list[str] = field(default_factory=list)  # guest paths of directories shown empty
+    owners: dict[bytes, tuple[int, int]] = field(default_factory=dict)  # as the image's manifest says
+    mount_id: int = -1  # known once it is mounted; something may cover the path later
+    _fd: int = -1
 
     @property
     def upper(self) -> str:
@@ -170,7 +170,7 @@ class Bind(Step):
     source: str
     path: str
     read_only: bool
-    _fd: int = field(default=-1, repr=False)
+    _fd: int = -1
 
     def describe(self) -> str:
         return f"bind     {self.path} <- {self.source} ({'read-only' if self.read_only else 'kept'})"
@@ -321,7 +321,7 @@ class Tree(Step):
     """A whole tree of small files and links in memory."""
 
     path: str
-    content: Mapping[str, Any] = field(repr=False)
+    content: Mapping[str, Any]
 
     def describe(self) -> str:
         return f"files    {self.path} ({len(self.content)} entries)"
@@ -349,8 +349,8 @@ class Unpack(Step):
 
     source: str
     path: str
-    owners: dict[bytes, tuple[int, int]] = field(default_factory=dict, repr=False)
-    _file: Any = field(default=None, repr=False)
+    owners: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+    _file: Any = None
 
     def describe(self) -> str:
         return f"unpack   {self.path} <- {self.source}"
@@ -413,7 +413,7 @@ class Detach(Step):
     """A mount of detbox's own, which no path leads to from now on."""
 
     path: str
-    fd: int = field(default=-1, repr=False)  # its only descriptor, once that is done
+    fd: int = -1  # its only descriptor, once that is done
 
     def describe(self) -> str:
         return f"detach   {self.path}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import pwd
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -31,18 +31,13 @@ mkdir /var/lib/made/sub/later; look
 def _run(work: Path, user: str | None) -> bytes:
     work.mkdir()
     if user is not None:
-        os.chown(work, *_ids(user))
+        shutil.chown(work, user)
     command = detbox(["sh", "-c", JOB])
     done = subprocess.run(
         command, cwd=work, env=os.environ | environment(), stdin=subprocess.DEVNULL, capture_output=True,
         timeout=100, check=False, user=user,
     )  # fmt: skip
     return done.stdout + b"status %d\n" % done.returncode + done.stderr
-
-
-def _ids(user: str) -> tuple[int, int]:
-    entry = pwd.getpwnam(user)
-    return entry.pw_uid, entry.pw_gid
 
 
 @pytest.mark.skipif(not os.access(_DROP, os.W_OK), reason="only root can have the kernel forget what it caches")
