@@ -19,7 +19,8 @@ from detbox.container.usage import processes
 from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
 
-_FIRST_S, _PAUSE_S = 0.1, 0.25
+# The time between two looks doubles as long as nothing has to be changed: a look takes 1 to 2 ms.
+_FIRST_S, _PAUSE_S, _LONGEST_S = 0.1, 0.25, 1.0
 _SHARE = 50  # a look may take one of so many parts of the time until the next
 _TICKS = os.sysconf("SC_CLK_TCK")
 #: Shares of a processor's time: what others may use of a run's own, and what makes another one worth taking.
@@ -65,6 +66,7 @@ class Placement:
         self._keeper = keeper
         self._allowed = frozenset(os.sched_getaffinity(0))
         self._due = time.monotonic() + _FIRST_S
+        self._pause = _PAUSE_S
         self._last = _Sample(time.monotonic(), 0, _idle()) if len(self._allowed) > 1 else None
 
     def left(self) -> float | None:
@@ -76,11 +78,12 @@ class Placement:
         begin = time.monotonic()
         if len(self._allowed) < 2 or begin < self._due:
             return
+        self._pause = min(2 * self._pause, _LONGEST_S)
         with contextlib.suppress(OSError, ValueError, IndexError):  # processes end meanwhile
             self._move(processes(self._keeper))
         end = time.monotonic()
         # Runs that share a processor do not look at the same time, lest they leave it together.
-        self._due = end + max(_PAUSE_S * (0.7 + _any(7) / 10), (end - begin) * _SHARE)
+        self._due = end + max(self._pause * (0.7 + _any(7) / 10), (end - begin) * _SHARE)
 
     def _move(self, pids: list[int]) -> None:
         if len(pids) < 2:
@@ -94,6 +97,7 @@ class Placement:
         chosen = choose(self._allowed, bound, idle, (now.own - before.own) / elapsed)
         if chosen == bound:
             return
+        self._pause = _PAUSE_S
         for pid in pids:
             for task in os.listdir(f"/proc/{pid}/task"):
                 with contextlib.suppress(OSError):

@@ -6,19 +6,19 @@ from dataclasses import dataclass
 
 _FIRST_DELAY = 0.02
 _LONGEST_DELAY = 2.0
-_FIRST_LIMIT = 48
+_FIRST_LIMIT = 96
 _LONGEST_LIMIT = 4000
 _LONGEST_SURVEY = 128
 # How much longer than an attempt the thread may compute before the next one.
-_PATIENCE = 50
+_PATIENCE = 200
 
 
 @dataclass(slots=True, eq=False, repr=False)
 class Pace:
     """The schedule of one thread's attempts; it eases when the thread has made calls in between.
 
-    A step costs 4 to 20 µs, and more if it is examined.  The attempts together take at most 2 % of a
-    computation, whatever they cost on this machine.  Only *when* a spin is found depends on real time,
+    A step costs 4 to 20 µs, and more if it is examined.  The attempts together take some 0.5 % of a
+    long computation, whatever they cost on this machine.  Only *when* a spin is found depends on real time,
     never what is found: an endless loop is still there at the next attempt.
     """
 

@@ -30,14 +30,13 @@ from detbox.supervisor.numbering import Numbering
 from detbox.supervisor.overdue import Overdue
 from detbox.supervisor.spinning import Spinning
 from detbox.supervisor.task import Process, State, Task, waits
+from detbox.supervisor.ticking import TICK_MS, tick
 
 PTRACE_CONT = 7
 EVENT_FORK, EVENT_VFORK, EVENT_CLONE, EVENT_EXEC, EVENT_VFORK_DONE, EVENT_STOP = 1, 2, 3, 4, 5, 128
 #: TRACEFORK, TRACEVFORK, TRACECLONE, TRACEEXEC, TRACEVFORKDONE, EXITKILL (include/uapi/linux/ptrace.h)
 TRACE_OPTIONS = 0x2 | 0x4 | 0x8 | 0x10 | 0x20 | 0x100000
 NOTIF_CONTINUE = 1
-#: Real milliseconds without an event before the loop asks what the running thread is doing.
-TICK_MS = 10
 MAX_ERRNO = 4095
 RAX_OFFSET = 80  # of rax in struct user_regs_struct
 
@@ -91,7 +90,7 @@ class Supervisor:
     def run(self) -> int:
         """Drive the guest until its first process is gone; its wait status."""
         scheduler, control = self.m.scheduler, self.control
-        listener = self.m.listener
+        listener, wait = self.m.listener, TICK_MS
         while self.outcome is None:
             if not self.running:
                 task = scheduler.next()
@@ -102,10 +101,12 @@ class Supervisor:
                 assert action is not None
                 action()
                 continue
-            event = _native.wait_event(listener, control, TICK_MS)
+            event = _native.wait_event(listener, control, wait)
             if event is None:
-                self.tick()
-            elif event is True:
+                wait = tick(self, wait)
+                continue
+            wait = TICK_MS
+            if event is True:
                 raise KeyboardInterrupt
             elif event is False:
                 listener = -1  # no thread is left that could call; only exits are to come
@@ -406,18 +407,7 @@ class Supervisor:
             if not os.WIFSTOPPED(status):
                 return status
 
-    # -- nothing happens ----------------------------------------------------------
-
-    def tick(self) -> None:
-        """The running thread has made no call for a while."""
-        for task in self.m.tasks.values():
-            if task.state is State.RUNNING:
-                if self.counting.copying.inside(task):
-                    return
-                self.spinning.on_tick(task)
-                if task.state is State.RUNNING:
-                    self.overdue.on_tick(task)
-                return
+    # -- the end ----------------------------------------------------------------
 
     def deadlock(self) -> None:
         """Every thread is parked and no deadline is left."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING
 
 from detbox.errors import NotDeterministic
@@ -27,17 +28,17 @@ GRACE = 30.0
 #: Before so many seconds nothing is done; then a thread has used up a timer of an ancestor's if it has
 #: computed for twice the time that this has left.
 LEAST, TIMES = 5.0, 2
-_TICKS = 50  # between two looks at the processor time
+_PAUSE = 0.5  # seconds between two looks at the processor time, at least
 
 
 @dataclass(slots=True, eq=False, repr=False)
 class _Watch:
-    """Since a thread's last call: its virtual CPU time, the real one in seconds, the virtual time, and ticks."""
+    """Since a thread's last call: its virtual CPU time, the real one in seconds, and the virtual time."""
 
     cpu_ns: int
     used: float
     since: int
-    ticks: int = 0
+    waited: float = 0.0  # seconds since the last look
 
 
 class Overdue:
@@ -47,32 +48,36 @@ class Overdue:
         self.sup = sup
         self._watches: dict[Task, _Watch] = {}
 
-    def on_tick(self, task: Task) -> None:
-        """The running thread has made no call for one tick.
+    def on_tick(self, task: Task, waited: float) -> float:
+        """The running thread has made no call for so many seconds; in how many the next look is due.
 
         Raises NotDeterministic if it computes far beyond the time that its own timer has left.
         """
+        due = timers.next_signal(task.process)
+        left = self._ancestors(task) if due is None else due[0]
+        if left is None:
+            return inf
         watch = self._watches.get(task)
         if watch is None or watch.cpu_ns != task.cpu.ns:
             living = self.sup.m.tasks.values()
             self._watches = {each: old for each, old in self._watches.items() if each in living}
             self._watches[task] = _Watch(task.cpu.ns, self._used(task), self.sup.m.clock.now)
-            return
-        watch.ticks += 1
-        if watch.ticks % _TICKS:
-            return
+            return LEAST
+        watch.waited += waited
+        if watch.waited < _PAUSE:
+            return _PAUSE - watch.waited
+        watch.waited = 0.0
         used = self._used(task) - watch.used
-        if used < LEAST:
-            return
-        due = timers.next_signal(task.process)
         if due is not None:
-            if used > GRACE + due[0] / 1e9:
+            limit = GRACE + left / 1e9
+            if used > limit:
                 del self._watches[task]
                 self._own(task, *due)
-            return
-        left = self._ancestors(task)
-        if left is not None and used > TIMES * (self.sup.m.clock.now + left - watch.since) / 1e9:
-            self._let_others(task, watch, left)
+        else:
+            limit = max(LEAST, TIMES * (self.sup.m.clock.now + left - watch.since) / 1e9)
+            if used > limit:
+                self._let_others(task, watch, left)
+        return max(limit - used, _PAUSE)
 
     def _used(self, task: Task) -> float:
         """Seconds of real processor time of a running thread."""

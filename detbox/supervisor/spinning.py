@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from detbox.supervisor.task import Process, Task
 
 _EVENT_STOP = 128
-#: Seconds between two ticks (the loop's TICK_MS).
-_TICK = 0.01
 # How often a process is looked at after arming a timer or taking a signal: each time costs some
 # 4 ms at most, too much for one that takes thousands of signals and does not loop without end.
 _PROBES = 200
@@ -63,6 +61,8 @@ _CUT_SHORT = frozenset(
                  "write", "writev", "pwrite64", "read", "readv", "pread64", "sendto", "sendmsg", "recvfrom", "recvmsg")
 )  # fmt: skip
 _CALL_DELAY = 5.0
+# A walk takes at most so many times the processor time of the supervisor alone: the kernel works for the other thread.
+_WALK_SHARE = 5
 #: The two forms of the instruction.
 _INT3 = (b"\xcc", b"\xcd\x03")
 _UNPREPARED = NotSpin("the disassembler has not been imported", 0)
@@ -121,8 +121,8 @@ class Spinning:
 
     # -- finding ----------------------------------------------------------------
 
-    def on_tick(self, task: Task) -> None:
-        """The running thread has made no call for one tick."""
+    def on_tick(self, task: Task, waited: float) -> float:
+        """The running thread has made no call for so many seconds; in how many the next look is due."""
         sup = self.sup
         activity = sup.notifications + sup.stops
         watch = self._watch
@@ -131,15 +131,15 @@ class Spinning:
                 task.pace = Pace()
             task.pace.eased()
             watch = self._watch = _Watch(task, activity, pace=task.pace)
-        watch.waited += _TICK
+        watch.waited += waited
         if task.native and task.nr in _CUT_SHORT and watch.waited < _CALL_DELAY:
-            return
+            return _CALL_DELAY - watch.waited
         scheduler = sup.m.scheduler
         others = scheduler.ready or scheduler.deferred or self.parked or sup.m.timers.next_deadline() is not None
-        if watch.waited < (watch.pace.delay if others else max(watch.pace.delay, _ALONE_DELAY)):
-            return
-        if task.look is None and self.interrupt(task):
+        least = 0.0 if others else _ALONE_DELAY
+        if watch.waited >= max(watch.pace.delay, least) and task.look is None and self.interrupt(task):
             self._prove(task, watch)
+        return max(watch.pace.delay, least) - watch.waited
 
     def interrupt(self, task: Task) -> bool:
         """Stop the thread in the middle of its own code; False if something else came first."""
@@ -163,13 +163,15 @@ class Spinning:
     def _prove(self, task: Task, watch: _Watch) -> None:
         self.proofs += 1
         watch.waited = 0.0
-        started = time.perf_counter()
+        started, own = time.perf_counter(), time.thread_time()
         stepper = PtraceStepper(task.tid)
         verdict = self._verdict(task, watch.pace, stepper)
         if isinstance(verdict, Spin):
             watch.pace.restart()
         elif verdict is not _UNPREPARED:
-            watch.pace.failed(time.perf_counter() - started)
+            # Where others want the processor, the walk may have waited for it.
+            took = min(time.perf_counter() - started, (time.thread_time() - own) * _WALK_SHARE)
+            watch.pace.failed(took)
         self._settle(task, stepper, verdict)
         if verdict is _UNPREPARED:
             prepared(now=True)  # while the thread goes on

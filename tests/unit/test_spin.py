@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from detbox.kernel import _native
-from detbox.spin import LoopTable, NotSpin, PtraceStepper, Spin, attempt, prove, prove_from, visit
+from detbox.spin import LoopTable, NotSpin, Pace, PtraceStepper, Spin, attempt, prove, prove_from, visit
 
 SOURCE = Path(__file__).with_name("spin_loops.c")
 LEVELS = ("-O0", "-O2")
@@ -257,6 +257,16 @@ def test_breakpoints_stop_being_worth_it(programs: dict[str, Path]) -> None:
         loop.visits = 10_000
         visit(table, "mm", child.stepper)
         assert not table.armed("mm")
+
+
+def test_attempts_on_a_long_computation_are_cheap() -> None:
+    pace, computed, spent = Pace(), 0.0, 0.0
+    while computed < 60:
+        took = pace.limit * 25e-6
+        computed += pace.delay
+        spent += took
+        pace.failed(took)
+    assert spent < 0.01 * computed
 
 
 def _rip(child: Guest) -> int:
