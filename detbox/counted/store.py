@@ -44,19 +44,19 @@ class Copies:
         self.made = 0
         #: Whether they were made by others than the process itself, or not at its own looks (see gauging.py).
         self.foreign = False
-        self._image = bytearray()  # the copies, as they are in memory
         #: Whether the code may be another one since it was copied (see :meth:`check`).
         self.suspect = False
-        self._at: dict[int, Copy] = {}
-        self._places: list[int] = []  # where copies begin, ascending
-        self._exits: dict[int, tuple[Copy, Exit]] = {}
+        # All copies in the order of their places: where they begin, they themselves, and what is there in memory.
+        self._places: list[int] = []
+        self._made: list[Copy] = []
+        self._pieces: list[bytes] = []
         self._next = PLACE + _CODE
         self._missed = 0
         self._begin()
 
     def _begin(self) -> None:
         self._copies: dict[int, Copy] = {}
-        self._waiting: dict[int, list[tuple[int, bool]]] = {}  # jumps to what has no copy
+        self._waiting: dict[int, tuple[tuple[int, bool], ...]] = {}  # jumps to what has no copy
         self._pages: dict[int, bytes] = {}
         self._ranges: list[tuple[int, int]] = []
         self._elsewhere: set[int] = set()  # pages that are in none of them
@@ -77,20 +77,22 @@ class Copies:
             return None
         other.made, other.foreign = 0, True
         other._prepare(memory)
-        memory.write(PLACE + _CODE, bytes(self._image))
+        memory.write(PLACE + _CODE, b"".join(self._pieces))
         for index, address in self._table.items():
             memory.write(PLACE + _TABLE + 16 * index, _PAIR.pack(address, self._copies[address].at))
         return other
 
     def inherited(self, executable: Callable[[], list[tuple[int, int]]]) -> Copies:
-        """The same for a child process that has a copy of the memory."""
+        """The same for a child process that has a copy of the memory.
+
+        What the tables hold does not change, so that only they themselves are copied: a few hundred KB.
+        """
         child = Copies(executable)
         for name, value in vars(self).items():
-            if isinstance(value, (dict, list, set, bytearray)):
+            if isinstance(value, (dict, list, set)):
                 setattr(child, name, value.copy())
             elif name != "_executable":
                 setattr(child, name, value)
-        child._waiting = {target: jumps.copy() for target, jumps in self._waiting.items()}
         return child
 
     @property
@@ -145,8 +147,9 @@ class Copies:
         if address == self._missed:
             target: int = _WORD.unpack(memory.read(PLACE + TARGET, 8))[0]
             return Exit("computed", target, counted=True)
-        found = self._exits.get(address)
-        return found[1] if found is not None else None
+        # The next copy may begin behind the last breakpoint of one.
+        index = self._index(address - 1)
+        return self._made[index].exits.get(address - self._places[index]) if index >= 0 else None
 
     def follow(self, memory: Memory, address: int, why: Exit, *, ahead: int = 0) -> int | None:
         """Where a thread goes on that stopped at an exit; the next one that comes there does not stop."""
@@ -156,20 +159,23 @@ class Copies:
         if why.why == "computed":
             self._enter(memory, why.target, entry)
         else:
-            at = self._exits[address][0].at + why.patch
-            self._lead(memory, at, entry)
+            self._lead(memory, self._places[self._index(address - 1)] + why.patch, entry)
         return entry
+
+    def _index(self, address: int) -> int:
+        """Of the copy that an address lies in; -1: it lies before all of them."""
+        return bisect_right(self._places, address) - 1
 
     def original(self, address: int) -> Mark | None:
         """What the program is about to execute at an address in a copy, if it is between two instructions there."""
-        index = bisect_right(self._places, address) - 1
+        index = self._index(address)
         if index < 0:
             return None
-        copy = self._at[self._places[index]]
+        copy = self._made[index]
         offset = address - copy.at
         if not offset:
             return Mark(0, copy.address, None, 0)
-        return next((Mark(*mark) for mark in copy.marks if mark[0] == offset), None)
+        return next((mark for mark in copy.marks if mark.offset == offset), None)
 
     # -- the counter -------------------------------------------------------------------
 
@@ -210,15 +216,17 @@ class Copies:
         copy = translate(code, address, self._next, PLACE) if code else None
         if copy is None:
             return None
-        self._copies[address] = self._at[copy.at] = copy
-        self._link(copy)
-        memory.write(copy.at, bytes(copy.code))
-        self._image += copy.code + bytes(-len(copy.code) % 16)
+        # In case it leads to itself.
+        self._copies[address] = copy
+        piece = self._linked(copy) + bytes(-len(copy.code) % 16)
+        self._copies[address] = copy = copy._replace(code=b"")
+        memory.write(copy.at, piece)
+        self._places.append(copy.at)
+        self._made.append(copy)
+        self._pieces.append(piece)
         for at, counted in self._waiting.pop(address, ()):
             self._lead(memory, at, copy.at + (0 if counted else copy.plain))
-        self._places.append(copy.at)
-        self._exits.update((copy.at + offset, (copy, why)) for offset, why in copy.exits.items())
-        self._next = copy.at + len(copy.code) + -len(copy.code) % 16
+        self._next = copy.at + len(piece)
         self.made += 1
         return copy
 
@@ -238,24 +246,27 @@ class Copies:
                 if address == last.back:
                     self._enter(memory, address, made.at)
 
-    def _link(self, copy: Copy) -> None:
-        """Lead a new copy's jumps to the copies that there are; the others wait for theirs."""
+    def _linked(self, copy: Copy) -> bytes:
+        """A new copy's code, whose jumps lead to the copies that there are; the others wait for theirs."""
+        code = bytearray(copy.code)
         for why in copy.exits.values():
             if why.why != "jump":
                 continue
             at, target = copy.at + why.patch, self._copies.get(why.target)
             if target is None:
-                self._waiting.setdefault(why.target, []).append((at, why.counted))
+                self._waiting[why.target] = (*self._waiting.get(why.target, ()), (at, why.counted))
             else:
                 entry = target.at + (0 if why.counted else target.plain)
-                struct.pack_into("<i", copy.code, why.patch, entry - (at + 4))
+                struct.pack_into("<i", code, why.patch, entry - (at + 4))
+        return bytes(code)
 
     def _lead(self, memory: Memory, at: int, entry: int) -> None:
         """Have the jump whose distance is at an address lead to a copy."""
         distance = struct.pack("<i", entry - (at + 4))
         memory.write(at, distance)
-        at -= PLACE + _CODE
-        self._image[at : at + 4] = distance
+        index = self._index(at)
+        piece, at = self._pieces[index], at - self._places[index]
+        self._pieces[index] = b"".join((piece[:at], distance, piece[at + 4 :]))
 
     def _code(self, memory: Memory, address: int) -> bytes:
         """Up to LONGEST bytes from an address on, as far as they cannot change."""

@@ -15,7 +15,7 @@ The work is done in ``kernel/translate.c``: a program's start takes some ten tho
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import struct
 from typing import NamedTuple
 
 from detbox.kernel import _native
@@ -26,6 +26,9 @@ LONGEST = 768
 CALL_WEIGHT = 2_000
 #: In place of a slot: the register holds the address.
 AFTER_CALL = -1
+# As in translate.c.
+_EXIT, _MARK = struct.Struct("<HHBBQ"), struct.Struct("<HHbB")
+_WHY, _SAVED = ("counted", "native", "jump"), (None, "rdi", "rsi", "rbx", "rcx")
 
 
 class Exit(NamedTuple):
@@ -55,21 +58,36 @@ class Mark(NamedTuple):
     slot: int
 
 
-@dataclass(slots=True, eq=False, repr=False)
-class Copy:
-    """Code for one place; ``exits``: by the offset behind their breakpoint; ``marks``: of the class Mark.
+class Copy(NamedTuple):
+    """Code for one place.  It never changes, so that processes share it: they have thousands.
 
     ``onward``: where its last instruction leads, ``back``: where a call that this is returns to; 0: unknown.
     """
 
     address: int
     at: int
-    code: bytearray
+    code: bytes
     plain: int
-    exits: dict[int, Exit]
-    marks: list[tuple[int, int, str | None, int]] = field(default_factory=list)
+    packed_exits: bytes
+    packed_marks: bytes
     onward: int = 0
     back: int = 0
+
+    @property
+    def exits(self) -> dict[int, Exit]:
+        """By the offset behind their breakpoint."""
+        return {
+            offset: Exit(_WHY[why], target, bool(counted), patch)
+            for offset, patch, counted, why, target in _EXIT.iter_unpack(self.packed_exits)
+        }
+
+    @property
+    def marks(self) -> list[Mark]:
+        """All places between two instructions."""
+        return [
+            Mark(offset, self.address + place, _SAVED[saved], slot)
+            for offset, place, slot, saved in _MARK.iter_unpack(self.packed_marks)
+        ]
 
 
 def translate(code: bytes, address: int, at: int, slots: int) -> Copy | None:
@@ -78,9 +96,4 @@ def translate(code: bytes, address: int, at: int, slots: int) -> Copy | None:
     None if the first instruction is one of those that are left to the original.
     """
     made = _native.translate(code, address, at, slots, CALL_WEIGHT)
-    if made is None:
-        return None
-    copied, plain, exits, marks, onward, back = made
-    return Copy(
-        address, at, bytearray(copied), plain, {each[0]: Exit(*each[1:]) for each in exits}, marks, onward, back
-    )
+    return Copy(address, at, *made) if made is not None else None

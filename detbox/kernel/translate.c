@@ -22,17 +22,20 @@ struct form { /* the parts of an instruction, as offsets from its start; 0: abse
 	int other; /* the second register that a VEX prefix names, or -1 */
 };
 
-struct copied_exit {
-	int offset, patch, counted;
-	const char *why;
+/* These two are handed over as they are in memory: counted/translate.py has the same forms. */
+struct __attribute__((packed)) copied_exit {
+	uint16_t offset, patch;
+	uint8_t counted, why; /* index into WHY */
 	uint64_t target;
 };
+enum { WHY_COUNTED, WHY_NATIVE, WHY_JUMP };
 
-struct copied_mark {
-	int offset, slot;
-	const char *saved;
-	uint64_t address;
+struct __attribute__((packed)) copied_mark {
+	uint16_t offset, place; /* in the copy, and in the original */
+	int8_t slot;
+	uint8_t saved; /* index into SAVED */
 };
+enum { SAVED_NONE, SAVED_RDI, SAVED_RSI, SAVED_RBX, SAVED_RCX };
 
 struct copying {
 	uint64_t address, at, slots;
@@ -245,12 +248,12 @@ static void emit_lookup(struct copying *c)
 	emit_word(c, c->slots + LOOKUP_AT - (c->at + c->length + 4), 4);
 }
 
-static void mark(struct copying *c, uint64_t place, const char *saved, int slot)
+static void mark(struct copying *c, uint64_t place, int saved, int slot)
 {
-	c->marks[c->mark_count++] = (struct copied_mark){c->length, slot, saved, place};
+	c->marks[c->mark_count++] = (struct copied_mark){c->length, place - c->address, slot, saved};
 }
 
-static void stop_at(struct copying *c, const char *why, uint64_t target, int counted, int patch)
+static void stop_at(struct copying *c, int why, uint64_t target, int counted, int patch)
 {
 	emit_byte(c, 0xcc);
 	c->exits[c->exit_count++] = (struct copied_exit){c->length, patch, counted, why, target};
@@ -282,7 +285,7 @@ static void begin_copy(struct copying *c)
 	emit_word(c, c->slots + SLOT_COUNTER + 7 - (c->at + c->length + 4), 4);
 	emit(c, "\xe3\x08", 2); /* jrcxz, behind the breakpoint */
 	emit_move(c, SLOT_RCX, R_RCX, 1);
-	stop_at(c, "counted", c->address, 0, 0);
+	stop_at(c, WHY_COUNTED, c->address, 0, 0);
 	emit_move(c, SLOT_RCX, R_RCX, 1);
 	c->plain = c->length;
 }
@@ -340,7 +343,7 @@ static int is_group(const unsigned char *raw, const struct form *f)
 static int copy_relative(struct copying *c, const unsigned char *raw, const struct form *f, uint64_t place)
 {
 	static const int numbers[] = {R_RDI, R_RSI, R_RBX};
-	static const char *const names[] = {"rdi", "rsi", "rbx"};
+	static const int saved[] = {SAVED_RDI, SAVED_RSI, SAVED_RBX};
 	int reg = raw[f->modrm] >> 3 & 7, high = f->rex & 4, after = f->modrm + 5, choice = 0;
 	uint64_t meant = place + f->length + distance_of(raw + after, 4);
 	unsigned char *head;
@@ -348,7 +351,7 @@ static int copy_relative(struct copying *c, const unsigned char *raw, const stru
 	if (f->address32)
 		return 0;
 	if (f->map == 0 && raw[f->opcode] == 0x8d && !f->locked_or_other) { /* lea */
-		mark(c, place, NULL, 0);
+		mark(c, place, SAVED_NONE, 0);
 		emit_byte(c, 0x40 | (f->rex & 8) | high >> 2);
 		emit_byte(c, 0xb8 | reg);
 		emit_word(c, meant, f->rex & 8 ? 8 : 4);
@@ -356,13 +359,13 @@ static int copy_relative(struct copying *c, const unsigned char *raw, const stru
 	}
 	while (numbers[choice] == f->other || (numbers[choice] == reg && !high && !is_group(raw, f)))
 		choice++;
-	mark(c, place, NULL, 0);
+	mark(c, place, SAVED_NONE, 0);
 	emit_move(c, SLOT_SCRATCH, numbers[choice], 0);
-	mark(c, place, NULL, 0);
+	mark(c, place, SAVED_NONE, 0);
 	emit_byte(c, 0x48);
 	emit_byte(c, 0xb8 | numbers[choice]);
 	emit_word(c, meant, 8);
-	mark(c, place, names[choice], SLOT_SCRATCH);
+	mark(c, place, saved[choice], SLOT_SCRATCH);
 	head = c->code + c->length;
 	emit(c, raw, f->modrm);
 	/* The base register is a low one; VEX and EVEX hold the bit inverted. */
@@ -381,13 +384,13 @@ static void copy_computed(struct copying *c, const unsigned char *raw, const str
 {
 	int modrm = raw[f->modrm], call = (modrm >> 3 & 7) == 2, at;
 
-	mark(c, place, NULL, 0);
+	mark(c, place, SAVED_NONE, 0);
 	emit_move(c, SLOT_RCX, R_RCX, 0);
-	mark(c, place, NULL, 0);
+	mark(c, place, SAVED_NONE, 0);
 	if (f->relative) {
 		emit(c, "\x48\xb9", 2);
 		emit_word(c, place + f->length + distance_of(raw + f->modrm + 5, 4), 8);
-		mark(c, place, "rcx", SLOT_RCX);
+		mark(c, place, SAVED_RCX, SLOT_RCX);
 	}
 	for (at = 0; is_prefix(raw[at]); at++)
 		if (raw[at] == 0x64 || raw[at] == 0x65 || raw[at] == 0x67)
@@ -401,7 +404,7 @@ static void copy_computed(struct copying *c, const unsigned char *raw, const str
 		emit(c, raw + f->modrm + 1, f->length - f->modrm - 1);
 	}
 	if (call) {
-		mark(c, place, "rcx", SLOT_RCX);
+		mark(c, place, SAVED_RCX, SLOT_RCX);
 		emit_push(c, place + f->length);
 		c->back = place + f->length;
 	}
@@ -410,9 +413,9 @@ static void copy_computed(struct copying *c, const unsigned char *raw, const str
 
 static void copy_return(struct copying *c, const unsigned char *raw, const struct form *f, uint64_t place)
 {
-	mark(c, place, NULL, 0);
+	mark(c, place, SAVED_NONE, 0);
 	emit_move(c, SLOT_RCX, R_RCX, 0);
-	mark(c, place, NULL, 0);
+	mark(c, place, SAVED_NONE, 0);
 	emit_byte(c, 0x59); /* pop rcx */
 	if (raw[f->opcode] == 0xc2) {
 		emit(c, "\x48\x8d\xa4\x24", 4);
@@ -427,7 +430,7 @@ static int copy_branch(struct copying *c, const unsigned char *raw, const struct
 	int op = raw[f->opcode], byte = f->map == 0 && op != 0xe8 && op != 0xe9;
 	uint64_t following = place + f->length, target = following + distance_of(raw + f->length, byte ? 1 : 4);
 
-	mark(c, place, NULL, 0);
+	mark(c, place, SAVED_NONE, 0);
 	if (f->map == 1 || (op >= 0x70 && op < 0x80)) {
 		emit_byte(c, 0x0f);
 		emit_byte(c, 0x80 | (op & 15));
@@ -457,9 +460,9 @@ static int copy_branch(struct copying *c, const unsigned char *raw, const struct
 static void copy_call(struct copying *c, uint64_t place)
 {
 	c->calls++;
-	mark(c, place, NULL, 0);
+	mark(c, place, SAVED_NONE, 0);
 	emit(c, "\x0f\x05", 2);
-	mark(c, place + 2, "rcx", AFTER_CALL);
+	mark(c, place + 2, SAVED_RCX, AFTER_CALL);
 	emit(c, "\x48\xb9", 2);
 	emit_word(c, place + 2, 8);
 }
@@ -494,7 +497,7 @@ static int copy_instruction(struct copying *c, const unsigned char *raw, const s
 	}
 	if (f->relative)
 		return copy_relative(c, raw, f, place) ? 1 : -1;
-	mark(c, place, NULL, 0);
+	mark(c, place, SAVED_NONE, 0);
 	emit(c, raw, f->length);
 	return 1;
 }
@@ -514,7 +517,7 @@ static void copy_all(struct copying *c, const unsigned char *code, int room, int
 		}
 		if (!decode(raw, room - at, &f)) {
 			if (c->mark_count)
-				stop_at(c, "native", place, 0, 0);
+				stop_at(c, WHY_NATIVE, place, 0, 0);
 			break;
 		}
 		calls = f.map == 1 && !f.vector && raw[f.opcode] == 0x05 && !(at && is_signal_return(raw - length, length));
@@ -526,7 +529,7 @@ static void copy_all(struct copying *c, const unsigned char *code, int room, int
 		}
 		state = copy_instruction(c, raw, &f, place);
 		if (state < 0 && c->mark_count)
-			stop_at(c, "native", place, 0, 0);
+			stop_at(c, WHY_NATIVE, place, 0, 0);
 		if (state <= 0)
 			break;
 	}
@@ -535,12 +538,11 @@ static void copy_all(struct copying *c, const unsigned char *code, int room, int
 	for (breaks = 0; breaks < c->link_count; breaks++) {
 		int32_t distance = c->length - (c->links[breaks].patch + 4);
 		memcpy(c->code + c->links[breaks].patch, &distance, 4);
-		stop_at(c, "jump", c->links[breaks].target, c->links[breaks].counted, c->links[breaks].patch);
+		stop_at(c, WHY_JUMP, c->links[breaks].target, c->links[breaks].counted, c->links[breaks].patch);
 	}
 }
 
-/* translate(code, address, at, slots, call_weight) -> None or
- * (code, plain, [(offset, why, target, counted, patch)], [(offset, address, register or None, slot)], onward, back) */
+/* translate(code, address, at, slots, call_weight) -> None or (code, plain, exits, marks, onward, back) */
 static PyObject *translate(PyObject *self, PyObject *args)
 {
 	static struct copying made;
@@ -548,8 +550,7 @@ static PyObject *translate(PyObject *self, PyObject *args)
 	const unsigned char *code;
 	Py_ssize_t room;
 	unsigned long long address, at, slots;
-	PyObject *exits, *marks;
-	int weight, i;
+	int weight;
 
 	if (!PyArg_ParseTuple(args, "y#KKKi", &code, &room, &address, &at, &slots, &weight))
 		return NULL;
@@ -559,19 +560,8 @@ static PyObject *translate(PyObject *self, PyObject *args)
 	copy_all(c, code, room, weight);
 	if (!c->mark_count)
 		Py_RETURN_NONE;
-	exits = PyList_New(c->exit_count);
-	marks = PyList_New(c->mark_count);
-	if (!exits || !marks)
-		return NULL;
-	for (i = 0; i < c->exit_count; i++) {
-		struct copied_exit *e = &c->exits[i];
-		PyList_SET_ITEM(exits, i, Py_BuildValue("(isKOi)", e->offset, e->why, (unsigned long long)e->target,
-							e->counted ? Py_True : Py_False, e->patch));
-	}
-	for (i = 0; i < c->mark_count; i++) {
-		struct copied_mark *m = &c->marks[i];
-		PyList_SET_ITEM(marks, i, Py_BuildValue("(iKzi)", m->offset, (unsigned long long)m->address, m->saved, m->slot));
-	}
-	return Py_BuildValue("(y#iNNKK)", c->code, (Py_ssize_t)c->length, c->plain, exits, marks,
-			     (unsigned long long)c->onward, (unsigned long long)c->back);
+	return Py_BuildValue("(y#iy#y#KK)", c->code, (Py_ssize_t)c->length, c->plain, c->exits,
+			     (Py_ssize_t)(c->exit_count * sizeof *c->exits), c->marks,
+			     (Py_ssize_t)(c->mark_count * sizeof *c->marks), (unsigned long long)c->onward,
+			     (unsigned long long)c->back);
 }
