@@ -24,6 +24,8 @@ _CPU_TIMER = "cpu limit"
 _RLIMIT = struct.Struct("<QQ")
 SI_KERNEL = 0x80
 _LARGEST = (1 << 63) - 1
+#: A larger stack moves everything that is mapped (mmap_base: the gap is 128 MiB at least, with 1 MiB of guard).
+_LAYOUT = 127 << 20
 
 
 def limits_of(process: Process) -> tuple[tuple[int, int], ...]:
@@ -96,18 +98,24 @@ def _set(m: Machine, t: Task, process: Process, which: int, soft: int, hard: int
         raise OSError(EPERM, "above fs.nr_open")
     process.data[_LIMITS] = limits[:which] + ((soft, hard),) + limits[which + 1:]
     if which in ENFORCED:
-        _enforce(process, which, soft)
+        if not _enforce(process, which, soft) and which == resource.RLIMIT_STACK and soft > _LAYOUT:
+            m.doubt(t, "a stack of more than 127 MiB was asked for, which the host's hard limit does not allow: "
+                       "addresses differ from other hosts")  # fmt: skip
     elif which == resource.RLIMIT_CPU:
         _watch_cpu(m, process)
 
 
-def _enforce(process: Process, which: int, soft: int) -> None:
-    """Let the kernel apply the soft limit; the real hard limit stays, so that it can be raised again."""
+def _enforce(process: Process, which: int, soft: int) -> bool:
+    """Let the kernel apply the soft limit; the real hard limit stays, so that it can be raised again.
+
+    False: the host does not allow as much.
+    """
     real_hard = resource.prlimit(process.pid, which)[1]
     wanted = resource.RLIM_INFINITY if soft > _LARGEST else soft  # nothing reaches what Python cannot express
     fits = real_hard == resource.RLIM_INFINITY or (wanted != resource.RLIM_INFINITY and wanted <= real_hard)
     resource.prlimit(process.pid, which, (wanted if fits else real_hard, real_hard))
     # Where the host allows less than was asked for, only a program that really opens so many files could tell.
+    return fits
 
 
 def _watch_cpu(m: Machine, process: Process) -> None:

@@ -1,4 +1,4 @@
-"""mmap(2) of files: which mappings change files, and which bring in code."""
+"""mmap(2) of files: which mappings change files, which bring in code, and where large ones lie."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, ContinueThen
+from detbox.kernel.numbers import NUMBERS
 from detbox.machine.files import Kind
 
 if TYPE_CHECKING:
@@ -16,10 +17,16 @@ if TYPE_CHECKING:
 
 #: A bit of mmap's descriptor, of which the kernel looks at the lower half alone: the supervisor's own mappings.
 OWN_MAPPING = 1 << 62
+#: Mappings of files from this length on (PMD_SIZE) are placed by the file system, unless they say where.
+LARGE = 1 << 21
+#: MAP_FIXED | MAP_FIXED_NOREPLACE
+FIXED = 0x10 | 0x100000
 _PROT_WRITE, _PROT_EXEC = 2, 4
 _MAP_SHARED = 1  # also a bit of MAP_SHARED_VALIDATE
-_MAP_ANONYMOUS = 0x20
+_MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_NORESERVE = 0x2, 0x10, 0x20, 0x4000
 _PAGE = 4096
+_NOWHERE = 0x7FFFFFFFE000  # the last page of the address space: nothing large fits there
+_PLAIN = "file systems that leave the place of a mapping to the kernel"  # key of Machine.data: set of st_dev
 _SHARED = "shared file mappings"  # key of Process.data: list of (start, end, inode)
 
 
@@ -35,25 +42,48 @@ def mmap(m: Machine, t: Task, a: Args) -> Decision:
     patch = None
     if a[2] & _PROT_EXEC and not a[3] & _MAP_SHARED and m.code_mapped is not None:
         patch = m.code_mapped(t, a[4] & 0xFFFFFFFF, a[1], a[5])
-    vnode = None
-    if writes:
-        entry = t.process.files.get(a[4])
-        vnode = entry.vnode if entry.kind is Kind.REG else None
-    if vnode is None and patch is None:
+    large = a[1] >= LARGE and not a[3] & FIXED
+    vnode, dev = None, 0
+    if writes or large:
+        entry = t.process.files.get(a[4] & 0xFFFFFFFF)
+        vnode, dev = entry.vnode if writes and entry.kind is Kind.REG else None, entry.dev
+        large = large and dev not in m.data.get(_PLAIN, ())
+    if vnode is None and patch is None and not large:
         return CONTINUE
 
     def look(task: Task, result: int) -> int | None:
         if -4096 < result < 0:
             return None
+        if large and (result := _placed(m, task, a, result, dev)) < 0:
+            return result
         addr = result & 0xFFFFFFFFFFFFFFFF
         if vnode is not None:
             _remember(task, addr, a[1], vnode)
             m.inodes.touch(vnode)
         if patch is not None:
             patch(task, addr)
-        return None
+        return result if large else None
 
     return ContinueThen(look)
+
+
+def _placed(m: Machine, t: Task, a: Args, result: int, dev: int) -> int:
+    """The address of a large mapping that has just been made at ``result``, after it has been moved if need be.
+
+    ext4, XFS and others lay it so that huge pages fit (thp_get_unmapped_area), tmpfs and overlays do not.  It
+    gets the place that it would have on these.
+    """
+    if (result - a[5]) % LARGE:
+        m.data.setdefault(_PLAIN, set()).add(dev)
+        return result
+    m.run_call(t, NUMBERS["munmap"], result, a[1])
+    # What is asked for at an impossible place comes where there is room, and huge pages are not thought of.
+    flags = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE
+    place = m.run_call(t, NUMBERS["mmap"], a[0] or _NOWHERE, a[1], 0, flags, -1 % (1 << 64), 0)
+    if place < 0:
+        return place
+    fd = a[4] & 0xFFFFFFFF | OWN_MAPPING
+    return m.run_call(t, NUMBERS["mmap"], place, a[1], a[2], a[3] | _MAP_FIXED, fd, a[5])
 
 
 def _remember(t: Task, addr: int, length: int, vnode: VInode) -> None:

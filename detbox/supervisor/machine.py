@@ -17,7 +17,7 @@ from detbox.machine.futexes import FutexTable
 from detbox.machine.inodes import InodeTable
 from detbox.machine.layers import Layers
 from detbox.scheduler.core import Scheduler
-from detbox.supervisor import lifecycle, signals
+from detbox.supervisor import injection, lifecycle, signals
 from detbox.supervisor.console import Console
 from detbox.supervisor.readiness import EpollReadiness
 from detbox.supervisor.task import Process, Task
@@ -79,6 +79,10 @@ class Machine:
     ) -> None:  # fmt: skip
         """Send a signal on behalf of the kernel (a virtual timer)."""
         signals.send(self, target, signo, code=code, value=value, timerid=timerid, overrun=overrun)
+
+    def run_call(self, task: Task, number: int, *args: int) -> int:
+        """The signed result of a call that a thread makes for us, in the stop after a watched call."""
+        return injection.call(task, number, *args)
 
     def doubt(self, task: Task, text: str) -> None:
         """Note something that cannot be promised; fatal with ``--strict``."""

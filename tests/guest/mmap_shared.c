@@ -79,6 +79,29 @@ static void by_descriptor(void)
     CHECK(private[0] == 0 && madvise(private, 4096, MADV_DONTNEED) == 0);
 }
 
+/* Where large mappings come: some file systems align them for huge pages. */
+static void large_places(void)
+{
+    enum { size = 5 << 20, aligned = 4 << 20 };
+    int fd = open("large", O_CREAT | O_RDWR, 0600);
+    CHECK(ftruncate(fd, size) == 0 && pwrite(fd, "second", 7, 4096) == 7);
+    for (int shared = 0; shared < 2; shared++)
+        for (int i = 0; i < 3; i++) {
+            int prot = i == 0 ? PROT_READ : i == 1 ? PROT_READ | PROT_WRITE : PROT_READ | PROT_EXEC;
+            char *all = mmap(NULL, size, prot, shared ? MAP_SHARED : MAP_PRIVATE, fd, 0);
+            char *part = mmap(NULL, aligned, prot, shared ? MAP_SHARED : MAP_PRIVATE, fd, 4096);
+            CHECK(all != MAP_FAILED && part != MAP_FAILED && strcmp(all + 4096, "second") == 0);
+            CHECK(strcmp(part, "second") == 0 && mprotect(all + size - 4096, 4096, PROT_READ) == 0);
+            note("large %p %p\n", (void *)all, (void *)part);
+        }
+    char *other = mmap(NULL, aligned, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(munmap(other, aligned) == 0);
+    CHECK(mmap(other, size, PROT_READ, MAP_PRIVATE | MAP_FIXED, fd, 0) == other && strcmp(other + 4096, "second") == 0);
+    FAILS(mmap(NULL, size, PROT_READ, MAP_PRIVATE, 1000, 0) == MAP_FAILED ? -1 : 0, EBADF);
+    close(fd);
+    unlink("large");
+}
+
 static int in_data;
 
 int main(void)
@@ -89,5 +112,6 @@ int main(void)
     note("break %p\n", sbrk(0));
     by_file();
     by_descriptor();
+    large_places();
     return done();
 }
