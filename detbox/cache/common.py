@@ -30,10 +30,15 @@ _ASPECTS = 0xFF
 _ROW = (str, int, str, str, str, int, list, list, str)
 
 
+_decode = json.JSONDecoder().raw_decode
+
+
 @lru_cache(1 << 16)
 def parsed(line: str) -> tuple[bytes, int, list[Any]]:
     """Canonical path, observed aspects, and row of a fact.  Raises ValueError, TypeError."""
-    path, aspects, row = json.loads(line)
+    (path, aspects, row), end = _decode(line)
+    if end != len(line):
+        raise ValueError(line)
     return data_of(path), aspects, row
 
 

@@ -15,14 +15,12 @@ if TYPE_CHECKING:
     from detbox.cache.store import Store
     from detbox.machine.inodes import InodeTable
 
-_HINT = "large files"
-#: Smaller files are hashed in less time than it takes to remember them.
-_LARGE = 1 << 15
+_HINT = "files"
 _MOST = 2000
 
 
 class Known:
-    """Large inputs of former runs, by the guest's path: the store remembers them with their signatures."""
+    """Inputs of former runs, by the guest's path: the store remembers the latest ones with their signatures."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -31,8 +29,6 @@ class Known:
 
     def content_of(self, path: bytes, place: bytes, st: os.stat_result) -> str | None:
         """What :func:`facts.content_of` says of ``place``, where the guest's ``path`` is; ``st``: its status now."""
-        if st.st_size < _LARGE:
-            return facts.content_of(place)
         if self._rows is None:
             self._rows = self._read()
         name, signature = text(path), list(facts.signature_of(st))
@@ -82,3 +78,7 @@ class Contents:
             mine = path in self._changed
             self._hashed[key] = facts.content_of(path) if mine else self._known.content_of(path, path, st)
         return self._hashed[key]
+
+    def written(self, path: bytes, st: os.stat_result, mtime: int, data: bytes) -> None:
+        """``path`` has been made with this content, and the guest sees it as changed at ``mtime``."""
+        self._hashed[path, facts.signature_of(st), mtime] = facts.digest_of(data)

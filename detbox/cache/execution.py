@@ -149,6 +149,7 @@ class Ledger:
         self._inodes = inodes
         self._latest: dict[bytes, Fact] = {}  # of paths that the run has not changed
         self._listed: dict[bytes, Listed] = {}
+        self._statuses: dict[bytes, facts.Status] = {}  # of paths that the run has not changed
         self._pending: dict[bytes, list[Fact]] = {}  # content that is still to be hashed
         self._owner = owner
 
@@ -174,6 +175,7 @@ class Ledger:
                 self._share(execution, path, missing)
             return
         seen: Fact | None = None
+        same: Fact | None = None
         for one in execution.line():
             have = one.have.get(path, 0)
             lacking = missing & ~(have | have >> OWN)
@@ -181,7 +183,15 @@ class Ledger:
                 break  # those further out know at least as much
             if seen is None:
                 seen = self._look(path, missing)
-            self._learn(one, path, lacking, seen)
+            if lacking != missing or one is root or lacking & LIST or path in one.facts:
+                self._learn(one, path, lacking, seen)
+            elif same is None:
+                self._learn(one, path, lacking, seen)
+                same = one.facts[path]
+                same.shared = True
+            else:
+                one.facts[path] = same
+                one.have[path] = have | lacking
             missing = lacking
 
     def _learn(self, one: Execution, path: bytes, aspects: int, seen: Fact) -> None:
@@ -243,15 +253,26 @@ class Ledger:
         self._take(None, path, copy, fact, aspects & ~LIST)
         return copy
 
+    def status(self, path: bytes) -> facts.Status:
+        """The KIND and the status of what is at a path now: the host changes nothing during a run."""
+        if path in self.root.changed:
+            return self._status(path)
+        known = self._statuses.get(path)
+        if known is None:
+            known = self._statuses[path] = self._status(path)
+        return known
+
+    def _status(self, path: bytes) -> facts.Status:
+        kind, st = found = facts.kind_of(path)
+        return found if self._owner is None or st is None else (kind + self._owner(path, st), st)
+
     def _look(self, path: bytes, wanted: int) -> Fact:
-        kind, st = facts.kind_of(path)
+        kind, st = self.status(path)
         fact = Fact(kind)
         if st is None:
             return fact
         fact.place = (st.st_dev, st.st_ino)
         fact.fmt = S_IFMT(st.st_mode)
-        if self._owner is not None:
-            fact.kind = kind + self._owner(path, st)
         if kind[0] == "f":
             fact.size = st.st_size
             if st.st_nlink > 1:

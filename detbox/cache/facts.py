@@ -35,6 +35,8 @@ _OVERLAY = "user.overlay."
 
 #: What tells that a file has not been changed: size, times of change in ns, and the inode's number.
 Signature = tuple[int, int, int, int]
+#: The KIND of a path, and what lstat says of it; None for what is not there.
+Status = tuple[str, "os.stat_result | None"]
 
 
 @dataclass(slots=True)
@@ -87,7 +89,7 @@ class Fact:
         return cls(*row)
 
 
-def kind_of(path: bytes) -> tuple[str, os.stat_result | None]:
+def kind_of(path: bytes) -> Status:
     """The KIND of a path and its status, without following a link."""
     try:
         st = os.lstat(path)
@@ -126,7 +128,7 @@ def content_of(path: bytes) -> str | None:
             return None  # a device may have no end
         data = os.read(fd, min(st.st_size + 1, _CHUNK))
         if len(data) <= st.st_size < _CHUNK:
-            return xxhash.xxh3_128_hexdigest(data)
+            return digest_of(data)
         digest = xxhash.xxh3_128()
         while data:
             digest.update(data)
@@ -136,6 +138,11 @@ def content_of(path: bytes) -> str | None:
         return None
     finally:
         os.close(fd)
+
+
+def digest_of(content: bytes) -> str:
+    """XXH3-128 in hexadecimal digits."""
+    return xxhash.xxh3_128_hexdigest(content)
 
 
 def listing_of(entries: Iterable[tuple[bytes, str]]) -> str:

@@ -9,13 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any
 
 from detbox.cache.manifest import Manifest
-from detbox.cache.record import Record, inlined
 from detbox.cache.summary import data_of
 from detbox.errors import InternalError
 
@@ -39,11 +36,15 @@ def difference(command: str, stored: dict[str, Any], rerun: dict[str, Any], name
 
 def trace_file(store: Store) -> IO[bytes]:
     """A file without a name for the trace of a run.  Raises OSError."""
+    import tempfile  # here, because each hit waits for what this module imports
+
     return tempfile.TemporaryFile(dir=store.directory if store.writable else None)
 
 
 def trace_of(store: Store, key: str, stored: dict[str, Any]) -> str:
     """The digest of the trace of the run that gave a stored result; "" if there is none."""
+    from detbox.cache.record import Record
+
     for data, blobs in store.entered(key):
         result = Manifest.from_bytes(data) or Record.from_bytes(data)
         if result is not None and json.loads(json.dumps(vars(result))) == stored:
@@ -56,6 +57,8 @@ def report(store: Store, key: str, found: dict[str, Any], trace: IO[bytes] | Non
 
     ``key``: of the stored result.  ``trace``: of the run.
     """
+    import tempfile
+
     directory = tempfile.mkdtemp(prefix="mismatch-", dir=store.directory if store.writable else None)
     paths = []
     for name in ("stored", "rerun"):
@@ -81,6 +84,8 @@ def report(store: Store, key: str, found: dict[str, Any], trace: IO[bytes] | Non
 
 
 def _content(store: Store, content: str) -> bytes | None:
+    from detbox.cache.record import inlined
+
     data = inlined(content)
     return store.open_blob(content) if data is None else data
 
@@ -90,6 +95,8 @@ def _keep_traces(store: Store, directory: str, stored: str, trace: IO[bytes] | N
     if trace is None:
         return ""
     names = [os.path.join(directory, f"{name}.trace") for name in ("stored", "rerun")]
+    import shutil
+
     trace.seek(0)
     with open(names[1], "wb") as file:
         shutil.copyfileobj(trace, file)

@@ -23,6 +23,7 @@ from detbox.cache.inherited import InheritedFiles
 from detbox.cache.reach import Reach
 from detbox.cache.recall import Recall
 from detbox.cache.record import CIRCUMSTANCES, Record
+from detbox.cache.redo import Redo
 
 if TYPE_CHECKING:
     from detbox.cache.observed import Observed
@@ -56,6 +57,7 @@ class Nested:
         self.common = Common(store)
         self.contents = Contents(self.m.inodes, self.tracker.root.changed, Known(store))
         self.effects = Effects(self.tracker, store, self.common, self.contents)
+        self.redo = Redo(self.tracker, store, self.common, self.contents)
         self.files = InheritedFiles(self.tracker)
         self.reach = Reach(self)
         self._recall = Recall(self)
@@ -146,7 +148,7 @@ class Nested:
             mine.expected = record
             mine.why = "compared with the stored result"
             return None
-        if not self.effects.apply(t, mine, record, self.observed):
+        if not self.redo.apply(t, mine, record, self.observed):
             mine.why = "the result could not be put in place"
             return None
         self.files.move(t, record.positions)

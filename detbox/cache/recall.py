@@ -143,10 +143,7 @@ class _Seen:
         self._inodes, self._ledger = nested.m.inodes, nested.tracker.ledger
         self._contents = nested.contents
         self._numbers: _Numbers | None = None
-        kind, self._st = facts.kind_of(path)
-        owner = nested.tracker.owner
-        if owner is not None and self._st is not None:
-            kind += owner(path, self._st)
+        kind, self._st = self._ledger.status(path)
         self._known: dict[int, Any] = {_KIND: kind}
 
     def aspect(self, which: int) -> Any:

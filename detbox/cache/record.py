@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import binascii
 import json
 import zlib
 from dataclasses import dataclass
 from typing import Any
 
-FORMAT = 6
+FORMAT = 7
 #: Fields of a result that do not tell what it left.
 CIRCUMSTANCES = ("facts", "common", "format", "key", "pipes", "turns_taken", "jumps")
 #: Contents up to this size are part of the result itself: a blob is a file, which costs more than most executions.
@@ -119,9 +120,9 @@ class Stored:
 
 def inline(data: bytes) -> str:
     """A small content as a result has it, where larger ones have the digest of a blob."""
-    return _INLINE + data.decode("latin-1")
+    return _INLINE + binascii.b2a_base64(data, newline=False).decode("ascii")
 
 
 def inlined(content: str) -> bytes | None:
-    """The inverse of :func:`inline`; None for the digest of a blob."""
-    return content[1:].encode("latin-1") if content[:1] == _INLINE else None
+    """The inverse of :func:`inline`; None for the digest of a blob.  Raises ValueError."""
+    return binascii.a2b_base64(content[1:], strict_mode=True) if content[:1] == _INLINE else None

@@ -34,6 +34,8 @@ MOST_CANDIDATES = 16
 _MOST_RUNS = 50
 #: A result's last use is noted again after so many seconds.
 _USE_S = 300
+#: Parameters of one statement; SQLite takes 999 at least.
+_AT_ONCE = 500
 
 
 @dataclass(frozen=True)
@@ -284,10 +286,12 @@ class Store:
         """Note that the results under these keys are used."""
         now = time.time()
         step = "update results set used = ? where key = ? and used < ?"
-        old = [
-            key for key in dict.fromkeys(keys)
-            if self._index.read("select 1 from results where key = ? and used < ? limit 1", (key, now - _USE_S))
-        ]  # fmt: skip
+        all_keys, old = list(dict.fromkeys(keys)), []
+        for start in range(0, len(all_keys), _AT_ONCE):
+            some = all_keys[start : start + _AT_ONCE]
+            marks = ", ".join("?" * len(some))
+            query = f"select distinct key from results where used < ? and key in ({marks})"
+            old += [row[0] for row in self._index.read(query, (now - _USE_S, *some))]
         if old:
             self._index.write(*((step, (now, key, now - _USE_S)) for key in old))
 

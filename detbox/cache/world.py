@@ -7,6 +7,7 @@ look per component; directories that were walked are remembered until a name tha
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from stat import S_ISDIR, S_ISLNK
 from typing import TYPE_CHECKING
 
@@ -74,8 +75,10 @@ def parent_of(path: bytes) -> bytes:
 class World:
     """Resolves the paths of one run."""
 
-    def __init__(self, m: Machine) -> None:
+    def __init__(self, m: Machine, kind_of: Callable[[bytes], str]) -> None:
+        """``kind_of``: the KIND of a path."""
         self.m = m
+        self._kind_of = kind_of
         self.found: dict[tuple[bytes, bytes, bool], Way] = {}  # whatever has been asked since a name changed
         self._ways: dict[tuple[bytes, bytes], Way] = {}  # of directories
         self._missing: dict[tuple[bytes, bytes], Way] = {}  # ways that end early
@@ -133,7 +136,7 @@ class World:
             start, passed = way
         child = b"/" + name if start == b"/" else start + b"/" + name
         if child not in self._plain:
-            if _is_link(child):
+            if _is_link(child) if made(child) else self._kind_of(child)[0] == "l":
                 return self._walk(t, base, path, follow)
             self._plain.add(child)
         return child, passed
