@@ -25,6 +25,7 @@ class Leaper:
         self.walk = walk
         self._leaping = leaping
         self.bodies: dict[int, frozenset[int]] = {}
+        self.saved = 0  # instructions that have been leapt over
         self._arrivals: dict[int, int] = {}
         self._hopeless: set[tuple[int, ...]] = set()
         self._attempts = 0
@@ -87,6 +88,7 @@ class Leaper:
             self.walk.place(registers, memory)
         except OSError:
             return "unmapped memory"
+        self.saved += turns * len(body)
         self._leaps.append((len(self.walk.visits), body))
         self.bodies[head] = self.bodies.get(head, frozenset()) | body
         # A turn with a gap in it is none.

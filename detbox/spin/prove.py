@@ -23,7 +23,8 @@ class Spin(NamedTuple):
     ``addresses``: of the loop's instructions.  ``watched``: the memory that the
     loop uses, and what it holds.  ``exact``: every turn is identical; otherwise
     something counts (see :func:`prove_from`).  ``steps``: what the proof cost.
-    ``bounded``: loops with an end that the walk went through without making all turns.
+    ``bounded``: loops with an end that the walk went through without making all turns, which saved it so many
+    instructions.
     """
 
     address: int
@@ -33,6 +34,7 @@ class Spin(NamedTuple):
     exact: bool
     steps: int
     bounded: Bodies = ()
+    saved: int = 0
 
     def unchanged(self, read: Callable[[int, int], bytes]) -> bool:
         """Whether the parked thread would still spin: it costs no step.
@@ -50,13 +52,14 @@ class NotSpin(NamedTuple):
     """No proof; the thread has been walked some way and goes on from there.
 
     ``left``: it went out of the loop that it was expected to be in.
-    ``bounded``: as in :class:`Spin`.
+    ``bounded`` and ``saved``: as in :class:`Spin`.
     """
 
     reason: str
     steps: int
     left: bool = False
     bounded: Bodies = ()
+    saved: int = 0
 
 
 Verdict = Spin | NotSpin
@@ -74,7 +77,7 @@ def prove_walk(walk: Walk, limit: int = 4000, within: Container[int] | None = No
     """
     leaper = Leaper(walk)
     verdict = _walked(walk, leaper, limit, within)
-    return verdict._replace(bounded=tuple(leaper.bodies.items())) if leaper.bodies else verdict
+    return verdict._replace(bounded=tuple(leaper.bodies.items()), saved=leaper.saved) if leaper.bodies else verdict
 
 
 def _walked(walk: Walk, leaper: Leaper, limit: int, within: Container[int] | None) -> Verdict:

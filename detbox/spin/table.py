@@ -16,6 +16,8 @@ _BREAKPOINT = 0xCC
 # The breakpoint is worth its while until so many more visits than spins have been seen.
 _VISITS_PER_SPIN = 50
 _FREE_VISITS = 200
+# Instructions that are executed while one is stepped; and steps that take as long as such a visit.
+_PER_STEP, _STEPS_PER_VISIT = 250_000, 8
 # A loop that counts is walked for so many turns, but at least so many instructions.
 _COUNTED_TURNS, _COUNTED_STEPS = 4, 24
 # Walks remembered for each loop; the two or three that matter repeat for ever.
@@ -80,7 +82,7 @@ class LoopTable:
                 loops[address] = Loop(address, body | around, stepper.read(address, 1)[0])
             else:
                 known.addresses |= body | around
-                known.spins += 1
+                known.spins += _worth(verdict, verdict.steps)
 
     def arm(self, mm: Hashable, stepper: Stepper) -> None:
         """Insert the breakpoints that are worth it; forget loops whose code has gone."""
@@ -152,7 +154,7 @@ def enter(table: LoopTable, mm: Hashable, loop: Loop, stepper: Stepper) -> Verdi
             for address, data in known.stores:
                 stepper.write(address, data)
             stepper.assign(known.sets)
-            loop.spins += isinstance(known.outcome, Spin) or bool(known.outcome.bounded)
+            loop.spins += _worth(known.outcome, 1)
             return known.outcome
     if loop.counted:
         # From the head on its first arrival, hence the same number of turns in every run.
@@ -160,6 +162,8 @@ def enter(table: LoopTable, mm: Hashable, loop: Loop, stepper: Stepper) -> Verdi
     table.disarm(mm, stepper)
     walk = Walk(stepper)
     verdict = prove_walk(walk, within=loop.addresses)
+    if not _worth(verdict, verdict.steps):
+        loop.visits += verdict.steps // _STEPS_PER_VISIT
     if isinstance(verdict, Spin) or verdict.left:
         found = shortcut(walk, verdict)
         if found is not None:
@@ -182,6 +186,11 @@ def attempt(
     table.learn_bounded(mm, verdict, stepper)
     table.arm(mm, stepper)
     return verdict
+
+
+def _worth(verdict: Verdict, steps: int) -> bool:
+    """Whether a visit that took so many steps was worth it."""
+    return isinstance(verdict, Spin) or verdict.saved > steps * _PER_STEP
 
 
 def _try(stepper: Stepper, address: int, expected: int, byte: int) -> bool:
