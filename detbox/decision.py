@@ -10,9 +10,10 @@ carries the decision out.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
+
+from detbox.records import field, record
 
 if TYPE_CHECKING:
     from detbox.supervisor.task import Task
@@ -36,7 +37,7 @@ class _Continue(Enum):
 CONTINUE = _Continue.CONTINUE
 
 
-@dataclass(slots=True, eq=False, repr=False)
+@record
 class ContinueThen:
     """The kernel executes the call now; the supervisor then looks at its end.
 
@@ -49,7 +50,7 @@ class ContinueThen:
     look: Callable[[Task, int], int | None]
 
 
-@dataclass(slots=True, eq=False, repr=False)
+@record
 class InstallFd:
     """Reply with a descriptor: ``fd`` (the supervisor's own) is put into the
     guest's table and becomes the call's result.  The loop closes ``fd``.
@@ -68,7 +69,7 @@ class InstallFd:
     then: Callable[[int], None] | None = None
 
 
-@dataclass(slots=True, eq=False, repr=False)
+@record
 class Wake:
     """Why a parked call is resumed."""
 
@@ -78,7 +79,7 @@ class Wake:
     fds: tuple[int, ...] = ()  # supervisor's descriptors that are ready
 
 
-@dataclass(slots=True, eq=False, repr=False)
+@record
 class Park:
     """The call cannot complete yet: the thread waits without being sent to
     sleep in the kernel.  The first condition to hold resumes it.

@@ -12,8 +12,7 @@ import os
 import re
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from detbox import values
 from detbox.errors import CommandNotFound, UserError
@@ -56,8 +55,7 @@ _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}|\d{1,10}(:\d{1,10})?")
 _PATHS = ("workdir", "workdir_alias", "image", "stdin", "site_cache", "cache_dir", "record", "record_times")
 
 
-@dataclass(frozen=True)
-class Mount:
+class Mount(NamedTuple):
     """An input (``rw`` false) or a kept directory (``rw`` true): host path ``src`` at guest path ``dst``."""
 
     src: str
@@ -65,8 +63,7 @@ class Mount:
     rw: bool = False
 
 
-@dataclass(frozen=True)
-class RunSpec:
+class RunSpec(NamedTuple):
     """All that one run depends on, apart from the content of what it names.
 
     Times are in nanoseconds where the name ends in ``_ns`` and in seconds where
@@ -81,7 +78,7 @@ class RunSpec:
     workdir_alias: str | None = None
     image: str | None = None  # absolute host path of a directory or tarball; None: the host's own root
     mounts: tuple[Mount, ...] = ()
-    env: Mapping[bytes, bytes] = field(default_factory=lambda: dict(BASE_ENV))  # complete; sorted by name
+    env: Mapping[bytes, bytes] = BASE_ENV  # complete; sorted by name
     epoch_ns: int = DEFAULT_EPOCH_NS
     seed: int = 0
     cpus: int = DEFAULT_CPUS
@@ -118,9 +115,7 @@ class RunSpec:
         """The spec as one line of JSON.  Bytes that are not UTF-8 survive (as lone surrogates)."""
         import json
 
-        out: dict[str, Any] = {"version": JSON_VERSION}
-        for entry in fields(self):
-            out[entry.name] = getattr(self, entry.name)
+        out: dict[str, Any] = {"version": JSON_VERSION, **self._asdict()}
         out["command"] = [_text(word) for word in self.command]
         out["env"] = {_text(key): _text(value) for key, value in self.env.items()}
         out["mounts"] = [[_path_text(m.src), _path_text(m.dst), m.rw] for m in self.mounts]
@@ -148,7 +143,7 @@ class RunSpec:
 
     def with_changes(self, **changes: Any) -> RunSpec:
         """A copy with some fields replaced (not validated again)."""
-        return replace(self, **changes)
+        return self._replace(**changes)
 
 
 def make_spec(

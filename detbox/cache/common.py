@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import zlib
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from detbox.cache.facts import PYTIME
 from detbox.cache.remote_check import is_path
 from detbox.cache.summary import data_of, text
 from detbox.cache.world import made
+from detbox.records import record
 
 if TYPE_CHECKING:
     from detbox.cache.store import Store
@@ -52,7 +52,7 @@ def is_fact(line: str) -> bool:
     )
 
 
-@dataclass(slots=True)
+@record
 class Held:
     """What a fact that holds depends on: a path, and the inode and times that the guest sees there, if they count."""
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from errno import errorcode
 from typing import TYPE_CHECKING, Any
 
 import xxhash
 
 from detbox.machine.pycache import recorded, recorded_mtime
+from detbox.records import record
 
 if TYPE_CHECKING:
     from detbox.machine.inodes import VInode
@@ -39,7 +39,7 @@ Signature = tuple[int, int, int, int]
 Status = tuple[str, "os.stat_result | None"]
 
 
-@dataclass(slots=True)
+@record
 class Fact:
     """The observed aspects of one path; None for what was not observed."""
 

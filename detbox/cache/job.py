@@ -18,6 +18,7 @@ from detbox.cache.restore import Restore, remove_leftovers
 from detbox.cache.stdin import Input
 from detbox.cache.store import Store
 from detbox.cache.summary import data_of
+from detbox.records import as_dict
 
 if TYPE_CHECKING:
     from detbox.cache.remote import Access
@@ -92,7 +93,7 @@ class Job:
         if found is not None and new is not None:
             command = " ".join(self._known["command"])
             left = found.left()
-            self._compare(mismatch.difference(command, vars(found), vars(new), left.__contains__))
+            self._compare(mismatch.difference(command, as_dict(found), as_dict(new), left.__contains__))
         if new is not None:
             new.seconds = seconds
             if self.spec.cache in ("write", "both"):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from detbox.records import as_dict, field, record
 
 #: Of the manifest; another one's results are not used.
 FORMAT = 1
 
 
-@dataclass
+@record
 class Manifest:
     """The result of one job.
 
@@ -34,7 +35,7 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """For the store."""
-        return json.dumps(asdict(self), separators=(",", ":")).encode()
+        return json.dumps(as_dict(self), separators=(",", ":")).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest | None:

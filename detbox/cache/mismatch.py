@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 from detbox.cache.manifest import Manifest
 from detbox.cache.summary import data_of
 from detbox.errors import InternalError
+from detbox.records import as_dict
 
 if TYPE_CHECKING:
     from detbox.cache.store import Store
@@ -47,7 +48,7 @@ def trace_of(store: Store, key: str, stored: dict[str, Any]) -> str:
 
     for data, blobs in store.entered(key):
         result = Manifest.from_bytes(data) or Record.from_bytes(data)
-        if result is not None and json.loads(json.dumps(vars(result))) == stored:
+        if result is not None and json.loads(json.dumps(as_dict(result))) == stored:
             return next((digest for digest in blobs if digest not in result.blobs()), "")
     return ""
 

@@ -24,6 +24,7 @@ from detbox.cache.reach import Reach
 from detbox.cache.recall import Recall
 from detbox.cache.record import CIRCUMSTANCES, Record
 from detbox.cache.redo import Redo
+from detbox.records import as_dict
 
 if TYPE_CHECKING:
     from detbox.cache.observed import Observed
@@ -212,7 +213,7 @@ class Nested:
         if record is None:
             return
         if mine.expected is not None:
-            stored, rerun = vars(mine.expected), vars(record)
+            stored, rerun = as_dict(mine.expected), as_dict(record)
             found = mismatch.difference(" ".join(mine.arguments()), stored, rerun, lambda n: n not in CIRCUMSTANCES)
             self.mismatch = self.mismatch or found
         if self.mode in ("write", "both"):

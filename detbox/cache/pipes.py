@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from fcntl import F_GETPIPE_SZ, F_SETPIPE_SZ, fcntl
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from detbox.handlers.readwrite import unread
 from detbox.handlers.waiting import POLLERR, POLLHUP, POLLIN, POLLOUT, nonblocking, ready, without_blocking
 from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
+from detbox.records import field, record
 
 if TYPE_CHECKING:
     from detbox.cache.execution import Execution
@@ -32,7 +32,7 @@ _MOST = 1 << 20  # bytes of one write
 Move = tuple[int, int]
 
 
-@dataclass
+@record
 class Pipe:
     """One pipe of one execution, as it was at its start, and what has been done with it since.
 
@@ -66,7 +66,7 @@ class Pipe:
         return [self.number, size, self.whole, xxhash.xxh3_128(self.content[:size]).hexdigest()]
 
 
-@dataclass
+@record
 class Moves:
     """What an execution has done with its pipes, in order, and the bytes that it has put into them."""
 

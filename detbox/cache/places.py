@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Sources:
+class Sources(NamedTuple):
     """What a container's file system is made from.
 
     ``shown``: (guest path, host path) of directories and files of the host; where two overlap the longer
@@ -23,22 +22,21 @@ class Sources:
     fixed: tuple[str, ...] = ()
 
 
-@dataclass
 class Places:
     """Translates canonical guest paths."""
 
-    sources: Sources
-    _tops: list[tuple[bytes, bytes | None]] = field(default_factory=list)
-    _known: dict[bytes, bytes | None] = field(default_factory=dict)  # of directories
-
-    def __post_init__(self) -> None:
-        shown = [(os.fsencode(guest), os.fsencode(host)) for guest, host in self.sources.shown]
-        fresh = [(os.fsencode(guest), None) for guest in self.sources.fresh]
+    def __init__(self, sources: Sources) -> None:
+        shown: list[tuple[bytes, bytes | None]] = [
+            (os.fsencode(guest), os.fsencode(host)) for guest, host in sources.shown
+        ]
+        fresh = [(os.fsencode(guest), None) for guest in sources.fresh]
+        self.sources = sources
+        self._known: dict[bytes, bytes | None] = {}  # of directories
         self._tops = sorted([*shown, *fresh], key=lambda top: -len(top[0]))
-        self._made = frozenset(os.fsencode(path) for path in self.sources.made | self.sources.remade)
+        self._made = frozenset(os.fsencode(path) for path in sources.made | sources.remade)
         #: Directories of the host in which the container has entries of its own.
         self.mixed = frozenset(path.rpartition(b"/")[0] for path in (*self._made, *(guest for guest, _ in self._tops)))
-        self.remade = frozenset(os.fsencode(path) for path in self.sources.remade)
+        self.remade = frozenset(os.fsencode(path) for path in sources.remade)
 
     def host(self, path: bytes) -> bytes | None:
         """The host's path; None for what the container makes itself."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from detbox.cache import facts, pipes
@@ -13,6 +12,7 @@ from detbox.cache.execution import Listed, numbers_of, seen_by_guest
 from detbox.cache.nearest import UNKNOWN
 from detbox.cache.record import Record, Stored
 from detbox.cache.summary import text
+from detbox.records import record
 
 if TYPE_CHECKING:
     from detbox.cache.execution import Execution
@@ -113,7 +113,7 @@ class Recall:
         return None
 
 
-@dataclass(slots=True)
+@record
 class _Numbers:
     """The guest's inode numbers in a directory, until one of its entries gets another: directories can be large."""
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import binascii
 import json
 import zlib
-from dataclasses import dataclass
 from typing import Any
+
+from detbox.records import as_dict, record
 
 FORMAT = 7
 #: Fields of a result that do not tell what it left.
@@ -17,7 +18,7 @@ _INLINE = "="
 _encoded = json.JSONEncoder(separators=(",", ":")).encode
 
 
-@dataclass
+@record
 class Record:
     """The result of one execution.
 
@@ -60,7 +61,7 @@ class Record:
 
         The first one has what is needed to look at the facts, which follow the second one, with the rest.
         """
-        rest = {name: value for name, value in vars(self).items() if name not in ("facts", "common", "format")}
+        rest = {name: value for name, value in as_dict(self).items() if name not in ("facts", "common", "format")}
         lines = (_encoded([self.format, *self.common]), _encoded(rest), *self.facts)
         return zlib.compress("\n".join(lines).encode(), 1)
 
@@ -92,7 +93,7 @@ class Record:
         return [*found, (digest, size)] if digest else found
 
 
-@dataclass(slots=True)
+@record
 class Stored:
     """A result of which only the facts have been taken apart; see :class:`Record`."""
 

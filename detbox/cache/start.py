@@ -6,7 +6,6 @@ import functools
 import hashlib
 import operator
 import os
-from dataclasses import dataclass, field, fields
 from stat import S_IFMT, S_ISCHR, S_ISDIR, S_ISREG
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from detbox.handlers.locks import RECHECK
 from detbox.kernel import _native
 from detbox.machine.creds import Creds
 from detbox.machine.files import Kind
+from detbox.records import field, names, record
 from detbox.supervisor.task import INHERITED
 
 if TYPE_CHECKING:
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 _SIGNALS = (b"SigPnd:", b"ShdPnd:", b"SigBlk:", b"SigIgn:")
 _CONSOLE = {Kind.STDIN: "stdin", Kind.STDOUT: "stdout", Kind.STDERR: "stderr"}
 _TICK_NS = 10_000_000  # /proc/PID/stat shows when a process was forked, in such steps
-_credentials = operator.attrgetter(*(one.name for one in fields(Creds)))
+_credentials = operator.attrgetter(*names(Creds))
 _TIMERS = "timers"  # key of Process.data, see handlers/timers.py
 #: Devices without a state.
 _DEVICES = (os.makedev(1, 3), os.makedev(1, 5), os.makedev(1, 7), os.makedev(1, 8), os.makedev(1, 9))
 
 
-@dataclass
+@record
 class Inherited:
     """The descriptors that a program gets.
 

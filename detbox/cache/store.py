@@ -15,8 +15,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from detbox.cache.index import Index, proof_of, proven
 from detbox.errors import HostError
@@ -38,8 +37,7 @@ _USE_S = 300
 _AT_ONCE = 500
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One result: ``used`` and ``made`` in seconds since 1970; ``blobs`` are digests."""
 
     number: int

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from detbox.cli import cache_actions
+from detbox.cli.helptext import HelpFormatter
 from detbox.errors import UserError
 from detbox.values import cache_directory
 
@@ -34,7 +35,7 @@ def add_parser(verbs: Any) -> None:
         help="look into the cache of results, and look after it",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", dest="action", required=True)

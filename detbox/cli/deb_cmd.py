@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detbox.cli.helptext import HelpFormatter
 from detbox.cli.messages import say
 from detbox.cli.run_cmd import launch
 from detbox.errors import BuildFailed, UserError
@@ -54,7 +55,7 @@ def add_parser(verbs: Any) -> None:
     """Adds the verb to argparse's subparsers."""
     parser = verbs.add_parser(
         "deb", help="build Debian packages reproducibly", description=_DESCRIPTION, epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        formatter_class=HelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     actions = parser.add_subparsers(title="actions", metavar="ACTION", dest="action", required=True)
     build = _action(actions, "build", "build a source package", "SOURCE", _build)

@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import Any
 
+from detbox.cli.helptext import HelpFormatter
 from detbox.errors import HostError
 
 _DESCRIPTION = """\
@@ -20,7 +21,7 @@ def add_parser(verbs: Any) -> None:
         "doctor",
         help="say what this host offers and how to mend what is missing",
         description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detbox.cli.helptext import HelpFormatter
 from detbox.cli.messages import say
 from detbox.errors import HostError, UserError
 
@@ -42,7 +43,7 @@ def add_parser(verbs: Any) -> None:
         help="make, keep and exchange root file systems",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import detbox
+from detbox.cli.helptext import HelpFormatter
 from detbox.cli.messages import say, say_error
 from detbox.errors import (
     DetboxError,
@@ -88,7 +89,7 @@ def _parser(first: str = "") -> _Parser:
         prog="detbox",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"detbox {detbox.__version__}")

@@ -8,6 +8,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
+from detbox.cli.helptext import HelpFormatter
 from detbox.cli.messages import say
 from detbox.errors import DetboxError, NotDeterministic, UserError
 from detbox.options import OPTIONS, WORDS, Kind, Option
@@ -50,7 +51,7 @@ def add_parser(verbs: Any) -> None:
         usage="detbox run [options] -- CMD [ARG...]",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     add_run_options(parser)

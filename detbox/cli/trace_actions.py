@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from detbox.cli.helptext import HelpFormatter
 from detbox.cli.messages import say
 from detbox.errors import UserError
 
@@ -30,7 +31,7 @@ selection (an event has to fit all that are given):
 def _parser(cls: Parser, action: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
     return cls(
         prog=f"detbox trace {action}", description=description, epilog=epilog, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )  # fmt: skip
 
 

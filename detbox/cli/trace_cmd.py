@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from detbox.cli import run_cmd, trace_actions
+from detbox.cli.helptext import HelpFormatter
 from detbox.errors import HostError, UserError
 from detbox.report import leftovers
 from detbox.spec import RunSpec
@@ -45,7 +46,7 @@ def add_parser(verbs: Any) -> None:
         "       detbox trace diff FILE FILE",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("-o", "--output", metavar="FILE", help="the trace file to write")

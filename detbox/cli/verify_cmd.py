@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from detbox.cli import run_cmd
+from detbox.cli.helptext import HelpFormatter
 from detbox.cli.messages import say
 from detbox.cli.progress import colours
 from detbox.errors import DetboxError, HostError, InternalError, UserError
@@ -52,7 +53,7 @@ def add_parser(verbs: Any) -> None:
         usage="detbox verify [-n N] [--native] [options] [run options] -- CMD [ARG...]",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("-n", "--runs", metavar="N", default="2", help="number of runs (default: 2)")

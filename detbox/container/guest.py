@@ -278,7 +278,7 @@ def _start_first_process(
     _expect(ready_read)
     for name, text in (("uid_map", "0 0 1"), ("setgroups", "allow"), ("gid_map", "0 0 1")):
         with contextlib.suppress(PermissionError) if name == "setgroups" else contextlib.nullcontext(), \
-                open(f"/proc/{pid}/{name}", "w", encoding="ascii") as file:  # fmt: skip
+                open(f"/proc/{pid}/{name}", "w", encoding="utf-8") as file:  # fmt: skip
             file.write(text)
     try:
         _native.seize(pid, TRACE_OPTIONS)

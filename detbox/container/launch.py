@@ -16,7 +16,6 @@ import os
 import resource
 import select
 import signal
-import traceback
 from typing import Any
 
 from detbox import errors
@@ -151,11 +150,17 @@ def _child(body: Any, result: int) -> None:
         pass
     except ImportError as error:
         lacking = errors.missing_module(error) or errors.InternalError(f"ImportError: {error}")
-        report_error(result, lacking, "" if isinstance(lacking, HostError) else traceback.format_exc())
+        report_error(result, lacking, "" if isinstance(lacking, HostError) else _trace())
     except BaseException as error:
-        report_error(result, errors.InternalError(f"{type(error).__name__}: {error}"), traceback.format_exc())
+        report_error(result, errors.InternalError(f"{type(error).__name__}: {error}"), _trace())
     finally:
         os._exit(0)
+
+
+def _trace() -> str:
+    import traceback
+
+    return traceback.format_exc()
 
 
 def report_error(result: int, error: DetboxError, trace: str = "") -> None:
@@ -178,7 +183,7 @@ def _map_ids(pid: int) -> None:
         maps = {"setgroups": "deny", "uid_map": f"0 {uid} 1", "gid_map": f"0 {gid} 1"}
     for name, text in maps.items():
         try:
-            with open(f"/proc/{pid}/{name}", "w", encoding="ascii") as file:
+            with open(f"/proc/{pid}/{name}", "w", encoding="utf-8") as file:
                 file.write(text)
         except OSError as error:
             what = f"cannot map user ids in a user namespace: {error.strerror}"

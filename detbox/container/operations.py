@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from detbox.container import storeimage
 from detbox.errors import HostError, UserError
 from detbox.kernel import _native
+from detbox.records import field, record
 from detbox.synth import sysfs
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
@@ -32,7 +32,7 @@ _MOST_LINKS = 40  # as many as the kernel follows (MAXSYMLINKS)
 
 def limited() -> bool:
     """Whether the user namespace maps one user only: an ordinary user made it."""
-    with open("/proc/self/uid_map", encoding="ascii") as lines:
+    with open("/proc/self/uid_map", encoding="utf-8") as lines:
         return int(lines.read().split()[2]) == 1
 
 
@@ -65,7 +65,7 @@ def staged(path: str, *, last: bool = True) -> str:
     return done
 
 
-@dataclass(eq=False, repr=False)
+@record
 class Step:
     """One operation on the container's file system."""
 
@@ -81,7 +81,7 @@ class Step:
         raise NotImplementedError
 
 
-@dataclass(eq=False, repr=False)
+@record
 class Tmpfs(Step):
     """An empty file system in memory."""
 
@@ -98,7 +98,7 @@ class Tmpfs(Step):
         _mount("tmpfs", self.path, "tmpfs", MS_NOSUID | MS_NODEV, options)
 
 
-@dataclass(eq=False, repr=False)
+@record
 class Overlay(Step):
     """A host directory, read-only, under a layer in memory that takes all changes.
 
@@ -163,7 +163,7 @@ class Overlay(Step):
             os.close(top)
 
 
-@dataclass(eq=False, repr=False)
+@record
 class Bind(Step):
     """A host directory or file made visible in the guest."""
 
@@ -203,7 +203,7 @@ class Bind(Step):
         os.close(self._fd)
 
 
-@dataclass(eq=False, repr=False)
+@record
 class Special(Step):
     """A kernel file system of the container's own (proc, devpts, mqueue)."""
 
@@ -220,7 +220,7 @@ class Special(Step):
         _mount(self.kind, self.path, self.kind, MS_NOSUID | MS_NOEXEC | devices, self.options)
 
 
-@dataclass(eq=False, repr=False)
+@record
 class Directory(Step):
     """An empty directory."""
 
@@ -235,7 +235,7 @@ class Directory(Step):
         os.chmod(staged(self.path), self.mode)
 
 
-@dataclass(eq=False, repr=False)
+@record
 class File(Step):
     """A file with fixed content."""
 
@@ -261,7 +261,7 @@ class File(Step):
             os.close(fd)
 
 
-@dataclass(eq=False, repr=False)
+@record
 class Symlink(Step):
     """A symbolic link."""
 
@@ -280,7 +280,7 @@ class Symlink(Step):
             os.symlink(self.target, place)
 
 
-@dataclass(eq=False, repr=False)
+@record
 class Remove(Step):
     """A file of the image that describes the host."""
 
@@ -294,7 +294,7 @@ class Remove(Step):
             os.unlink(staged(self.path, last=False))
 
 
-@dataclass(eq=False, repr=False)
+@record
 class Remake(Step):
     """Files of the image that get entries for the virtual user."""
 
@@ -316,7 +316,7 @@ class Remake(Step):
                 File(path, content).execute()
 
 
-@dataclass(eq=False, repr=False)
+@record
 class Tree(Step):
     """A whole tree of small files and links in memory."""
 
@@ -343,7 +343,7 @@ class Tree(Step):
                 os.symlink(content.target, place)
 
 
-@dataclass(eq=False, repr=False)
+@record
 class Unpack(Step):
     """A tarball as the root file system, in memory."""
 
@@ -395,7 +395,7 @@ class Unpack(Step):
             os.close(outside)
 
 
-@dataclass(eq=False, repr=False)
+@record
 class Restage(Step):
     """What follows is built on this directory instead of the whole stage."""
 
@@ -408,7 +408,7 @@ class Restage(Step):
         _native.mount(STAGE + self.path, os.fsencode(STAGE), None, MS_BIND | MS_REC, None)
 
 
-@dataclass(eq=False, repr=False)
+@record
 class Detach(Step):
     """A mount of detbox's own, which no path leads to from now on."""
 

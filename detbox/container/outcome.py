@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
+from detbox.records import field, record
 
-@dataclass
+
+@record
 class Outcome:
     """What a finished run reports."""
 

@@ -114,7 +114,7 @@ def _used(pid: int) -> float:
 def _idle() -> dict[int, float]:
     """Seconds that each processor has had nothing to do (proc_stat(5))."""
     found = {}
-    with open("/proc/stat", encoding="ascii") as file:
+    with open("/proc/stat", encoding="utf-8") as file:
         for line in file:
             name, *fields = line.split()
             if not name.startswith("cpu"):

@@ -93,7 +93,7 @@ def children(pid: int) -> list[int]:
     found: list[int] = []
     with contextlib.suppress(OSError):
         for task in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{task}/children", encoding="ascii") as file:
+            with open(f"/proc/{pid}/task/{task}/children", encoding="utf-8") as file:
                 found += map(int, file.read().split())
     return found
 
@@ -133,7 +133,7 @@ def _used(place: str) -> int:
 def _kib(path: str) -> dict[str, int]:
     """The lines of a file that give a size, in bytes."""
     found: dict[str, int] = {}
-    with contextlib.suppress(OSError), open(path, encoding="ascii", errors="replace") as file:
+    with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
             if line.endswith(" kB\n"):
                 name, _, rest = line.partition(":")

@@ -10,8 +10,9 @@ with it.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import NamedTuple
+
+from detbox.records import record
 
 # include/uapi/linux/auxvec.h and arch/x86/include/uapi/asm/auxvec.h
 AT_NULL, AT_IGNORE, AT_PHDR, AT_PHENT, AT_PHNUM, AT_PAGESZ = 0, 1, 3, 4, 5, 6
@@ -37,7 +38,7 @@ _CLOCK_TICKS = 100  # USER_HZ of x86
 _PAGE_SIZE = 4096
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@record(frozen=True)
 class AuxValues:
     """What the virtual machine says about itself and about the process's credentials."""
 

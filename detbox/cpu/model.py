@@ -27,8 +27,9 @@ from __future__ import annotations
 import functools
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import NamedTuple
+
+from detbox.records import record
 
 Registers = tuple[int, int, int, int]
 
@@ -119,7 +120,7 @@ _SYSTEM_ONLY = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@record(frozen=True)
 class CpuModel:
     """A processor: its name in detbox's configuration and its features, as Linux names them."""
 
@@ -258,7 +259,7 @@ def missing_on_host(model: CpuModel, host_flags: Iterable[str] | None = None) ->
 
 def host_features() -> set[str]:
     """What /proc/cpuinfo lists for the host's first processor.  Raises OSError."""
-    with open("/proc/cpuinfo", encoding="ascii", errors="replace") as lines:
+    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
         flags_line = next((line for line in lines if line.startswith("flags")), "")
     return set(flags_line.partition(":")[2].split())
 

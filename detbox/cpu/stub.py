@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from functools import lru_cache
+
+from detbox.records import record
 
 #: Where each call's result is found at the breakpoint.  There can be no more calls.
 RESULTS = ("rbx", "rbp", "r12", "r13", "r14", "r15", "rdx")
@@ -17,7 +18,7 @@ _SYSCALL = b"\x0f\x05"
 _BREAKPOINT = b"\xcc"
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@record(frozen=True)
 class Result:
     """As an argument: the result of the call with this index, with these bits set as well."""
 

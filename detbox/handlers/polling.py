@@ -10,7 +10,6 @@ import os
 import select as host
 import struct
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from errno import EBADF, EINVAL
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from detbox.decision import ERESTARTNOHAND, Decision, Park, Wake
 from detbox.handlers import clocks, ptys, signalfd, timerfd
 from detbox.handlers.waiting import fd_of, ready, signed32
 from detbox.machine.files import Kind
+from detbox.records import record
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
@@ -35,7 +35,7 @@ _RLIMIT_NOFILE_MAX = 1 << 20
 _NS = 1_000_000_000
 
 
-@dataclass(slots=True, eq=False, repr=False)
+@record
 class _Call:
     """One call: what it asks for, and how its answer is written.
 

@@ -14,7 +14,6 @@ import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from fcntl import ioctl
 from stat import S_ISCHR
 from typing import TYPE_CHECKING
@@ -23,6 +22,7 @@ from detbox.handlers.waiting import POLLIN, POLLOUT, ready, without_blocking
 from detbox.kernel import _native
 from detbox.machine.files import is_tty
 from detbox.machine.io import io_state
+from detbox.records import record
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
@@ -203,7 +203,7 @@ def queued(fd: int) -> int:
 # ---------------------------------------------------------------- when no poll waits
 
 
-@dataclass(slots=True, eq=False, repr=False)
+@record
 class _Modes:
     """What a terminal does with its input; ``raw`` is its struct termios2."""
 

@@ -10,7 +10,6 @@ from termios import FIONREAD
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, Decision
-from detbox.handlers import inotify, signalfd, sockets, timerfd, tty
 from detbox.handlers.waiting import (
     POLLIN,
     POLLOUT,
@@ -88,6 +87,9 @@ def preadv2(m: Machine, t: Task, a: Args) -> Decision:
     return _read(m, t, fd_of(a[0]), f, iovec(t, a[1], a[2]))
 
 
+# The modules of sockets and so on are loaded when a program has such a descriptor: every program reads and writes.
+
+
 def _read(m: Machine, t: Task, fd: int, f: OpenFile, segments: Segments) -> Decision:
     kind = f.kind
     if kind is _PIPE:
@@ -102,15 +104,27 @@ def _read(m: Machine, t: Task, fd: int, f: OpenFile, segments: Segments) -> Deci
         fill_stdin(m, t, fd)
         return CONTINUE
     if kind is Kind.SOCKET:
+        from detbox.handlers import sockets
+
         return sockets.read_plain(m, t, fd, segments)
     if kind is Kind.TTY:
+        from detbox.handlers import tty
+
         return tty.read_terminal(m, t, fd, segments)
     if kind is Kind.INOTIFY:
+        from detbox.handlers import inotify
+
         return inotify.read_events(m, t, fd, segments)
     if kind is Kind.SIGNALFD:
+        from detbox.handlers import signalfd
+
         return signalfd.read_signals(m, t, fd, segments)
-    if kind in (Kind.TIMERFD, Kind.EVENTFD) and (timer := timerfd.timer_of(m, t, fd, f)) is not None:
-        return timerfd.read_expirations(m, t, fd, timer, segments)
+    if kind in (Kind.TIMERFD, Kind.EVENTFD):
+        from detbox.handlers import timerfd
+
+        timer = timerfd.timer_of(m, t, fd, f)
+        if timer is not None:
+            return timerfd.read_expirations(m, t, fd, timer, segments)
     return continue_when(m, t, fd, POLLIN, lambda wake: _read(m, t, fd, f, segments), "read from")
 
 
@@ -176,13 +190,20 @@ def _write(m: Machine, t: Task, fd: int, f: OpenFile, segments: Segments) -> Dec
     if which := stream_of(f):
         return write_stream(m, t, which, segments)
     if kind is Kind.SOCKET:
+        from detbox.handlers import sockets
+
         return sockets.write_plain(m, t, fd, segments)
     if kind is Kind.TTY:
+        from detbox.handlers import tty
+
         return tty.write_terminal(m, t, fd, segments)
     if kind is Kind.RANDOM:
         return total(segments)  # what the guest mixes into the host's pool has no effect on its own streams
-    if kind in (Kind.TIMERFD, Kind.EVENTFD) and timerfd.timer_of(m, t, fd, f) is not None:
-        return -EINVAL
+    if kind in (Kind.TIMERFD, Kind.EVENTFD):
+        from detbox.handlers import timerfd
+
+        if timerfd.timer_of(m, t, fd, f) is not None:
+            return -EINVAL
     if kind is Kind.EVENTFD:
         return continue_when(m, t, fd, POLLOUT, lambda wake: _write(m, t, fd, f, segments), "write to")
     return CONTINUE

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
 from errno import EAGAIN, EINVAL
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from detbox.handlers.waiting import (
 )
 from detbox.machine.files import Kind, OpenFile
 from detbox.machine.io import io_state
+from detbox.records import record
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
@@ -41,7 +41,7 @@ _ITIMERSPEC = struct.Struct("<4q")
 _COLLECT_EVERY = 256
 
 
-@dataclass(slots=True, eq=False)
+@record
 class TimerFd:
     """One timer: ``fd`` is the supervisor's own descriptor of the eventfd, times are virtual monotonic ns."""
 

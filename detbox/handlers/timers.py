@@ -6,7 +6,6 @@ import os
 import signal
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from errno import EINVAL, EOPNOTSUPP
 from typing import TYPE_CHECKING
 
@@ -23,6 +22,7 @@ from detbox.kernel.timespec import (
 )
 from detbox.machine.clock import Timers
 from detbox.machine.intervals import IntervalTimer
+from detbox.records import field, record
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
@@ -41,7 +41,7 @@ _STATE = "timers"
 _TIMER_CLOCKS = clocks.SLEEP_CLOCKS
 
 
-@dataclass(slots=True, eq=False, repr=False)
+@record
 class PosixTimer:
     """A timer of timer_create(2).
 
@@ -62,7 +62,7 @@ class PosixTimer:
     sent: bool = False
 
 
-@dataclass(slots=True, eq=False, repr=False)
+@record
 class ProcessTimers:
     """The timers of one process."""
 

@@ -64,7 +64,7 @@ def proc_text(m: Machine, name: str) -> str:
         fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=m.proc_fd)
     except OSError:
         return ""
-    with open(fd, encoding="ascii", errors="replace") as file:
+    with open(fd, encoding="utf-8", errors="replace") as file:
         return file.read()
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+
+from detbox.records import field, record
 
 #: Monotonic time when the first process starts: the machine has been up for so long.
 BOOT_NS = 1_000_000_000_000
@@ -50,7 +51,7 @@ WATCHING = 64
 NEVER = 1 << 63
 
 
-@dataclass(slots=True, eq=False, repr=False)
+@record
 class Timer:
     """A handle of :class:`Timers`: an expiration that is still to come."""
 
@@ -58,7 +59,7 @@ class Timer:
     callback: Callable[[], None] | None
 
 
-@dataclass(slots=True, eq=False, repr=False)
+@record
 class Timers:
     """Expirations in the order of their deadlines; equal deadlines in the order they were set."""
 
@@ -102,7 +103,7 @@ class Timers:
         return expired
 
 
-@dataclass(slots=True, eq=False, repr=False)
+@record
 class CpuTime:
     """The CPU time of a thread or of a process (whose threads have it as ``parent``).
 

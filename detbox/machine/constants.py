@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+from detbox.digests import sha256
 
 #: uname(2).  The release stays at 6.1: programs that test for newer calls fall back to the ones refused or
 #: emulated here, and glibc's minimum (3.2) is met.
@@ -35,7 +35,7 @@ STATFS_FILES_FREE = 3145728
 STATFS_NAME_MAX = 255
 
 #: /etc/machine-id: one for all runs, because it names the (virtual) machine and not the run.
-MACHINE_ID = hashlib.sha256(b"detbox virtual machine").hexdigest()[:32]
+MACHINE_ID = sha256(b"detbox virtual machine").hexdigest()[:32]
 
 #: Inode numbers of the namespaces that /proc/PID/ns names (include/linux/proc_ns.h gives the initial ones).
 NAMESPACE_INODES = {
@@ -67,4 +67,4 @@ def uuid_text(raw: bytes) -> str:
 
 def boot_id(seed: bytes) -> str:
     """The boot id of a run with this seed."""
-    return uuid_text(hashlib.sha256(b"boot id\0" + seed).digest()[:16])
+    return uuid_text(sha256(b"boot id\0" + seed).digest()[:16])

@@ -9,8 +9,9 @@ arrives once per thread; all rules here give the same result the second time).
 from __future__ import annotations
 
 import stat
-from dataclasses import dataclass, field, replace
 from errno import EINVAL, EPERM
+
+from detbox.records import record, replace
 
 #: (uid_t) -1: "leave it as it is".
 KEEP = 0xFFFFFFFF
@@ -34,7 +35,7 @@ FS_CAPS = sum(1 << cap for cap in (
     CAP_LINUX_IMMUTABLE, CAP_MAC_OVERRIDE))
 
 
-@dataclass(slots=True, eq=False, repr=False)
+@record
 class Creds:
     """The credentials of one process; numbers as the guest sees them.
 
@@ -50,7 +51,7 @@ class Creds:
     egid: int = 0
     sgid: int = 0
     fsgid: int = 0
-    groups: tuple[int, ...] = field(default=())
+    groups: tuple[int, ...] = ()
     permitted: int = 0
     effective: int = 0
     inheritable: int = 0

@@ -12,8 +12,9 @@ thread has the same virtual priority, so that this is the kernel's order, too.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from detbox.records import field, record
 
 if TYPE_CHECKING:
     from detbox.supervisor.task import Task
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 MATCH_ANY = 0xFFFFFFFF
 
 
-@dataclass(slots=True, eq=False)
+@record
 class Sleeper:
     """One sleeping call.  ``result`` is set when it has been woken."""
 
@@ -37,7 +38,7 @@ class Sleeper:
         return ("futex", self.serial)
 
 
-@dataclass(slots=True, eq=False)
+@record
 class Waiter:
     """One word that a sleeper waits for.
 
@@ -55,7 +56,7 @@ class Waiter:
     target: tuple[Hashable, int] | None = None
 
 
-@dataclass(slots=True, eq=False, repr=False)
+@record
 class Bequest:
     """What an exiting thread leaves behind: collected while its memory lives."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from detbox.records import field, record
 
 if TYPE_CHECKING:
     from socket import socket
@@ -16,7 +17,7 @@ FIRST_PORT = 32768
 LAST_PORT = 60999
 
 
-@dataclass(slots=True, eq=False, repr=False)
+@record
 class IoState:
     """Counters and registries of one run.
 

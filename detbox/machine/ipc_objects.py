@@ -8,8 +8,9 @@ structures that the guest reads.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from detbox.records import field, record
 
 
 class Layout(NamedTuple):
@@ -38,7 +39,7 @@ _OWNERS = struct.Struct("<4I")
 _OWNERS_AT = 4
 
 
-@dataclass(slots=True, eq=False, repr=False)
+@record
 class IpcObject:
     """One semaphore set, shared memory segment or message queue; owners: uid, gid, cuid, cgid."""
 
@@ -47,7 +48,7 @@ class IpcObject:
     times: dict[int, int] = field(default_factory=dict)
 
 
-@dataclass(slots=True, eq=False, repr=False)
+@record
 class IpcTable:
     """All objects of a run, and who waits for semaphores or has promised to undo."""
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+from detbox.records import field, record
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@record(frozen=True)
 class Layers:
     """The overlays of one container.
 

@@ -7,8 +7,9 @@ stays the same when an unrelated step is added, removed or changed.
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
+
+from detbox.digests import sha256
 
 
 class Program:
@@ -24,7 +25,7 @@ class Program:
 
     def start(self, words: bytes) -> Program:
         """A program that this one starts; ``words``: its arguments and environment."""
-        what = hashlib.sha256(words).digest()
+        what = sha256(words).digest()
         number = self._started.get(what, 0)
         self._started[what] = number + 1
-        return Program(hashlib.sha256(b"%s\0%s\0%d" % (self.name.encode(), what, number)).hexdigest()[:32], self)
+        return Program(sha256(b"%s\0%s\0%d" % (self.name.encode(), what, number)).hexdigest()[:32], self)

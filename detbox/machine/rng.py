@@ -8,7 +8,8 @@ numbers, in whatever order they run.
 from __future__ import annotations
 
 import builtins
-import hashlib
+
+from detbox.digests import sha256, shake_256
 
 #: Sizes of a stream's first blocks, in bytes; later ones have the last size.  Most processes take
 #: eight bytes and no more (malloc's tcache key), a few read megabytes.
@@ -27,7 +28,7 @@ class RandomStream:
 
     def __init__(self, seed: int | bytes | str, lineage: str, execs: int = 0) -> None:
         """``lineage``: the process's position in the fork tree; ``execs``: its successful execs."""
-        self._key = hashlib.sha256(f"detbox stream\0{seed!r}\0{lineage}\0{execs}".encode()).digest()
+        self._key = sha256(f"detbox stream\0{seed!r}\0{lineage}\0{execs}".encode()).digest()
         self._block = 0
         self._buffer = b""
         self._used = 0
@@ -53,10 +54,10 @@ class RandomStream:
 
     def at_random(self) -> builtins.bytes:
         """The 16 bytes of AT_RANDOM; they do not advance the stream."""
-        return hashlib.sha256(b"AT_RANDOM\0" + self._key).digest()[:AT_RANDOM_SIZE]
+        return sha256(b"AT_RANDOM\0" + self._key).digest()[:AT_RANDOM_SIZE]
 
     def _next_block(self) -> builtins.bytes:
         size = BLOCK_SIZES[min(self._block, len(BLOCK_SIZES) - 1)]
         counter = self._block.to_bytes(8, "little")
         self._block += 1
-        return hashlib.shake_256(self._key + counter).digest(size)
+        return shake_256(self._key + counter).digest(size)

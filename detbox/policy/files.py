@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from errno import ENOSYS, EOPNOTSUPP, EPERM
 
-from detbox.handlers import (
+from detbox.handlers import mapping
+from detbox.policy.later import (
     access,
     content,
     dirs,
-    mapping,
     metadata,
     mounts,
     namespace_ops,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from errno import EINVAL, ENOSPC, ENOSYS, EPERM
 
-from detbox.handlers import (
+from detbox.handlers import mapping
+from detbox.policy.later import (
     descriptors,
     epoll,
     inotify,
     ioctls,
     locks,
-    mapping,
     memory,
     pipes,
     polling,

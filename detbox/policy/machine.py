@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from errno import ENOSYS, EPERM
 
-from detbox.handlers import (
+from detbox.policy.later import (
     clocks,
     identity,
     limits,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from errno import ENOSYS, EPERM
 
-from detbox.handlers import (
+from detbox.handlers import dispositions
+from detbox.policy.later import (
     clocks,
-    dispositions,
     futex,
     futex2,
     futex_exit,

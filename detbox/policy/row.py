@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from detbox.kernel.numbers import NUMBERS
+from detbox.records import record
 
 if TYPE_CHECKING:
     from detbox.decision import Decision
@@ -37,7 +37,7 @@ class Op(Enum):
     NO_BITS = "!&"  # none of the bits is set
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@record(frozen=True)
 class Test:
     """A condition on one argument.
 
@@ -72,7 +72,7 @@ class Test:
         return f"arg{self.arg} {self.op.value} {shown}"
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@record(frozen=True)
 class Case:
     """An exception to a row's action: if all ``tests`` hold, the filter does ``action`` instead.
 
@@ -89,7 +89,7 @@ class Case:
             raise ValueError(f"impossible case {self}")
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@record(frozen=True)
 class Row:
     """One system call.
 

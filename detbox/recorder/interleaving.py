@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+from detbox.digests import sha256
 
 #: Turns that are reported one by one; the digest covers all.
 _KEPT = 1000
@@ -14,7 +14,7 @@ class Interleaving:
     def __init__(self) -> None:
         self._turns: list[list[int]] = []
         self._stream, self._bytes = 0, 0
-        self._digest = hashlib.sha256()
+        self._digest = sha256()
 
     def on_output(self, stream: int, data: bytes) -> None:
         """A piece of output was handed on."""

@@ -282,7 +282,7 @@ class Verification:
             else:
                 raise UserError(f"--rw {source}: verify can copy directories only", "give the directory it is in")
             kept[mount.dst] = target
-            mounts.append(replace(mount, src=str(target)))
+            mounts.append(mount._replace(src=str(target)))
         return tuple(mounts), kept
 
 

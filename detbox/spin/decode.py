@@ -7,10 +7,10 @@ memory operand counts as both read and written here; the prover compares bytes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
+from detbox.records import record
 from detbox.spin.stepper import OFFSET, register
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ _VECTOR_PREFIXES = ("xmm", "ymm", "zmm", "st", "mm", "k")
 _VECTOR_GROUPS = ("fpu", "sse", "avx", "mmx", "3dnow", "fma", "vlx", "aes", "sha", "pclmul", "f16c")
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@record(frozen=True)
 class Span:
     """A memory operand: its address is a sum of registers and a constant."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from detbox.records import record
 
 _FIRST_DELAY = 0.02
 _LONGEST_DELAY = 2.0
@@ -13,7 +13,7 @@ _LONGEST_SURVEY = 128
 _PATIENCE = 200
 
 
-@dataclass(slots=True, eq=False, repr=False)
+@record
 class Pace:
     """The schedule of one thread's attempts; it eases when the thread has made calls in between.
 

@@ -10,10 +10,10 @@ that the registers (and bytes) that the walk wrote are simply set.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from detbox.kernel.registers import NAMES
+from detbox.records import record
 from detbox.spin.effects import FLAGS, inputs, outputs, supported
 from detbox.spin.stepper import OFFSET, RIP, register
 from detbox.spin.walk import Visit, Walk
@@ -28,7 +28,7 @@ Memory = tuple[tuple[int, bytes], ...]
 Outcome = TypeVar("Outcome")
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@record(frozen=True)
 class Shortcut(Generic[Outcome]):
     """Conditions and effects of one walk; ``outcome`` is the verdict that it ended with."""
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import struct
+from array import array
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -58,10 +58,6 @@ class Stepper(Protocol):
         """Whether the memory there is the process's own: what is shared, others execute as well."""
 
 
-class _Iovec(ctypes.Structure):
-    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
-
-
 class PtraceStepper:
     """The real thing; the calling thread is the tracer.
 
@@ -104,14 +100,10 @@ class PtraceStepper:
 
     def vectors(self) -> bytes:
         """The x87, SSE and AVX state, as the XSAVE area."""
-        area = ctypes.create_string_buffer(16384)
-        vector = _Iovec(ctypes.addressof(area), len(area))
-        _check(
-            _native.ptrace_request(
-                _PTRACE_GETREGSET, self.tid, _NT_X86_XSTATE, ctypes.addressof(vector)
-            )
-        )
-        return area.raw[: vector.length]
+        area = array("B", bytes(16384))
+        vector = array("Q", area.buffer_info())  # struct iovec
+        _check(_native.ptrace_request(_PTRACE_GETREGSET, self.tid, _NT_X86_XSTATE, vector.buffer_info()[0]))
+        return area[: vector[1]].tobytes()
 
     def assign(self, values: Iterable[tuple[int, int]]) -> None:
         """Set registers: (offset in the block, value)."""

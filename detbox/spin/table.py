@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field, replace
 
+from detbox.records import field, record, replace
 from detbox.spin.prove import Spin, Verdict, prove_from, prove_walk
 from detbox.spin.shortcut import Shortcut, shortcut
 from detbox.spin.stepper import RIP, Stepper, register
@@ -24,7 +24,7 @@ _COUNTED_TURNS, _COUNTED_STEPS = 4, 24
 _SHORTCUTS = 32
 
 
-@dataclass(slots=True, eq=False, repr=False)
+@record
 class Loop:
     """A proven loop in one address space."""
 

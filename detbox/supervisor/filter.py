@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 from detbox.kernel.numbers import NUMBERS
 from detbox.policy.row import Action, Case, Op, Row, Test
+from detbox.records import field, record
 
 # include/uapi/linux/bpf_common.h
 LOAD = 0x20  # BPF_LD | BPF_W | BPF_ABS
@@ -44,7 +44,7 @@ HOT = ("read", "write", "newfstatat", "openat", "close", "futex", "mmap", "rt_si
        "rt_sigaction", "readlink", "lseek", "brk")
 
 
-@dataclass(eq=False, repr=False)
+@record
 class Assembler:
     """Collects instructions whose jump targets are labels, and resolves them at the end."""
 

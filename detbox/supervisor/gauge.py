@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from detbox.records import record
 
 #: Key of a task's data: its measurement.
 GAUGE = "gauge"
@@ -14,7 +14,7 @@ STEPS = 100
 FAMILIAR = 1_000
 
 
-@dataclass(slots=True, eq=False, repr=False)
+@record
 class Gauge:
     """A measurement that is under way.
 

@@ -12,12 +12,12 @@ the guest's own code.  What is counted depends on the guest alone, and so do the
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from detbox.counted.translate import CALL_WEIGHT
 from detbox.kernel import _native
 from detbox.machine.clock import FIRST_MEASURE, NEVER
+from detbox.records import field, record
 from detbox.supervisor import signals
 from detbox.supervisor.gauge import GAUGE, STEPS, Gauge
 
@@ -48,7 +48,7 @@ COPY_US, STRETCH_US, STEP_US = 70, 150, 20
 AT_ONCE, MOST_AT_ONCE = 48, 256
 
 
-@dataclass(slots=True, eq=False, repr=False)
+@record
 class _Program:
     """What is known of one program: the time that was spent on it, in us, and (ns, measurements) by place."""
 

@@ -11,7 +11,6 @@ instruction behind which a signal was delivered once is left as it is, since the
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from detbox.cpu import hot
@@ -19,6 +18,7 @@ from detbox.cpu.edits import Edit
 from detbox.cpu.trampoline import CLOCKS
 from detbox.kernel import _native
 from detbox.kernel.mappings import CODE, mapping_at
+from detbox.records import field, record
 from detbox.spin import PtraceStepper
 from detbox.spin.stepper import RIP, register
 from detbox.supervisor import memory
@@ -40,7 +40,7 @@ _PAGE = 4096
 _LONGEST = 32
 
 
-@dataclass(slots=True, eq=False, repr=False)
+@record
 class _Space:
     """The instructions of one address space, by address: how often each has trapped, what is left as it is, and the
     lengths of what has been overwritten."""

@@ -8,7 +8,6 @@ a report.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from detbox.errors import NotDeterministic
 from detbox.handlers import limits, timers
 from detbox.kernel import _native
 from detbox.kernel.mappings import mapping_at
+from detbox.records import record
 from detbox.spin.stepper import RIP, register
 from detbox.supervisor import signals
 
@@ -31,7 +31,7 @@ LEAST, TIMES = 5.0, 2
 _PAUSE = 0.5  # seconds between two looks at the processor time, at least
 
 
-@dataclass(slots=True, eq=False, repr=False)
+@record
 class _Watch:
     """Since a thread's last call: its virtual CPU time, the real one in seconds, and the virtual time."""
 

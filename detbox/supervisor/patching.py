@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from detbox.cpu import edits, sites, trampoline
 from detbox.cpu.edits import Edit
 from detbox.cpu.emulate import decode
 from detbox.kernel.mappings import mappings
+from detbox.records import field, record
 from detbox.supervisor import memory
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class _Part(NamedTuple):
     edits: list[Edit]
 
 
-@dataclass(slots=True, eq=False, repr=False)
+@record
 class Patching:
     """The patches of one run.  ``kinds``: the instructions that the processor does not trap by itself."""
 

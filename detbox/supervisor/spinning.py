@@ -12,13 +12,13 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from detbox.decision import Decision, Park, Wake
 from detbox.handlers import dispositions
 from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
+from detbox.records import field, record
 from detbox.spin import (
     LoopTable,
     NotSpin,
@@ -68,7 +68,7 @@ _INT3 = (b"\xcc", b"\xcd\x03")
 _UNPREPARED = NotSpin("the disassembler has not been imported", 0)
 
 
-@dataclass(slots=True, eq=False, repr=False)
+@record
 class _Watch:
     """The running thread, as the ticks see it; ``activity`` changes when it makes a call or stops."""
 
@@ -78,7 +78,7 @@ class _Watch:
     pace: Pace = field(default_factory=Pace)
 
 
-@dataclass(slots=True, eq=False, repr=False)
+@record
 class _Spinner:
     """A parked thread; ``since``: virtual time up to which its CPU time has been charged."""
 

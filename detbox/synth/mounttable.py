@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from detbox.synth.view import Mount
 
@@ -21,8 +21,7 @@ _FIRST_ID = 20
 _SUPER_OPTIONS = ("size=", "nr_inodes=", "mode=", "ptmxmode=", "lowerdir=", "upperdir=", "workdir=", "userxattr")
 
 
-@dataclass(frozen=True, slots=True)
-class RealMount:
+class RealMount(NamedTuple):
     """One line of the kernel's mountinfo; ``device`` as st_dev has it, ``optional`` the propagation fields."""
 
     mount_id: int

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from detbox.machine.constants import NAMESPACE_INODES
 from detbox.synth import mounts, net, process, root, sysctl, tasks
@@ -70,8 +70,7 @@ THREAD = Level(row for row in tasks.ROWS if row.only != "process")
 NET = Level(net.ROWS)
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """A procfs path taken apart: its level, the name within it, and the task that it is about."""
 
     level: Level

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
@@ -21,9 +20,16 @@ class Synthetic(NamedTuple):
     sink: bool = False
 
 
-@dataclass(frozen=True, slots=True)
 class RealFile:
     """The guest gets the kernel's own file (it is deterministic inside the container)."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RealFile)
+
+    def __hash__(self) -> int:
+        return 0
 
 
 class Refused(NamedTuple):

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "detbox"
 
 # What each part may import, besides itself and the parts that everybody may use.
-_EVERYBODY = {"errors", "kernel"}
+_EVERYBODY = {"digests", "errors", "kernel", "records"}
 _VALUES = {"decision", "machine"}
 ALLOWED: dict[str, set[str]] = {
     "__init__": {"api"},
@@ -21,6 +21,8 @@ ALLOWED: dict[str, set[str]] = {
     "options": set(),
     "values": set(),
     "kernel": set(),
+    "records": set(),
+    "digests": set(),
     "decision": set(),
     "config": {"options", "values"},
     "images": {"values"},

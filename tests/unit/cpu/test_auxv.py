@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from detbox.cpu import auxv, model
+from detbox.records import replace
 
 from .tracer import Traced, Values
 

@@ -1,0 +1,91 @@
+"""The modules of ``detbox.handlers`` for the tables: each is loaded at the first call that one of its handlers gets.
+
+Most programs make calls of a few kinds only, and loading all handlers takes a fifth of a start.  That the named
+handlers exist is what tests/unit/policy/test_table.py says.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from detbox.decision import Decision
+
+Handler = Callable[[Any, Any, tuple[int, ...]], "Decision"]
+
+
+class Later:
+    """Stands for a handler."""
+
+    __slots__ = ("_found", "_module", "_name")
+
+    def __init__(self, module: str, name: str) -> None:
+        self._module = module
+        self._name = name
+        self._found: Handler | None = None
+
+    def __call__(self, m: Any, t: Any, args: tuple[int, ...]) -> Decision:
+        return (self._found or self.load())(m, t, args)
+
+    def load(self) -> Handler:
+        """The handler itself.  Raises ImportError or AttributeError."""
+        if self._found is None:
+            self._found = getattr(importlib.import_module("detbox.handlers." + self._module), self._name)
+        return self._found
+
+
+class _Module:
+    """Stands for a module: its attributes are handlers."""
+
+    __slots__ = ("_name",)
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Handler:
+        return Later(self._name, name)
+
+
+access = _Module("access")
+clocks = _Module("clocks")
+content = _Module("content")
+descriptors = _Module("descriptors")
+dirs = _Module("dirs")
+epoll = _Module("epoll")
+futex = _Module("futex")
+futex2 = _Module("futex2")
+futex_exit = _Module("futex_exit")
+identity = _Module("identity")
+inotify = _Module("inotify")
+ioctls = _Module("ioctls")
+limits = _Module("limits")
+locks = _Module("locks")
+memory = _Module("memory")
+metadata = _Module("metadata")
+mounts = _Module("mounts")
+mqueue = _Module("mqueue")
+namespace_ops = _Module("namespace_ops")
+openat2 = _Module("openat2")
+opening = _Module("opening")
+other_memory = _Module("other_memory")
+pipes = _Module("pipes")
+polling = _Module("polling")
+prctl = _Module("prctl")
+processes = _Module("processes")
+random = _Module("random")
+readwrite = _Module("readwrite")
+scheduling = _Module("scheduling")
+signals = _Module("signals")
+socket_names = _Module("socket_names")
+socket_options = _Module("socket_options")
+sockets = _Module("sockets")
+splice = _Module("splice")
+stat = _Module("stat")
+statfs = _Module("statfs")
+storage = _Module("storage")
+sysvipc = _Module("sysvipc")
+timerfd = _Module("timerfd")
+timers = _Module("timers")
+xattr = _Module("xattr")

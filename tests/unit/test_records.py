@@ -1,0 +1,75 @@
+"""Classes of named fields."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from detbox.records import field, names, record, replace
+
+
+@record
+class _Point:
+    x: int
+    y: int = 2
+    seen: list[int] = field(default_factory=list)
+
+
+@record
+class _Named(_Point):
+    name: str = ""
+    checked: bool = False
+
+    def __post_init__(self) -> None:
+        self.checked = True
+
+    def shown(self) -> str:
+        return f"{self.name} {self.x},{self.y}"
+
+
+def test_defaults_are_made_anew_for_each_object() -> None:
+    one, other = _Point(1), _Point(1)
+    one.seen.append(5)
+    assert (one.x, one.y, one.seen, other.seen) == (1, 2, [5], [])
+    assert _Point(1, seen=one.seen).seen is one.seen
+
+
+def test_fields_of_a_base_come_first() -> None:
+    made = _Named(1, 3, name="a")
+    assert names(_Named) == ("x", "y", "seen", "name", "checked")
+    assert made.checked and made.shown() == "a 1,3" and isinstance(made, _Point)
+    # Each class has its own way to be made, whichever was used first.
+    assert _Point(7).x == 7
+
+
+@pytest.mark.parametrize("arguments", [(), (1, 2, [], 4)])
+def test_missing_and_excess_arguments_are_errors(arguments: tuple[Any, ...]) -> None:
+    with pytest.raises(TypeError):
+        _Point(*arguments)
+
+
+def test_only_fields_can_be_set() -> None:
+    with pytest.raises(AttributeError):
+        _Point(1).z = 3  # type: ignore[attr-defined]
+
+
+def test_a_subclass_that_is_no_record_is_made_as_its_base() -> None:
+    class Plain(_Point):
+        def twice(self) -> int:
+            return 2 * self.x
+
+    assert Plain(4).twice() == 8
+
+
+def test_replace_leaves_the_given_object() -> None:
+    one = _Named(1, name="a")
+    other = replace(one, x=5)
+    assert (one.x, other.x, other.name, other.seen is one.seen) == (1, 5, "a", True)
+    with pytest.raises(TypeError):
+        replace(one, w=5)
+
+
+def test_objects_are_equal_only_to_themselves() -> None:
+    one = _Point(1)
+    assert one == one and one != replace(one) and len({one, replace(one)}) == 2
