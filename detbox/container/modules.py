@@ -66,7 +66,6 @@ def follow(trees: Trees, proc_fd: int) -> None:
             paths[:] = [moved(os.path.abspath(path)) for path in paths]
     sys.path_hooks[:] = [lambda path: _Finder(path, proc_fd)]
     sys.path_importer_cache.clear()
-    sys.dont_write_bytecode = True
     sys.pycache_prefix = None  # compiled files lie beside their sources, or nowhere: there is no way to any other place
 
 
@@ -109,9 +108,16 @@ class _Source(SourceFileLoader):
     proc_fd: int
 
     def exec_module(self, module: ModuleType) -> None:
-        """Execute the module where it and what it loads can be found."""
-        with within(self.proc_fd):
-            super().exec_module(module)
+        """Execute the module where it and what it loads can be found.
+
+        It is compiled once, as by any import, but not with this process's umask, which is the guest's affair.
+        """
+        mask = os.umask(0o022)
+        try:
+            with within(self.proc_fd):
+                super().exec_module(module)
+        finally:
+            os.umask(mask)
 
 
 class _Extension(ExtensionFileLoader):

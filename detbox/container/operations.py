@@ -104,7 +104,7 @@ class Overlay(Step):
 
     An ordinary user's namespace does not map the owner of the host's directories, so that nothing could be
     created in them.  What exists in the upper layer is the user's own, so all directories are made there.
-    For root this serves another end: a directory that an ordinary user may not list or search is shown empty
+    For root something else is done there: a directory that an ordinary user may not list or search is shown empty
     to both, and ``depth`` levels are looked through for such directories.
     """
 
@@ -149,13 +149,15 @@ class Overlay(Step):
         os.close(self._fd)
 
     def _make_directories(self, upper: str) -> None:
-        depth = _ALL_LEVELS if limited() else self.depth
+        everything = limited()
+        depth, makers = (_ALL_LEVELS, self.makers) if everything else (self.depth, 1)
         if not depth:
             return
         top = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         mask = os.umask(0)  # modes are copied
         try:
-            for path in _native.make_directories(self._fd, top, depth, 0o5 if self.depth else 0, self.makers):
+            refused = 0o5 if self.depth else 0
+            for path in _native.make_directories(self._fd, top, depth, refused, makers, everything):
                 if path.count(b"/") <= self.depth:
                     self.emptied.append(self.path + os.fsdecode(path))
         finally:

@@ -22,7 +22,7 @@ struct making {
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
 	struct subtree *todo, *refused;
-	int busy, failed;
+	int busy, failed, all;
 };
 
 struct linux_dirent64_head {
@@ -53,9 +53,24 @@ static void add_subtree(struct making *m, struct subtree **list, const char *pat
 	pthread_mutex_unlock(&m->lock);
 }
 
+/* Makes one directory and those above it, where only those that are to be shown empty are made. */
+static void make_path(struct making *m, const char *path)
+{
+	char part[PATH_MAX];
+	struct stat st;
+	for (size_t n = 1; n <= strlen(path); n++) {
+		if (path[n] && path[n] != '/') continue;
+		memcpy(part, path, n);
+		part[n] = 0;
+		if (!fstatat(m->source, part, &st, AT_SYMLINK_NOFOLLOW) && !mkdirat(m->target, part, 0700))
+			fchmodat(m->target, part, st.st_mode & 07777, 0);
+	}
+}
+
 /* Not everybody may list and search it: what it holds is not looked at, and the overlay shows nothing of it. */
 static void refuse(struct making *m, const char *path)
 {
+	if (!m->all) make_path(m, path);
 	int to = openat(m->target, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	fsetxattr(to, "user.overlay.opaque", "y", 1, 0);
 	close(to);
@@ -69,9 +84,11 @@ static void make_one(struct making *m, int from, const char *name, char *path, s
 {
 	struct stat st;
 	if (fstatat(from, name, &st, AT_SYMLINK_NOFOLLOW) || !S_ISDIR(st.st_mode)) return;
-	if (mkdirat(m->target, path, st.st_mode & 01777)) return;
-	if (inherits || st.st_mode & 06022) /* the group's bit goes to new directories; the umask takes bits away */
-		fchmodat(m->target, path, st.st_mode & 07777, 0);
+	if (m->all) {
+		if (mkdirat(m->target, path, st.st_mode & 01777)) return;
+		if (inherits || st.st_mode & 06022) /* the group's bit goes to new directories; the umask takes bits away */
+			fchmodat(m->target, path, st.st_mode & 07777, 0);
+	}
 	int shown = !(m->asked & ~st.st_mode);
 	/* Two links are its own name and its ".": no subdirectories.  File systems that do not count say 1.
 	 * With these bits whoever asks may list and search it. */
@@ -132,7 +149,7 @@ static void *maker(void *arg)
 		for (char *c = s->path; *c; c++) level += *c == '/';
 		struct stat st = {0};
 		int from = openat(m->source, *s->path ? s->path : ".", O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-		if (from >= 0 && !fstatat(m->target, s->path, &st, AT_EMPTY_PATH)) {
+		if (from >= 0 && (!m->all || !fstatat(m->target, s->path, &st, AT_EMPTY_PATH))) {
 			strcpy(path, s->path);
 			make_below(m, from, path, strlen(path), *path ? level + 1 : 0, s->depth, st.st_mode & S_ISGID);
 		}
@@ -145,9 +162,10 @@ static void *maker(void *arg)
 	return NULL;
 }
 
-/* make_directories(source, target, depth, asked, makers) -> paths of those that lack the bits `asked`, sorted
+/* make_directories(source, target, depth, asked, makers, all) -> paths of those that lack the bits `asked`, sorted
  *
- * As many threads as `makers` make the directories below one descriptor also below the other, for an overlay's upper layer.
+ * As many threads as `makers` make the directories below one descriptor also below the other, for an overlay's upper layer:
+ * `all` of them, or those only that lack the bits.
  * Other file systems that are mounted below the source are left out, as an overlay leaves them out.
  * The umask must be 0.  A directory that cannot be read counts as one that lacks them.  Those in the result are made opaque. */
 static PyObject *make_directories(PyObject *self, PyObject *args)
@@ -155,7 +173,7 @@ static PyObject *make_directories(PyObject *self, PyObject *args)
 	struct making m = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
 	struct stat st;
 	int depth, makers, started = 0;
-	if (!PyArg_ParseTuple(args, "iiiIi", &m.source, &m.target, &depth, &m.asked, &makers)) return NULL;
+	if (!PyArg_ParseTuple(args, "iiiIip", &m.source, &m.target, &depth, &m.asked, &makers, &m.all)) return NULL;
 	if (fstat(m.source, &st)) return fail();
 	m.dev = st.st_dev;
 	m.todo = subtree("", depth, NULL);

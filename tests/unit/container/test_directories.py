@@ -1,4 +1,4 @@
-"""Directories made again for an overlay: by one thread and by several, the same."""
+"""Directories made again for an overlay: by one thread and by several the same, all or those alone that are hidden."""
 
 from __future__ import annotations
 
@@ -25,16 +25,19 @@ def test_any_number_of_makers(tmp_path: Path) -> None:
     mask = os.umask(0)
     found = []
     try:
-        for makers in (1, 4):
-            target = tmp_path / str(makers)
+        for makers, everything in ((1, True), (4, True), (1, False)):
+            target = tmp_path / f"{makers}{everything}"
             target.mkdir(source.stat().st_mode & 0o7777)
             fds = [os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in (source, target)]
-            found.append((_native.make_directories(*fds, 1 << 20, 0o5, makers), listed(target)))
+            found.append((_native.make_directories(*fds, 1 << 20, 0o5, makers, everything), listed(target)))
             for fd in fds:
                 os.close(fd)
     finally:
         os.umask(mask)
     assert found[0] == found[1]
+    assert found[2][0] == found[0][0]
+    hidden = [".", "a2", "a2/b2", "a2/b5"]
+    assert found[2][1] == [entry for entry in found[0][1] if entry[0] in hidden]
     refused, made = found[0]
     assert refused == [b"/a2/b2", b"/a2/b5"]
     inside = [entry for entry in listed(source) if not entry[0].startswith(("a2/b2/", "a2/b5/"))]
