@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from functools import lru_cache
 
 from detbox.records import record
@@ -16,6 +17,9 @@ _NUMBERS = {"rax": 0, "rdx": 2, "rbx": 3, "rbp": 5, "rsi": 6, "rdi": 7, "r8": 8,
 _ARGUMENTS = ("rax", "rdi", "rsi", "rdx", "r10", "r8", "r9")
 _SYSCALL = b"\x0f\x05"
 _BREAKPOINT = b"\xcc"
+_ALL_ONES = 0xFFFF_FFFF_FFFF_FFFF
+#: In the shape of code: a number that is no result, and the end of a call.
+_PLAIN, _END = -1, -2
 
 
 @record(frozen=True)
@@ -29,25 +33,49 @@ class Result:
 Call = tuple[int | Result, ...]
 
 
-@lru_cache(maxsize=64)
-def code(calls: tuple[Call, ...]) -> bytes:
+def code(calls: Sequence[Call]) -> bytes:
     """Machine code that makes ``calls`` (number and arguments each), in order."""
     if len(calls) > len(RESULTS):
         raise ValueError(f"{len(calls)} calls, and registers for {len(RESULTS)} results")
-    out = b""
-    for call, keep in zip(calls, RESULTS, strict=False):
-        for register, value in zip(_ARGUMENTS, call, strict=False):
-            out += _load(register, value.bits if isinstance(value, Result) else value)
+    values, shape = [], []
+    for call in calls:
+        for value in call:
             if isinstance(value, Result):
-                out += _between(0x09, register, RESULTS[value.index])  # or
-        out += _SYSCALL + _between(0x89, keep, "rax")  # mov
-    return out + _BREAKPOINT
+                values.append(value.bits)
+                shape.append(value.index)
+            else:
+                values.append(value & _ALL_ONES)
+                shape.append(_PLAIN)
+        shape.append(_END)
+    template, pieces = _template(tuple(shape))
+    return template.pack(*(part for pair in zip(pieces, values, strict=False) for part in pair), pieces[-1])
 
 
-def _load(register: str, value: int) -> bytes:
-    """``mov register, imm64``"""
+@lru_cache(maxsize=64)
+def _template(shape: tuple[int, ...]) -> tuple[struct.Struct, tuple[bytes, ...]]:
+    """How code of a shape is put together, and what lies before, between and behind its numbers.
+
+    Each program has calls of the same shape made at its start, with addresses of its own.
+    """
+    pieces = [b""]
+    left = iter(RESULTS)
+    arguments = iter(_ARGUMENTS)
+    for index in shape:
+        if index == _END:
+            pieces[-1] += _SYSCALL + _between(0x89, next(left), "rax")  # mov
+            arguments = iter(_ARGUMENTS)
+            continue
+        register = next(arguments)
+        pieces[-1] += _load(register)
+        pieces.append(_between(0x09, register, RESULTS[index]) if index != _PLAIN else b"")  # or
+    pieces[-1] += _BREAKPOINT
+    return struct.Struct("<" + "Q".join(f"{len(piece)}s" for piece in pieces)), tuple(pieces)
+
+
+def _load(register: str) -> bytes:
+    """``mov register, imm64`` without its number."""
     number = _NUMBERS[register]
-    return bytes((0x48 | number >> 3, 0xB8 | number & 7)) + struct.pack("<Q", value & 0xFFFFFFFFFFFFFFFF)
+    return bytes((0x48 | number >> 3, 0xB8 | number & 7))
 
 
 def _between(opcode: int, target: str, source: str) -> bytes:

@@ -60,7 +60,7 @@ def at_exec(task: Task, calls: Sequence[stub.Call], listener: int, fd: int) -> l
     regs, saved = registers.get(tid), registers.get(tid)
     mask = _native.get_sigmask(tid)
     place = regs.rip - regs.rip % _PAGE
-    code = stub.code(tuple(calls))
+    code = stub.code(calls)
     old = peek(tid, place, len(code))
     poke(tid, place, code)
     regs.rip = place
