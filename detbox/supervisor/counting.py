@@ -12,12 +12,14 @@ import resource
 import signal
 from typing import TYPE_CHECKING
 
+from detbox.counted.translate import CALL_WEIGHT
 from detbox.handlers import limits, timers
 from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
-from detbox.machine.clock import FIRST_MEASURE
+from detbox.machine.clock import WINDOW
 from detbox.supervisor import arming, signals
 from detbox.supervisor.copying import LEFT, Copying
+from detbox.supervisor.gauge import GAUGE
 from detbox.supervisor.gauging import Gauging
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ STRETCHES = 50_000
 _CREATING = frozenset(NUMBERS[name] for name in ("fork", "vfork", "clone", "clone3"))
 _BUDGET = "counting_budget"  # in a process's data: stretches that may still be counted
 _EXPIRED = "counting_expired"  # in a process's data: stretches that this arming has seen to their end
+_STRETCH = "counting_stretch"  # in a task's data: instructions that its stretch has in all
 
 
 class Counting:
@@ -71,10 +74,12 @@ class Counting:
         if self.active and limits.limits_of(parent)[resource.RLIMIT_CPU][0] <= INHERITED:
             child.data.update({_BUDGET: STRETCHES, _EXPIRED: 0})
 
-    def counts(self, task: Task) -> bool:
-        """Whether a thread's instructions are counted now: its looks at clocks end that, and have to be seen."""
-        if task.data and self.gauging.counting(task):
-            return True
+    def measures(self, task: Task) -> bool:
+        """Whether a thread is counted up to its next look at a clock, which therefore has to be seen."""
+        return bool(task.data) and self.gauging.counting(task)
+
+    def _counts(self, task: Task) -> bool:
+        """Whether a thread's instructions are counted because of a timer."""
         if not self.active or task.process.data.get(_BUDGET, 0) <= 0:
             return False
         due = timers.next_signal(task.process)
@@ -82,10 +87,20 @@ class Counting:
 
     def after_look(self, task: Task) -> None:
         """A thread has looked at a clock, and it is time to measure what it does between its looks."""
-        if self.counts(task) and not self.gauging.counting(task):
-            task.cpu.measure_at = task.cpu.looks + FIRST_MEASURE
+        if self._counts(task) and not self.gauging.counting(task):
+            task.cpu.measure_at = task.cpu.looks + WINDOW
         else:
             self.gauging.after_look(task)
+
+    def on_call(self, task: Task, looking: bool) -> None:
+        """A thread has made a call: what it has computed since the one before takes time, if that was counted."""
+        data = task.data
+        if GAUGE in data:
+            self.gauging.on_call(task, looking)
+        stretch = data.pop(_STRETCH, 0)
+        if stretch and self.copying.in_call(task):
+            used = stretch - self.copying.left(task) - CALL_WEIGHT
+            self.sup.m.clock.work(task.cpu, max(used, 0) // PER_NS)
 
     def before_return(self, task: Task) -> None:
         """A call is about to be answered: if the thread is to be counted, it goes on in a copy or stops at its end."""
@@ -115,7 +130,7 @@ class Counting:
         clock = self.sup.m.clock
         deadline = clock.next_deadline()
         ns = due[0] if deadline is None else min(due[0], max(deadline - clock.now, 0))
-        task.data[LEFT] = max(ns * PER_NS, SHORTEST + GROWTH * task.process.data[_EXPIRED])
+        task.data[LEFT] = task.data[_STRETCH] = max(ns * PER_NS, SHORTEST + GROWTH * task.process.data[_EXPIRED])
         return True
 
     # -- counting -----------------------------------------------------------------
@@ -131,6 +146,7 @@ class Counting:
     def _reached(self, task: Task) -> None:
         """The stretch stands for the time to the next expiration: it passes, and others may run first."""
         task.data.pop(LEFT, None)
+        task.data.pop(_STRETCH, None)
         if self.gauging.counting(task):
             self.gauging.reached(task)
             return
@@ -162,7 +178,7 @@ class Counting:
     def _again(self, task: Task) -> None:
         """Go on after an expiration; while others have to react to it, they are given turns."""
         if not self._begin(task) and self.sup.m.scheduler.used_up():
-            task.data[LEFT] = SHORTEST
+            task.data[LEFT] = task.data[_STRETCH] = SHORTEST
         self.sup.proceed(task)
 
     def pass_time(self, task: Task, ns: int) -> None:

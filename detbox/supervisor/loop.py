@@ -20,7 +20,6 @@ from detbox.machine.clock import WINDOW, WINDOW_WEIGHT
 from detbox.scheduler.core import turn_length
 from detbox.supervisor import lifecycle, signals
 from detbox.supervisor.counting import Counting
-from detbox.supervisor.gauge import GAUGE
 from detbox.supervisor.guestclock import GuestClock
 from detbox.supervisor.image import Image, Start
 from detbox.supervisor.jobs import STOP_SIGNALS, Jobs
@@ -133,8 +132,8 @@ class Supervisor:
         m.scheduler.stirred = True
         if nr < len(self.calls):
             self.calls[nr] += 1
-        if task.data and GAUGE in task.data:
-            self.counting.gauging.on_call(task, nr in self.looking)
+        if task.data:
+            self.counting.on_call(task, nr in self.looking)
         if not self._turn_ends(task, lambda: self.decide(task)):
             self.decide(task)
 
@@ -284,7 +283,7 @@ class Supervisor:
     def grant(self, task: Task) -> None:
         """A thread is about to go on: how long it may look at the clock by itself."""
         if task.cpu.watching or self.guest_clock.open:
-            self.guest_clock.grant(task.cpu, not self.counting.counts(task))
+            self.guest_clock.grant(task.cpu, not self.counting.measures(task))
 
     def hold(self, task: Task) -> None:
         """A thread that was running is now held by the supervisor."""
