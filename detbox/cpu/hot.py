@@ -46,7 +46,15 @@ def detour(moved: Displacement, start: int, at: int, routine: int) -> Detour:
     Raises ValueError if they are too far from each other.
     """
     code, resume = _pieces(moved, routine)
-    code += moved.after
+    # What was at the first byte of the instruction would be here.
+    shift = at + len(code) - (moved.length - len(moved.after))
+    after = bytearray(moved.after)
+    for place, end, target in moved.fixups:
+        # A jump's distance counts from its end, too.
+        distance = relative(0xE9, shift + end - 5, start - moved.vaddr + target)[1:]
+        first = place - (moved.length - len(moved.after))
+        after[first : first + len(distance)] = distance
+    code += after
     code += relative(0xE9, at + len(code), start + moved.length)
     return Detour(code, relative(0xE9, start, at + _WORD).ljust(moved.length, b"\x90"), at + resume)
 

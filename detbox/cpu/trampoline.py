@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from capstone import Cs
 
 #: Changes whenever the same file may give other displacements: part of the cache's key.
-PLANNER_VERSION = 5
+PLANNER_VERSION = 6
 
 _JUMP_SIZE = 5
 _MAX_MOVED_BEFORE = 3  # instructions
@@ -61,8 +61,8 @@ class Displacement(NamedTuple):
 
     ``fixups``: distances from the program counter in the moved bytes, as the offset of the distance, that of
     the end of its instruction (both from ``vaddr``), and the virtual address that is meant.
-    ``spare``: for ``rdtsc`` and ``rdtscp``, if nothing is before it and nothing names memory, the virtual address
-    behind the segment (:meth:`Elf.spare`), else 0.
+    ``spare``: for ``rdtsc`` and ``rdtscp``, if nothing is before it and nothing names memory but the file's own, the
+    virtual address behind the segment (:meth:`Elf.spare`), else 0.
     """
 
     vaddr: int
@@ -262,7 +262,7 @@ class _Function:
                         at, target = item.fixup
                         offset = item.address - start
                         fixups.append((offset + at, offset + len(item.code), target))
-                if first < index or any("[" in item.operands for item in run):
+                if first < index or any("[" in item.operands and item.fixup is None for item in run):
                     spare = 0  # it could be left in its middle, by an earlier jump or a fault
                 return Displacement(start, length, before, after, site.kind, tuple(fixups), spare)
         return None

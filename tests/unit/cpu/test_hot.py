@@ -28,6 +28,7 @@ CASES = {
     "with_processor": ("rdtscp\n lfence", "", True),
     # What makes room could fault, or is a branch.
     "memory": ("rdtsc\n mov %rax, (%rdi)", "", False),
+    "own_memory": ("rdtsc\n cmp counter(%rip), %eax", ".bss\n .local counter\n .comm counter, 4\n", True),
     "short": ("rdtsc", "", False),
     # A jump from the part of the function that was put elsewhere, near or far.
     "near": ("rdtsc\n 2: shl $32, %rdx", FUNCTION.format(name="unlikely", body="jmp 2b"), False),
@@ -79,3 +80,15 @@ def test_detours_follow_each_other(kind: str) -> None:
         page[at : at + len(made.code)] = made.code
         places.append(range(at, at + len(made.code)))
     assert all(one.stop <= two.start for one, two in zip(places, places[1:], strict=False))
+
+
+def test_addresses_of_memory_stay_the_same() -> None:
+    after = bytes.fromhex("29c8 3b0544332211")  # sub eax, ecx; cmp eax, [rip + 0x11223344]
+    meant = 0x1000 + 2 + len(after) + 0x11223344
+    fixups = ((6, 10, meant),)
+    moved = trampoline.Displacement(0x1000, 2 + len(after), b"", after, "rdtsc", fixups, 0x2100)
+    made = hot.detour(moved, 0x401000, 0x402000, 0x7FFFF7FC0400)
+    resume = made.resume - 0x402000
+    assert made.code[resume : resume + 4] == after[:4]
+    distance = int.from_bytes(made.code[resume + 4 : resume + 8], "little", signed=True)
+    assert made.resume + len(after) + distance == meant + 0x400000
