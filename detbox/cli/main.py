@@ -66,7 +66,12 @@ def program() -> NoReturn:
         with contextlib.suppress(OSError):
             sys.stdout.flush()
         os._exit(status)
-    gc.freeze()  # looking for cycles in all that was imported takes 12 ms, and everything ends anyway
+    if sys.argv[1:2] == ["run"]:
+        # Nothing is left to be done, and taking the interpreter apart takes 6 ms; a failing flush is to be seen.
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
     sys.exit(status)
 
 
