@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Iterable
 from typing import Any
 
 from detbox.cache import facts
-from detbox.cache.contents import Known
+from detbox.cache.contents import Known, is_lasting
 from detbox.cache.facts import Fact
 from detbox.cache.manifest import Manifest
 from detbox.cache.places import Places
@@ -128,7 +127,10 @@ class Checker:
                 kind, st = facts.kind_of(place)
                 if st is None or kind[:1] != "f" or list(facts.signature_of(st)[:3]) != signature[:3]:
                     return {}, {}, {}, f"{path} was changed from outside during the run"
-                fact.content = self._known.content_of(data, place, st)
+                if fact.content is not None and is_lasting(st):
+                    self._known.learn(data, st, fact.content)  # hashed during the run, and as it was then
+                else:
+                    fact.content = self._known.content_of(data, place, st)
                 signatures[path] = _lasting(st)
                 if facts.signature_of(os.lstat(place)) != facts.signature_of(st):
                     return {}, {}, {}, f"{path} was changed from outside during the run"
@@ -151,9 +153,7 @@ def _hint_name(manifest: Manifest) -> str:
 
 def _lasting(st: os.stat_result) -> Any:
     """A file's signature as a hint; None if it is too fresh to be trusted."""
-    if time.time_ns() - max(st.st_mtime_ns, st.st_ctime_ns) < facts.RACY_NS:
-        return None
-    return list(facts.signature_of(st))
+    return list(facts.signature_of(st)) if is_lasting(st) else None
 
 
 def _listing(place: bytes) -> str | None:

@@ -79,21 +79,22 @@ class Block:
         #: Sources of Python whose compiled files have been looked for.
         self.sources = [path for path, aspects in self.asked if aspects & PYTIME]
         self._paths = frozenset(path for path, _ in self.asked)
-        self._held: list[Held] | None = None
+        self._held: list[tuple[tuple[int, int], VInode | None, bytes]] | None = None
         self._loose: list[str] = []
 
     def hold(self, held: dict[str, Held]) -> None:
         """All lines hold by now.  ``held``: those that go on holding until something changes."""
         self._loose = [line for line in self.lines if line not in held]
         found = (held[line] for line in self.lines if line in held)
-        self._held = [one for one in found if one.place is not None]
+        self._held = [(one.place, one.entry, one.times) for one in found if one.place is not None]
 
     def to_look_at(self, changed: dict[bytes, None], table: dict[tuple[int, int], VInode]) -> list[str]:
         """The lines that have to be looked at.  ``changed``: paths that the run has changed until now."""
         if self._held is None or not changed.keys().isdisjoint(self._paths):
             return self.lines
-        for one in self._held:
-            if one.is_other(table):
+        for place, entry, times in self._held:
+            now = table.get(place)
+            if now is not entry or (now is not None and now.times is not times):  # as Held.is_other(): 100 at a time
                 return self.lines
         return self._loose
 

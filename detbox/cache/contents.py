@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _HINT = "files"
 _MOST = 2000
+_INODE = 0xFFFFFFFF
 
 
 class Known:
@@ -31,16 +32,17 @@ class Known:
         """What :func:`facts.content_of` says of ``place``, where the guest's ``path`` is; ``st``: its status now."""
         if self._rows is None:
             self._rows = self._read()
-        name, signature = text(path), list(facts.signature_of(st))
-        row = self._rows.get(name)
-        if isinstance(row, list) and row[:1] == [signature]:
+        row = self._rows.get(text(path))
+        if isinstance(row, list) and row[:1] == [_lasting_signature(st)]:
             return str(row[1])
-        # A file that has just been changed may change again, and look the same.
-        lasting = time.time_ns() - max(st.st_mtime_ns, st.st_ctime_ns) >= facts.RACY_NS
         digest = facts.content_of(place)
-        if lasting and digest is not None:
-            self._new[name] = [signature, digest]
+        if digest is not None and is_lasting(st):
+            self.learn(path, st, digest)
         return digest
+
+    def learn(self, path: bytes, st: os.stat_result, digest: str) -> None:
+        """The digest of a file for which :func:`is_lasting` holds."""
+        self._new[text(path)] = [_lasting_signature(st), digest]
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -55,6 +57,17 @@ class Known:
             rows = list({**self._read(), **self._new}.items())[-_MOST:]
             self._store.set_hint(_HINT, json.dumps(dict(rows)).encode())
             self._new.clear()
+
+
+def is_lasting(st: os.stat_result) -> bool:
+    """Whether the signature stands for the content: what has just been changed may change again, and look the same."""
+    return time.time_ns() - max(st.st_mtime_ns, st.st_ctime_ns) >= facts.RACY_NS
+
+
+def _lasting_signature(st: os.stat_result) -> list[int]:
+    """The same on the host and in a container: overlays mark the layer in the upper bits of inode numbers (xino)."""
+    *rest, ino = facts.signature_of(st)
+    return [*rest, ino & _INODE]
 
 
 class Contents:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _DEVICES = [b"/dev", *(b"/dev/" + name for name in (b"null", b"zero", b"full", b"random", b"urandom"))]
 _IDENTITY = 6  # its place in a row
+_NUMBERED = 8  # the bit beyond the aspects
 _FEW = 8  # paths
 _encoded = json.JSONEncoder(separators=(",", ":")).encode
 _LETTERS = {"f": "file", "d": "directory", "l": "symlink", "p": "fifo", "s": "socket"}
@@ -87,7 +88,7 @@ class Effects:
             identity = fact.identity
             # What the execution has numbered itself, by listing its directory, say, it did not find numbered.
             numbered = identity is not None and (identity[0] or 0) >= first and bool(aspects & IDENTITY)
-            line = None if fact.lines is None or numbered else fact.lines.get(aspects)
+            line = None if fact.lines is None else fact.lines.get(aspects | numbered << _NUMBERED)
             if line is None:
                 line = self._row(path, fact, aspects, numbered)
             (common if fact.system and not numbered else found).append(line)
@@ -101,11 +102,11 @@ class Effects:
         if numbered and fact.identity is not None:
             row[_IDENTITY] = [None, *fact.identity[1:]]
         line = _encoded([text(path), aspects, row])
-        if fact.shared and not numbered:
+        if fact.shared:
             if fact.lines is None:
                 fact.lines = {}
-                fact.system = not self._tracker.kept(path)
-            fact.lines[aspects] = line
+                fact.system = not self._tracker.kept(path) and path not in self._tracker.root.changed
+            fact.lines[aspects | numbered << _NUMBERED] = line
         return line
 
     def _hash(self, path: bytes, fact: facts.Fact) -> None:

@@ -56,6 +56,7 @@ def _abridged(word: bytes) -> str:
     return text if len(word) <= _LONG else f"{text}...{xxhash.xxh3_64_hexdigest(word)}"
 
 
+Learnt = list[tuple[Fact | None, int, int, Fact]]  # see Ledger
 #: Entries of a directory: first letter of the KIND, real (device, inode), and type (S_IFREG, …).
 Listed = dict[bytes, tuple[str, tuple[int, int], int]]
 
@@ -175,7 +176,7 @@ class Ledger:
                 self._share(execution, path, missing)
             return
         seen: Fact | None = None
-        same: Fact | None = None
+        learnt: Learnt = []
         for one in execution.line():
             have = one.have.get(path, 0)
             lacking = missing & ~(have | have >> OWN)
@@ -183,15 +184,7 @@ class Ledger:
                 break  # those further out know at least as much
             if seen is None:
                 seen = self._look(path, missing)
-            if lacking != missing or one is root or lacking & LIST or path in one.facts:
-                self._learn(one, path, lacking, seen)
-            elif same is None:
-                self._learn(one, path, lacking, seen)
-                same = one.facts[path]
-                same.shared = True
-            else:
-                one.facts[path] = same
-                one.have[path] = have | lacking
+            self._learn_together(one, path, lacking, seen, learnt)
             missing = lacking
 
     def _learn(self, one: Execution, path: bytes, aspects: int, seen: Fact) -> None:
@@ -207,9 +200,28 @@ class Ledger:
         one.have[path] = have | aspects
         self._take(one, path, fact, seen, aspects)
 
+    def _learn_together(self, one: Execution, path: bytes, aspects: int, seen: Fact, learnt: Learnt) -> None:
+        """The same; executions around each other, which know the same and learn the same, go on sharing a fact.
+
+        ``learnt``: former facts with the aspects that were known and new, and what became of them, in this look.
+        """
+        former, have = one.facts.get(path), one.have.get(path, 0)
+        shares = one is not self.root and not (have | aspects) & LIST and (former is None or former.shared)
+        for known, known_aspects, new_aspects, fact in learnt if shares else ():
+            if known is former and known_aspects == have & _ASPECTS and new_aspects == aspects:
+                one.facts[path] = fact
+                one.have[path] = have | aspects
+                return
+        self._learn(one, path, aspects, seen)
+        if shares:
+            fact = one.facts[path]
+            fact.shared = True
+            learnt.append((former, have & _ASPECTS, aspects, fact))
+
     def _share(self, execution: Execution, path: bytes, missing: int) -> None:
         """What the run has not changed is one fact for all who look at it; ``have`` tells what is each one's part."""
         known = self._present(path)
+        learnt: Learnt = []
         one: Execution | None = execution
         while one is not None:
             have = one.have.get(path, 0)
@@ -219,7 +231,7 @@ class Ledger:
             if one.facts.setdefault(path, known) is known:
                 one.have[path] = have | missing
             else:
-                self._learn(one, path, missing, known)
+                self._learn_together(one, path, missing, known, learnt)
             one = one.parent
 
     def _present(self, path: bytes) -> Fact:

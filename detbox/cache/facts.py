@@ -203,7 +203,10 @@ def python_time(path: bytes, st: os.stat_result | None) -> int:
 
 def below(path: bytes, tops: Iterable[bytes]) -> bool:
     """Whether a path is one of ``tops`` or below it."""
-    return any(path == top or path.startswith(top + b"/") for top in tops)
+    for top in tops:
+        if path.startswith(top) and (len(path) == len(top) or path[len(top)] == 47):
+            return True
+    return False
 
 
 def ownership(st: os.stat_result, uid: int, gid: int) -> str:

@@ -32,8 +32,10 @@ def describe(tracker: Tracker, tops: Iterable[str]) -> dict[str, Any]:
         room = os.statvfs(top)
         if room.f_bavail * room.f_frsize < _ROOM:
             execution.reasons.setdefault(DISK_FULL)
+    # The host's directories do not hold what is shown empty.
+    emptied = tuple(top + b"/" for top in tracker.m.layers.emptied)
     return {
-        "facts": {text(path): _fact(fact) for path, fact in execution.facts.items() if _on_host(tracker, path)},
+        "facts": {text(path): _fact(fact) for path, fact in execution.facts.items() if not path.startswith(emptied)},
         "changes": list(_changes(tracker, execution, kept)),
         "reasons": list(execution.reasons),
     }
@@ -54,11 +56,6 @@ def dump(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
-def _on_host(tracker: Tracker, path: bytes) -> bool:
-    """Whether the host's directories hold it: some of them are shown empty."""
-    return not any(path.startswith(top + b"/") for top in tracker.m.layers.emptied)
-
-
 def _fact(fact: Fact) -> list[Any]:
     return [fact.row(), fact.inode, fact.signature]
 
@@ -66,7 +63,7 @@ def _fact(fact: Fact) -> list[Any]:
 def _changes(tracker: Tracker, execution: Execution, kept: list[bytes]) -> Iterable[dict[str, Any]]:
     names: dict[tuple[int, int], str] = {}
     for path in dict.fromkeys((*kept, *execution.changed)):
-        if not any(path == top or path.startswith(top + b"/") for top in kept):
+        if not facts.below(path, kept):
             continue
         fact = execution.facts.get(path)
         before = (fact.kind if fact is not None else None) or ""
