@@ -15,11 +15,12 @@ from collections.abc import Iterable
 from typing import IO, Any
 
 from detbox.cache import remote_parts
+from detbox.cache.blobs import is_digest
 from detbox.cache.manifest import Manifest
 from detbox.cache.record import Record
 from detbox.cache.remote import FORMAT
 from detbox.cache.remote_check import is_sound
-from detbox.cache.store import Entry, Store, is_digest
+from detbox.cache.store import Entry, Store
 from detbox.errors import UserError
 
 _MEMBER = re.compile(r"(?:\./)?(cas|ac)/([0-9a-f]{64})")

@@ -170,7 +170,9 @@ class Ledger:
         root = self.root
         if path not in root.changed and not missing & LIST:
             lacking = missing & ~root.have.get(path, 0)
-            if lacking:
+            if lacking and lacking & KIND and path not in root.facts:
+                self._enter(path, lacking)
+            elif lacking:
                 self._learn(root, path, lacking, self._look(path, lacking))
             if execution is not root:
                 self._share(execution, path, missing)
@@ -186,6 +188,16 @@ class Ledger:
                 seen = self._look(path, missing)
             self._learn_together(one, path, lacking, seen, learnt)
             missing = lacking
+
+    def _enter(self, path: bytes, aspects: int) -> None:
+        """The first look at a path that the run has not changed, as _learn() would take it down."""
+        root, fact = self.root, self._look(path, aspects)
+        if not aspects & SIZE:
+            fact.size = None
+        if fact.signature is not None:
+            self._pending.setdefault(path, []).append(fact)
+        root.facts[path] = fact
+        root.have[path] = root.have.get(path, 0) | aspects
 
     def _learn(self, one: Execution, path: bytes, aspects: int, seen: Fact) -> None:
         """Take some aspects of what has been ``seen`` down in a fact of its own."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -14,6 +13,7 @@ from detbox.cache import manifest
 from detbox.cache.facts import RACY_NS, content_of
 from detbox.cache.places import Sources
 from detbox.cache.summary import text
+from detbox.digests import sha256
 from detbox.images.place import place_of
 from detbox.spec import RunSpec
 
@@ -67,7 +67,7 @@ def family_of(known: dict[str, Any], base: str) -> str:
 
 def key_of(known: dict[str, Any]) -> str:
     """The key of a job."""
-    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+    return sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
 def _read_only(path: str) -> bool:

@@ -20,7 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from detbox.cache.store import MOST_CANDIDATES, is_digest
+from detbox.cache.blobs import is_digest
+from detbox.cache.store import MOST_CANDIDATES
 from detbox.errors import UserError
 
 FORMAT = 1

@@ -13,8 +13,8 @@ import stat
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from detbox.cache.blobs import is_digest
 from detbox.cache.manifest import Manifest
-from detbox.cache.store import is_digest
 from detbox.cache.summary import data_of
 
 #: Of all the files of one result.

@@ -11,10 +11,10 @@ import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from detbox.cache.blobs import is_digest
 from detbox.cache.common import is_fact
 from detbox.cache.record import Record, inlined
 from detbox.cache.remote_check import HASH, is_path
-from detbox.cache.store import is_digest
 from detbox.cache.summary import data_of
 from detbox.cache.world import made
 

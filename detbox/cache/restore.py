@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 import stat
 from collections.abc import Callable
 from typing import Any
@@ -47,7 +46,7 @@ class Restore:
         except OSError:
             done = False
         finally:
-            shutil.rmtree(self._stage, ignore_errors=True)
+            _clear(self._stage)
             os.close(lock)
         # A file that is written in place moves no time of its directory, but ours was renamed.
         for path, times in before.items():
@@ -169,7 +168,17 @@ def remove_leftovers(top: str) -> None:
                 path = os.path.join(os.fsencode(top), name)
                 with contextlib.suppress(OSError):
                     os.close(_locked(path))
-                    shutil.rmtree(path, ignore_errors=True)
+                    _clear(path)
+
+
+def _clear(directory: bytes) -> None:
+    """Remove a directory with all that is in it, as far as that is possible."""
+    try:
+        os.rmdir(directory)
+    except OSError:
+        import shutil  # takes longer than all else of a hit whose directory is empty
+
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _locked(directory: bytes) -> int:

@@ -269,7 +269,7 @@ def test_files_are_cloned_where_that_is_possible(
         return True
 
     wrong: list[bytes] = []
-    monkeypatch.setattr("detbox.cache.store._cloned", cloned)
+    monkeypatch.setattr("detbox.cache.blobs._cloned", cloned)
     content = b"content" * 200_000
     (tmp_path / "file").write_bytes(content)
     digest = store.put_file(str(tmp_path / "file"))
