@@ -10,4 +10,6 @@ tools/debian-packages.sh python3-venv python3-dev gcc libc6-dev make mmdebstrap 
 # "compat": a path, not a finder whose imports would add 20 ms to every start.
 .venv/bin/python -m pip install --quiet --disable-pip-version-check \
     --config-settings editable_mode=compat --editable '.[test,images]'
+# Once for every user, also one that cannot write here.
+.venv/bin/python -m compileall -q detbox
 touch .venv/installed
