@@ -36,11 +36,20 @@ class Memory(Protocol):
 
 
 class Copies:
-    """``executable()``: the (start, end) of the mappings whose code cannot change.  ``program``: whose code it is."""
+    """``executable()``: the (start, end) of the mappings whose code cannot change.  ``program``: whose code it is.
 
-    def __init__(self, executable: Callable[[], list[tuple[int, int]]], program: bytes = b"") -> None:
+    ``pages``: the pages of code that others have, by themselves; each is kept once.
+    """
+
+    def __init__(
+        self,
+        executable: Callable[[], list[tuple[int, int]]],
+        program: bytes = b"",
+        pages: dict[bytes, bytes] | None = None,
+    ) -> None:
         self._executable = executable
         self.program = program
+        self._kept = (pages if pages is not None else {}).setdefault
         self.made = 0
         #: Whether they were made by others than the process itself, or not at its own looks (see gauging.py).
         self.foreign = False
@@ -219,10 +228,11 @@ class Copies:
         # In case it leads to itself.
         self._copies[address] = copy
         piece = self._linked(copy) + bytes(-len(copy.code) % 16)
-        self._copies[address] = copy = copy._replace(code=b"")
+        # What is not needed any more is not kept.
+        self._copies[address] = kept = copy._replace(code=b"", onward=0, back=0)
         memory.write(copy.at, piece)
         self._places.append(copy.at)
-        self._made.append(copy)
+        self._made.append(kept)
         self._pieces.append(piece)
         for at, counted in self._waiting.pop(address, ()):
             self._lead(memory, at, copy.at + (0 if counted else copy.plain))
@@ -284,7 +294,8 @@ class Copies:
         pages = []
         for page in range(first, last, _PAGE):
             if page not in self._pages:
-                self._pages[page] = memory.read(page, _PAGE)
+                held = memory.read(page, _PAGE)
+                self._pages[page] = self._kept(held, held)
             pages.append(self._pages[page])
         return b"".join(pages)[address - first : last - first]
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
+from detbox.counted.slots import RCX, SCRATCH
 from detbox.kernel import _native
 
 #: Bytes that a copy may be made from at most.
@@ -27,8 +28,9 @@ CALL_WEIGHT = 2_000
 #: In place of a slot: the register holds the address.
 AFTER_CALL = -1
 # As in translate.c.
-_EXIT, _MARK = struct.Struct("<HHBBQ"), struct.Struct("<HHbB")
-_WHY, _SAVED = ("counted", "native", "jump"), (None, "rdi", "rsi", "rbx", "rcx")
+_EXIT = struct.Struct("<HHBBQ")
+_WHY = ("counted", "native", "jump")
+_SAVED = ((None, 0), ("rdi", SCRATCH), ("rsi", SCRATCH), ("rbx", SCRATCH), ("rcx", RCX), ("rcx", AFTER_CALL))
 
 
 class Exit(NamedTuple):
@@ -84,10 +86,11 @@ class Copy(NamedTuple):
     @property
     def marks(self) -> list[Mark]:
         """All places between two instructions."""
-        return [
-            Mark(offset, self.address + place, _SAVED[saved], slot)
-            for offset, place, slot, saved in _MARK.iter_unpack(self.packed_marks)
-        ]
+        found, offset, place = [], 0, self.address
+        for further, low in zip(self.packed_marks[::2], self.packed_marks[1::2], strict=True):
+            offset, place = offset + further, place + (low >> 4)
+            found.append(Mark(offset, place, *_SAVED[low & 15]))
+        return found
 
 
 def translate(code: bytes, address: int, at: int, slots: int) -> Copy | None:

@@ -8,7 +8,6 @@
 #define COPY_EXITS 256
 #define COPY_MARKS 256
 #define ENTRY_WEIGHT 8 /* what a counted entry counts besides the copy's instructions: about what it takes */
-#define AFTER_CALL (-1)
 
 enum { SLOT_COUNTER = 0, SLOT_RCX = 40, SLOT_SCRATCH = 56, LOOKUP_AT = 0x1000 };
 enum { R_RCX = 1, R_RBX = 3, R_RSI = 6, R_RDI = 7 };
@@ -30,12 +29,12 @@ struct __attribute__((packed)) copied_exit {
 };
 enum { WHY_COUNTED, WHY_NATIVE, WHY_JUMP };
 
+/* There are 50 of these for each copy. */
 struct __attribute__((packed)) copied_mark {
-	uint16_t offset, place; /* in the copy, and in the original */
-	int8_t slot;
-	uint8_t saved; /* index into SAVED */
+	uint8_t offset; /* how far the copy has got since the mark before */
+	uint8_t place_and_saved; /* the same of the original, at most 15, in the upper half; index into SAVED */
 };
-enum { SAVED_NONE, SAVED_RDI, SAVED_RSI, SAVED_RBX, SAVED_RCX };
+enum { SAVED_NONE, SAVED_RDI, SAVED_RSI, SAVED_RBX, SAVED_RCX, SAVED_AFTER_CALL };
 
 struct copying {
 	uint64_t address, at, slots;
@@ -45,6 +44,8 @@ struct copying {
 	struct copied_mark marks[COPY_MARKS];
 	struct { int patch, counted; uint64_t target; } links[COPY_EXITS];
 	int exit_count, mark_count, link_count;
+	int marked; /* where the last mark is */
+	uint64_t marked_place;
 	uint64_t onward, back;
 };
 
@@ -248,9 +249,11 @@ static void emit_lookup(struct copying *c)
 	emit_word(c, c->slots + LOOKUP_AT - (c->at + c->length + 4), 4);
 }
 
-static void mark(struct copying *c, uint64_t place, int saved, int slot)
+static void mark(struct copying *c, uint64_t place, int saved)
 {
-	c->marks[c->mark_count++] = (struct copied_mark){c->length, place - c->address, slot, saved};
+	c->marks[c->mark_count++] = (struct copied_mark){c->length - c->marked, (place - c->marked_place) << 4 | saved};
+	c->marked = c->length;
+	c->marked_place = place;
 }
 
 static void stop_at(struct copying *c, int why, uint64_t target, int counted, int patch)
@@ -351,7 +354,7 @@ static int copy_relative(struct copying *c, const unsigned char *raw, const stru
 	if (f->address32)
 		return 0;
 	if (f->map == 0 && raw[f->opcode] == 0x8d && !f->locked_or_other) { /* lea */
-		mark(c, place, SAVED_NONE, 0);
+		mark(c, place, SAVED_NONE);
 		emit_byte(c, 0x40 | (f->rex & 8) | high >> 2);
 		emit_byte(c, 0xb8 | reg);
 		emit_word(c, meant, f->rex & 8 ? 8 : 4);
@@ -359,13 +362,13 @@ static int copy_relative(struct copying *c, const unsigned char *raw, const stru
 	}
 	while (numbers[choice] == f->other || (numbers[choice] == reg && !high && !is_group(raw, f)))
 		choice++;
-	mark(c, place, SAVED_NONE, 0);
+	mark(c, place, SAVED_NONE);
 	emit_move(c, SLOT_SCRATCH, numbers[choice], 0);
-	mark(c, place, SAVED_NONE, 0);
+	mark(c, place, SAVED_NONE);
 	emit_byte(c, 0x48);
 	emit_byte(c, 0xb8 | numbers[choice]);
 	emit_word(c, meant, 8);
-	mark(c, place, saved[choice], SLOT_SCRATCH);
+	mark(c, place, saved[choice]);
 	head = c->code + c->length;
 	emit(c, raw, f->modrm);
 	/* The base register is a low one; VEX and EVEX hold the bit inverted. */
@@ -384,13 +387,13 @@ static void copy_computed(struct copying *c, const unsigned char *raw, const str
 {
 	int modrm = raw[f->modrm], call = (modrm >> 3 & 7) == 2, at;
 
-	mark(c, place, SAVED_NONE, 0);
+	mark(c, place, SAVED_NONE);
 	emit_move(c, SLOT_RCX, R_RCX, 0);
-	mark(c, place, SAVED_NONE, 0);
+	mark(c, place, SAVED_NONE);
 	if (f->relative) {
 		emit(c, "\x48\xb9", 2);
 		emit_word(c, place + f->length + distance_of(raw + f->modrm + 5, 4), 8);
-		mark(c, place, SAVED_RCX, SLOT_RCX);
+		mark(c, place, SAVED_RCX);
 	}
 	for (at = 0; is_prefix(raw[at]); at++)
 		if (raw[at] == 0x64 || raw[at] == 0x65 || raw[at] == 0x67)
@@ -404,7 +407,7 @@ static void copy_computed(struct copying *c, const unsigned char *raw, const str
 		emit(c, raw + f->modrm + 1, f->length - f->modrm - 1);
 	}
 	if (call) {
-		mark(c, place, SAVED_RCX, SLOT_RCX);
+		mark(c, place, SAVED_RCX);
 		emit_push(c, place + f->length);
 		c->back = place + f->length;
 	}
@@ -413,9 +416,9 @@ static void copy_computed(struct copying *c, const unsigned char *raw, const str
 
 static void copy_return(struct copying *c, const unsigned char *raw, const struct form *f, uint64_t place)
 {
-	mark(c, place, SAVED_NONE, 0);
+	mark(c, place, SAVED_NONE);
 	emit_move(c, SLOT_RCX, R_RCX, 0);
-	mark(c, place, SAVED_NONE, 0);
+	mark(c, place, SAVED_NONE);
 	emit_byte(c, 0x59); /* pop rcx */
 	if (raw[f->opcode] == 0xc2) {
 		emit(c, "\x48\x8d\xa4\x24", 4);
@@ -430,7 +433,7 @@ static int copy_branch(struct copying *c, const unsigned char *raw, const struct
 	int op = raw[f->opcode], byte = f->map == 0 && op != 0xe8 && op != 0xe9;
 	uint64_t following = place + f->length, target = following + distance_of(raw + f->length, byte ? 1 : 4);
 
-	mark(c, place, SAVED_NONE, 0);
+	mark(c, place, SAVED_NONE);
 	if (f->map == 1 || (op >= 0x70 && op < 0x80)) {
 		emit_byte(c, 0x0f);
 		emit_byte(c, 0x80 | (op & 15));
@@ -460,9 +463,9 @@ static int copy_branch(struct copying *c, const unsigned char *raw, const struct
 static void copy_call(struct copying *c, uint64_t place)
 {
 	c->calls++;
-	mark(c, place, SAVED_NONE, 0);
+	mark(c, place, SAVED_NONE);
 	emit(c, "\x0f\x05", 2);
-	mark(c, place + 2, SAVED_RCX, AFTER_CALL);
+	mark(c, place + 2, SAVED_AFTER_CALL);
 	emit(c, "\x48\xb9", 2);
 	emit_word(c, place + 2, 8);
 }
@@ -497,7 +500,7 @@ static int copy_instruction(struct copying *c, const unsigned char *raw, const s
 	}
 	if (f->relative)
 		return copy_relative(c, raw, f, place) ? 1 : -1;
-	mark(c, place, SAVED_NONE, 0);
+	mark(c, place, SAVED_NONE);
 	emit(c, raw, f->length);
 	return 1;
 }
@@ -554,7 +557,8 @@ static PyObject *translate(PyObject *self, PyObject *args)
 
 	if (!PyArg_ParseTuple(args, "y#KKKi", &code, &room, &address, &at, &slots, &weight))
 		return NULL;
-	c->address = address, c->at = at, c->slots = slots, c->onward = c->back = 0;
+	c->address = c->marked_place = address, c->at = at, c->slots = slots, c->onward = c->back = 0;
+	c->marked = 0;
 	c->length = c->instructions = c->calls = c->exit_count = c->mark_count = c->link_count = 0;
 	begin_copy(c);
 	copy_all(c, code, room, weight);

@@ -78,6 +78,7 @@ class Copying:
         self._gave_up = gave_up
         self._copies: dict[object, Copies] = {}
         self._former: dict[bytes, Copies] = {}  # of processes that have ended, by the file that they executed
+        self._pages: dict[bytes, bytes] = {}  # code that has been copied
         # Calls that the filter decides alone, whatever their arguments: they are stepped over.
         self._known = bytearray(max(BY_NUMBER) + 1)
         for row in TABLE:
@@ -110,6 +111,8 @@ class Copying:
             self._former[copies.program] = former if former is not None and len(former) >= len(copies) else copies
         while len(self._former) > FORMER:
             del self._former[next(iter(self._former))]
+        if not self._copies:
+            self._pages.clear()
 
     @staticmethod
     def _on_exec(m: Machine, task: Task) -> None:
@@ -351,7 +354,7 @@ class Copying:
             former, ranges = self._former.get(task.process.exe), _Ranges(self.sup, mm).all
             # Measurements are limited by the copies that the process has made.
             taken = former.taken_over(_TaskMemory(task.tid), ranges) if former and GAUGE not in task.data else None
-            self._copies[mm] = Copies(ranges, task.process.exe) if taken is None else taken
+            self._copies[mm] = Copies(ranges, task.process.exe, self._pages) if taken is None else taken
         return self._copies.get(mm)
 
 
