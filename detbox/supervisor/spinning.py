@@ -51,8 +51,8 @@ _PROBES = 200
 _COUNTING_LIMIT = 384
 # From this limit on (some 3 s), one whose turns are not alike is walked as well.
 _BLIND_LIMIT = 1536
-# Nobody else could end a spin: it is only looked for to report the deadlock.
-_ALONE_DELAY = 1.0
+# Nobody else could end a spin: it is only looked for to report the deadlock.  A long walk takes some 0.1 s.
+_ALONE_DELAY, _ALONE_BLIND_DELAY = 1.0, 20.0
 # Calls that a request to stop would cut short or make the kernel begin anew: while the kernel may be at one of
 # them, the thread is left alone for so many seconds.
 _CUT_SHORT = frozenset(
@@ -136,10 +136,12 @@ class Spinning:
             return _CALL_DELAY - watch.waited
         scheduler = sup.m.scheduler
         others = scheduler.ready or scheduler.deferred or self.parked or sup.m.timers.next_deadline() is not None
-        least = 0.0 if others else _ALONE_DELAY
-        if watch.waited >= max(watch.pace.delay, least) and task.look is None and self.interrupt(task):
+        due = max(watch.pace.delay, 0.0 if others else _alone(watch.pace))
+        if watch.waited < due:
+            return due - watch.waited
+        if task.look is None and self.interrupt(task):
             self._prove(task, watch)
-        return max(watch.pace.delay, least) - watch.waited
+        return max(watch.pace.delay, 0.0 if others else _alone(watch.pace)) - watch.waited
 
     def interrupt(self, task: Task) -> bool:
         """Stop the thread in the middle of its own code; False if something else came first."""
@@ -326,6 +328,11 @@ class Spinning:
 
     def _on_exit(self, m: Machine, process: Process) -> None:
         self.loops.keep({other.mm for other in m.processes.values() if other is not process})
+
+
+def _alone(pace: Pace) -> float:
+    """Seconds that a thread without which nothing would happen anyway is left alone."""
+    return _ALONE_DELAY if pace.limit < _BLIND_LIMIT else _ALONE_BLIND_DELAY
 
 
 def _no_call(wake: Wake) -> Decision:
