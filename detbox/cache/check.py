@@ -67,7 +67,7 @@ class Checker:
 
     def _place(self, path: str, row: list[Any]) -> bytes | None:
         data = data_of(path)
-        return data if data in self._places.remade else self._places.host(data)
+        return self._places.remade.get(data) or self._places.host(data)
 
     def _owner(self, path: str, st: os.stat_result | None) -> str:
         if st is None or not self._bound or not facts.below(data_of(path), self._bound):
@@ -115,7 +115,7 @@ class Checker:
         for path, (row, inode, signature) in raw.items():
             data = data_of(path)
             if data in self._places.remade:
-                rows[path] = [None, None, facts.content_of(data)]
+                rows[path] = [None, None, facts.content_of(self._places.remade[data])]
                 continue
             place = self._places.host(data)
             if place is None:

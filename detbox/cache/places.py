@@ -11,14 +11,15 @@ class Sources(NamedTuple):
 
     ``shown``: (guest path, host path) of directories and files of the host; where two overlap the longer
     guest path counts.  ``fresh``: guest paths of empty file systems.  ``made``: files and links that the
-    container makes itself, with what they hold.  ``remade``: files that are made from the host's own.
+    container makes itself, with what they hold.  ``remade``: files that are made from one of the host's, and
+    that one.
     ``fixed``: whatever else of the host shows in the file system, as text.
     """
 
     shown: tuple[tuple[str, str], ...]
     fresh: tuple[str, ...] = ()
     made: frozenset[str] = frozenset()
-    remade: frozenset[str] = frozenset()
+    remade: tuple[tuple[str, str], ...] = ()
     fixed: tuple[str, ...] = ()
 
 
@@ -33,10 +34,10 @@ class Places:
         self.sources = sources
         self._known: dict[bytes, bytes | None] = {}  # of directories
         self._tops = sorted([*shown, *fresh], key=lambda top: -len(top[0]))
-        self._made = frozenset(os.fsencode(path) for path in sources.made | sources.remade)
+        self.remade = {os.fsencode(path): os.fsencode(origin) for path, origin in sources.remade}
+        self._made = frozenset((*map(os.fsencode, sources.made), *self.remade))
         #: Directories of the host in which the container has entries of its own.
         self.mixed = frozenset(path.rpartition(b"/")[0] for path in (*self._made, *(guest for guest, _ in self._tops)))
-        self.remade = frozenset(os.fsencode(path) for path in sources.remade)
 
     def host(self, path: bytes) -> bytes | None:
         """The host's path; None for what the container makes itself."""

@@ -300,7 +300,7 @@ class Remove(Step):
 class Remake(Step):
     """Files of the image that get entries for the virtual user."""
 
-    makers: Mapping[str, Callable[[bytes, bytes, int, int], bytes]]
+    makers: Mapping[str, tuple[str, int, Callable[[bytes, bytes, int, int], bytes]]]
     user: bytes
     uid: int
     gid: int
@@ -309,13 +309,13 @@ class Remake(Step):
         return f"remake   {' '.join(self.makers)}"
 
     def execute(self) -> None:
-        for path, make in self.makers.items():
+        for path, (source, mode, make) in self.makers.items():
             current = b""
-            with contextlib.suppress(FileNotFoundError), open(staged(path), "rb") as file:
+            with contextlib.suppress(FileNotFoundError), open(staged(source), "rb") as file:
                 current = file.read()
             content = make(current, self.user, self.uid, self.gid)
-            if content != current:
-                File(path, content).execute()
+            if content != current or path != source:
+                File(path, content, mode).execute()
 
 
 @record

@@ -15,7 +15,7 @@ def sources(spec: RunSpec) -> Sources:
     shown: list[tuple[str, str]] = []
     fresh: list[str] = []
     made: set[str] = set()
-    remade: set[str] = set()
+    remade: dict[str, str] = {}
     fixed: list[str] = []
     for step in plan.steps(spec):
         if isinstance(step, (ops.Overlay, ops.Bind)):
@@ -29,9 +29,9 @@ def sources(spec: RunSpec) -> Sources:
         elif isinstance(step, (ops.File, ops.Remove)):
             made.add(step.path)
         elif isinstance(step, ops.Remake):
-            remade.update(step.makers)
+            remade.update((path, source) for path, (source, *_) in step.makers.items())
     inside = [path for path in fresh if path != "/"]
-    return Sources(tuple(shown), ("/", *inside), frozenset(made), frozenset(remade), tuple(sorted(fixed)))
+    return Sources(tuple(shown), ("/", *inside), frozenset(made), tuple(remade.items()), tuple(sorted(fixed)))
 
 
 def _guest_path(spec: RunSpec, step: ops.Overlay | ops.Bind) -> str:

@@ -48,10 +48,10 @@ _REFUSED = {
     1: EPERM,  # FIBMAP
 }  # fmt: skip
 #: Whole groups that programs try on anything: sound, virtual consoles, block devices, btrfs, name spaces,
-#: tapes, disks, framebuffers, encryption, wireless, PPP, epoll parameters.
+#: tapes, disks, framebuffers, encryption, wireless, PPP, epoll parameters, F2FS.
 _FOREIGN_GROUPS = frozenset({
     0x50, 0x56, 0x4B, 0x12, 0x94, 0xB7, 0x6D, 0x53, 0x46, 0x66, 0x8B, 0x74, 0x8A, 0x58, 0x22, 0x03, 0x02,
-    0xAE, 0x64, 0x45, 0xFF,
+    0xAE, 0x64, 0x45, 0xFF, 0xF5,
 })  # fmt: skip
 _RANDOM = {0x80045200: struct.pack("<i", 256)}  # RNDGETENTCNT: the pool is full
 

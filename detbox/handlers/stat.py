@@ -187,7 +187,16 @@ def _odd(m: Machine, st: os.stat_result, path: bytes) -> VInode:
         vnode.fmt = S_IFMT(vnode.mode)
     elif dev == PROC_DEV:
         vnode.uid, vnode.gid = paths.proc_owner(m, path)
+        if path.endswith(b"/task"):
+            vnode.links = _threads(m, path) + 2
     return vnode
+
+
+def _threads(m: Machine, path: bytes) -> int:
+    """How many threads the process of /proc/PID/task has (Chromium counts its own by the links)."""
+    pid = path[len(b"/proc/") : -len(b"/task")]
+    process = m.processes.get(int(pid)) if pid.isdigit() else None
+    return len(process.tasks) if process is not None else 1
 
 
 def _pack(st: os.stat_result, v: VInode) -> bytes:
@@ -199,14 +208,14 @@ def _pack(st: os.stat_result, v: VInode) -> bytes:
     else:
         size, blocks = size_and_blocks(v, real_size)
         # 1 means "not counted" to fts and find, as on btrfs and merged overlay directories.
-        nlink = 1 if v.fmt == S_IFDIR else st.st_nlink
+        nlink = (v.links or 1) if v.fmt == S_IFDIR else st.st_nlink
     head = _HEAD.pack(v.dev, v.ino, nlink, mode, v.uid, v.gid, 0, st.st_rdev, size, 4096, blocks)
     return head + v.times + _TAIL
 
 
 def _pack_statx(st: os.stat_result, v: VInode) -> bytes:
     size, blocks = size_and_blocks(v, st.st_size)
-    nlink = 1 if v.fmt == S_IFDIR or v.mode else st.st_nlink
+    nlink = (v.links or 1) if v.fmt == S_IFDIR or v.mode else st.st_nlink
     atime, ctime = divmod(v.atime, 10**9), divmod(v.ctime, 10**9)
     btime, mtime = divmod(v.btime, 10**9), divmod(v.mtime, 10**9)
     return _STATX.pack(

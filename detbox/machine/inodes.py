@@ -54,7 +54,7 @@ class VInode:
     """One inode as the guest sees it.  Times are nanoseconds since 1970."""
 
     __slots__ = ("key", "dev", "ino", "fmt", "uid", "gid", "atime", "mtime", "ctime", "btime", "times",
-                 "changed", "mode", "name", "source")  # fmt: skip
+                 "changed", "mode", "name", "source", "links")  # fmt: skip
 
     def __init__(
         self, key: tuple[int, int], dev: int, ino: int, fmt: int, when: int, times: bytes = b""
@@ -70,6 +70,7 @@ class VInode:
         self.changed = False  # times differ from those of an input: written back at the end
         self.mode = 0  # full mode of a synthetic file, 0 otherwise
         self.name = b""  # path of a synthetic file
+        self.links = 0  # of a directory, where they count something
         self.source = False  # a Python source whose compiled file has been looked for
         self.atime = self.mtime = self.ctime = when
         self.times = times or packed(when, when, when)

@@ -11,6 +11,7 @@ from detbox.synth.sysfs import Symlink
 FILES: dict[str, bytes | Symlink | None] = {
     "/etc/adjtime": None,  # the hardware clock's drift
     "/etc/gshadow": None,  # only root on the host could read it
+    "/etc/gshadow-": None,
     "/etc/hostname": f"{constants.HOSTNAME}\n".encode(),
     "/etc/hosts": (
         f"127.0.0.1\tlocalhost {constants.HOSTNAME}\n"
@@ -24,7 +25,7 @@ FILES: dict[str, bytes | Symlink | None] = {
         b"protocols: files\nservices: files\nethers: files\nrpc: files\nnetgroup: files\n"
     ),
     "/etc/resolv.conf": b"# no name servers\n",
-    "/etc/shadow": None,
+    "/etc/shadow-": None,
     "/etc/timezone": b"Etc/UTC\n",
     "/run/utmp": b"",
     "/var/lib/dbus/machine-id": f"{constants.MACHINE_ID}\n".encode(),
@@ -72,8 +73,19 @@ def group(current: bytes, name: bytes, gid: int) -> bytes:
     ])  # fmt: skip
 
 
-#: Files that are made from the image's own: path and what remakes it (bytes, user or group name, uid, gid).
-REMADE: dict[str, Callable[[bytes, bytes, int, int], bytes]] = {
-    "/etc/group": lambda current, name, uid, gid: group(current, name, gid),
-    "/etc/passwd": lambda current, name, uid, gid: passwd(current, name, uid, gid),
+def shadow(users: bytes) -> bytes:
+    """/etc/shadow for an /etc/passwd: nobody has a password, and none expires.
+
+    The image's is for root's eyes alone.  Without any, PAM lets nobody become another user (su, cron).
+    """
+    names = [line.split(b":")[0] for line in users.splitlines() if b":" in line]
+    return b"".join(b"%s:*:::::::\n" % name for name in names)
+
+
+#: Files that are made from the image's own, in this order: path, the file that it is made from, its mode, and what
+#: makes it (bytes, user or group name, uid, gid).
+REMADE: dict[str, tuple[str, int, Callable[[bytes, bytes, int, int], bytes]]] = {
+    "/etc/group": ("/etc/group", 0o644, lambda current, name, uid, gid: group(current, name, gid)),
+    "/etc/passwd": ("/etc/passwd", 0o644, lambda current, name, uid, gid: passwd(current, name, uid, gid)),
+    "/etc/shadow": ("/etc/passwd", 0o640, lambda current, name, uid, gid: shadow(current)),
 }

@@ -19,8 +19,30 @@ static void show(const char *path, size_t limit)
     fflush(stdout);
 }
 
+static void *waits(void *pipe)
+{
+    char byte;
+    return read(*(int *)pipe, &byte, 1) == 1 ? pipe : NULL;
+}
+
+/* Sandboxes look there whether they have threads. */
+static void threads_as_links(void)
+{
+    struct stat st;
+    int ends[2], proc = open("/proc", O_PATH | O_DIRECTORY);
+    pthread_t threads[2];
+    CHECK(fstatat(proc, "self/task/", &st, 0) == 0 && st.st_nlink == 3 && pipe(ends) == 0);
+    for (int i = 0; i < 2; i++)
+        CHECK(pthread_create(&threads[i], NULL, waits, ends) == 0);
+    CHECK(stat("/proc/thread-self/../../task", &st) == 0 && st.st_nlink == 5 && write(ends[1], "ab", 2) == 2);
+    for (int i = 0; i < 2; i++)
+        CHECK(pthread_join(threads[i], NULL) == 0);
+    close(proc);
+}
+
 int main(void)
 {
+    threads_as_links();
     static const char *paths[] = {
         "/proc/self/stat", "/proc/self/status", "/proc/self/maps", "/proc/self/limits", "/proc/self/cgroup",
         "/proc/self/mountinfo", "/proc/self/cmdline", "/proc/self/environ", "/proc/self/io", "/proc/self/statm",

@@ -27,11 +27,12 @@ exec 3< $doc/gzip/copyright; chmod 604 /proc/self/fd/3; shown - <&3 | cut -d" " 
 # What an ordinary user may not see is refused to everybody, unless it is the guest's own.
 umask 077; echo mine > /etc/private; cat /etc/private; umask 022
 chmod 600 /etc/issue; cat /etc/issue > /dev/null
-for file in $(find /etc -type f -size +0 ! -perm -004 ! -newer /etc/hosts ! -path /etc/private ! -path /etc/issue | head -n 3); do
+for file in $(find /etc -type f -size +0 ! -perm -004 ! -newer /etc/hosts ! -path /etc/private ! -path /etc/issue ! -path /etc/shadow | head -n 3); do
     if cat "$file" 2>/dev/null || chmod 644 "$file" 2>/dev/null || mv "$file" /tmp 2>/dev/null; then echo "private: $file"; exit 1; fi
     [ ! -r "$file" ]; rm -f "$file"; echo new > "$file"; cat "$file"
 done
 # What the host's root alone may read, and the guest's table knows.
 cat /proc/sys/kernel/cad_pid /proc/sys/vm/mmap_rnd_bits; [ ! -r /proc/slabinfo ] || ! cat /proc/slabinfo 2>/dev/null
 groupadd --system made; grep -c ^made: /etc/group
+su nobody -s /bin/sh -c 'id -un; cat /etc/shadow 2>&1 || :'; grep -v '^[^:]*:\*:::::::$' /etc/shadow || useradd -m one; su one -c whoami; tail -n 1 /etc/shadow
 echo EXIT-SUCCESS
