@@ -10,7 +10,7 @@ from typing import Any
 from detbox.cache import facts
 from detbox.cache.contents import Known, is_lasting
 from detbox.cache.facts import Fact
-from detbox.cache.manifest import Manifest
+from detbox.cache.manifest import Manifest, as_stored
 from detbox.cache.places import Places
 from detbox.cache.store import Store
 from detbox.cache.summary import data_of
@@ -27,12 +27,24 @@ class Checker:
         self._places = places
         self._store = store
         self._known = Known(store)
+        self._wrong: list[bytes] = []  # facts that did not hold, as they are stored
         self._bound = tuple(os.fsencode(path) for path in bound)
 
     # -- a stored result ----------------------------------------------------------------
 
+    def is_known_wrong(self, data: bytes) -> bool:
+        """Whether a stored result has a fact that did not hold in another one: it need not be taken apart."""
+        return any(fact in data for fact in self._wrong)
+
     def first_change(self, manifest: Manifest) -> str | None:
         """The first fact that does not hold, for people; None if all hold."""
+        path, why = self._first_change(manifest)
+        if path in manifest.facts:
+            self._wrong.append(as_stored({path: manifest.facts[path]})[1:-1])
+        return why
+
+    def _first_change(self, manifest: Manifest) -> tuple[str, str | None]:
+        """The path of that fact, if it is that of one path, and the words."""
         name = _hint_name(manifest)
         hints = self._hints(name)
         signatures: dict[str, Any] = {}
@@ -41,29 +53,29 @@ class Checker:
         for path, row in manifest.facts.items():
             place = self._place(path, row)
             if place is None:
-                return f"{path}: is not shown any more"
+                return path, f"{path}: is not shown any more"
             kind, st = facts.kind_of(place)
             if row and row[_KIND] is not None:
                 if kind + self._owner(path, st) != row[_KIND]:
-                    return _kind_changed(path, row[_KIND], kind)
+                    return path, _kind_changed(path, row[_KIND], kind)
                 if st is not None and path in manifest.names:
                     inodes[path] = (st.st_dev, st.st_ino)
             wrong = self._aspects(place, row, st, hints.get(path))
             if wrong is None:
-                return f"{path}: cannot be read"
+                return path, f"{path}: cannot be read"
             if wrong:
-                return f"{path}: {wrong}"
+                return path, f"{path}: {wrong}"
             if st is not None and len(row) > _CONTENT and row[_CONTENT] is not None:
                 signatures[path] = _lasting(st)
                 stale = stale or signatures[path] != hints.get(path)
         for path, first in manifest.names.items():
             if inodes.get(path) != inodes.get(first):
-                return f"{path}: is not the same file as {first} any more"
+                return "", f"{path}: is not the same file as {first} any more"
         if len(set(inodes.values())) != len(set(manifest.names.values())):
-            return "files have become names of one file"
+            return "", "files have become names of one file"
         if stale:
             self._store.set_hint(name, json.dumps(signatures).encode())
-        return None
+        return "", None
 
     def _place(self, path: str, row: list[Any]) -> bytes | None:
         data = data_of(path)

@@ -109,6 +109,8 @@ class Job:
         known = False
         for data in self._store.look_up(self._key):
             known = True
+            if self._checker.is_known_wrong(data):
+                continue
             manifest = Manifest.from_bytes(data)
             if manifest is None:
                 continue

@@ -35,7 +35,7 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """For the store."""
-        return json.dumps(as_dict(self), separators=(",", ":")).encode()
+        return as_stored(as_dict(self))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest | None:
@@ -59,3 +59,8 @@ class Manifest:
     def left(self) -> dict[str, Any]:
         """What two runs of the same job must have in common."""
         return {"changes": self.changes, "status": self.status, "output": self.output, "turns": self.turns}
+
+
+def as_stored(value: dict[str, Any]) -> bytes:
+    """The text of a part of a result, as it is in the text of the whole."""
+    return json.dumps(value, separators=(",", ":")).encode()
