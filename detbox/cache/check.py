@@ -28,6 +28,7 @@ class Checker:
         self._store = store
         self._known = Known(store)
         self._wrong: list[bytes] = []  # facts that did not hold, as they are stored
+        self._writable: dict[int, bool] = {}  # file systems
         self._bound = tuple(os.fsencode(path) for path in bound)
 
     # -- a stored result ----------------------------------------------------------------
@@ -66,7 +67,7 @@ class Checker:
             if wrong:
                 return path, f"{path}: {wrong}"
             if st is not None and len(row) > _CONTENT and row[_CONTENT] is not None:
-                signatures[path] = _lasting(st)
+                signatures[path] = self._lasting(place, st)
                 stale = stale or signatures[path] != hints.get(path)
         for path, first in manifest.names.items():
             if inodes.get(path) != inodes.get(first):
@@ -116,6 +117,16 @@ class Checker:
             return {}
         return found if isinstance(found, dict) else {}
 
+    def _lasting(self, place: bytes, st: os.stat_result) -> Any:
+        """A file's signature as a hint; None if the file is too fresh for that, or could be another one unseen.
+
+        Read-only file systems (squashfs, erofs) are made as a whole, often with one time and with inode numbers in
+        order: a file of the next one may have the same signature.
+        """
+        if st.st_dev not in self._writable:
+            self._writable[st.st_dev] = not os.statvfs(place).f_flag & os.ST_RDONLY
+        return list(facts.signature_of(st)) if self._writable[st.st_dev] and is_lasting(st) else None
+
     # -- a new result -----------------------------------------------------------------------
 
     def finish(self, raw: dict[str, list[Any]]) -> tuple[dict[str, list[Any]], dict[str, str], dict[str, Any], str]:
@@ -139,11 +150,13 @@ class Checker:
                 kind, st = facts.kind_of(place)
                 if st is None or kind[:1] != "f" or list(facts.signature_of(st)[:3]) != signature[:3]:
                     return {}, {}, {}, f"{path} was changed from outside during the run"
-                if fact.content is not None and is_lasting(st):
-                    self._known.learn(data, st, fact.content)  # hashed during the run, and as it was then
-                else:
+                signatures[path] = self._lasting(place, st)
+                if signatures[path] is None:
+                    fact.content = facts.content_of(place)
+                elif fact.content is None:
                     fact.content = self._known.content_of(data, place, st)
-                signatures[path] = _lasting(st)
+                else:
+                    self._known.learn(data, st, fact.content)  # hashed during the run, and as it was then
                 if facts.signature_of(os.lstat(place)) != facts.signature_of(st):
                     return {}, {}, {}, f"{path} was changed from outside during the run"
             if inode is not None:
@@ -161,11 +174,6 @@ def _hint_name(manifest: Manifest) -> str:
     import xxhash
 
     return xxhash.xxh3_128(json.dumps(manifest.facts).encode()).hexdigest()
-
-
-def _lasting(st: os.stat_result) -> Any:
-    """A file's signature as a hint; None if it is too fresh to be trusted."""
-    return list(facts.signature_of(st)) if is_lasting(st) else None
 
 
 def _listing(place: bytes) -> str | None:

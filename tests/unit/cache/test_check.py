@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,3 +45,17 @@ def test_what_did_not_hold_once_is_not_looked_at_again(checker: Checker, tmp_pat
     right = result(same=same, edited=now, edited2=[facts.ABSENT])
     assert not checker.is_known_wrong(right.to_bytes())
     assert checker.first_change(right) is None
+
+
+def test_files_of_read_only_file_systems_are_hashed_each_time(
+    checker: Checker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "work" / "in"
+    row, signature = fact(path, b"content"), list(facts.signature_of(path.stat()))
+    monkeypatch.setattr("detbox.cache.check.is_lasting", lambda st: True)
+    assert checker.finish({"/work/in": [row, None, signature]})[2] == {"/work/in": signature}
+    flags = os.statvfs(path).f_flag | os.ST_RDONLY
+    monkeypatch.setattr("os.statvfs", lambda path: SimpleNamespace(f_flag=flags))
+    again = Checker(checker._places, checker._store)
+    rows, _, hints, _ = again.finish({"/work/in": [[*row[:2], "wrong"], None, signature]})
+    assert (rows, hints) == ({"/work/in": row}, {"/work/in": None})
