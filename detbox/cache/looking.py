@@ -99,8 +99,9 @@ class Looking:
         if passed and passed not in execution.passed:
             self._passes(execution, passed)
         have = execution.have.get(found, 0)
-        if aspects & ~(have | have >> OWN):
-            self.ledger.touch(execution, found, aspects)
+        missing = aspects & ~(have | have >> OWN)
+        if missing:
+            self.ledger.add(execution, found, missing)
         execution.looked.add(question)
 
     def _again(self, t: Task, execution: Execution, question: Question) -> bool:
@@ -179,7 +180,7 @@ class Looking:
         execution.passed.add(passed)
         have = execution.have
         for step in passed:
-            if not have.get(step, 0) & _KNOWS_KIND and not made(step):
+            if not have.get(step, 0) & _KNOWS_KIND and (step[1:5] not in _MADE or not made(step)):
                 self.ledger.touch(execution, step, KIND)
 
     def _base(self, t: Task, dirfd: int) -> bytes | None:
