@@ -34,7 +34,7 @@ class Blobs:
     def put_bytes(self, data: bytes) -> str:
         """Keep ``data``; its SHA-256 in hexadecimal digits.  Raises OSError."""
         digest = _digest_of(data)
-        if not self._refreshed(digest):
+        if not self.is_in_use(digest):
             with self._temporary() as (fd, name):
                 _write(fd, data)
                 self._keep(name, digest)
@@ -50,7 +50,7 @@ class Blobs:
             # Hashed before it is copied: most outputs of a job that ran before are here already.
             os.lseek(source, 0, os.SEEK_SET)
             known = _digest(source)
-            if self._refreshed(known):
+            if self.is_in_use(known):
                 return known
             os.lseek(source, 0, os.SEEK_SET)
             digest = _fast_sha256()
@@ -61,7 +61,7 @@ class Blobs:
                     if not cloned:
                         _write(fd, data)
                 found = digest.hexdigest()
-                if not self._refreshed(found):
+                if not self.is_in_use(found):
                     self._keep(name, found)
                 return found
         finally:
@@ -152,8 +152,8 @@ class Blobs:
         finally:
             os.close(top)
 
-    def _refreshed(self, digest: str) -> bool:
-        """Whether a blob is there; its time then tells that somebody is about to use it."""
+    def is_in_use(self, digest: str) -> bool:
+        """Whether a blob is there; its time then tells others that somebody is about to use it."""
         try:
             os.utime(_place(digest), dir_fd=self._dir)
         except FileNotFoundError:

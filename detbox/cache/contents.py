@@ -9,6 +9,7 @@ from stat import S_ISREG
 from typing import TYPE_CHECKING, Any
 
 from detbox.cache import facts
+from detbox.cache.blobs import is_digest
 from detbox.cache.summary import text
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ class Contents:
         self._changed = changed
         self._known = known
         self._hashed: dict[tuple[bytes, facts.Signature, int], str | None] = {}
+        #: Of files that are in the store: by path, signature, and the guest's time of change.
+        self.blobs: dict[tuple[bytes, facts.Signature, int], str] = {}
 
     def of(self, path: bytes, st: os.stat_result | None) -> str | None:
         """XXH3-128 of a file's content in hexadecimal digits; None if it cannot be read.  ``st``: its status now."""
@@ -92,6 +95,12 @@ class Contents:
             self._hashed[key] = facts.content_of(path) if mine else self._known.content_of(path, path, st)
         return self._hashed[key]
 
-    def written(self, path: bytes, st: os.stat_result, mtime: int, data: bytes) -> None:
-        """``path`` has been made with this content, and the guest sees it as changed at ``mtime``."""
-        self._hashed[path, facts.signature_of(st), mtime] = facts.digest_of(data)
+    def written(self, path: bytes, st: os.stat_result, mtime: int, data: bytes, blob: str) -> None:
+        """``path`` has been made with this content, and the guest sees it as changed at ``mtime``.
+
+        ``blob``: what a result calls the content.
+        """
+        key = path, facts.signature_of(st), mtime
+        self._hashed[key] = facts.digest_of(data)
+        if is_digest(blob):
+            self.blobs[key] = blob

@@ -44,7 +44,6 @@ class Effects:
         self._contents = contents
         self._inodes = tracker.m.inodes
         self._store = store
-        self._blobs: dict[tuple[bytes, facts.Signature, int], str] = {}  # that have been kept
 
     def record(self, mine: Execution, process: Process, last_process: int, observed: Observed) -> Record | None:
         """The result of an execution that has just ended; None, with a reason, if it cannot be told."""
@@ -184,9 +183,10 @@ class Effects:
         """What a file holds; that of many is kept in blobs, which the results of those around have in common."""
         if st.st_size > SMALL or len(mine.changed) > _FEW:
             key = path, facts.signature_of(st), mtime  # see Contents.of
-            if key not in self._blobs:
-                self._blobs[key] = self._store.put_file(path)
-            return self._blobs[key]
+            known = self._contents.blobs.get(key)
+            if known is None or not self._store.is_in_use(known):
+                known = self._contents.blobs[key] = self._store.put_file(path)
+            return known
         with open(path, "rb", buffering=0) as file:
             return inline(file.read(SMALL + 1))
 

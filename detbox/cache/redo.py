@@ -202,7 +202,7 @@ class Redo:
         entry.btime = change["times"][3]
         entry.set_times(*change["times"][:3])
         if new and entry.changed:
-            self._contents.written(path, st, entry.mtime, blobs[change["blob"]])
+            self._contents.written(path, st, entry.mtime, blobs[change["blob"]], change["blob"])
 
     def _number(self, t: Task, record: Record) -> None:
         for place, number in record.numbered:
