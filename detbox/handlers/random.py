@@ -1,11 +1,13 @@
-"""Random numbers: getrandom(2)."""
+"""Random numbers: getrandom(2), and what reading /dev/urandom gives."""
 
 from __future__ import annotations
 
-from errno import EINVAL
+from collections.abc import Iterable
+from errno import EFAULT, EINVAL
 from typing import TYPE_CHECKING
 
 from detbox.decision import Decision
+from detbox.machine.futex_keys import TASK_SIZE
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
@@ -15,6 +17,7 @@ _GRND_NONBLOCK, _GRND_RANDOM, _GRND_INSECURE = 1, 2, 4
 #: MAX_RW_COUNT: the most bytes that one call moves.
 _MAX_COUNT = 0x7FFFF000
 _CHUNK = 1 << 20
+_PAGE = 4096
 
 
 def getrandom(m: Machine, t: Task, a: Args) -> Decision:
@@ -24,15 +27,38 @@ def getrandom(m: Machine, t: Task, a: Args) -> Decision:
         return -EINVAL
     if flags & (_GRND_RANDOM | _GRND_INSECURE) == _GRND_RANDOM | _GRND_INSECURE:
         return -EINVAL
-    count = min(a[1], _MAX_COUNT)
+    return fill(t, [(a[0], min(a[1], _MAX_COUNT))])
+
+
+def fill(t: Task, segments: Iterable[tuple[int, int]]) -> int:
+    """Random bytes into (address, length) after (address, length): how many until memory faulted, or -EFAULT."""
     done = 0
-    while done < count:
-        piece = min(count - done, _CHUNK)
+    for address, length in segments:
+        length = min(length, _MAX_COUNT - done)
+        if address + length > TASK_SIZE:  # access_ok() (lib/iov_iter.c, import_single_range()): nothing is written
+            return done or -EFAULT
+        for at in range(address, address + length, _CHUNK):
+            data = t.rng.bytes(min(address + length - at, _CHUNK))
+            written = _write(t, at, data)
+            done += written
+            if written < len(data):
+                return done or -EFAULT
+    return done
+
+
+def _write(t: Task, address: int, data: bytes) -> int:
+    """How much of it could be written."""
+    try:
+        t.write(address, data)
+        return len(data)
+    except OSError:
+        pass
+    done = 0
+    while done < len(data):
+        end = min(len(data), done + _PAGE - (address + done) % _PAGE)
         try:
-            t.write(a[0] + done, t.rng.bytes(piece))
+            t.write(address + done, data[done:end])
         except OSError:
-            if done == 0:
-                raise
             break
-        done += piece
+        done = end
     return done

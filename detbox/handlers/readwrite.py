@@ -10,6 +10,7 @@ from termios import FIONREAD
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, Decision
+from detbox.handlers.random import fill
 from detbox.handlers.waiting import (
     POLLIN,
     POLLOUT,
@@ -21,7 +22,6 @@ from detbox.handlers.waiting import (
     nonblocking,
     put_nonblocking,
     ready,
-    scatter,
     send_piecewise,
     total,
 )  # fmt: skip
@@ -97,9 +97,7 @@ def _read(m: Machine, t: Task, fd: int, f: OpenFile, segments: Segments) -> Deci
             return CONTINUE
         return continue_when(m, t, fd, POLLIN, lambda wake: _read(m, t, fd, f, segments), "read from")
     if kind is Kind.RANDOM:
-        data = t.rng.bytes(total(segments))
-        scatter(t, segments, 0, data)
-        return len(data)
+        return fill(t, segments)
     if kind is Kind.STDIN:
         fill_stdin(m, t, fd)
         return CONTINUE

@@ -3,6 +3,7 @@
 #include <cpuid.h>
 #include <dirent.h>
 #include <sys/auxv.h>
+#include <sys/mman.h>
 #include <sys/random.h>
 
 static void show(const char *name, const unsigned char *bytes, size_t n)
@@ -22,6 +23,22 @@ static void by_name(const char *path)
     close(fd);
 }
 
+/* As much as can be written is; but nothing where the range as a whole is no user's. */
+static void up_to_a_fault(void)
+{
+    unsigned char *two = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(two != MAP_FAILED && mprotect(two + 4096, 4096, PROT_NONE) == 0);
+    CHECK(getrandom(two + 4000, 1000, 0) == 96 && getrandom(two, 3 << 20, 0) == 4096);
+    FAILS(getrandom(two + 4096, 1, 0), EFAULT);
+    int fd = open("/dev/urandom", O_RDONLY);
+    CHECK(read(fd, two + 4000, 1000) == 96);
+    FAILS(read(fd, two + 4096, 1), EFAULT);
+    close(fd);
+    memset(two, 0, 4096);
+    FAILS(getrandom((void *)(0x7ffffffff000 - 4096), 1 << 20, 0), EFAULT);
+    CHECK(getrandom(two, 0, 0) == 0 && two[0] == 0);
+}
+
 int main(void)
 {
     unsigned char bytes[300], other[300];
@@ -30,6 +47,7 @@ int main(void)
     show("getrandom", bytes, 16);
     CHECK(getentropy(bytes, 16) == 0 && getrandom(bytes, 16, GRND_NONBLOCK) == 16);
     FAILS(getrandom(bytes, 16, 0x100), EINVAL);
+    up_to_a_fault();
     by_name("/dev/urandom");
     by_name("/dev/../dev/random");
     CHECK(symlink("/dev/urandom", "alias") == 0);
