@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable
 from fcntl import F_GETFL, F_GETPIPE_SZ, F_SETFL, F_SETPIPE_SZ, fcntl
 from functools import partial
+from resource import RLIMIT_CPU
 from termios import FIONBIO, FIONREAD
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,8 @@ _REACHING = {
     "pidfd_open": "uses process descriptors", "sched_setaffinity": "sets affinity", "setpriority": "sets priority",
     "process_vm_readv": "reads other memory", "process_vm_writev": "writes other memory",
     "setns": "joins a namespace", "unshare": "makes namespaces",
+    # Until its signal comes the program's instructions take time, and how many they are depends on times and numbers.
+    "alarm": "sets a timer", "setitimer": "sets a timer", "timer_settime": "sets a timer",
 }  # fmt: skip
 #: Calls whose first argument is a process or a thread.
 _BY_PROCESS = (
@@ -81,6 +84,7 @@ class Reach:
             ("ioctl", self._ioctl), ("socket", self._socket), ("connect", self._connects), ("fcntl", self._fcntl),
             ("pipe2", self._makes_pipe),
             ("poll", self._polls), ("ppoll", self._polls), ("select", self._selects), ("pselect6", self._selects),
+            ("setrlimit", self._limits), ("prlimit64", self._limits),
             ("inotify_init", self._watches), ("inotify_init1", self._watches),
             ("epoll_ctl", self._watches_descriptor),
         ):  # fmt: skip
@@ -235,6 +239,11 @@ class Reach:
                 _reason(users, pipes.may_write(users))
             elif users:
                 pipes.observe(t, fd, users)
+
+    def _limits(self, t: Task, a: Args) -> None:
+        resource, given = (a[1], a[2]) if t.nr == NUMBERS["prlimit64"] else (a[0], a[1])
+        if given and resource & 0xFFFFFFFF == RLIMIT_CPU:
+            self._unable(t, a, "limits its processor time")
 
     def _watches(self, t: Task, a: Args) -> None:
         self.watching = True

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import operator
 import os
+from resource import RLIMIT_CPU
 from stat import S_IFMT, S_ISCHR, S_ISDIR, S_ISREG
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from detbox.handlers.locks import RECHECK
 from detbox.kernel import _native
 from detbox.machine.creds import Creds
 from detbox.machine.files import Kind
+from detbox.machine.limits import INFINITY
 from detbox.records import field, names, record
 from detbox.supervisor.task import INHERITED
 
@@ -119,6 +121,8 @@ def obstacle(m: Machine, t: Task, given: Inherited) -> str:
     state = process.data.get(_TIMERS)
     if state is not None and state.intervals:
         return "inherits a timer"
+    if limits_of(process)[RLIMIT_CPU][0] != INFINITY:
+        return "inherits a limit of processor time"
     if process.job_stop:
         return "is stopped"
     if process.children:
