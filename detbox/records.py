@@ -47,8 +47,7 @@ def _slotted(cls: type) -> type:
     own = tuple(cls.__dict__.get("__annotations__", ()))
     members = {name: value for name, value in cls.__dict__.items() if name not in ("__dict__", "__weakref__")}
     defaults = {name: members.pop(name) for name in own if name in members}
-    members.update(__slots__=own, _own_defaults=defaults, __init__=_first_init)
-    members.setdefault("__qualname__", cls.__qualname__)
+    members.update(__slots__=own, _own_defaults=defaults, __init__=_first_init, __qualname__=cls.__qualname__)
     return type(cls)(cls.__name__, cls.__bases__, members)
 
 
@@ -82,6 +81,18 @@ def _init_of(cls: Any) -> Callable[..., None]:
     exec(f"def __init__({', '.join(parameters)}):\n{''.join(body) or ' pass'}", known)
     init: Callable[..., None] = known["__init__"]
     return init
+
+
+class Alike:
+    """Base of classes without fields: all objects of one class are equal."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self)
+
+    def __hash__(self) -> int:
+        return hash(type(self))
 
 
 def replace(given: _T, **changes: Any) -> _T:

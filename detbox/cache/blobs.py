@@ -36,7 +36,7 @@ class Blobs:
         digest = _digest_of(data)
         if not self.is_in_use(digest):
             with self._temporary() as (fd, name):
-                _write(fd, data)
+                write_all(fd, data)
                 self._keep(name, digest)
         return digest
 
@@ -59,7 +59,7 @@ class Blobs:
                 while data := os.read(fd if cloned else source, _CHUNK):
                     digest.update(data)
                     if not cloned:
-                        _write(fd, data)
+                        write_all(fd, data)
                 found = digest.hexdigest()
                 if not self.is_in_use(found):
                     self._keep(name, found)
@@ -97,7 +97,7 @@ class Blobs:
         if data is None:
             return False
         os.lseek(fd, 0, os.SEEK_SET)
-        _write(fd, data)
+        write_all(fd, data)
         return True
 
     def has(self, digest: str) -> bool:
@@ -230,7 +230,8 @@ def _digest(fd: int) -> str:
     return digest.hexdigest()
 
 
-def _write(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes) -> None:
+    """Write ``data`` to a file, whatever the kernel takes at a time.  Raises OSError."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]

@@ -158,11 +158,8 @@ class Ledger:
         """``path`` is being looked at: its state is a fact for whoever does not know it yet."""
         have = execution.have.get(path, 0)
         missing = wanted & ~(have | have >> OWN)
-        if missing:
-            self.add(execution, path, missing)
-
-    def add(self, execution: Execution, path: bytes, missing: int) -> None:
-        """The same, of aspects that the execution does not know."""
+        if not missing:
+            return
         root = self.root
         if execution is not root and not missing & (~root.have.get(path, 0) | LIST) and path not in root.changed:
             self._share(execution, path, missing)

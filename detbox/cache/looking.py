@@ -98,10 +98,7 @@ class Looking:
         found, passed, aspects = answer
         if passed and passed not in execution.passed:
             self._passes(execution, passed)
-        have = execution.have.get(found, 0)
-        missing = aspects & ~(have | have >> OWN)
-        if missing:
-            self.ledger.add(execution, found, missing)
+        self.ledger.touch(execution, found, aspects)
         execution.looked.add(question)
 
     def _again(self, t: Task, execution: Execution, question: Question) -> bool:

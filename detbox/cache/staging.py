@@ -10,6 +10,8 @@ import contextlib
 import errno
 import os
 
+from detbox.cache.blobs import write_all
+
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _NAMELESS = os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
 #: Of open(2) for O_TMPFILE, where the file system, or the kernel for it, has no such files.
@@ -36,9 +38,7 @@ class Staging:
             fd = os.open(name, _NEW, mode)
             self._names[path] = name
         self._files[path] = fd
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
+        write_all(fd, data)
 
     def place(self, path: bytes) -> bool:
         """Give the file its name; False if none has been written for this path.  Raises OSError."""

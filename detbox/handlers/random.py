@@ -27,7 +27,7 @@ def getrandom(m: Machine, t: Task, a: Args) -> Decision:
         return -EINVAL
     if flags & (_GRND_RANDOM | _GRND_INSECURE) == _GRND_RANDOM | _GRND_INSECURE:
         return -EINVAL
-    return fill(t, [(a[0], min(a[1], _MAX_COUNT))])
+    return fill(t, [(a[0], a[1])])
 
 
 def fill(t: Task, segments: Iterable[tuple[int, int]]) -> int:

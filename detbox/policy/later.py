@@ -7,13 +7,11 @@ handlers exist is what tests/unit/policy/test_table.py says.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from detbox.decision import Decision
-
-Handler = Callable[[Any, Any, tuple[int, ...]], "Decision"]
+    from detbox.policy.row import Args, Handler
 
 
 class Later:
@@ -26,7 +24,7 @@ class Later:
         self._name = name
         self._found: Handler | None = None
 
-    def __call__(self, m: Any, t: Any, args: tuple[int, ...]) -> Decision:
+    def __call__(self, m: Any, t: Any, args: Args) -> Decision:
         return (self._found or self.load())(m, t, args)
 
     def load(self) -> Handler:

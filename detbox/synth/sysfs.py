@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from detbox.cpu import model
+from detbox.records import Alike
 from detbox.synth import memory
 from detbox.synth.process import cpu_list, cpu_mask
 from detbox.synth.view import MachineView
@@ -23,16 +24,10 @@ class Symlink(NamedTuple):
     target: str
 
 
-class Directory:
+class Directory(Alike):
     """A directory that stays empty."""
 
     __slots__ = ()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Directory)
-
-    def __hash__(self) -> int:
-        return 0
 
 
 Content = bytes | Symlink | Directory

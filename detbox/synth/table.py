@@ -7,6 +7,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import NamedTuple
 
+from detbox.records import Alike
 from detbox.synth.view import MachineView, ProcessView, ThreadView
 
 #: Reads the real bytes of a procfs path for a renderer; raises OSError.
@@ -20,16 +21,10 @@ class Synthetic(NamedTuple):
     sink: bool = False
 
 
-class RealFile:
+class RealFile(Alike):
     """The guest gets the kernel's own file (it is deterministic inside the container)."""
 
     __slots__ = ()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, RealFile)
-
-    def __hash__(self) -> int:
-        return 0
 
 
 class Refused(NamedTuple):

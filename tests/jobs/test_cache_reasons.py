@@ -33,6 +33,8 @@ PROGRAMS = (
     ("P 'import os; os.pidfd_open(os.getppid())'", "uses process descriptors"),
     ("taskset -c 0 true", "sets affinity"),
     ("nice -n 5 true", "sets priority"),
+    ("timeout 9 true", "sets a timer"),
+    ("sh -c 'ulimit -t 9; /bin/true; :'", "limits its processor time"),
     ("mkfifo p; (cat p > /dev/null) & echo x > p; wait", "opens a pipe by its name"),
     ("sh -c 'sleep 1 & exit 0'; sleep 2", "leaves a process behind"),
     ("setsid true", "leaves its process group"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from detbox.records import field, names, record, replace
+from detbox.records import Alike, field, names, record, replace
 
 
 @record
@@ -73,3 +73,13 @@ def test_replace_leaves_the_given_object() -> None:
 def test_objects_are_equal_only_to_themselves() -> None:
     one = _Point(1)
     assert one == one and one != replace(one) and len({one, replace(one)}) == 2
+
+
+def test_objects_without_fields_are_alike_in_their_class() -> None:
+    class One(Alike):
+        __slots__ = ()
+
+    class Other(Alike):
+        __slots__ = ()
+
+    assert One() == One() and One() != Other() and len({One(), One(), Other()}) == 2
