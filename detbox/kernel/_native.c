@@ -47,9 +47,6 @@
 #define SECCOMP_IOCTL_NOTIF_SET_FLAGS SECCOMP_IOW(4, __u64)
 #define SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP (1UL << 0)
 #endif
-#ifndef SECCOMP_ADDFD_FLAG_SEND
-#define SECCOMP_ADDFD_FLAG_SEND (1UL << 1)
-#endif
 
 #define PATH_LIMIT 4096
 #define PAGE 4096UL
@@ -264,6 +261,16 @@ static PyObject *await_call(PyObject *self, PyObject *const *a, Py_ssize_t n)
 	}
 }
 
+/* A stop of the supervisor (SIGSTOP, a debugger, the freezer of a suspended host) can end these requests
+ * with EINTR before they have done anything (seccomp_notify_send() in kernel/seccomp.c). */
+static int patient_ioctl(int fd, unsigned long request, void *q)
+{
+	int r;
+	do r = ioctl(fd, request, q);
+	while (r < 0 && errno == EINTR);
+	return r;
+}
+
 /* reply(listener, id, value, error, flags) -> 0 or -errno (the thread may be dead). */
 static PyObject *reply(PyObject *self, PyObject *const *a, Py_ssize_t n)
 {
@@ -276,10 +283,12 @@ static PyObject *reply(PyObject *self, PyObject *const *a, Py_ssize_t n)
 	r.error = (int)PyLong_AsLong(a[3]);
 	r.flags = (unsigned)PyLong_AsUnsignedLong(a[4]);
 	if (PyErr_Occurred()) return NULL;
-	return PyLong_FromLong(ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &r) ? -errno : 0);
+	return PyLong_FromLong(patient_ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &r) ? -errno : 0);
 }
 
-/* add_fd(listener, id, fd, at, cloexec, send) -> descriptor in the guest, or -errno. */
+/* add_fd(listener, id, fd, at, cloexec, send) -> descriptor in the guest, or -errno; `send`: the call
+ * returns it.  Not SECCOMP_ADDFD_FLAG_SEND: a supervisor that is stopped while it waits for the thread takes
+ * the descriptor back but not the answer, so that the call returns 0 and nothing is installed. */
 static PyObject *add_fd(PyObject *self, PyObject *const *a, Py_ssize_t n)
 {
 	if (n != 6) { PyErr_SetString(PyExc_TypeError, "add_fd(listener, id, fd, at, cloexec, send)"); return NULL; }
@@ -292,9 +301,14 @@ static PyObject *add_fd(PyObject *self, PyObject *const *a, Py_ssize_t n)
 	q.srcfd = (unsigned)PyLong_AsLong(a[2]);
 	q.newfd = at >= 0 ? (unsigned)at : 0;
 	q.newfd_flags = PyObject_IsTrue(a[4]) ? O_CLOEXEC : 0;
-	q.flags = (at >= 0 ? SECCOMP_ADDFD_FLAG_SETFD : 0) | (PyObject_IsTrue(a[5]) ? SECCOMP_ADDFD_FLAG_SEND : 0);
+	q.flags = at >= 0 ? SECCOMP_ADDFD_FLAG_SETFD : 0;
+	int send = PyObject_IsTrue(a[5]);
 	if (PyErr_Occurred()) return NULL;
-	int r = ioctl(listener, SECCOMP_IOCTL_NOTIF_ADDFD, &q);
+	int r = patient_ioctl(listener, SECCOMP_IOCTL_NOTIF_ADDFD, &q);
+	if (r >= 0 && send) {
+		struct seccomp_notif_resp answer = {.id = q.id, .val = r};
+		if (patient_ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &answer)) return PyLong_FromLong(-errno);
+	}
 	return PyLong_FromLong(r < 0 ? -errno : r);
 }
 

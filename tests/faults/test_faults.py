@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -9,10 +10,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,46 @@ def test_killed_at_any_moment_it_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+#: Opens, mappings, starts of programs and two threads at once, with what a lost answer would change.
+BUSY = """
+for i in $(seq 60); do
+    /usr/bin/perl -MPOSIX -MFile::Temp -e 'print "$$ ", time, " ", join(" ", times), "\\n"'
+done
+python3 -c '
+import threading, time
+def f(n):
+    for i in range(200):
+        open("/etc/passwd").close()
+        print(n, i, time.perf_counter_ns())
+for t in [threading.Thread(target=f, args=(n,)) for n in range(2)]: t.start()
+'
+"""
+
+
+def test_stopped_and_continued_it_runs_as_ever(tmp_path: Path) -> None:
+    """As by a shell's job control, a debugger, or a host that is suspended."""
+    status, expected, err = run(["sh", "-c", BUSY], tmp_path)
+    assert (status, err, expected.count(b"\n")) == (0, "", 460)
+    mark = uuid.uuid4().hex
+    child = popen(["sh", "-c", BUSY], tmp_path, [], mark)
+    while len(own := [pid for pid in marked(mark) if b"detbox" in Path(f"/proc/{pid}/cmdline").read_bytes()]) < 3:
+        assert child.poll() is None
+    reader = threading.Thread(target=lambda: seen.extend(child.communicate()))
+    seen: list[bytes] = []
+    reader.start()
+    stops = 0
+    while reader.is_alive():
+        for number in signal.SIGSTOP, signal.SIGCONT:
+            for pid in own:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            time.sleep(0.0005)
+        stops += 1
+    reader.join()
+    assert (child.returncode, seen) == (0, [expected, b""])
+    assert stops > 100
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_end_the_run(number: signal.Signals, tmp_path: Path) -> None:
     mark = uuid.uuid4().hex
@@ -161,7 +202,7 @@ def test_signals_end_the_run(number: signal.Signals, tmp_path: Path) -> None:
     assert not marked(mark)
 
 
-@contextmanager
+@contextlib.contextmanager
 def small_disk(size: str, at: Path) -> Iterator[Path]:
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", at], check=True)
     try:
