@@ -94,12 +94,12 @@ def _readlink(m: Machine, t: Task, dirfd: int, path: bytes, buf: int, size: int)
         return -errno.EINVAL
     fs = t.process.fs
     try:
-        if fs.special or t.process.creds.fsuid:
+        if fs.special:
             text = _slow_text(m, t, dirfd, path)
-        elif path[:1] == b"/":
-            text = os.readlink(path)
         elif path:
             at, name = paths.at(m, t, dirfd, path)
+            if t.process.creds.fsuid:
+                paths.check_search(m, t, at, name, path, follow=False)
             text = os.readlink(name, dir_fd=at)
         else:
             text = _descriptor_text(m, t, dirfd)
@@ -135,7 +135,6 @@ def _slow_text(m: Machine, t: Task, dirfd: int, path: bytes) -> bytes:
     if not path:
         return _descriptor_text(m, t, dirfd)
     with paths.walk(m, t, dirfd, path, follow=False) as place:
-        paths.check_search(m, t, place.dir_fd, place.name)
         fd = os.open(place.name, os.O_PATH | os.O_NOFOLLOW, dir_fd=place.dir_fd)
         try:
             st = os.fstat(fd)

@@ -135,11 +135,14 @@ def chdir(m: Machine, t: Task, a: Args) -> Decision:
     """int chdir(const char *path)"""
     if t.process.creds.fsuid:
         path = t.cstr(a[0])
-        paths.resolve(
-            m, t, paths.AT_FDCWD, path, lambda at, n: paths.check_search(m, t, at, n + b"/."), follow=True
-        )
+        # The point is looked for in the directory itself.
+        paths.resolve(m, t, paths.AT_FDCWD, path + b"/." if path else path, _exists, follow=True)
     t.process.fs.changed_cwd()
     return CONTINUE
+
+
+def _exists(at: int | None, name: bytes) -> None:
+    os.stat(name, dir_fd=at)
 
 
 def fchdir(m: Machine, t: Task, a: Args) -> Decision:

@@ -127,7 +127,6 @@ def _remove(m: Machine, t: Task, dirfd: int, path: bytes, remove: Callable[..., 
     def call(at: int | None, name: bytes) -> None:
         before = os.stat(name, dir_fd=at, follow_symlinks=False)
         if t.process.creds.fsuid:
-            paths.check_search(m, t, at, name)
             paths.check_dir(m, t, at, name, remove=True)
         remove(name, dir_fd=at)
         _dropped(m, before)
@@ -190,7 +189,6 @@ def _rename_at(
         target = None
     if t.process.creds.fsuid:
         for at, name, there in ((at1, old, True), (at2, new, target is not None)):
-            paths.check_search(m, t, at, name)
             paths.check_dir(m, t, at, name, remove=there)
     claim.check(m, at1, old, source, m.inodes.of(source), follow=False)
     if flags & _EXCHANGE and target is not None:
@@ -252,7 +250,6 @@ def _link_at(
 ) -> int:
     source = os.stat(old, dir_fd=at1, follow_symlinks=follow)
     if t.process.creds.fsuid:
-        paths.check_search(m, t, at1, old)
         opening.check_create(m, t, at2, new)
     vnode = m.inodes.of(source)
     claim.check(m, at1, old, source, vnode, follow=follow)

@@ -55,15 +55,17 @@ def open_at(m: Machine, t: Task, dirfd: int, path: bytes, flags: int, mode: int)
     if flags & (os.O_CREAT | O_TMPFILE | os.O_PATH):
         return _not_plain(m, t, dirfd, path, flags & 0x7FFFFFFF, mode)
     fs = t.process.fs
-    if fs.special or t.process.creds.fsuid or flags & (os.O_ACCMODE | os.O_TRUNC):
+    if fs.special or flags & (os.O_ACCMODE | os.O_TRUNC):
         return _checked(m, t, dirfd, path, flags & 0x7FFFFFFF)
-    try:
-        if path[:1] == b"/":
-            fd = os.open(path, flags & _KEPT | _OURS)
-        elif path and dirfd & _M32 == paths.AT_FDCWD:
-            fd = os.open(path, flags & _KEPT | _OURS, dir_fd=fs.cwd_fd())
-        else:
+    at: int | None = None
+    if path[:1] != b"/":
+        if not path or dirfd & _M32 != paths.AT_FDCWD:
             return _checked(m, t, dirfd, path, flags & 0x7FFFFFFF)
+        at = fs.cwd_fd()
+    try:
+        if t.process.creds.fsuid and not _everybodys(m, t, at, path, not flags & os.O_NOFOLLOW):
+            return _checked(m, t, dirfd, path, flags & 0x7FFFFFFF)
+        fd = os.open(path, flags & _KEPT | _OURS, dir_fd=at)
     except OSError as e:
         if e.errno == errno.ENOENT:
             return -errno.ENOENT
@@ -82,6 +84,12 @@ def open_at(m: Machine, t: Task, dirfd: int, path: bytes, flags: int, mode: int)
     )
 
 
+def _everybodys(m: Machine, t: Task, at: int | None, path: bytes, follow: bool) -> bool:
+    """Whether it is a file that everybody may read, so that who asks need not be looked at.  OSError."""
+    paths.check_search(m, t, at, path, path, follow=follow)
+    return os.stat(path, dir_fd=at, follow_symlinks=follow).st_mode & 0o170444 == S_IFREG | 0o444
+
+
 def _not_plain(m: Machine, t: Task, dirfd: int, path: bytes, flags: int, mode: int) -> Decision:
     """O_PATH, O_CREAT and O_TMPFILE."""
     if not flags & os.O_PATH:
@@ -92,9 +100,8 @@ def _not_plain(m: Machine, t: Task, dirfd: int, path: bytes, flags: int, mode: i
         )
     if t.process.creds.fsuid:
         paths.resolve(
-            m, t, dirfd, path, lambda at, name: paths.check_search(m, t, at, name),
-            follow=not flags & os.O_NOFOLLOW,
-        )  # fmt: skip
+            m, t, dirfd, path, lambda at, name: None, follow=not flags & os.O_NOFOLLOW
+        )
     return by_guest(t)
 
 
@@ -149,7 +156,11 @@ def open_existing(
 
 
 def _check(m: Machine, t: Task, at: int | None, name: bytes, st: os.stat_result, flags: int) -> None:
-    paths.check_search(m, t, at, name)
+    # Before rights are looked at (do_open() and may_open() in fs/namei.c).
+    if S_ISDIR(st.st_mode) and flags & os.O_ACCMODE:
+        raise OSError(errno.EISDIR, "a directory")
+    if not S_ISDIR(st.st_mode) and flags & os.O_DIRECTORY:
+        raise OSError(errno.ENOTDIR, "not a directory")
     if S_IFMT(st.st_mode) not in (S_IFREG, S_IFDIR, S_IFIFO, S_IFCHR):
         return
     mask = {os.O_RDONLY: paths.READ, os.O_WRONLY: paths.WRITE}.get(flags & os.O_ACCMODE, 6)
@@ -253,6 +264,11 @@ def _open_or_create(m: Machine, t: Task, dirfd: int, path: bytes, flags: int, mo
     """O_CREAT.  O_EXCL goes first: it is the kernel's word that the file is new."""
     if flags & os.O_DIRECTORY:
         return -errno.EINVAL
+    named = path.rstrip(b"/")
+    if named != path and named.rpartition(b"/")[2] not in (b"", b".", b".."):
+        # A file cannot be made under a directory's name, whatever is there.
+        paths.resolve(m, t, dirfd, named, _holder_exists, follow=False)
+        return -errno.EISDIR
     while True:
         try:
             return paths.resolve(
@@ -269,16 +285,17 @@ def _open_or_create(m: Machine, t: Task, dirfd: int, path: bytes, flags: int, mo
                 return -errno.EISDIR
             return found
         except FileNotFoundError:
-            if path.endswith(b"/"):
-                return -errno.EISDIR
+            pass
         with paths.walk(m, t, dirfd, path, follow=True) as place:
             return create(m, t, place.dir_fd, place.name, flags, mode)
 
 
+def _holder_exists(at: int | None, name: bytes) -> None:
+    os.stat(paths.dirname(name) + b"/.", dir_fd=at)
+
+
 def create(m: Machine, t: Task, at: int | None, name: bytes, flags: int, mode: int) -> Decision:
     """Make a new regular file; OSError(EEXIST, …)."""
-    if name.endswith(b"/"):
-        raise OSError(errno.EISDIR, "a file cannot be made under a directory's name")
     if t.process.creds.fsuid:
         check_create(m, t, at, name)
     fd = os.open(name, flags & _KEPT | _MAKING | _OURS, mode & 0o7777 & ~t.process.fs.umask, dir_fd=at)
@@ -291,7 +308,6 @@ def create(m: Machine, t: Task, at: int | None, name: bytes, flags: int, mode: i
 
 def check_create(m: Machine, t: Task, at: int | None, name: bytes) -> None:
     """OSError unless the virtual user may create ``name``; EEXIST is left to the creation itself."""
-    paths.check_search(m, t, at, name)
     try:
         os.stat(name, dir_fd=at, follow_symlinks=False)
     except FileNotFoundError:

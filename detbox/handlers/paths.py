@@ -16,6 +16,7 @@ from collections.abc import Callable
 from stat import S_ISDIR, S_ISLNK, S_ISVTX
 from typing import TYPE_CHECKING, TypeVar
 
+from detbox.kernel import _native
 from detbox.machine.inodes import PIPE_DEV, InodeTable, VInode
 
 if TYPE_CHECKING:
@@ -81,7 +82,9 @@ def resolve(
         raise OSError(errno.ENOENT, "empty path")
     if not t.process.fs.special:
         try:
-            return call(*at(m, t, dirfd, path))
+            dir_fd, name = at(m, t, dirfd, path)
+            check_search(m, t, dir_fd, name, path, follow=follow)
+            return call(dir_fd, name)
         except OSError as e:
             # A loop, or a name in the cover of the supervisor's directory that is to be made or removed.
             if e.errno not in (errno.ELOOP, errno.EROFS):
@@ -125,6 +128,15 @@ class _Walk:
         if (here.st_dev, here.st_ino) != (top.st_dev, top.st_ino):
             self.cur = self.keep(os.open(b"..", _HERE | os.O_DIRECTORY, dir_fd=self.cur))
 
+    def search(self) -> None:
+        """OSError(EACCES) unless the virtual user may look for a name where the walk stands."""
+        if self.t.process.creds.fsuid:
+            st = os.fstat(self.cur)
+            # As `restricted` has it, which leaves out what everybody may search.
+            if S_ISDIR(st.st_mode) and st.st_mode & 0o111 != 0o111:
+                if not may_at(self.m, self.t, self.cur, b".", st, EXECUTE):
+                    raise OSError(errno.EACCES, "no right to search a directory")
+
     def place(self, name: bytes, *, magic: bool = False) -> Place:
         fds, self.fds = tuple(self.fds), []
         return Place(self.m.proc_fd if magic else self.cur, name, fds, magic)
@@ -154,6 +166,7 @@ def _walk(state: _Walk, dirfd: int, path: bytes, follow: bool) -> Place:
     todo = _components(path)
     while todo:
         name = todo.pop()
+        state.search()
         if name == b"..":
             state.parent()
             continue
@@ -263,24 +276,21 @@ def check_dir(m: Machine, t: Task, dir_fd: int | None, name: bytes, *, remove: b
             raise OSError(errno.EPERM, "sticky directory")
 
 
-def check_search(m: Machine, t: Task, dir_fd: int | None, name: bytes) -> None:
-    """OSError(EACCES) unless the virtual user may search the directory that holds ``name``.
+def check_search(m: Machine, t: Task, dir_fd: int | None, name: bytes, path: bytes, *, follow: bool) -> None:
+    """OSError(EACCES) unless the virtual user may search each directory that the path leads through.
 
-    The directories above it are not looked at one by one, except from the root of an absolute path.
+    ``dir_fd`` and ``name`` are what :func:`at` has made of ``path``; ``follow``: whether a final link is
+    followed.  Below a link of procfs to an object, nothing is looked at.
     """
     if t.process.creds.fsuid == 0:
         return
-    where = dirname(name)
-    if where == b"self/fd" and dir_fd == m.proc_fd:
-        return  # the supervisor's name for what a magic link has led to
-    tops = [where]
-    while where not in (b"/", b".", b""):
-        where = dirname(where)
-        tops.append(where)
-    for top in reversed(tops if dir_fd is None else tops[:1]):
-        st = os.stat(top, dir_fd=dir_fd)
-        if S_ISDIR(st.st_mode) and not may_at(m, t, dir_fd, top, st, EXECUTE):
-            raise OSError(errno.EACCES, "no right to search the directory")
+    # What comes before the path is the supervisor's name of a directory: that alone is looked at.
+    end, known = max(0, len(name) - len(path) - 1), False
+    while (found := _native.restricted(dir_fd, name, end, known, follow)) is not None:
+        (name, end), known = found, True
+        where = name[:end] or (b"/" if name[:1] == b"/" else b".")
+        if not may_at(m, t, dir_fd, where, os.stat(where, dir_fd=dir_fd), EXECUTE):
+            raise OSError(errno.EACCES, "no right to search a directory")
 
 
 def may_at(m: Machine, t: Task, dir_fd: int | None, name: bytes, st: os.stat_result, mask: int) -> bool:

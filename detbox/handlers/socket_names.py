@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from detbox.decision import CONTINUE, ContinueThen, Decision, InstallFd
 from detbox.handlers import paths
 from detbox.handlers.namespace_ops import note_created
+from detbox.handlers.opening import check_create
 from detbox.handlers.socket_core import decode_inet
 from detbox.handlers.waiting import POLLOUT, fd_of, ready, signed32
 from detbox.machine.files import Kind
@@ -145,6 +146,10 @@ def _bind_path(m: Machine, t: Task, path: bytes) -> Decision:
     name = path.split(b"\0", 1)[0]
     if not name:
         return CONTINUE
+    if t.process.creds.fsuid:
+        paths.resolve(
+            m, t, paths.AT_FDCWD, name, lambda at, name: check_create(m, t, at, name), follow=False
+        )
 
     def look(task: Task, result: int) -> None:
         if result == 0:

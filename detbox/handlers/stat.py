@@ -79,16 +79,11 @@ def statx(m: Machine, t: Task, a: Args) -> Decision:
 def _stat(m: Machine, t: Task, dirfd: int, path: bytes, buf: int, follow: bool) -> int:
     """The hot path: one system call on top of the look-up and the write."""
     fs = t.process.fs
-    at: int | None = None
     try:
-        if path[:1] == b"/":
-            st = os.stat(path, follow_symlinks=follow)
-        elif dirfd & _M32 == _AT_FDCWD:
-            at = fs.cwd_fd()
-            st = os.stat(path, dir_fd=at, follow_symlinks=follow)
-        else:
-            name = b"%d/fd/%d/%s" % (t.tid, dirfd & _M32, path)
-            st = os.stat(name if path else b"", dir_fd=m.proc_fd, follow_symlinks=follow)
+        at, name = paths.at(m, t, dirfd, path)
+        if t.process.creds.fsuid and not fs.special:
+            paths.check_search(m, t, at, name, path, follow=follow)
+        st = os.stat(name, dir_fd=at, follow_symlinks=follow)
     except OSError as e:
         if e.errno == errno.ENOENT and not fs.special:
             paths.check_dirfd(t, dirfd, path, e)
@@ -96,13 +91,13 @@ def _stat(m: Machine, t: Task, dirfd: int, path: bytes, buf: int, follow: bool) 
         st, vnode = of_path(m, t, dirfd, path, follow=follow)
     else:
         inodes = m.inodes
-        if fs.special or st.st_dev in inodes.odd_devs or t.process.creds.fsuid:
+        if fs.special or st.st_dev in inodes.odd_devs:
             st, vnode = of_path(m, t, dirfd, path, follow=follow)
         else:
             found = inodes.table.get((st.st_dev, st.st_ino))
             vnode = inodes.of(st) if found is None else found
-            if path[-3:] == b".py" and not vnode.source and (at is not None or path[:1] == b"/"):
-                inodes.python_source(vnode, path, at, st.st_size)
+            if path[-3:] == b".py" and not vnode.source:
+                inodes.python_source(vnode, name, at, st.st_size)
     t.write(buf, _pack(st, vnode))
     return 0
 
@@ -159,12 +154,13 @@ class _Covered(Exception):
 def _look(
     m: Machine, t: Task, at: int | None, name: bytes, follow: bool, *, walked: bool = False
 ) -> tuple[os.stat_result, VInode]:
-    if t.process.creds.fsuid:
-        paths.check_search(m, t, at, name)
     inodes = m.inodes
     st = os.stat(name, dir_fd=at, follow_symlinks=follow)
     if st.st_dev not in inodes.odd_devs:
-        return st, inodes.of(st)
+        vnode = inodes.of(st)
+        if name[-3:] == b".py" and not vnode.source:
+            inodes.python_source(vnode, name, at, st.st_size)
+        return st, vnode
     if st.st_dev == inodes.cover_dev and not walked:
         raise _Covered
     fd = os.open(name, os.O_PATH | (0 if follow else os.O_NOFOLLOW), dir_fd=at)

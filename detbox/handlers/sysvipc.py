@@ -333,7 +333,9 @@ def _park_message(a: Args, attempt: Resume) -> Decision:
 
 
 def _table(m: Machine) -> IpcTable:
-    table: IpcTable = m.data.setdefault("sysvipc", IpcTable())
+    table: IpcTable | None = m.data.get("sysvipc")
+    if table is None:
+        table = m.data["sysvipc"] = IpcTable()
     return table
 
 

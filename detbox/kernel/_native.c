@@ -997,6 +997,7 @@ static PyObject *set_signal(PyObject *self, PyObject *args)
 }
 
 #include "descriptors.c"
+#include "search.c"
 #include "directories.c"
 #include "translate.c"
 
@@ -1006,6 +1007,7 @@ static PyMethodDef methods[] = {
 	FAST("write_mem", write_mem),
 	FAST("read_cstr", read_cstr),
 	FAST("descriptors", descriptors),
+	FAST("restricted", restricted),
 	FAST("wait_event", wait_event),
 	FAST("await_call", await_call),
 	FAST("reply", reply),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from detbox.decision import CONTINUE, ContinueThen, Decision, InstallFd, Park, Wake
 from detbox.errors import Deadlock, InternalError
@@ -38,6 +39,9 @@ TRACE_OPTIONS = 0x2 | 0x4 | 0x8 | 0x10 | 0x20 | 0x100000
 NOTIF_CONTINUE = 1
 MAX_ERRNO = 4095
 RAX_OFFSET = 80  # of rax in struct user_regs_struct
+
+# Looking up a member of an enumeration takes its time, and these are used for every call.
+_RUNNING, _HELD = State.RUNNING, State.HELD
 
 Handler = Callable[[Machine, Task, tuple[int, ...]], Decision]
 
@@ -126,18 +130,18 @@ class Supervisor:
         if task is None:
             raise InternalError(f"call {nr} of the unknown thread {tid}")
         task.notif, task.nr, task.args, task.ip = notif, nr, args, ip
-        if task.state is State.RUNNING:
+        if task.state is _RUNNING:
             self.running -= 1
-            task.state = State.HELD
+            task.state = _HELD
         m.scheduler.stirred = True
         if nr < len(self.calls):
             self.calls[nr] += 1
         if task.data:
             self.counting.on_call(task, nr in self.looking)
-        if not self._turn_ends(task, lambda: self.decide(task)):
+        if not self._turn_ends(task, self.decide):
             self.decide(task)
 
-    def _turn_ends(self, task: Task, then: Callable[[], None]) -> bool:
+    def _turn_ends(self, task: Task, then: Callable[[Task], None]) -> bool:
         """A held thread has used one of its turn's calls; True if others go first, and ``then`` is queued."""
         task.quantum -= WINDOW_WEIGHT if task.cpu.looks % WINDOW == WINDOW - 1 else 1
         if task.quantum > 0:
@@ -146,7 +150,7 @@ class Supervisor:
         task.quantum = turn_length(task.turns)
         scheduler = self.m.scheduler
         if scheduler.used_up():
-            scheduler.make_ready(task, then)
+            scheduler.make_ready(task, partial(then, task))
             return True
         return False
 
@@ -166,18 +170,20 @@ class Supervisor:
                 decision = self._failed(error)
         if looking and task.cpu.looks >= task.cpu.measure_at:
             self.counting.after_look(task)
-        if type(decision) is int and not (self.observers or self.counting.active or task.data):
-            # As finish() would do it: three calls less, of 5 us in all.
-            if task.cpu.watching or self.guest_clock.open:
-                self.guest_clock.grant(task.cpu, True)
-            error_code = decision if -MAX_ERRNO <= decision < 0 else 0
-            _native.reply(m.listener, task.notif, 0 if error_code else decision, error_code, 0)
-            task.notif = 0
-            task.state = State.RUNNING
-            task.exposed = task.native = False
-            self.running += 1
+        native = decision is CONTINUE
+        value = 0 if decision is CONTINUE else decision
+        if type(value) is not int or self.observers or self.counting.active or task.data:
+            self.perform(task, decision)
             return
-        self.perform(task, decision)
+        # As finish() and finish_native() would do it, without their calls.
+        if task.cpu.watching or self.guest_clock.open:
+            self.guest_clock.grant(task.cpu, True)
+        error_code = value if -MAX_ERRNO <= value < 0 else 0
+        _native.reply(m.listener, task.notif, 0 if error_code else value, error_code, native)
+        task.notif = 0
+        task.state = _RUNNING
+        task.exposed, task.native = False, native
+        self.running += 1
 
     def _failed(self, error: OSError) -> int:
         if not error.errno:
@@ -274,7 +280,7 @@ class Supervisor:
 
     def _release(self, task: Task) -> None:
         task.notif = 0
-        task.state = State.RUNNING
+        task.state = _RUNNING
         task.exposed = task.native = False
         self.running += 1
         if task.data and task.data.pop("leader_leaves", None):
@@ -288,9 +294,9 @@ class Supervisor:
     def hold(self, task: Task) -> None:
         """A thread that was running is now held by the supervisor."""
         self.guest_clock.settle()
-        if task.state is State.RUNNING:
+        if task.state is _RUNNING:
             self.running -= 1
-            task.state = State.HELD
+            task.state = _HELD
 
     # -- ptrace stops -----------------------------------------------------------
 
@@ -298,7 +304,7 @@ class Supervisor:
         """Let a ptrace-stopped thread go on, delivering ``signo`` (0: nothing)."""
         self.grant(task)
         _native.ptrace_request(PTRACE_CONT, task.tid, 0, signo)
-        task.state = State.RUNNING
+        task.state = _RUNNING
         task.native = False
         self.running += 1
 
@@ -348,7 +354,7 @@ class Supervisor:
                 return
         if signo in (signal.SIGSEGV, signal.SIGILL, signal.SIGTRAP) and self.image.trapped(task, signo, info):
             # Who waits by looking at the time stamp counter makes no calls.  Other traps depend on the processor.
-            if task.cpu.looks == looks or not self._turn_ends(task, lambda: self.proceed(task)):
+            if task.cpu.looks == looks or not self._turn_ends(task, self.proceed):
                 self.proceed(task)
             return
         signals.repair(task, signo, info)
