@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ O = os  # noqa: E741
 
 
 @pytest.fixture
-def guest(tmp_path: Path) -> Guest:
-    os.chdir(tmp_path)
-    os.umask(0)
-    return Guest()
+def guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Guest]:
+    monkeypatch.chdir(tmp_path)
+    umask = os.umask(0)
+    yield Guest()
+    os.umask(umask)
 
 
 def opened(g: Guest, path: Any, flags: int, mode: int = 0o644) -> int:
