@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING
 from detbox.decision import CONTINUE, Decision
 from detbox.handlers import locks
 from detbox.handlers.waiting import fd_of, signed32
+from detbox.kernel import _native
+from detbox.machine.io import KERNEL_SIGNALS, THREAD_SIGNALS
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Args, Task
 
-F_DUPFD, F_SETFL, F_SETLKW, F_SETOWN, F_SETSIG, F_SETOWN_EX = 0, 4, 7, 8, 10, 15
+F_DUPFD, F_SETFL, F_SETLKW, F_SETOWN_EX = 0, 4, 7, 15
 F_OFD_SETLKW, F_SETLEASE, F_DUPFD_CLOEXEC = 38, 1024, 1030
 F_DUPFD_QUERY, F_CREATED_QUERY = 1027, 1028
 #: fs.pipe-max-size of an unconfigured kernel, in bytes.
 PIPE_SIZE_MAX = 1 << 20
 _O_ASYNC = 0o20000
+_SYS_GETSOCKOPT, _SOL_SOCKET, _SO_DOMAIN, _AF_UNIX = 55, 1, 39, 1
 
 
 def fcntl(m: Machine, t: Task, a: Args) -> Decision:
@@ -40,9 +43,27 @@ def fcntl(m: Machine, t: Task, a: Args) -> Decision:
         return -EINVAL  # what a file system without leases says
     if command in (F_DUPFD_QUERY, F_CREATED_QUERY):
         return -EINVAL  # newer than the kernel that the guest is told of
-    if command == F_SETFL and a[2] & _O_ASYNC or command in (F_SETSIG,):
-        m.doubt(t, "signals for input and output (O_ASYNC) come when the host sends them")
+    if command == F_SETFL and a[2] & _O_ASYNC:
+        expect_signals(m, t, fd_of(a[0]))
+    elif command == F_SETOWN_EX:
+        m.data[THREAD_SIGNALS] = True
     return CONTINUE
+
+
+def expect_signals(m: Machine, t: Task, fd: int) -> None:
+    """The kernel is going to send signals when ``fd`` is ready.
+
+    It does so within the call that makes it ready, except on a network, whose packets may come later.
+    """
+    m.data[KERNEL_SIGNALS] = True
+    family, size = bytearray(4), bytearray((4, 0, 0, 0))
+    own = t.process.files.borrow(t, fd)
+    try:
+        refused = _native.raw_syscall(_SYS_GETSOCKOPT, own, _SOL_SOCKET, _SO_DOMAIN, family, size)
+    finally:
+        os.close(own)
+    if not refused and family[0] != _AF_UNIX:
+        m.doubt(t, "signals for input and output (O_ASYNC) of a network come when the host sends them")
 
 
 def _set_pipe_size(t: Task, fd: int, size: int) -> Decision:

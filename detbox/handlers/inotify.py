@@ -7,6 +7,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, Decision, Wake
+from detbox.handlers import paths
 from detbox.handlers.waiting import POLLIN, Segments, continue_when, scatter, total, without_blocking
 from detbox.machine.io import io_state
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Args, Task
 
+_IN_DONT_FOLLOW = 0x2000000
 _HEADER = struct.Struct("<iIII")  # wd, mask, cookie, len of the name that follows
 
 
@@ -45,6 +47,7 @@ def read_events(m: Machine, t: Task, fd: int, segments: Segments) -> Decision:
 
 def inotify_add_watch(m: Machine, t: Task, a: Args) -> Decision:
     """``inotify_add_watch(fd, path, mask)``: watch numbers count from one in each instance."""
+    paths.demand(m, t, paths.AT_FDCWD, t.cstr(a[1]), paths.READ, follow=not a[2] & _IN_DONT_FOLLOW)
     return CONTINUE
 
 

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, ContinueThen, Decision
 from detbox.handlers import ptys
+from detbox.handlers.descriptors import expect_signals
 from detbox.handlers.waiting import POLLIN, fd_of, ready
 from detbox.machine.files import Kind
+from detbox.machine.io import KERNEL_SIGNALS
 
 if TYPE_CHECKING:
     from detbox.machine.files import OpenFile
@@ -87,11 +89,11 @@ def _random(t: Task, request: int, address: int) -> int:
 
 def _terminal(m: Machine, t: Task, request: int, a: Args, f: OpenFile) -> Decision:
     if request == _TIOCSPTLCK:
-        m.data["terminals"] = True  # from now on, terminals send signals
+        m.data[KERNEL_SIGNALS] = True  # a terminal sends them from now on
     elif request == _TIOCGPTPEER:
         t.process.files.forget_all()
     elif request == _FIOASYNC and a[2] and t.u32(a[2]):
-        m.doubt(t, "signals for input and output (FIOASYNC) come when the host sends them")
+        expect_signals(m, t, fd_of(a[0]))
     elif request == _FIOQSIZE and f.kind is not Kind.REG:
         return -ENOTTY
     elif request in _RESTARTING and f.kind is Kind.TTY:

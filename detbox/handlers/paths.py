@@ -293,6 +293,21 @@ def check_search(m: Machine, t: Task, dir_fd: int | None, name: bytes, path: byt
             raise OSError(errno.EACCES, "no right to search a directory")
 
 
+def demand(m: Machine, t: Task, dirfd: int, path: bytes, mask: int, *, follow: bool = True) -> None:
+    """OSError(EACCES) unless the virtual user has all the rights of ``mask`` on what the path leads to.
+
+    For calls that are left to the kernel, which knows the container's user alone.
+    """
+
+    def look(at: int | None, name: bytes) -> None:
+        st = os.stat(name, dir_fd=at, follow_symlinks=follow)
+        if not may_at(m, t, at, name, st, mask):
+            raise OSError(errno.EACCES, "no right to what the path leads to")
+
+    if t.process.creds.fsuid:
+        resolve(m, t, dirfd, path, look, follow=follow)
+
+
 def may_at(m: Machine, t: Task, dir_fd: int | None, name: bytes, st: os.stat_result, mask: int) -> bool:
     """The same as :func:`may` for a path, since who owns an entry of procfs follows from the path."""
     vnode = m.inodes.of(st)

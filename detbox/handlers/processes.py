@@ -12,8 +12,9 @@ import struct
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, ContinueThen, Decision, Park, Wake
-from detbox.handlers import futex_exit, identity
+from detbox.handlers import futex_exit, identity, paths
 from detbox.handlers.futex_core import Args, signed
+from detbox.handlers.stat import of_fd
 from detbox.machine import usage
 
 if TYPE_CHECKING:
@@ -64,14 +65,25 @@ def vfork(m: Machine, t: Task, a: Args) -> Decision:
 
 def execve(m: Machine, t: Task, a: Args) -> Decision:
     """Execute a program; the new image is prepared at its ptrace stop."""
-    for thread in t.process.tasks.values():
-        futex_exit.before_exit(m, thread)
-    return CONTINUE
+    return _execute(m, t, paths.AT_FDCWD, a[0], 0)
 
 
 def execveat(m: Machine, t: Task, a: Args) -> Decision:
     """As execve, relative to a descriptor."""
-    return execve(m, t, a)
+    return _execute(m, t, a[0], a[1], a[4])
+
+
+def _execute(m: Machine, t: Task, dirfd: int, path: int, flags: int) -> Decision:
+    if t.process.creds.fsuid:
+        name = t.cstr(path)
+        if name:
+            follow = not flags & paths.AT_SYMLINK_NOFOLLOW
+            paths.demand(m, t, dirfd, name, paths.EXECUTE, follow=follow)
+        elif flags & paths.AT_EMPTY_PATH and not paths.may(t, *of_fd(m, t, dirfd), paths.EXECUTE):
+            return -errno.EACCES
+    for thread in t.process.tasks.values():
+        futex_exit.before_exit(m, thread)
+    return CONTINUE
 
 
 def exit_(m: Machine, t: Task, a: Args) -> Decision:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from detbox.decision import ContinueThen, Decision, Park
 from detbox.handlers.waiting import POLLIN, Segments, gather, nonblocking, own_fdinfo, scatter
 from detbox.machine.files import Kind
-from detbox.machine.io import io_state
+from detbox.machine.io import SIGNALS_SEEN, io_state
 
 if TYPE_CHECKING:
     from detbox.machine.files import OpenFile
@@ -43,6 +43,7 @@ def read_signals(m: Machine, t: Task, fd: int, segments: Segments) -> Decision:
 def _hide_times(t: Task, segments: Segments, result: int) -> None:
     if result < _RECORD:
         return
+    t.process.data.pop(SIGNALS_SEEN, None)  # the same ones may come again
     data = bytearray(gather(t, segments, 0, result))
     for start in range(0, len(data) - _RECORD + 1, _RECORD):
         if struct.unpack_from("<I", data, start)[0] == _SIGCHLD:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, Decision, Park, Wake
 from detbox.handlers.socket_core import borrowed, decode_inet, python_socket, timeout_ns
-from detbox.handlers.socket_names import name_before_use
+from detbox.handlers.socket_names import before_use
 from detbox.handlers.waiting import POLLOUT, fd_of, nonblocking, ready, signed32
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def connect(m: Machine, t: Task, a: Args) -> Decision:
     fd = fd_of(a[0])
     with borrowed(t, fd) as own:
         address = t.read(a[1], min(signed32(a[2]) & 0x7FFFFFFF, 128)) if signed32(a[2]) > 0 else b""
-        name_before_use(m, own, address)
+        before_use(m, t, own, address)
         if nonblocking(own):
             return CONTINUE
         with python_socket(own) as sock:

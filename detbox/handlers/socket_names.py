@@ -190,14 +190,17 @@ def _python_address(address: bytes, port: int) -> tuple[Any, ...]:
     return host.inet_ntop(host.AF_INET6, address[8:24]), port, flow, scope
 
 
-def name_before_use(m: Machine, own: int, address: bytes) -> None:
+def before_use(m: Machine, t: Task, own: int, address: bytes) -> None:
     """Give the socket the port that ``connect``, ``listen`` or ``sendto`` would draw, if it has none.
 
-    ``address``: where it is going to send, which decides nothing but that there is one (AF_UNSPEC dissolves a
-    connection and needs no name).
+    ``address``: where it is going to send: OSError(EACCES) if that is a name in the file system to which the
+    virtual user may not.  AF_UNSPEC dissolves a connection and needs no name.
     """
-    if address[:2] == b"\0\0":
+    family = int.from_bytes(address[:2], "little") if address else -1
+    if family == host.AF_UNSPEC:
         return
+    if family == host.AF_UNIX and address[2:3] not in (b"", b"\0"):
+        paths.demand(m, t, paths.AT_FDCWD, address[2:].split(b"\0", 1)[0], paths.WRITE)
     sock = host.socket(fileno=own)
     try:
         if sock.family not in _INET or sock.type not in (host.SOCK_STREAM, host.SOCK_DGRAM):
@@ -215,7 +218,7 @@ def listen(m: Machine, t: Task, a: Args) -> Decision:
     if t.process.files.get(fd).kind is not Kind.SOCKET:
         return CONTINUE
     own = t.process.files.borrow(t, fd)
-    name_before_use(m, own, b"")
+    before_use(m, t, own, b"")
     sock = host.socket(fileno=own)
     try:
         if sock.family not in (*_INET, host.AF_UNIX):

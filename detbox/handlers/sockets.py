@@ -26,12 +26,12 @@ from detbox.handlers.socket_core import (
     when_ready,
 )
 from detbox.handlers.socket_names import (
+    before_use,
     bind,
     full_peer,
     getpeername,
     getsockname,
     listen,
-    name_before_use,
     socket,
     socketpair,
 )
@@ -231,7 +231,7 @@ def sendmmsg(m: Machine, t: Task, a: Args) -> Decision:
     name, room, _, _, _, _, _ = MSGHDR.unpack(t.read(a[1], MSGHDR.size))
     with borrowed(t, fd) as own, python_socket(own) as sock:
         if name and room:
-            name_before_use(m, own, t.read(name, min(room, 128)))
+            before_use(m, t, own, t.read(name, min(room, 128)))
         limit = timeout_ns(own, host.SO_SNDTIMEO)
         never = bool(a[3] & MSG_DONTWAIT) or nonblocking(own)
         never = never or (sock.family != host.AF_UNIX and sock.type != host.SOCK_STREAM)
@@ -254,7 +254,7 @@ def _send(
     own = t.process.files.borrow(t, fd)
     try:
         if address:
-            name_before_use(m, own, address)
+            before_use(m, t, own, address)
         if flags & MSG_DONTWAIT or nonblocking(own):
             return CONTINUE
         wanted = total(segments)

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 #: The range of automatically chosen ports, the kernel's default (net.ipv4.ip_local_port_range).
 FIRST_PORT = 32768
 LAST_PORT = 60999
+#: Key of ``Machine.data``: the kernel may send signals that no call of a guest names.
+KERNEL_SIGNALS = "kernel_signals"
+#: The same, also to single threads.
+THREAD_SIGNALS = "thread_signals"
+#: Key of ``Process.data``: what was pending when signals of the kernel's own were looked for.
+SIGNALS_SEEN = "signals_seen"
 
 
 @record

@@ -4,8 +4,9 @@ A traced thread that takes part in a group stop is caught at PTRACE_EVENT_STOP a
 stopped until SIGCONT.  The process counts as stopped, for its parent's wait as in the kernel, when its last
 thread has stopped; threads that wait in a call have to come out of it for that.
 
-Terminals, hang-ups and the end of a session's last parent make the kernel send signals that no call of a
-guest names.  They are looked for when no thread is ready, which is the same moment in each run.
+Terminals, hang-ups, the end of a session's last parent and descriptors that are ready (O_ASYNC) make the kernel
+send signals that no call of a guest names.  They are looked for when no thread is ready, which is the same moment in
+each run.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from detbox.handlers import ptys
 from detbox.kernel import _native
+from detbox.machine.io import KERNEL_SIGNALS, SIGNALS_SEEN, THREAD_SIGNALS
 from detbox.supervisor import signals
 from detbox.supervisor.task import Process, State, Task
 
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 STOP_SIGNALS = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 _PTRACE_LISTEN = 0x4208
 _TRAPPED = "trapped_again"  # in a task's data: it has left the stop already
-_SEEN = "signals_seen"  # in a process's data: what was pending at the last look
 
 
 class Jobs:
@@ -88,21 +89,26 @@ class Jobs:
                 del self.stopped[process]
             elif self._pending(process) & signals.bit(signal.SIGCONT):
                 self.on_continue(process)
-        if m.data.get("terminals"):
+        if m.data.get(KERNEL_SIGNALS):
             ptys.flush_all(m)
             m.scheduler.collect()
             for process in list(m.processes.values()):
                 if process.status is None and not process.job_stop:
-                    sets = self._pending(process)
-                    if sets != process.data.get(_SEEN, 0):
-                        process.data[_SEEN] = sets
-                        m.notice_signals(process)
+                    seen = process.data.get(SIGNALS_SEEN, 0)
+                    process.data[SIGNALS_SEEN] = sets = self._pending(process)
+                    if sets:
+                        signals.notice(m, process, again=sets == seen)
         return bool(m.scheduler.ready or m.scheduler.deferred)
 
     def _pending(self, process: Process) -> int:
+        """Pending signals of the process, with those of its threads if the kernel may send them any."""
+        m, found = self.sup.m, 0
         for task in process.tasks.values():
             try:
-                return signals.pending(self.sup.m, task).shared
+                sets = signals.pending(m, task)
             except (OSError, ValueError):
                 continue
-        return 0
+            if not m.data.get(THREAD_SIGNALS):
+                return sets.shared
+            found |= sets.shared | sets.private
+        return found

@@ -85,13 +85,17 @@ def is_zombie(m: Machine, task: Task) -> bool:
         os.close(fd)
 
 
-def notice(m: Machine, process: Process) -> None:
-    """Interrupt the parked threads of a process that have to take a signal now."""
+def notice(m: Machine, process: Process, *, again: bool = False) -> None:
+    """Interrupt the parked threads of a process that have to take a signal now.
+
+    ``again``: what is pending was pending before, of which readers of signal descriptors know.
+    """
     shared_taken = 0
     for task in process.tasks.values():
         task.exposed = True
     if not any(task.park is not None for task in process.tasks.values()):
-        m.wake(("pending signal", process.pid))  # readers of signal descriptors
+        if not again:
+            m.wake(("pending signal", process.pid))  # readers of signal descriptors
         return
     for tid in sorted(process.tasks, key=lambda tid: (tid != process.pid, tid)):
         task = process.tasks[tid]
@@ -109,7 +113,8 @@ def notice(m: Machine, process: Process) -> None:
         awaited = task.park.extra.get("sigwait", 0) if task.park is not None else 0
         if (mine or shared or awaited & (sets.private | sets.shared)) and task.state is State.PARKED:
             interrupt(m, task, can_wait=mine | shared == bit(signal.SIGCHLD))
-    m.wake(("pending signal", process.pid))  # readers of signal descriptors
+    if not again:
+        m.wake(("pending signal", process.pid))
 
 
 def interrupt(m: Machine, task: Task, *, can_wait: bool = False) -> None:

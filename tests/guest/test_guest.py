@@ -30,6 +30,7 @@ class Guest:
 
 GUESTS = (
     Guest("ancillary.c"),
+    Guest("async_io.c"),
     Guest("asyncio_tasks.py"),
     Guest("busy_waits.c", native=False),
     Guest("clock_looks.c", native=False, quick=True),
