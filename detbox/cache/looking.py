@@ -177,7 +177,7 @@ class Looking:
         execution.passed.add(passed)
         have = execution.have
         for step in passed:
-            if not have.get(step, 0) & _KNOWS_KIND and (step[1:5] not in _MADE or not made(step)):
+            if not have.get(step, 0) & _KNOWS_KIND and step != b"/" and (step[1:5] not in _MADE or not made(step)):
                 self.ledger.touch(execution, step, KIND)
 
     def _base(self, t: Task, dirfd: int) -> bytes | None:

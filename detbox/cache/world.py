@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 _MAX_LINKS = 40  # include/linux/namei.h MAXSYMLINKS
 #: File systems of the container's own making.
 MADE = (b"/proc", b"/sys", b"/dev")
-#: (canonical path, directories and links passed on the way)
+#: (canonical path, directories and links passed on the way: also the directory that the path is in, without which
+#: it would not be, and which not everybody may search)
 Way = tuple[bytes, tuple[bytes, ...]]
 _HEAD = 256  # BINPRM_BUF_SIZE: what the kernel looks at of a program
 _PT_INTERP = 3
@@ -118,7 +119,7 @@ class World:
         if not name or name in (b".", b".."):
             return self._walk(t, base, path, True)
         start = base
-        passed: tuple[bytes, ...] = ()
+        passed: tuple[bytes, ...] = (base,)
         if head or path[:1] == b"/":
             key = (b"" if path[:1] == b"/" else base, head)
             way = self._ways.get(key)
@@ -132,7 +133,7 @@ class World:
                 if not os.path.isdir(way[0]):
                     self._missing[key] = way
                     return way
-                self._ways[key] = way
+                way = self._ways[key] = way[0], (*way[1], way[0])
             start, passed = way
         child = b"/" + name if start == b"/" else start + b"/" + name
         if child not in self._plain:
@@ -142,13 +143,14 @@ class World:
         return child, passed
 
     def _walk(self, t: Task, base: bytes, path: bytes, follow: bool) -> Way:
-        passed: list[bytes] = []
+        passed: dict[bytes, None] = {}
         at = b"/" if path[:1] == b"/" else base
         follow = follow or path.endswith((b"/", b"/."))
         todo = _components(path)
         links = 0
         while todo:
             name = todo.pop()
+            passed[at] = None
             if name == b"..":
                 at = parent_of(at)
                 continue
@@ -160,17 +162,14 @@ class World:
                 except OSError:
                     return child, tuple(passed)
                 if not S_ISLNK(st.st_mode):
-                    if not todo:
-                        return child, tuple(passed)
-                    passed.append(child)
-                    if not S_ISDIR(st.st_mode):
+                    if not todo or not S_ISDIR(st.st_mode):
                         return child, tuple(passed)
                     at = child
                     continue
                 text = os.readlink(child)
             if not todo and not follow:
                 return child, tuple(passed)
-            passed.append(child)
+            passed[child] = None
             links += 1
             if links > _MAX_LINKS or not text:
                 return child, tuple(passed)
