@@ -49,3 +49,12 @@ def test_rights_are_those_of_the_kernel(program: str, tmp_path: Path) -> None:
     assert (result.status, result.stderr) == (0, b"")
     assert result.stdout.splitlines() == native.splitlines()
     assert len(native.splitlines()) > 800
+
+
+def test_python_finds_its_compiled_files(tmp_path: Path) -> None:
+    told = [
+        detbox.run(["/usr/bin/python3", "-v", "-c", "import json"], workdir=tmp_path, user=user).stderr
+        for user in ("root", "nobody")
+    ]
+    assert told[0].count(b".pyc matches") == told[1].count(b".pyc matches") > 0
+    assert b"stale" not in told[1]
