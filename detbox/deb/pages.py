@@ -60,8 +60,8 @@ def _record(row: Mapping[str, Any]) -> dict[str, Any]:
         "artefacts": result.get("artefacts", {}), "calls": result.get("calls", 0),
         "wall_s": times.get("wall_s"), "cpu_s": times.get("cpu_s"),
         "native_wall_s": plain.get("wall_s"), "native_cpu_s": plain.get("cpu_s"),
-        "wall_ratio": _ratio(times.get("wall_s"), plain.get("wall_s")) if built else None,
-        "cpu_ratio": _ratio(times.get("cpu_s"), plain.get("cpu_s")) if built else None,
+        "wall_ratio": _ratio(times.get("wall_s"), plain.get("wall_s")),
+        "cpu_ratio": _ratio(times.get("cpu_s"), plain.get("cpu_s")),
         "side_by_side": native.get("side_by_side", False),
     }  # fmt: skip
 

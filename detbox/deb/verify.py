@@ -57,7 +57,7 @@ class Native:
     """Two builds without detbox.  ``differing``: packages that differ.  ``causes``: guesses at why.
 
     ``packages``: SHA-256 of those of the first build, by name.  ``side_by_side``: that one directly followed the first
-    under detbox.
+    under detbox.  ``times``: of that one, in seconds, if it has ended well, whatever the second one has done.
     """
 
     built: bool
@@ -149,7 +149,7 @@ class Natively:
         """Build on another host as well, and compare; what that breaks with is left out, and said."""
         one, times = self._one()
         if one.status:
-            return Native(False, "the build fails natively: " + last_lines(one, 5), times=times)
+            return Native(False, "the build fails natively: " + last_lines(one, 5))
         self._progress("natively, run 2 of 2")
         other, later, note = self._other(given, times)
         if other.status:
