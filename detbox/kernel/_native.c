@@ -155,6 +155,9 @@ static PyObject *take_stop(void)
 	return tid > 0 ? Py_BuildValue("ii", tid, status) : NULL;
 }
 
+/* The signal mask while something is waited for: a stop is told by SIGCHLD. */
+static sigset_t open_mask;
+
 /* Prepares this process for wait_event(): SIGCHLD stays blocked except while
  * wait_event() sleeps, so that no stop of a tracee can be missed. */
 static PyObject *prepare_events(PyObject *self, PyObject *args)
@@ -165,7 +168,8 @@ static PyObject *prepare_events(PyObject *self, PyObject *args)
 	sigset_t s;
 	sigemptyset(&s);
 	sigaddset(&s, SIGCHLD);
-	if (sigaction(SIGCHLD, &sa, NULL) || sigprocmask(SIG_BLOCK, &s, NULL)) return fail();
+	if (sigaction(SIGCHLD, &sa, NULL) || sigprocmask(SIG_BLOCK, &s, &open_mask)) return fail();
+	sigdelset(&open_mask, SIGCHLD);
 	Py_RETURN_NONE;
 }
 
@@ -190,14 +194,6 @@ static PyObject *receive(int listener)
 	return out;
 }
 
-/* The time limit of a wait, and the signal mask during it: a stop is told by SIGCHLD. */
-static struct timespec begin_wait(long ms, sigset_t *open_mask)
-{
-	sigprocmask(SIG_BLOCK, NULL, open_mask);
-	sigdelset(open_mask, SIGCHLD);
-	return (struct timespec){ms / 1000, ms % 1000 * 1000000};
-}
-
 /* wait_event(listener, control, timeout_ms) -> what happened next:
  *   (id, tid, nr, args, ip)  a notification
  *   (tid, status)            a ptrace stop or an exit of a child
@@ -211,8 +207,7 @@ static PyObject *wait_event(PyObject *self, PyObject *const *a, Py_ssize_t n)
 	int listener = (int)PyLong_AsLong(a[0]), control = (int)PyLong_AsLong(a[1]);
 	long ms = PyLong_AsLong(a[2]);
 	if (PyErr_Occurred()) return NULL;
-	sigset_t open_mask;
-	struct timespec ts = begin_wait(ms, &open_mask);
+	struct timespec ts = {ms / 1000, ms % 1000 * 1000000};
 	for (;;) {
 		PyObject *stop;
 		if (more_stops && ((stop = take_stop()) || PyErr_Occurred())) return stop;
@@ -245,8 +240,7 @@ static PyObject *await_call(PyObject *self, PyObject *const *a, Py_ssize_t n)
 	int listener = (int)PyLong_AsLong(a[0]), tid = (int)PyLong_AsLong(a[1]), status;
 	long ms = PyLong_AsLong(a[2]);
 	if (PyErr_Occurred()) return NULL;
-	sigset_t open_mask;
-	struct timespec ts = begin_wait(ms, &open_mask);
+	struct timespec ts = {ms / 1000, ms % 1000 * 1000000};
 	for (;;) {
 		struct pollfd p = {listener, POLLIN, 0};
 		int r = ppoll(&p, 1, &ts, &open_mask);
