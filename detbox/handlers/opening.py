@@ -168,8 +168,7 @@ def _check(m: Machine, t: Task, at: int | None, name: bytes, st: os.stat_result,
         mask |= paths.WRITE
     if S_IFMT(st.st_mode) == S_IFCHR and is_tty(st.st_rdev):
         return
-    if not paths.may_at(m, t, at, name, st, mask):
-        raise OSError(errno.EACCES, "no right to open")
+    paths.require_at(m, t, at, name, st, mask)
 
 
 def _no_peer(m: Machine, t: Task, at: int | None, name: bytes, flags: int) -> Decision:

@@ -134,8 +134,7 @@ class _Walk:
             st = os.fstat(self.cur)
             # As `restricted` has it, which leaves out what everybody may search.
             if S_ISDIR(st.st_mode) and st.st_mode & 0o111 != 0o111:
-                if not may_at(self.m, self.t, self.cur, b".", st, EXECUTE):
-                    raise OSError(errno.EACCES, "no right to search a directory")
+                require_at(self.m, self.t, self.cur, b".", st, EXECUTE)
 
     def place(self, name: bytes, *, magic: bool = False) -> Place:
         fds, self.fds = tuple(self.fds), []
@@ -289,8 +288,7 @@ def check_search(m: Machine, t: Task, dir_fd: int | None, name: bytes, path: byt
     while (found := _native.restricted(dir_fd, name, end, known, follow)) is not None:
         (name, end), known = found, True
         where = name[:end] or (b"/" if name[:1] == b"/" else b".")
-        if not may_at(m, t, dir_fd, where, os.stat(where, dir_fd=dir_fd), EXECUTE):
-            raise OSError(errno.EACCES, "no right to search a directory")
+        require_at(m, t, dir_fd, where, os.stat(where, dir_fd=dir_fd), EXECUTE)
 
 
 def demand(m: Machine, t: Task, dirfd: int, path: bytes, mask: int, *, follow: bool = True) -> None:
@@ -300,9 +298,7 @@ def demand(m: Machine, t: Task, dirfd: int, path: bytes, mask: int, *, follow: b
     """
 
     def look(at: int | None, name: bytes) -> None:
-        st = os.stat(name, dir_fd=at, follow_symlinks=follow)
-        if not may_at(m, t, at, name, st, mask):
-            raise OSError(errno.EACCES, "no right to what the path leads to")
+        require_at(m, t, at, name, os.stat(name, dir_fd=at, follow_symlinks=follow), mask)
 
     if t.process.creds.fsuid:
         resolve(m, t, dirfd, path, look, follow=follow)
@@ -319,6 +315,12 @@ def may_at(m: Machine, t: Task, dir_fd: int | None, name: bytes, st: os.stat_res
         finally:
             os.close(fd)
     return may(t, st, vnode, mask)
+
+
+def require_at(m: Machine, t: Task, dir_fd: int | None, name: bytes, st: os.stat_result, mask: int) -> None:
+    """OSError(EACCES) unless :func:`may_at`."""
+    if not may_at(m, t, dir_fd, name, st, mask):
+        raise OSError(errno.EACCES, "no right to what the path leads to")
 
 
 def proc_owner(m: Machine, path: bytes) -> tuple[int, int]:

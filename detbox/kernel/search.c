@@ -5,9 +5,9 @@
 enum { MOST_LINKS = 40 }; /* MAXSYMLINKS of include/linux/namei.h */
 
 /* Puts the text of the link path[:end] in the place of its name, which begins at `name`, or of the whole path
- * before, if it is absolute.  Where it was put; -1 if it does not fit or is no path: links of procfs lead to objects, whatever
- * their texts say.  These have no size (exe, cwd, self), or their permissions tell how a descriptor may be used
- * (proc_pid_instantiate() and proc_fd_instantiate() in fs/proc). */
+ * before, if it is absolute.  Where it was put; -1 if it does not fit or is no path: links of procfs lead to
+ * objects, whatever their texts say.  These have no size (exe, cwd, self), or their permissions tell how a
+ * descriptor may be used (proc_pid_instantiate() and proc_fd_instantiate() in fs/proc). */
 static ssize_t put_link(int dir_fd, char *path, size_t name, size_t end, const struct stat *st)
 {
 	char text[PATH_LIMIT], rest[PATH_LIMIT];

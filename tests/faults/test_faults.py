@@ -171,8 +171,8 @@ def test_stopped_and_continued_it_runs_as_ever(tmp_path: Path) -> None:
     child = popen(["sh", "-c", BUSY], tmp_path, [], mark)
     while len(own := [pid for pid in marked(mark) if b"detbox" in Path(f"/proc/{pid}/cmdline").read_bytes()]) < 3:
         assert child.poll() is None
-    reader = threading.Thread(target=lambda: seen.extend(child.communicate()))
     seen: list[bytes] = []
+    reader = threading.Thread(target=lambda: seen.extend(child.communicate()))
     reader.start()
     stops = 0
     while reader.is_alive():

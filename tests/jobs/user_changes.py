@@ -29,7 +29,7 @@ def make(place, mode, uid, gid):
         with socket.socket(socket.AF_UNIX) as one:
             one.bind(f"{place}/{name}")
             one.listen(9)
-            os.dup(one.fileno())
+            os.dup(one.fileno())  # never closed: somebody listens to the end
     for name, (own, *owner) in (FILES | SOCKETS).items():
         os.chown(f"{place}/{name}", *owner)
         os.chmod(f"{place}/{name}", own)
@@ -104,14 +104,15 @@ def change(place):
 
 
 os.umask(0)
-places = {}
+places = []
 for mode, (uid, gid) in itertools.product(
     (0o755, 0o711, 0o700, 0o777, 0o1777, 0o070, 0o007, 0o444), ((0, 0), (1000, 0), (0, 77))
 ):
-    make(f"{TOP}/{mode:o}-{uid}-{gid}", mode, uid, gid)
-    places[f"{TOP}/{mode:o}-{uid}-{gid}"] = None
+    place = f"{TOP}/{mode:o}-{uid}-{gid}"
+    make(place, mode, uid, gid)
+    places.append(place)
 os.setgroups([77])
 os.setresgid(1000, 1000, 1000)
 os.setresuid(1000, 1000, 1000)
-for each in places:
-    change(each)
+for place in places:
+    change(place)
