@@ -45,8 +45,8 @@ MOUNT_DEVICES = (
     (b"/tmp", TMP_DEV),
 )
 
-#: How many inodes without a name are remembered for descriptors that are still open.  The bound keeps a
-#: long run from growing; it is counted in events of the run, so forgetting is deterministic too.
+#: So many inodes may lose their names, or never have had one, before it is looked which of them nobody can see any
+#: more.  They are forgotten, so that a long run does not grow.
 _NAMELESS = 8192
 
 
@@ -101,6 +101,9 @@ class InodeTable:
         self._epoch_times = packed(epoch_ns, epoch_ns, epoch_ns)
         self.table: dict[tuple[int, int], VInode] = {}
         self._nameless: dict[tuple[int, int], VInode] = {}
+        self._most_nameless = _NAMELESS
+        #: The keys that the guest can still see, None if that cannot be told, and what finding them has cost, in files.
+        self.reachable: Callable[[], tuple[set[tuple[int, int]] | None, int]] = lambda: (None, 0)
         self.log: list[VInode] | None = None  # what has been entered, in order, if somebody wants to know
         self.next_number = 2  # the root directory's number on most file systems
         self.devices: dict[int, int] = {}  # real → virtual; all others are ROOT_DEV
@@ -229,8 +232,19 @@ class InodeTable:
     def _remember(self, entry: VInode) -> None:
         nameless = self._nameless
         nameless[entry.key] = entry
-        if len(nameless) > _NAMELESS:
-            del nameless[next(iter(nameless))]
+        if len(nameless) > self._most_nameless:
+            self._forget(entry)
+
+    def _forget(self, newest: VInode) -> None:
+        """Drop the nameless inodes that nobody has open: when that happens cannot be seen by the guest.
+
+        As many have to come as are left, and as were looked at, before it is done again: so each costs little.
+        """
+        found, looks = self.reachable()
+        if found is not None:
+            nameless = self._nameless.items()
+            self._nameless = {key: one for key, one in nameless if key in found or one is newest}
+        self._most_nameless = len(self._nameless) + max(_NAMELESS, len(self._nameless), looks)
 
     def created(self, st: os.stat_result, uid: int, gid: int) -> VInode:
         """A new inode that the run has just made, owned by ``uid`` and ``gid``."""

@@ -43,6 +43,7 @@ class Machine:
         self.timers = self.clock.timers
         self.scheduler = Scheduler(self.clock, self.timers, EpollReadiness())
         self.inodes = InodeTable(spec.epoch_ns, self.clock.stamp)
+        self.inodes.reachable = self._reachable
         self.layers = Layers()
         self.futexes = FutexTable()
         self.tasks: dict[int, Task] = {}
@@ -146,6 +147,12 @@ class Machine:
         """The set of signals that are pending for a held thread or its process."""
         sets = signals.pending(self, task)
         return sets.private | sets.shared
+
+    def _reachable(self) -> tuple[set[tuple[int, int]] | None, int]:
+        # Imported when it is first needed: few runs have so many files without a name.
+        from detbox.supervisor.reachable import reachable
+
+        return reachable(self)
 
     @staticmethod
     def _procview() -> ModuleType:

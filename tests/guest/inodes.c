@@ -1,5 +1,7 @@
-/* Identity of files: (device, inode) names one file, hard links count, unlinked files live, numbers are not reused. */
+/* Identity of files: (device, inode) names one file, hard links count, unlinked files live, numbers are not reused,
+ * and stay the same however many others there are meanwhile. */
 #include "guest.h"
+#include <sys/socket.h>
 #include <sys/statvfs.h>
 
 static struct stat of(const char *path)
@@ -80,10 +82,59 @@ static void others(void)
          (unsigned long long)about.f_bfree, (unsigned long long)about.f_files);
 }
 
+static struct stat of_fd(int fd)
+{
+    struct stat status;
+    CHECK(fstat(fd, &status) == 0);
+    return status;
+}
+
+static void pass_by(int count) /* nameless files that nobody has open for long */
+{
+    for (int ends[2]; count-- > 0; close(ends[0]), close(ends[1])) {
+        CHECK(pipe(ends) == 0);
+        of_fd(ends[0]);
+    }
+}
+
+static struct msghdr one_descriptor(char *room, size_t size)
+{
+    static char byte;
+    static struct iovec part = {&byte, 1};
+    return (struct msghdr){.msg_iov = &part, .msg_iovlen = 1, .msg_control = room, .msg_controllen = size};
+}
+
+static void lasting(void)
+{
+    int ends[2], pair[2], sent[2];
+    char room[CMSG_SPACE(sizeof(int))] = {0};
+    CHECK(pipe(ends) == 0 && pipe(sent) == 0 && socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+    CHECK(mkdir("gone", 0755) == 0 && chdir("gone") == 0 && rmdir("../gone") == 0);
+    int file = make("../unlinked");
+    CHECK(unlink("../unlinked") == 0);
+    struct stat before[] = {of_fd(ends[0]), of_fd(pair[0]), of("."), of_fd(file), of_fd(sent[0])};
+    pass_by(8400);
+    CHECK(same(before[0], of_fd(ends[1])) && same(before[1], of_fd(pair[0])) && same(before[2], of(".")));
+    CHECK(same(before[3], of_fd(file)) && same(before[4], of_fd(sent[0])));
+
+    struct msghdr message = one_descriptor(room, sizeof room);
+    struct cmsghdr *rights = CMSG_FIRSTHDR(&message);
+    *rights = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
+    memcpy(CMSG_DATA(rights), &sent[0], sizeof(int));
+    CHECK(sendmsg(pair[0], &message, 0) == 1 && close(sent[0]) == 0 && close(sent[1]) == 0);
+    pass_by(8400);
+    message = one_descriptor(room, sizeof room);
+    CHECK(recvmsg(pair[1], &message, 0) == 1);
+    memcpy(&sent[0], CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(int));
+    CHECK(same(before[4], of_fd(sent[0])) && same(before[0], of_fd(ends[0])));
+    note("last %llu\n", (unsigned long long)before[4].st_ino);
+}
+
 int main(void)
 {
     links();
     reuse();
     others();
+    lasting();
     return done();
 }
