@@ -1,0 +1,86 @@
+"""Which nameless inodes the guest can still look at: those that a descriptor, a directory or a program keeps.
+
+It can look at nothing else without a name.  A mapping keeps a file alive too, but shows neither its number nor a way
+to it: `maps` has a constant for files without a name, and `map_files` is not to be followed (proc(5)).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from stat import S_ISSOCK
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from detbox.supervisor.machine import Machine
+
+_LINKS = (b"cwd", b"root", b"exe")
+#: Descriptors in messages that nobody has received yet (unix_show_fdinfo() in net/unix/af_unix.c).
+_IN_FLIGHT = re.compile(rb"^scm_fds:\s*[1-9]", re.MULTILINE)
+#: What mountinfo has behind the root of a mount of something that has been removed.
+_REMOVED = b"//deleted "
+
+
+class Unclear(Exception):
+    """Something is kept in a way that cannot be looked into."""
+
+
+def reachable(m: Machine) -> tuple[set[tuple[int, int]] | None, int]:
+    """(device, inode) of all that any process has open, and how many things were looked at.
+
+    The set is None when it cannot be told: descriptors are on their way in messages, or something removed is mounted.
+    The supervisor's own descriptors count, since it may be about to hand them over.
+    """
+    found: set[tuple[int, int]] = set()
+    looks = 0
+    try:
+        # All numbers, and not those of ``m.tasks``: a child may not have been met yet.
+        for number in filter(bytes.isdigit, _names(m, b".")):
+            for tid in _names(m, number + b"/task"):
+                looks += _thread(m, number + b"/task/" + tid, found)
+        for pid, process in m.processes.items():
+            if process.namespaces and _REMOVED in _text(m, b"%d/mountinfo" % pid):
+                raise Unclear
+    except Unclear:
+        return None, looks
+    return found, looks
+
+
+def _names(m: Machine, directory: bytes) -> list[bytes]:
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=m.proc_fd)
+    except OSError:
+        return []  # gone meanwhile
+    try:
+        return [os.fsencode(name) for name in os.listdir(fd)]
+    except OSError:
+        return []
+    finally:
+        os.close(fd)
+
+
+def _thread(m: Machine, place: bytes, found: set[tuple[int, int]]) -> int:
+    # Threads can have descriptors of their own, and outlive the process's first one.
+    descriptors = _names(m, place + b"/fd")
+    for name in (*_LINKS, *(b"fd/" + number for number in descriptors)):
+        try:
+            st = os.stat(place + b"/" + name, dir_fd=m.proc_fd)
+        except OSError:
+            continue  # a zombie has none
+        found.add((st.st_dev, st.st_ino))
+        if S_ISSOCK(st.st_mode) and name.startswith(b"fd/"):
+            if _IN_FLIGHT.search(_text(m, place + b"/fdinfo/" + name[3:])):
+                raise Unclear
+    return len(_LINKS) + len(descriptors)
+
+
+def _text(m: Machine, name: bytes) -> bytes:
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=m.proc_fd)
+    except OSError:
+        return b""
+    with open(fd, "rb") as file:
+        try:
+            return file.read()
+        except OSError:
+            return b""
