@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterator
 from errno import EAGAIN, EINVAL
 from typing import TYPE_CHECKING, Any
 
 from detbox.decision import Decision, InstallFd, Park, Wake
 from detbox.handlers.waiting import (
     Segments,
+    carries_descriptors,
     fd_of,
     nonblocking,
     own_fdinfo,
@@ -192,19 +194,27 @@ def _eventfd_id(fdinfo: str) -> int:
 def _collect(m: Machine) -> None:
     """Drop the timers whose descriptor no process has any more."""
     timers = io_state(m).timers
-    alive = {_eventfd_id(text) for pid in m.processes for text in _fdinfo_of(m, pid)}
+    alive = set()
+    for text in _all_fdinfo(m):
+        if carries_descriptors(text):
+            return  # of timers, maybe
+        alive.add(_eventfd_id(text))
     for ident in [ident for ident in timers if ident not in alive]:
         timer = timers.pop(ident)
         _disarm(m, timer)
         os.close(timer.fd)
 
 
-def _fdinfo_of(m: Machine, pid: int) -> list[str]:
-    try:
-        listing = os.open(f"{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=m.proc_fd)
-    except OSError:
-        return []
-    try:
-        return [proc_text(m, f"{pid}/fdinfo/{name}") for name in os.listdir(listing)]
-    finally:
-        os.close(listing)
+def _all_fdinfo(m: Machine) -> Iterator[str]:
+    """What procfs tells of each descriptor: a thread may have its own, and may outlive the first one of its process."""
+    for tid in m.tasks:
+        try:
+            listing = os.open(f"{tid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=m.proc_fd)
+        except OSError:
+            continue
+        try:
+            names = os.listdir(listing)
+        finally:
+            os.close(listing)
+        for name in names:
+            yield proc_text(m, f"{tid}/fdinfo/{name}")

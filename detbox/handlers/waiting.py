@@ -8,6 +8,7 @@ socket no hang-up while somebody else holds them open.
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import struct
@@ -30,6 +31,7 @@ MAX_RW_COUNT = 0x7FFFF000
 UIO_MAXIOV = 1024
 #: How much of the guest's memory is held at once while data is moved for it.
 CHUNK = 1 << 16
+_IN_MESSAGES = re.compile(r"^scm_fds:\s*[1-9]", re.MULTILINE)
 
 Resume = Callable[[Wake], Decision]
 Segments = list[tuple[int, int]]
@@ -62,10 +64,16 @@ def proc_text(m: Machine, name: str) -> str:
     """A file of the guest's procfs, by its name below /proc; "" if it does not exist."""
     try:
         fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=m.proc_fd)
+        with open(fd, encoding="utf-8", errors="replace") as file:
+            return file.read()
     except OSError:
         return ""
-    with open(fd, encoding="utf-8", errors="replace") as file:
-        return file.read()
+
+
+def carries_descriptors(fdinfo: str) -> bool:
+    """Whether messages that wait in the socket with that text in procfs, or for one that it has yet to accept, have
+    descriptors in them (unix_show_fdinfo() in net/unix/af_unix.c)."""
+    return _IN_MESSAGES.search(fdinfo) is not None
 
 
 def own_fdinfo(m: Machine, fd: int) -> str:

@@ -7,18 +7,17 @@ to it: `maps` has a constant for files without a name, and `map_files` is not to
 from __future__ import annotations
 
 import os
-import re
 from stat import S_ISSOCK
 from typing import TYPE_CHECKING
+
+from detbox.handlers.waiting import carries_descriptors, proc_text
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
 
 _LINKS = (b"cwd", b"root", b"exe")
-#: Descriptors in messages that nobody has received yet (unix_show_fdinfo() in net/unix/af_unix.c).
-_IN_FLIGHT = re.compile(rb"^scm_fds:\s*[1-9]", re.MULTILINE)
 #: What mountinfo has behind the root of a mount of something that has been removed.
-_REMOVED = b"//deleted "
+_REMOVED = "//deleted "
 
 
 class Unclear(Exception):
@@ -39,7 +38,7 @@ def reachable(m: Machine) -> tuple[set[tuple[int, int]] | None, int]:
             for tid in _names(m, number + b"/task"):
                 looks += _thread(m, number + b"/task/" + tid, found)
         for pid, process in m.processes.items():
-            if process.namespaces and _REMOVED in _text(m, b"%d/mountinfo" % pid):
+            if process.namespaces and _REMOVED in proc_text(m, f"{pid}/mountinfo"):
                 raise Unclear
     except Unclear:
         return None, looks
@@ -69,18 +68,6 @@ def _thread(m: Machine, place: bytes, found: set[tuple[int, int]]) -> int:
             continue  # a zombie has none
         found.add((st.st_dev, st.st_ino))
         if S_ISSOCK(st.st_mode) and name.startswith(b"fd/"):
-            if _IN_FLIGHT.search(_text(m, place + b"/fdinfo/" + name[3:])):
+            if carries_descriptors(proc_text(m, os.fsdecode(place + b"/fdinfo/" + name[3:]))):
                 raise Unclear
     return len(_LINKS) + len(descriptors)
-
-
-def _text(m: Machine, name: bytes) -> bytes:
-    try:
-        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=m.proc_fd)
-    except OSError:
-        return b""
-    with open(fd, "rb") as file:
-        try:
-            return file.read()
-        except OSError:
-            return b""

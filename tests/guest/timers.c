@@ -1,5 +1,6 @@
 /* alarm, setitimer, timer_create by signal and by thread, timerfd, sleeps with absolute deadlines. */
 #include "guest.h"
+#include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/timerfd.h>
 
@@ -134,6 +135,27 @@ static void by_timerfd(void)
     close(fd);
 }
 
+static void by_timerfd_in_a_message(void)
+{
+    int pair[2], fd = timerfd_create(CLOCK_MONOTONIC, 0);
+    struct itimerspec spec = {{0, 0}, ns_to_timespec(10 * MS)};
+    CHECK(timerfd_settime(fd, 0, &spec, NULL) == 0 && socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+    char byte = 'x', control[CMSG_SPACE(sizeof fd)] = {0};
+    struct iovec part = {&byte, 1};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+    struct cmsghdr *rights = CMSG_FIRSTHDR(&message);
+    *rights = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof fd), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
+    memcpy(CMSG_DATA(rights), &fd, sizeof fd);
+    CHECK(sendmsg(pair[0], &message, 0) == 1 && close(fd) == 0);
+    for (int i = 0; i < 300; i++)
+        CHECK(close(timerfd_create(CLOCK_MONOTONIC, 0)) == 0);
+    CHECK(recvmsg(pair[1], &message, 0) == 1);
+    memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof fd);
+    uint64_t n;
+    CHECK(read(fd, &n, 8) == 8 && n == 1);
+    CHECK(close(fd) == 0 && close(pair[0]) == 0 && close(pair[1]) == 0);
+}
+
 static void sleeps(void)
 {
     for (int i = 0; i < 3; i++) {
@@ -167,6 +189,7 @@ int main(void)
     by_timer_create();
     overrun();
     by_timerfd();
+    by_timerfd_in_a_message();
     sleeps();
     processor_time();
     note("monotonic %lld\n", (long long)now_ns());

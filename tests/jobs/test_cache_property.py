@@ -85,7 +85,7 @@ INPUTS: dict[str, Callable[[Path, str], object]] = {
     "same size": _rewritten(lambda text: text.replace("two", "owt")),
     "longer": _rewritten(lambda text: text + "four\n"),
     "empty": lambda top, name: (top / name).write_text(""),
-    "much": lambda top, name: (top / name).write_text("so much\n" * 9000),
+    "much": lambda top, name: (top / name).write_text(("so " + "x" * 240 + "much\n") * 300),
     "remove": lambda top, name: (top / name).unlink(),
     "mode": lambda top, name: (top / name).chmod(0o640),
     "executable": lambda top, name: (top / name).chmod(0o755),
