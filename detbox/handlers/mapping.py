@@ -6,6 +6,7 @@ import errno
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, ContinueThen
+from detbox.kernel.mappings import mappings, place_below
 from detbox.kernel.numbers import NUMBERS
 from detbox.machine.files import Kind
 
@@ -21,10 +22,13 @@ OWN_MAPPING = 1 << 62
 LARGE = 1 << 21
 #: MAP_FIXED | MAP_FIXED_NOREPLACE
 FIXED = 0x10 | 0x100000
+MREMAP_MAYMOVE, MREMAP_FIXED, _MREMAP_DONTUNMAP = 1, 2, 4
 _PROT_WRITE, _PROT_EXEC = 2, 4
 _MAP_SHARED = 1  # also a bit of MAP_SHARED_VALIDATE
 _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_NORESERVE = 0x2, 0x10, 0x20, 0x4000
 _PAGE = 4096
+#: Above it is the stack's room: the kernel places nothing there by itself (mmap_base).
+MMAP_BASE = 0x7FFFF7FFF000
 _NOWHERE = 0x7FFFFFFFE000  # the last page of the address space: nothing large fits there
 _PLAIN = "file systems that leave the place of a mapping to the kernel"  # key of Machine.data: set of st_dev
 _SHARED = "shared file mappings"  # key of Process.data: list of (start, end, inode)
@@ -84,6 +88,51 @@ def _placed(m: Machine, t: Task, a: Args, result: int, dev: int) -> int:
         return place
     fd = a[4] & 0xFFFFFFFF | OWN_MAPPING
     return m.run_call(t, NUMBERS["mmap"], place, a[1], a[2], a[3] | _MAP_FIXED, fd, a[5])
+
+
+def mremap(m: Machine, t: Task, a: Args) -> Decision:
+    """void *mremap(void *old_address, size_t old_size, size_t new_size, int flags, void *new_address)"""
+    old, new = (-(-size // _PAGE) * _PAGE for size in a[1:3])
+    if 0 < new <= old and not a[3] & _MREMAP_DONTUNMAP:
+        return CONTINUE  # it shrinks where it is
+
+    def look(task: Task, result: int) -> int | None:
+        moved = not -4096 < result < 0 and result != a[0]
+        return _moved(m, task, a, result, old, new) if moved else None
+
+    return ContinueThen(look)
+
+
+def _moved(m: Machine, t: Task, a: Args, result: int, old: int, new: int) -> int:
+    """The address of a large mapping that mremap has just moved to ``result``, after it has been moved again if it
+    is a file's and need be.  Lengths are whole pages.
+
+    As with mmap, file systems differ in where they put it.  It gets the place that the kernel takes for those that
+    leave the choice to it: as high as possible, and beside the old one.
+    """
+    listed = list(mappings(m.proc_fd, t.tid))
+    here = next((found for found in listed if found.start <= result < found.end), None)
+    if here is None or not here.ino:
+        return result
+    end = result + new
+    others = [(found.start, min(found.end, result)) for found in listed if found.start < result]
+    others += [(max(found.start, end), found.end) for found in listed if found.end > end]
+    wanted = a[4] if a[3] & _MREMAP_DONTUNMAP else 0
+    place: int | None = wanted
+    if not wanted or any(start < wanted + new and wanted < stop for start, stop in others):
+        place = place_below([*others, (a[0], a[0] + old)], new, MMAP_BASE)
+    if place is None or place == result:
+        return result
+    stations = [place]
+    if abs(place - result) < new:
+        # Nothing can be moved to where a part of it is.
+        both = (min(place, result), max(place, result) + new)
+        stations = [between for between in [place_below([*others, both], new, MMAP_BASE)] if between] + stations
+    for station in stations:
+        if m.run_call(t, NUMBERS["mremap"], result, new, new, MREMAP_MAYMOVE | MREMAP_FIXED, station) < 0:
+            break
+        result = station
+    return result
 
 
 def _remember(t: Task, addr: int, length: int, vnode: VInode) -> None:

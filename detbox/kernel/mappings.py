@@ -54,3 +54,17 @@ def mappings(proc_fd: int, tid: int) -> Iterator[Mapping]:
 def mapping_at(proc_fd: int, tid: int, address: int) -> Mapping | None:
     """The mapping that an address is in.  Raises OSError."""
     return next((found for found in mappings(proc_fd, tid) if found.start <= address < found.end), None)
+
+
+def place_below(occupied: Iterable[tuple[int, int]], length: int, top: int) -> int | None:
+    """Where ``length`` bytes fit directly below one of the ``occupied`` ranges (start, end), as high as possible.
+
+    Only ranges that start at ``top`` or lower have something put below them.  None: there is no room.
+    """
+    below = None
+    for start, end in sorted(occupied, reverse=True):
+        if start <= top:
+            if below is not None and below - end >= length:
+                return below - length
+            below = start
+    return None

@@ -25,10 +25,13 @@ from detbox.policy.row import (
     Row,
     allow,
     answer,
+    any_bits,
     emulate,
     emulated,
     equal,
+    less,
     let_through,
+    no_bits,
     refuse,
     trap,
     values,
@@ -115,7 +118,11 @@ ROWS: tuple[Row, ...] = (
       for name in ("fanotify_init", "fanotify_mark")),
 
     *(allow(name, MEMORY, "touches the caller's own address space only, whose layout is fixed")
-      for name in ("brk", "munmap", "mprotect", "mremap", "remap_file_pages")),
+      for name in ("brk", "munmap", "mprotect", "remap_file_pages")),
+    watch("mremap", mapping.mremap, MEMORY, "where large mappings of files come does not depend on the file system",
+          args=(let_through(no_bits(3, mapping.MREMAP_MAYMOVE), why="stays where it is"),
+                let_through(any_bits(3, mapping.MREMAP_FIXED), why="moves to a given place"),
+                let_through(less(2, mapping.LARGE - 4095, 64), why="small"))),
     allow("madvise", MEMORY, "advice with a result or an effect that depends on the host is answered here",
           args=(*(answer(EINVAL, equal(2, advice), why="when pages vanish would depend on the host's memory")
                   for advice in (MADV_FREE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE)),

@@ -20,7 +20,7 @@ from detbox.kernel import _native, registers, siginfo
 from detbox.kernel.mappings import mappings
 from detbox.kernel.numbers import NUMBERS
 from detbox.machine.clock import BOOT_NS
-from detbox.supervisor import guestclock, injection, signals
+from detbox.supervisor import guestclock, injection, placing, signals
 from detbox.supervisor.hotsites import ROUTINE, HotSites
 from detbox.supervisor.memory import peek
 from detbox.supervisor.patching import AREA, ExecPlan, Patching
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 #: Key of Process.data: start and end of the room for trampolines.
 OWN_MEMORY = "own memory"
+#: Key of Process.data: the auxiliary vector that the program was given.
+AUXV = "auxv"
 ARCH_SET_CPUID = 0x1012
 STACK_TOP = 0x7FFFFFFFF000  # TASK_SIZE - one page, without address space randomisation
 MAX_INITIAL_STACK = 8 << 20
@@ -93,11 +95,10 @@ class Image:
 
     def prepare(self, m: Machine, task: Task, start: Start) -> None:
         """At PTRACE_EVENT_EXEC: rewrite the initial stack, arm CPUID faulting (exec resets it), patch."""
-        regs, stack = registers.get(task.tid), start.stack
         st = os.stat(f"{task.tid}/exe", dir_fd=m.proc_fd)
         creds = task.process.creds
         secure = self._set_user_ids(m, task, st)
-        parsed = auxv.parse(stack)
+        parsed = auxv.parse(start.stack)
         plan, has_area, shown = self._own_memory(m, task, st, parsed[1])
         task.process.data[ROUTINE] = shown + self.sup.guest_clock.ticks if shown else 0
         values = auxv.AuxValues(
@@ -105,12 +106,13 @@ class Image:
             uid=creds.ruid, euid=creds.euid, gid=creds.rgid, egid=creds.egid, secure=secure,
             vdso=shown,
         )  # fmt: skip
-        rewritten = auxv.rewrite(stack, regs.rsp, values, parsed)
+        rewritten = auxv.rewrite(start.stack, start.rsp, values, parsed)
         for address, data in rewritten.edits:
             task.write(address, data)
+        regs = registers.get(task.tid)
         regs.rsp = rewritten.rsp
         registers.put(task.tid, regs)
-        task.process.data["auxv"] = rewritten.auxv
+        task.process.data[AUXV] = rewritten.auxv
         assert self.patching is not None
         self.patching.carry_out(task, plan, has_area, m.clock.now - BOOT_NS)
 
@@ -120,18 +122,20 @@ class Image:
         """The calls at exec: the kernel's own pages go, ours come.
 
         The plan for the program's instructions, whether there is room for trampolines, and the address of the
-        guest's vDSO (0: none).
+        guest's vDSO (0: none).  ``found``: the auxiliary vector; corrected if something is moved.
         """
         assert self.patching is not None
+        kernel = self._kernel_mappings(m, task, found.get(auxv.AT_SYSINFO_EHDR, 0))
+        large = placing.place(m, task, found, kernel)
+        start, length = kernel if auxv.AT_SYSINFO_EHDR in found else (0, 0)
         interpreter = found.get(auxv.AT_BASE, 0)
         plan = self.patching.plan(task, st, interpreter, found[auxv.AT_ENTRY])
         calls: list[stub.Call] = []
         if self.cpuid_faulting:
             calls.append((NUMBERS["arch_prctl"], ARCH_SET_CPUID, 0, dispositions.OWN_CALL))
-        start, length = self._kernel_mappings(m, task, found.get(auxv.AT_SYSINFO_EHDR, 0))
         if length:
             calls.append((NUMBERS["munmap"], start, length))
-        end = interpreter or start + length
+        end = interpreter or large or start + length
         if interpreter:
             end -= AREA
             calls.append((NUMBERS["mmap"], end, AREA, _AREA_PROTECTION, _AREA_FLAGS, -1, 0))
@@ -238,3 +242,6 @@ def _after_fork(m: Machine, parent: Process, child: Process) -> None:
     """The child has the parent's memory."""
     child.data[OWN_MEMORY] = parent.data.get(OWN_MEMORY, (0, 0))
     child.data[ROUTINE] = parent.data.get(ROUTINE, 0)
+    child.data[AUXV] = parent.data.get(AUXV, b"")
+    if placing.MOVED_DOWN in parent.data:
+        child.data[placing.MOVED_DOWN] = parent.data[placing.MOVED_DOWN]

@@ -50,16 +50,18 @@ def call(task: Task, number: int, *args: int) -> int:
     return _signed(result)
 
 
-def at_exec(task: Task, calls: Sequence[stub.Call], listener: int, fd: int) -> list[int]:
+def at_exec(
+    task: Task, calls: Sequence[stub.Call], listener: int, fd: int, code_at: int | None = None
+) -> list[int]:
     """Calls of a thread that is in its PTRACE_EVENT_EXEC stop, all in one go; their signed results.
 
-    The code lies for that time at the start of the page of the program's first instruction.  A call that the
-    filter traps is answered with a descriptor of what ``fd`` is open on.
+    The code lies for that time at ``code_at``, or at the start of the page of the program's first instruction.  A call
+    that the filter traps is answered with a descriptor of what ``fd`` is open on.
     """
     tid = task.tid
     regs, saved = registers.get(tid), registers.get(tid)
     mask = _native.get_sigmask(tid)
-    place = regs.rip - regs.rip % _PAGE
+    place = regs.rip - regs.rip % _PAGE if code_at is None else code_at
     code = stub.code(calls)
     old = peek(tid, place, len(code))
     poke(tid, place, code)

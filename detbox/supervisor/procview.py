@@ -14,9 +14,10 @@ from detbox.machine import inodes as inodes_module
 from detbox.machine.clock import CpuTime, user_and_system
 from detbox.machine.constants import USER_HZ
 from detbox.supervisor import signals
-from detbox.supervisor.image import OWN_MEMORY
+from detbox.supervisor.image import AUXV, OWN_MEMORY
 from detbox.supervisor.lockview import locks
 from detbox.supervisor.netview import Sockets
+from detbox.supervisor.placing import MOVED_DOWN
 from detbox.supervisor.task import Process, State, Task
 from detbox.synth import proc
 from detbox.synth.proc import Refused, Synthetic
@@ -149,8 +150,8 @@ def _process_view(m: Machine, process: Process, caller: Task | None) -> ProcessV
         umask=process.fs.umask, threads=threads,
         sig_pending=sets.private, sig_shared_pending=sets.shared, sig_blocked=sets.blocked,
         sig_ignored=sets.ignored, sig_caught=sets.caught,
-        auxv=process.data.get("auxv", b""), own_memory=process.data.get(OWN_MEMORY, (0, 0)),
-        limits=limits_of(process),
+        auxv=process.data.get(AUXV, b""), own_memory=process.data.get(OWN_MEMORY, (0, 0)),
+        moved_down=process.data.get(MOVED_DOWN, 0), limits=limits_of(process),
         mounts=lambda: m.mounting.shown(process) if process.namespaces else None,
     )  # fmt: skip
 

@@ -54,6 +54,10 @@ def _real_stat_fields(query: Query) -> dict[int, bytes]:
     return dict(enumerate(raw[raw.rfind(b")") + 1 :].split(), 3))
 
 
+#: Fields of stat: where the program's code and data start and end.
+_OF_PROGRAM = frozenset((26, 27, 45, 46))
+
+
 def stat(query: Query) -> bytes:
     """The 52 fields of proc(5).
 
@@ -67,7 +71,8 @@ def stat(query: Query) -> bytes:
 
     def address(number: int) -> int:
         text = real.get(number, b"0")
-        return int(text) if text.isdigit() else 0
+        value = int(text) if text.isdigit() else 0
+        return value - process.moved_down if number in _OF_PROGRAM and value > 1 else value
 
     utime, stime = (thread.utime, thread.stime) if query.is_task else (process.utime, process.stime)
     nice = thread.nice if query.is_task else process.nice

@@ -52,7 +52,8 @@ class ProcessView(NamedTuple):
     ``hidden``: the process is shown (``ps`` wants a parent for everybody) but its real files, which would be
     the supervisor's, are never read.  ``tty``: device number of the controlling terminal, or 0.
     ``auxv``: the auxiliary vector that the program was started with.  ``own_memory``: the range of addresses
-    (start, end) that detbox uses itself and that maps does not show.  ``limits``: (soft, hard) by number.
+    (start, end) that detbox uses itself and that maps does not show.  ``moved_down``: how far below the addresses
+    in the kernel's own stat the program lies.  ``limits``: (soft, hard) by number.
     ``mounts()``: what it sees in a mount namespace of its own; None in the machine's.
     """
 
@@ -96,6 +97,7 @@ class ProcessView(NamedTuple):
     hidden: bool = False
     auxv: bytes = b""
     own_memory: tuple[int, int] = (0, 0)
+    moved_down: int = 0
     limits: tuple[tuple[int, int], ...] = BASE
     mounts: Callable[[], Sequence[Mount] | None] = _the_machines
 

@@ -98,6 +98,30 @@ static void large_places(void)
     CHECK(munmap(other, aligned) == 0);
     CHECK(mmap(other, size, PROT_READ, MAP_PRIVATE | MAP_FIXED, fd, 0) == other && strcmp(other + 4096, "second") == 0);
     FAILS(mmap(NULL, size, PROT_READ, MAP_PRIVATE, 1000, 0) == MAP_FAILED ? -1 : 0, EBADF);
+    for (int i = 0; i < 8; i++) {
+        int kind = i & 1 ? MAP_SHARED : MAP_PRIVATE, first = i & 2 ? 4096 : size - 8192;
+        int how = i & 4 ? MREMAP_MAYMOVE | MREMAP_DONTUNMAP : MREMAP_MAYMOVE;
+        if (how & MREMAP_DONTUNMAP)
+            first = size - 4096;
+        char *old = mmap(NULL, first, PROT_READ | PROT_WRITE, kind, fd, 4096);
+        char *wall = mmap(old + first, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        CHECK(old != MAP_FAILED && wall != MAP_FAILED && strcmp(old, "second") == 0);
+        old[100] = 'x';
+        char *moved = mremap(old, first, size - 4096, how, NULL);
+        CHECK(moved != MAP_FAILED && moved != old && strcmp(moved, "second") == 0 && moved[100] == 'x');
+        char *again = mremap(moved, size - 4096, 2 * size, MREMAP_MAYMOVE);
+        CHECK(again != MAP_FAILED && strcmp(again, "second") == 0 && again[100] == 'x');
+        char *smaller = mremap(again, 2 * size, size - 4096, MREMAP_MAYMOVE);
+        CHECK(smaller == again && munmap(wall, 4096) == 0);
+        FAILS(mremap(smaller, size - 4096, 0x7fffffff0000, MREMAP_MAYMOVE) == MAP_FAILED ? -1 : 0, ENOMEM);
+        note("moved %p %p %p\n", (void *)old, (void *)moved, (void *)again);
+    }
+    char *copy = mmap(NULL, 4096, PROT_READ, MAP_SHARED, fd, 0);
+    CHECK((copy = mremap(copy, 0, size, MREMAP_MAYMOVE)) != MAP_FAILED && strcmp(copy + 4096, "second") == 0);
+    char *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    memory[1] = 'y';
+    CHECK((memory = mremap(memory, size, 4 * size, MREMAP_MAYMOVE)) != MAP_FAILED && memory[1] == 'y');
+    note("copy %p, memory %p\n", (void *)copy, (void *)memory);
     close(fd);
     unlink("large");
 }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from programs import compiled
+from programs import FLAGS, compiled
 from under_detbox import SUCCESS, demand_identical, demand_success, hosts, run_on, twice
 
 from detbox.errors import NotDeterministic
@@ -26,6 +26,7 @@ class Guest:
     native: bool = True
     quick: bool = False
     limit_s: int = 60
+    flags: tuple[str, ...] = FLAGS
 
 
 GUESTS = (
@@ -52,6 +53,7 @@ GUESTS = (
     Guest("inet_sockets.c"),
     Guest("inodes.c"),
     Guest("job_control.c"),
+    Guest("large_program.c", flags=(*FLAGS, "-static-pie")),
     Guest("many_processes.c"),
     Guest("many_threads.c"),
     Guest("mmap_shared.c"),
@@ -97,7 +99,7 @@ def command_for(guest: Guest, tmp_path: Path) -> tuple[list[str], Path]:
     """Command line, and a directory with what it needs."""
     source = HERE / guest.file
     if source.suffix == ".c":
-        return ["./program"], compiled(source, [HERE / "guest.h"])
+        return ["./program"], compiled(source, [HERE / "guest.h"], guest.flags)
     inputs = tmp_path / "inputs"
     inputs.mkdir()
     (inputs / guest.file).write_bytes(source.read_bytes())

@@ -23,6 +23,15 @@ def test_lines_are_read_whatever_the_name() -> None:
     assert (stack.name, shared.name, shared.perms) == (b"[stack]", b"", b"rw-s")
 
 
+def test_a_place_is_found_below_what_is_mapped() -> None:
+    occupied = [(10, 20), (50, 60), (24, 30), (60, 70), (95, 120)]
+    assert mappings.place_below(occupied, 20, 70) == 30
+    assert mappings.place_below(occupied, 20, 100) == 75
+    assert mappings.place_below(occupied, 21, 94) is None, "the lowest range has nothing below it"
+    assert mappings.place_below(occupied, 4, 30) == 20
+    assert mappings.place_below([], 4, 30) is None
+
+
 def test_own_memory_is_found_by_address() -> None:
     proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
     try:
