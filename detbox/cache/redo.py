@@ -13,6 +13,7 @@ from detbox.cache.record import inlined
 from detbox.cache.staging import Staging
 from detbox.cache.summary import data_of
 from detbox.cache.world import made, parent_of
+from detbox.handlers import paths
 
 if TYPE_CHECKING:
     from detbox.cache.common import Common
@@ -66,6 +67,7 @@ class Redo:
             change["do"] in _ON_WAYS or (change["was"] in _WAYS and change["do"] != "keep") for change in record.changes
         ):
             tracker.names_change()
+            paths.ways_change(tracker.m)
         view = memoryview(blobs.get(record.output, b""))
         for stream, size in record.turns:
             tracker.m.console.write(stream, bytes(view[:size]))

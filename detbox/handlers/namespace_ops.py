@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from stat import S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFMT, S_IFREG, S_IFSOCK, S_ISDIR
+from stat import S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFMT, S_IFREG, S_IFSOCK, S_ISDIR, S_ISREG
 from typing import TYPE_CHECKING
 
 from detbox.handlers import claim, opening, paths
@@ -91,7 +91,10 @@ def _make(m: Machine, t: Task, dirfd: int, path: bytes, make: Callable[[int | No
         if t.process.creds.fsuid:
             opening.check_create(m, t, at, name)
         make(at, name)
-        opening.new_entry(m, t, at, name, os.stat(name, dir_fd=at, follow_symlinks=False))
+        st = os.stat(name, dir_fd=at, follow_symlinks=False)
+        if paths.closes(st):
+            paths.ways_change(m)
+        opening.new_entry(m, t, at, name, st)
 
     paths.resolve(m, t, dirfd, path, call, follow=False)
     return 0
@@ -195,6 +198,8 @@ def _rename_at(
         claim.check(m, at2, new, target, m.inodes.of(target), follow=False)
         claim.take(m, at2, new, False)
     claim.owned(m, at1, old, False, lambda at, name: _rename_for_real(at, name, at2, new, flags))
+    if not S_ISREG(source.st_mode) or flags & _EXCHANGE:
+        paths.ways_change(m)
     if target is not None and (target.st_dev, target.st_ino) == (source.st_dev, source.st_ino):
         return 0  # two names of one file: rename does nothing
     inodes = m.inodes
@@ -265,6 +270,8 @@ def _link_at(
     claim.owned(m, at1, old, follow, make)
     inodes = m.inodes
     after = os.stat(new, dir_fd=at2, follow_symlinks=False)
+    if paths.closes(after):
+        paths.ways_change(m)
     vnode = inodes.same(source, after)
     inodes.named(vnode)
     inodes.touch_status(vnode)

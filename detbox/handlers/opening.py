@@ -86,8 +86,7 @@ def open_at(m: Machine, t: Task, dirfd: int, path: bytes, flags: int, mode: int)
 
 def _everybodys(m: Machine, t: Task, at: int | None, path: bytes, follow: bool) -> bool:
     """Whether it is a file that everybody may read, so that who asks need not be looked at.  OSError."""
-    paths.check_search(m, t, at, path, path, follow=follow)
-    return os.stat(path, dir_fd=at, follow_symlinks=follow).st_mode & 0o170444 == S_IFREG | 0o444
+    return paths.searched_stat(m, t, at, path, path, follow=follow).st_mode & 0o170444 == S_IFREG | 0o444
 
 
 def _not_plain(m: Machine, t: Task, dirfd: int, path: bytes, flags: int, mode: int) -> Decision:

@@ -284,11 +284,42 @@ def check_search(m: Machine, t: Task, dir_fd: int | None, name: bytes, path: byt
     if t.process.creds.fsuid == 0:
         return
     # What comes before the path is the supervisor's name of a directory: that alone is looked at.
-    end, known = max(0, len(name) - len(path) - 1), False
+    end = max(0, len(name) - len(path) - 1)
+    here = dir_fd is not None and not end
+    fs = t.process.fs
+    known = here and fs.searched == m.ways
+    if here:
+        fs.searched = -1
     while (found := _native.restricted(dir_fd, name, end, known, follow)) is not None:
         (name, end), known = found, True
         where = name[:end] or (b"/" if name[:1] == b"/" else b".")
         require_at(m, t, dir_fd, where, os.stat(where, dir_fd=dir_fd), EXECUTE)
+        here = False
+    if here:
+        fs.searched = m.ways
+
+
+def searched_stat(
+    m: Machine, t: Task, dir_fd: int | None, name: bytes, path: bytes, *, follow: bool
+) -> os.stat_result:
+    """The status of what :func:`check_search` lets the virtual user reach.  OSError."""
+    check_search(m, t, dir_fd, name, path, follow=False)
+    st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    if follow and S_ISLNK(st.st_mode):
+        check_search(m, t, dir_fd, name, path, follow=True)
+        st = os.stat(name, dir_fd=dir_fd)
+    return st
+
+
+def closes(st: os.stat_result) -> bool:
+    """Whether a new name of this may lead to, or be, a directory that not everybody may search."""
+    return S_ISLNK(st.st_mode) or S_ISDIR(st.st_mode) and st.st_mode & 0o111 != 0o111
+
+
+def ways_change(m: Machine) -> None:
+    """A directory that not everybody may search is made, moved or changed, or a link: ways may have closed."""
+    m.ways += 1
+    _native.forget_ways()
 
 
 def demand(m: Machine, t: Task, dirfd: int, path: bytes, mask: int, *, follow: bool = True) -> None:

@@ -82,8 +82,9 @@ def _stat(m: Machine, t: Task, dirfd: int, path: bytes, buf: int, follow: bool) 
     try:
         at, name = paths.at(m, t, dirfd, path)
         if t.process.creds.fsuid and not fs.special:
-            paths.check_search(m, t, at, name, path, follow=follow)
-        st = os.stat(name, dir_fd=at, follow_symlinks=follow)
+            st = paths.searched_stat(m, t, at, name, path, follow=follow)
+        else:
+            st = os.stat(name, dir_fd=at, follow_symlinks=follow)
     except OSError as e:
         if e.errno == errno.ENOENT and not fs.special:
             paths.check_dirfd(t, dirfd, path, e)

@@ -1002,6 +1002,7 @@ static PyMethodDef methods[] = {
 	FAST("read_cstr", read_cstr),
 	FAST("descriptors", descriptors),
 	FAST("restricted", restricted),
+	{"forget_ways", forget_ways, METH_NOARGS, NULL},
 	FAST("wait_event", wait_event),
 	FAST("await_call", await_call),
 	FAST("reply", reply),

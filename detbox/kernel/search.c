@@ -24,6 +24,51 @@ static ssize_t put_link(int dir_fd, char *path, size_t name, size_t end, const s
 	return (ssize_t)name;
 }
 
+/* Directories that everybody has been found able to reach and to search, by their absolute paths, each at the place
+ * of its hash.  True until a directory that not everybody may search is made, moved or changed, or a link made:
+ * whoever does that calls forget_ways(). */
+enum { WAYS = 1024 };
+static char *ways[WAYS];
+
+static char **place_of(const char *path, size_t size)
+{
+	size_t hash = 5381;
+	for (size_t i = 0; i < size; i++) hash = hash * 33 + (unsigned char)path[i];
+	return &ways[hash % WAYS];
+}
+
+static int is_known(const char *path, size_t size)
+{
+	const char *known = *place_of(path, size);
+	return known && !strncmp(known, path, size) && !known[size];
+}
+
+static void remember(const char *path, size_t size)
+{
+	char **place = place_of(path, size);
+	free(*place);
+	*place = strndup(path, size);
+}
+
+/* forget_ways() -> None: other directories may be on the way, or other people may search them. */
+static PyObject *forget_ways(PyObject *self, PyObject *unused)
+{
+	for (int i = 0; i < WAYS; i++) {
+		free(ways[i]);
+		ways[i] = NULL;
+	}
+	Py_RETURN_NONE;
+}
+
+/* Where the last name of an absolute path begins, with the slashes before it: what is before is a directory. */
+static size_t last_name(const char *path, size_t size)
+{
+	while (size && path[size - 1] == '/') size--;
+	while (size && path[size - 1] != '/') size--;
+	while (size && path[size - 1] == '/') size--;
+	return size;
+}
+
 /* Whether the directory path[:end] may be searched by everybody; -1: it cannot be looked at. */
 static int everybodys(int dir_fd, char *path, size_t end)
 {
@@ -53,8 +98,18 @@ static PyObject *restricted(PyObject *self, PyObject *const *a, Py_ssize_t n)
 	if (PyErr_Occurred() || PyBytes_AsStringAndSize(a[1], &text, &size)) return NULL;
 	if ((size_t)size >= sizeof path || end > (size_t)size || strlen(text) != (size_t)size) Py_RETURN_NONE;
 	memcpy(path, text, (size_t)size + 1);
-	int open = known ? 1 : everybodys(dir_fd, path, end);
+	/* What is left of the path when its last name is reached, be it what it was or the end of a link's text. */
+	size_t parent = path[0] == '/' ? last_name(path, (size_t)size) : 0, rest = (size_t)size - parent;
+	if (!end && parent && is_known(path, parent)) {
+		known = 1;
+		end = parent;
+	}
+	int new = !end && parent, open = known ? 1 : everybodys(dir_fd, path, end);
 	while (open >= 0) {
+		if (new && open && strlen(path + end) == rest) {
+			remember(text, parent);
+			new = 0;
+		}
 		size_t name = end + strspn(path + end, "/");
 		size_t after = name + strcspn(path + name, "/");
 		if (after == name) break;

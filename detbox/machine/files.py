@@ -195,13 +195,14 @@ class FileTable:
 class FsContext:
     """Working directory, root and umask; shared by CLONE_FS."""
 
-    __slots__ = ("m", "pid", "umask", "special", "_cwd", "_cwd_path")
+    __slots__ = ("m", "pid", "umask", "special", "searched", "_cwd", "_cwd_path")
 
     def __init__(self, m: Machine, pid: int, umask: int = 0o022) -> None:
         self.m = m
         self.pid = pid
         self.umask = umask
         self.special = False  # the root directory or mount namespace is not the supervisor's
+        self.searched = -1  # Machine.ways when everybody could search the working directory
         self._cwd = -1
         self._cwd_path = b""
 
@@ -209,6 +210,7 @@ class FsContext:
         """A forked child's context."""
         child = FsContext(self.m, pid, self.umask)
         child.special = self.special
+        child.searched = self.searched
         return child
 
     def cwd_fd(self) -> int:
@@ -242,6 +244,7 @@ class FsContext:
 
     def changed_cwd(self) -> None:
         """The working directory is another one from now on."""
+        self.searched = -1
         self.close()
 
     def close(self) -> None:

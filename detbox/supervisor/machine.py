@@ -45,6 +45,7 @@ class Machine:
         self.inodes = InodeTable(spec.epoch_ns, self.clock.stamp)
         self.inodes.reachable = self._reachable
         self.layers = Layers()
+        self.ways = 0  # how often ways through directories may have closed (see handlers.paths)
         self.futexes = FutexTable()
         self.tasks: dict[int, Task] = {}
         self.processes: dict[int, Process] = {}

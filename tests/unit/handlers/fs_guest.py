@@ -60,6 +60,7 @@ class Guest:
         )  # fmt: skip
         m.inodes = InodeTable(EPOCH_NS, self.stamp)
         m.layers = Layers()
+        m.ways = 0
         m.inodes.learn_devices()
         process: Any = SimpleNamespace(pid=os.getpid(), tasks={}, data={})
         process.creds = SimpleNamespace(
