@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from errno import EINVAL, EPERM
-from fcntl import F_SETPIPE_SZ
+from errno import EBADF, EINVAL, EPERM
+from fcntl import F_GETFL, F_SETPIPE_SZ
 from fcntl import fcntl as host_fcntl
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from detbox.decision import CONTINUE, Decision
 from detbox.handlers import locks
 from detbox.handlers.waiting import fd_of, signed32
 from detbox.kernel import _native
+from detbox.machine.files import Kind
 from detbox.machine.io import KERNEL_SIGNALS, THREAD_SIGNALS
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 F_DUPFD, F_SETFL, F_SETLKW, F_SETOWN_EX = 0, 4, 7, 15
 F_OFD_SETLKW, F_SETLEASE, F_DUPFD_CLOEXEC = 38, 1024, 1030
 F_DUPFD_QUERY, F_CREATED_QUERY = 1027, 1028
+F_ADD_SEALS, F_GET_SEALS = 1033, 1034
 #: fs.pipe-max-size of an unconfigured kernel, in bytes.
 PIPE_SIZE_MAX = 1 << 20
 _O_ASYNC = 0o20000
@@ -41,6 +43,8 @@ def fcntl(m: Machine, t: Task, a: Args) -> Decision:
         return _set_pipe_size(t, fd_of(a[0]), signed32(a[2]))
     if command == F_SETLEASE:
         return -EINVAL  # what a file system without leases says
+    if command in (F_ADD_SEALS, F_GET_SEALS) and t.process.files.get(fd_of(a[0])).kind is Kind.REG:
+        return _seals(t, fd_of(a[0]), command)
     if command in (F_DUPFD_QUERY, F_CREATED_QUERY):
         return -EINVAL  # newer than the kernel that the guest is told of
     if command == F_SETFL and a[2] & _O_ASYNC:
@@ -48,6 +52,18 @@ def fcntl(m: Machine, t: Task, a: Args) -> Decision:
     elif command == F_SETOWN_EX:
         m.data[THREAD_SIGNALS] = True
     return CONTINUE
+
+
+def _seals(t: Task, fd: int, command: int) -> int:
+    """What a file on a disk answers; one in memory would say that it cannot be sealed."""
+    own = t.process.files.borrow(t, fd)
+    try:
+        flags = host_fcntl(own, F_GETFL)
+    finally:
+        os.close(own)
+    if flags & os.O_PATH:
+        return -EBADF
+    return -EPERM if command == F_ADD_SEALS and flags & os.O_ACCMODE == os.O_RDONLY else -EINVAL
 
 
 def expect_signals(m: Machine, t: Task, fd: int) -> None:

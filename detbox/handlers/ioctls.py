@@ -96,9 +96,22 @@ def _terminal(m: Machine, t: Task, request: int, a: Args, f: OpenFile) -> Decisi
         expect_signals(m, t, fd_of(a[0]))
     elif request == _FIOQSIZE and f.kind is not Kind.REG:
         return -ENOTTY
+    elif request == _FIOQSIZE:
+        # The kernel's own number counts what the file system needs for the file.
+        return _occupied(t, fd_of(a[0]), a[2])
     elif request in _RESTARTING and f.kind is Kind.TTY:
         return ContinueThen(lambda task, result: _flush(m, task, fd_of(a[0])))
     return CONTINUE
+
+
+def _occupied(t: Task, fd: int, address: int) -> int:
+    own = t.process.files.borrow(t, fd)
+    try:
+        size = os.fstat(own).st_size
+    finally:
+        os.close(own)
+    t.write(address, struct.pack("<q", -(-size // _BLOCK_SIZE) * _BLOCK_SIZE))
+    return 0
 
 
 def _flush(m: Machine, t: Task, fd: int) -> None:

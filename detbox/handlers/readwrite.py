@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import array
 import os
-from errno import EINVAL
+from errno import EINVAL, EOPNOTSUPP
 from fcntl import F_GETPIPE_SZ, fcntl, ioctl
 from termios import FIONREAD
 from typing import TYPE_CHECKING
@@ -40,6 +40,8 @@ _STREAMS = {Kind.STDOUT: 1, Kind.STDERR: 2}
 #: Larger writes to a pipe may be split by the kernel (include/uapi/linux/limits.h).
 PIPE_BUF = 4096
 _RWF_NOWAIT = 0x8
+#: With RWF_ATOMIC and RWF_DONTCACHE: whether a file system can do it, and a cache has the data, is the host's.
+_RWF_OF_HOSTS = _RWF_NOWAIT | 0x40 | 0x80
 _ALL_ONES = (1 << 64) - 1
 
 
@@ -82,6 +84,8 @@ def preadv(m: Machine, t: Task, a: Args) -> Decision:
 def preadv2(m: Machine, t: Task, a: Args) -> Decision:
     """``preadv2(fd, iov, iovcnt, offset, _, flags)``: with offset -1 it is ``readv``."""
     f = t.process.files.get(fd_of(a[0]))
+    if f.kind is Kind.REG and a[5] & _RWF_OF_HOSTS:
+        return -EOPNOTSUPP
     if f.kind in _AT_ONCE or (f.kind is not Kind.RANDOM and (a[3] != _ALL_ONES or a[5] & _RWF_NOWAIT)):
         return CONTINUE
     return _read(m, t, fd_of(a[0]), f, iovec(t, a[1], a[2]))
@@ -175,7 +179,7 @@ def pwritev2(m: Machine, t: Task, a: Args) -> Decision:
     """``pwritev2(fd, iov, iovcnt, offset, _, flags)``: with offset -1 it is ``writev``."""
     f = t.process.files.get(fd_of(a[0]))
     if f.kind is Kind.REG:
-        return pwrite64(m, t, a)
+        return -EOPNOTSUPP if a[5] & _RWF_OF_HOSTS else pwrite64(m, t, a)
     if a[3] != _ALL_ONES or a[5] & _RWF_NOWAIT:
         return CONTINUE
     return _write(m, t, fd_of(a[0]), f, iovec(t, a[1], a[2]))

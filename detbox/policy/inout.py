@@ -51,7 +51,6 @@ _LOOPBACK = "only the container's own loopback exists; ports and the order of co
 _READY = "readiness is decided in a fixed order; timeouts elapse in virtual time"
 
 F_GETFD, F_SETFD, F_GETFL, F_SETFL = 1, 2, 3, 4
-F_ADD_SEALS, F_GET_SEALS = 1033, 1034
 O_ASYNC = 0o20000
 
 MADV_FREE = 8
@@ -81,7 +80,7 @@ ROWS: tuple[Row, ...] = (
         memfd_create=pipes.memfd_create,
     ),
     watch("fcntl", descriptors.fcntl, FDS, "locks wait in the supervisor; duplicates enter its table",
-          args=values(1, F_GETFD, F_SETFD, F_GETFL, F_ADD_SEALS, F_GET_SEALS)),
+          args=values(1, F_GETFD, F_SETFD, F_GETFL)),
     emulate("ioctl", ioctls.ioctl, FDS, "only requests of known meaning; terminals have a fixed size"),
     emulate("flock", locks.flock, FDS, "waits in the supervisor; the order of waiters is fixed"),
     *emulated(

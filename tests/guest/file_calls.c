@@ -2,7 +2,9 @@
 #include "guest.h"
 #include <linux/fs.h>
 #include <linux/openat2.h>
+#include <sys/ioctl.h>
 #include <sys/sendfile.h>
+#include <sys/uio.h>
 #include <sys/xattr.h>
 
 static int make(const char *path, const char *text)
@@ -109,6 +111,25 @@ static void modes(void)
     FAILS(open("/proc/self/mem/x", O_RDONLY), ENOTDIR);
 }
 
+/* What file systems and their caches answer differently. */
+static void answers_of_hosts(void)
+{
+    char word[8] = "";
+    struct iovec part = {word, 5};
+    long long size = -1;
+    int fd = open("answers", O_CREAT | O_RDWR, 0600), memory = memfd_create("memory", MFD_ALLOW_SEALING);
+    CHECK(write(fd, "hello", 5) == 5 && fcntl(memory, F_GET_SEALS) == 0);
+    note("seals %d\n", fcntl(fd, F_GET_SEALS));
+    CHECK(ioctl(fd, FIOQSIZE, &size) == 0);
+    note("occupied %lld\n", size);
+    for (int flags = RWF_HIPRI; flags <= 0x80; flags <<= 1) {
+        ssize_t got = preadv2(fd, &part, 1, 0, flags), put = pwritev2(fd, &part, 1, 0, flags);
+        note("flags %x: %zd %zd\n", flags, got, put);
+    }
+    FAILS(preadv2(fd, &part, 1, 0, 1 << 30), EOPNOTSUPP);
+    CHECK(preadv2(memory, &part, 1, 0, 0) == 0 && close(fd) == 0 && close(memory) == 0 && unlink("answers") == 0);
+}
+
 int main(void)
 {
     sparse();
@@ -116,5 +137,6 @@ int main(void)
     renames();
     copies();
     modes();
+    answers_of_hosts();
     return done();
 }
