@@ -60,8 +60,8 @@ static PyObject *forget_ways(PyObject *self, PyObject *unused)
 	Py_RETURN_NONE;
 }
 
-/* Where the last name of an absolute path begins, with the slashes before it: what is before is a directory. */
-static size_t last_name(const char *path, size_t size)
+/* Where the directory of the last name before path[size] ends: 0 for the root, and where there is none. */
+static size_t directory_of(const char *path, size_t size)
 {
 	while (size && path[size - 1] == '/') size--;
 	while (size && path[size - 1] != '/') size--;
@@ -98,18 +98,17 @@ static PyObject *restricted(PyObject *self, PyObject *const *a, Py_ssize_t n)
 	if (PyErr_Occurred() || PyBytes_AsStringAndSize(a[1], &text, &size)) return NULL;
 	if ((size_t)size >= sizeof path || end > (size_t)size || strlen(text) != (size_t)size) Py_RETURN_NONE;
 	memcpy(path, text, (size_t)size + 1);
-	/* What is left of the path when its last name is reached, be it what it was or the end of a link's text. */
-	size_t parent = path[0] == '/' ? last_name(path, (size_t)size) : 0, rest = (size_t)size - parent;
-	if (!end && parent && is_known(path, parent)) {
-		known = 1;
-		end = parent;
+	int whole = path[0] == '/' && !end; /* from the root on, so that the directories can be remembered */
+	if (whole) {
+		end = directory_of(path, (size_t)size);
+		while (end && !is_known(path, end)) end = directory_of(path, end);
+		known |= end > 0;
 	}
-	int new = !end && parent, open = known ? 1 : everybodys(dir_fd, path, end);
+	int open = known ? 1 : everybodys(dir_fd, path, end);
 	while (open >= 0) {
-		if (new && open && strlen(path + end) == rest) {
-			remember(text, parent);
-			new = 0;
-		}
+		/* What is left of the path, behind a link's text too, tells how far the way as it was given has come. */
+		size_t left = strlen(path + end), passed = left < (size_t)size ? (size_t)size - left : 0;
+		if (whole && open && passed && text[passed] == '/' && !is_known(text, passed)) remember(text, passed);
 		size_t name = end + strspn(path + end, "/");
 		size_t after = name + strcspn(path + name, "/");
 		if (after == name) break;
