@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
+from bisect import bisect_left, bisect_right
+from operator import itemgetter
+from typing import TYPE_CHECKING, TypeAlias
 
 from detbox.decision import CONTINUE, ContinueThen
 from detbox.kernel.mappings import mappings, place_below
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from detbox.machine.inodes import VInode
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Args, Task
+
+    _Mappings: TypeAlias = list[tuple[int, int, VInode]]
 
 #: A bit of mmap's descriptor, of which the kernel looks at the lower half alone: the supervisor's own mappings.
 OWN_MAPPING = 1 << 62
@@ -31,7 +35,7 @@ _PAGE = 4096
 MMAP_BASE = 0x7FFFF7FFF000
 _NOWHERE = 0x7FFFFFFFE000  # the last page of the address space: nothing large fits there
 _PLAIN = "file systems that leave the place of a mapping to the kernel"  # key of Machine.data: set of st_dev
-_SHARED = "shared file mappings"  # key of Process.data: list of (start, end, inode)
+_SHARED = "shared file mappings"  # key of Process.data: list of (start, end, inode), by address
 
 
 def mmap(m: Machine, t: Task, a: Args) -> Decision:
@@ -136,17 +140,20 @@ def _moved(m: Machine, t: Task, a: Args, result: int, old: int, new: int) -> int
 
 
 def _remember(t: Task, addr: int, length: int, vnode: VInode) -> None:
-    known: list[tuple[int, int, VInode]] = t.process.data.setdefault(_SHARED, [])
-    end = addr + length
-    known[:] = [entry for entry in known if entry[1] <= addr or entry[0] >= end]
-    known.append((addr, end, vnode))
+    known: _Mappings = t.process.data.setdefault(_SHARED, [])
+    known[_within(known, addr, addr + length)] = [(addr, addr + length, vnode)]
+
+
+def _within(known: _Mappings, start: int, end: int) -> slice:
+    """Which of the mappings, that are in order and do not overlap, have a part between two addresses."""
+    return slice(bisect_right(known, start, key=itemgetter(1)), bisect_left(known, end, key=itemgetter(0)))
 
 
 def msync(m: Machine, t: Task, a: Args) -> Decision:
     """int msync(void *addr, size_t length, int flags)"""
-    for start, end, vnode in t.process.data.get(_SHARED, ()):
-        if start < a[0] + a[1] and a[0] < end:
-            m.inodes.touch(vnode)
+    known: _Mappings = t.process.data.get(_SHARED, [])
+    for _start, _end, vnode in known[_within(known, a[0], a[0] + a[1])]:
+        m.inodes.touch(vnode)
     return CONTINUE
 
 

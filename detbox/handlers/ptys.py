@@ -96,12 +96,10 @@ def _other_side(m: Machine, own: int) -> int:
         if found >= 0:
             return found
         del io_state(m).terminals[wanted]
-    for pid, fd in _terminals(m):
-        found = _borrow_side(pid, fd, wanted)
-        if found >= 0:
-            io_state(m).terminals[wanted] = (pid, fd)
-            return found
-    return -1
+    # All that are met are remembered: who has a thousand terminals would be looked through a thousand times.
+    io_state(m).terminals.update((side, place) for side, place in _sides(m))
+    known = io_state(m).terminals.get(wanted)
+    return -1 if known is None else _borrow_side(*known, wanted)
 
 
 def _borrow_side(pid: int, fd: int, wanted: tuple[str, int]) -> int:
@@ -111,6 +109,17 @@ def _borrow_side(pid: int, fd: int, wanted: tuple[str, int]) -> int:
             return found
         os.close(found)
     return -1
+
+
+def _sides(m: Machine) -> Iterator[tuple[tuple[str, int], tuple[int, int]]]:
+    """Each side that is open, with a process and its descriptor."""
+    for pid, fd in _terminals(m):
+        with suppress(OSError):
+            own = _native.borrow_fd(pid, fd)
+            side = _side(own)
+            os.close(own)
+            if side[1] >= 0:
+                yield side, (pid, fd)
 
 
 def _terminals(m: Machine) -> Iterator[tuple[int, int]]:
