@@ -13,6 +13,8 @@ from detbox.kernel.numbers import NUMBERS
 from detbox.machine.files import Kind
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from detbox.decision import Decision
     from detbox.machine.inodes import VInode
     from detbox.supervisor.machine import Machine
@@ -22,14 +24,17 @@ if TYPE_CHECKING:
 
 #: A bit of mmap's descriptor, of which the kernel looks at the lower half alone: the supervisor's own mappings.
 OWN_MAPPING = 1 << 62
-#: Mappings of files from this length on (PMD_SIZE) are placed by the file system, unless they say where.
+#: Mappings of files of so many bytes (PMD_SIZE) are placed by the file system, unless they say where.
 LARGE = 1 << 21
+#: The shortest length in an argument that becomes as much: it is rounded up to whole pages.
+ROUNDED_LARGE = LARGE - 4095
 #: MAP_FIXED | MAP_FIXED_NOREPLACE
 FIXED = 0x10 | 0x100000
 MREMAP_MAYMOVE, MREMAP_FIXED, _MREMAP_DONTUNMAP = 1, 2, 4
 _PROT_WRITE, _PROT_EXEC = 2, 4
 _MAP_SHARED = 1  # also a bit of MAP_SHARED_VALIDATE
 _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_NORESERVE = 0x2, 0x10, 0x20, 0x4000
+_MAP_HUGETLB = 0x40000
 _PAGE = 4096
 #: Above it is the stack's room: the kernel places nothing there by itself (mmap_base).
 MMAP_BASE = 0x7FFFF7FFF000
@@ -45,12 +50,12 @@ def mmap(m: Machine, t: Task, a: Args) -> Decision:
     it moves when a shared writable mapping is made, and at each msync.
     """
     if a[3] & _MAP_ANONYMOUS:
-        return CONTINUE
+        return _shared_memory(m, a)
     writes = a[2] & _PROT_WRITE and a[3] & _MAP_SHARED
     patch = None
     if a[2] & _PROT_EXEC and not a[3] & _MAP_SHARED and m.code_mapped is not None:
         patch = m.code_mapped(t, a[4] & 0xFFFFFFFF, a[1], a[5])
-    large = a[1] >= LARGE and not a[3] & FIXED
+    large = a[1] >= ROUNDED_LARGE and not a[3] & FIXED
     vnode, dev = None, 0
     if writes or large:
         entry = t.process.files.get(a[4] & 0xFFFFFFFF)
@@ -73,6 +78,16 @@ def mmap(m: Machine, t: Task, a: Args) -> Decision:
         return result if large else None
 
     return ContinueThen(look)
+
+
+def _shared_memory(m: Machine, a: Args) -> Decision:
+    """Memory that processes are going to share is a file of a tmpfs, which the host may have told to use huge pages."""
+    dev = m.inodes.memfd_dev
+    large = a[1] >= ROUNDED_LARGE and a[3] & _MAP_SHARED and not a[3] & (FIXED | _MAP_HUGETLB)
+    if not large or dev in m.data.get(_PLAIN, ()):
+        return CONTINUE
+    flat = (*a[:5], 0)  # the offset has no meaning
+    return ContinueThen(lambda task, result: None if -4096 < result < 0 else _placed(m, task, flat, result, dev))
 
 
 def _placed(m: Machine, t: Task, a: Args, result: int, dev: int) -> int:
@@ -102,38 +117,40 @@ def mremap(m: Machine, t: Task, a: Args) -> Decision:
 
     def look(task: Task, result: int) -> int | None:
         moved = not -4096 < result < 0 and result != a[0]
-        return _moved(m, task, a, result, old, new) if moved else None
+        wanted = a[4] if a[3] & _MREMAP_DONTUNMAP else 0
+        return settle(m, task, result, new, wanted, [(a[0], a[0] + old)]) if moved else None
 
     return ContinueThen(look)
 
 
-def _moved(m: Machine, t: Task, a: Args, result: int, old: int, new: int) -> int:
-    """The address of a large mapping that mremap has just moved to ``result``, after it has been moved again if it
-    is a file's and need be.  Lengths are whole pages.
+def settle(
+    m: Machine, t: Task, result: int, length: int, wanted: int = 0, former: Sequence[tuple[int, int]] = ()
+) -> int:
+    """The address of a large mapping that the kernel has just put to ``result``, after it has been moved if it is a
+    file's and need be.  ``length``: of whole pages.
 
-    As with mmap, file systems differ in where they put it.  It gets the place that the kernel takes for those that
-    leave the choice to it: as high as possible, and beside the old one.
+    File systems differ in where they put it.  It gets the place that the kernel takes for those that leave the choice
+    to it: ``wanted`` if that is free, or else as high as possible, and not where its ``former`` place was (start, end).
     """
     listed = list(mappings(m.proc_fd, t.tid))
     here = next((found for found in listed if found.start <= result < found.end), None)
     if here is None or not here.ino:
         return result
-    end = result + new
+    end = result + length
     others = [(found.start, min(found.end, result)) for found in listed if found.start < result]
     others += [(max(found.start, end), found.end) for found in listed if found.end > end]
-    wanted = a[4] if a[3] & _MREMAP_DONTUNMAP else 0
     place: int | None = wanted
-    if not wanted or any(start < wanted + new and wanted < stop for start, stop in others):
-        place = place_below([*others, (a[0], a[0] + old)], new, MMAP_BASE)
+    if not wanted or any(start < wanted + length and wanted < stop for start, stop in others):
+        place = place_below([*others, *former], length, MMAP_BASE)
     if place is None or place == result:
         return result
     stations = [place]
-    if abs(place - result) < new:
+    if abs(place - result) < length:
         # Nothing can be moved to where a part of it is.
-        both = (min(place, result), max(place, result) + new)
-        stations = [between for between in [place_below([*others, both], new, MMAP_BASE)] if between] + stations
+        both = (min(place, result), max(place, result) + length)
+        stations = [between for between in [place_below([*others, both], length, MMAP_BASE)] if between] + stations
     for station in stations:
-        if m.run_call(t, NUMBERS["mremap"], result, new, new, MREMAP_MAYMOVE | MREMAP_FIXED, station) < 0:
+        if m.run_call(t, NUMBERS["mremap"], result, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, station) < 0:
             break
         result = station
     return result

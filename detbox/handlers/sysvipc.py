@@ -15,8 +15,10 @@ from errno import EAGAIN, EIDRM, EINTR, EINVAL, ENOMSG, EPERM
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, ERESTARTNOHAND, ContinueThen, Decision, Park, Wake
+from detbox.handlers import mapping
 from detbox.handlers.futex_core import Args, read_timespec, signed
 from detbox.kernel import _native
+from detbox.kernel.mappings import mapping_at
 from detbox.machine import ipc_objects as ipc
 from detbox.machine.futex_keys import shared_key
 from detbox.machine.ipc_objects import IpcTable, Layout
@@ -92,9 +94,18 @@ def shmctl(m: Machine, t: Task, a: Args) -> Decision:
 
 
 def shmat(m: Machine, t: Task, a: Args) -> Decision:
-    """Native: the address follows from the layout of the address space."""
+    """Native; a large segment that may lie anywhere is settled like a mapping of a file."""
     _table(m).stamp(ipc.SHM, signed(a[0]), ipc.SHM_ATIME, _now(m))
-    return CONTINUE
+    if a[1]:
+        return CONTINUE
+
+    def look(task: Task, result: int) -> int | None:
+        found = None if -4096 < result < 0 else mapping_at(m.proc_fd, task.tid, result)
+        if found is None or found.end - result < mapping.LARGE:
+            return None
+        return mapping.settle(m, task, result, found.end - result)
+
+    return ContinueThen(look)
 
 
 def shmdt(m: Machine, t: Task, a: Args) -> Decision:

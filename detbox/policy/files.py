@@ -122,11 +122,13 @@ ROWS: tuple[Row, ...] = (
     watch("mmap", mapping.mmap, PATHS, "code is searched for instructions that leak the CPU; "
           "files that change through a shared mapping get virtual times; "
           "where large ones come does not depend on the file system",
-          args=(let_through(any_bits(3, MAP_ANONYMOUS), why="memory without a file"),
+          args=(let_through(any_bits(3, MAP_ANONYMOUS), no_bits(3, MAP_SHARED_BIT), why="memory without a file"),
+                let_through(any_bits(3, MAP_ANONYMOUS), less(1, mapping.ROUNDED_LARGE, 64), why="memory"),
+                let_through(any_bits(3, MAP_ANONYMOUS), any_bits(3, mapping.FIXED), why="memory at a given place"),
                 let_through(any_bits(4, mapping.OWN_MAPPING, 64), why="the supervisor's own"),
                 let_through(no_bits(2, PROT_EXEC), no_bits(3, MAP_SHARED_BIT), any_bits(3, mapping.FIXED),
                             why="private data at a given place"),
-                let_through(no_bits(2, PROT_EXEC), no_bits(3, MAP_SHARED_BIT), less(1, mapping.LARGE, 64),
+                let_through(no_bits(2, PROT_EXEC), no_bits(3, MAP_SHARED_BIT), less(1, mapping.ROUNDED_LARGE, 64),
                             why="private data"))),
     refuse("name_to_handle_at", EOPNOTSUPP, PATHS, "a handle holds the host's inode number"),
     refuse("open_by_handle_at", EPERM, PATHS, "a handle would reach outside of the container"),

@@ -121,7 +121,7 @@ ROWS: tuple[Row, ...] = (
     watch("mremap", mapping.mremap, MEMORY, "where large mappings of files come does not depend on the file system",
           args=(let_through(no_bits(3, mapping.MREMAP_MAYMOVE), why="stays where it is"),
                 let_through(any_bits(3, mapping.MREMAP_FIXED), why="moves to a given place"),
-                let_through(less(2, mapping.LARGE - 4095, 64), why="small"))),
+                let_through(less(2, mapping.ROUNDED_LARGE, 64), why="small"))),
     allow("madvise", MEMORY, "advice with a result or an effect that depends on the host is answered here",
           args=(*(answer(EINVAL, equal(2, advice), why="when pages vanish would depend on the host's memory")
                   for advice in (MADV_FREE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE)),

@@ -1,5 +1,6 @@
 /* Memory shared between processes by file and by descriptor, msync, remapping, protection, memfd seals. */
 #include "guest.h"
+#include <sys/shm.h>
 #include <setjmp.h>
 
 static sigjmp_buf jump;
@@ -116,6 +117,15 @@ static void large_places(void)
         FAILS(mremap(smaller, size - 4096, 0x7fffffff0000, MREMAP_MAYMOVE) == MAP_FAILED ? -1 : 0, ENOMEM);
         note("moved %p %p %p\n", (void *)old, (void *)moved, (void *)again);
     }
+    char *nearly = mmap(NULL, (2 << 20) - 100, PROT_READ, MAP_PRIVATE, fd, 0);
+    char *shared = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    int id = shmget(IPC_PRIVATE, size, 0600);
+    char *segment = shmat(id, NULL, 0), *twice = shmat(id, NULL, SHM_RDONLY);
+    CHECK(nearly != MAP_FAILED && strcmp(nearly + 4096, "second") == 0 && shared != MAP_FAILED);
+    CHECK(id >= 0 && segment != (void *)-1 && twice != (void *)-1);
+    segment[size - 1] = shared[size - 1] = 'z';
+    CHECK(twice[size - 1] == 'z' && shmdt(segment) == 0 && shmctl(id, IPC_RMID, NULL) == 0 && twice[size - 1] == 'z');
+    note("nearly %p, shared %p, segments %p %p\n", (void *)nearly, (void *)shared, (void *)segment, (void *)twice);
     char *copy = mmap(NULL, 4096, PROT_READ, MAP_SHARED, fd, 0);
     CHECK((copy = mremap(copy, 0, size, MREMAP_MAYMOVE)) != MAP_FAILED && strcmp(copy + 4096, "second") == 0);
     char *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
