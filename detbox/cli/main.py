@@ -66,7 +66,7 @@ def program() -> NoReturn:
         with contextlib.suppress(OSError):
             sys.stdout.flush()
         os._exit(status)
-    if sys.argv[1:2] == ["run"]:
+    if sys.argv[1:2] == ["run"] or sys.argv[1:3] == ["verify", "--one"]:
         # Nothing is left to be done, and taking the interpreter apart takes 6 ms; a failing flush is to be seen.
         with contextlib.suppress(OSError):
             sys.stdout.flush()

@@ -98,8 +98,8 @@ def _readlink(m: Machine, t: Task, dirfd: int, path: bytes, buf: int, size: int)
             text = _slow_text(m, t, dirfd, path)
         elif path:
             at, name = paths.at(m, t, dirfd, path)
-            if t.process.creds.fsuid:
-                paths.check_search(m, t, at, name, path, follow=False)
+            if t.process.creds.fsuid and not paths.check_search(m, t, at, name, path, follow=False):
+                return -errno.ENOENT
             text = os.readlink(name, dir_fd=at)
         else:
             text = _descriptor_text(m, t, dirfd)

@@ -63,8 +63,13 @@ def open_at(m: Machine, t: Task, dirfd: int, path: bytes, flags: int, mode: int)
             return _checked(m, t, dirfd, path, flags & 0x7FFFFFFF)
         at = fs.cwd_fd()
     try:
-        if t.process.creds.fsuid and not _everybodys(m, t, at, path, not flags & os.O_NOFOLLOW):
-            return _checked(m, t, dirfd, path, flags & 0x7FFFFFFF)
+        if t.process.creds.fsuid:
+            found = paths.searched_stat(m, t, at, path, path, follow=not flags & os.O_NOFOLLOW)
+            if found is None:
+                return -errno.ENOENT
+            # Who asks has to be looked at, unless it is a file that everybody may read.
+            if found.st_mode & 0o170444 != S_IFREG | 0o444:
+                return _checked(m, t, dirfd, path, flags & 0x7FFFFFFF)
         fd = os.open(path, flags & _KEPT | _OURS, dir_fd=at)
     except OSError as e:
         if e.errno == errno.ENOENT:
@@ -82,11 +87,6 @@ def open_at(m: Machine, t: Task, dirfd: int, path: bytes, flags: int, mode: int)
         None,
         OpenFile(Kind.REG, st, m.inodes.of(st) if vnode is None else vnode),
     )
-
-
-def _everybodys(m: Machine, t: Task, at: int | None, path: bytes, follow: bool) -> bool:
-    """Whether it is a file that everybody may read, so that who asks need not be looked at.  OSError."""
-    return paths.searched_stat(m, t, at, path, path, follow=follow).st_mode & 0o170444 == S_IFREG | 0o444
 
 
 def _not_plain(m: Machine, t: Task, dirfd: int, path: bytes, flags: int, mode: int) -> Decision:

@@ -83,7 +83,8 @@ def resolve(
     if not t.process.fs.special:
         try:
             dir_fd, name = at(m, t, dirfd, path)
-            check_search(m, t, dir_fd, name, path, follow=follow)
+            if not check_search(m, t, dir_fd, name, path, follow=follow):
+                raise OSError(errno.ENOENT, "no such directory")
             return call(dir_fd, name)
         except OSError as e:
             # A loop, or a name in the cover of the supervisor's directory that is to be made or removed.
@@ -275,14 +276,16 @@ def check_dir(m: Machine, t: Task, dir_fd: int | None, name: bytes, *, remove: b
             raise OSError(errno.EPERM, "sticky directory")
 
 
-def check_search(m: Machine, t: Task, dir_fd: int | None, name: bytes, path: bytes, *, follow: bool) -> None:
+def check_search(m: Machine, t: Task, dir_fd: int | None, name: bytes, path: bytes, *, follow: bool) -> bool:
     """OSError(EACCES) unless the virtual user may search each directory that the path leads through.
+
+    False if it was seen that one of them does not exist, which is ENOENT for every call.
 
     ``dir_fd`` and ``name`` are what :func:`at` has made of ``path``; ``follow``: whether a final link is
     followed.  Below a link of procfs to an object, nothing is looked at.
     """
     if t.process.creds.fsuid == 0:
-        return
+        return True
     # What comes before the path is the supervisor's name of a directory: that alone is looked at.
     end = max(0, len(name) - len(path) - 1)
     here = dir_fd is not None and not end
@@ -290,20 +293,22 @@ def check_search(m: Machine, t: Task, dir_fd: int | None, name: bytes, path: byt
     known = here and fs.searched == m.ways
     if here:
         fs.searched = -1
-    while (found := _native.restricted(dir_fd, name, end, known, follow)) is not None:
+    while found := _native.restricted(dir_fd, name, end, known, follow):
         (name, end), known = found, True
         where = name[:end] or (b"/" if name[:1] == b"/" else b".")
         require_at(m, t, dir_fd, where, os.stat(where, dir_fd=dir_fd), EXECUTE)
         here = False
     if here:
         fs.searched = m.ways
+    return found is None
 
 
 def searched_stat(
     m: Machine, t: Task, dir_fd: int | None, name: bytes, path: bytes, *, follow: bool
-) -> os.stat_result:
-    """The status of what :func:`check_search` lets the virtual user reach.  OSError."""
-    check_search(m, t, dir_fd, name, path, follow=False)
+) -> os.stat_result | None:
+    """The status of what :func:`check_search` lets the virtual user reach; None: as it says of ENOENT.  OSError."""
+    if not check_search(m, t, dir_fd, name, path, follow=False):
+        return None
     st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     if follow and S_ISLNK(st.st_mode):
         check_search(m, t, dir_fd, name, path, follow=True)

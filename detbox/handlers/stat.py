@@ -82,7 +82,10 @@ def _stat(m: Machine, t: Task, dirfd: int, path: bytes, buf: int, follow: bool) 
     try:
         at, name = paths.at(m, t, dirfd, path)
         if t.process.creds.fsuid and not fs.special:
-            st = paths.searched_stat(m, t, at, name, path, follow=follow)
+            found = paths.searched_stat(m, t, at, name, path, follow=follow)
+            if found is None:
+                return -errno.ENOENT
+            st = found
         else:
             st = os.stat(name, dir_fd=at, follow_symlinks=follow)
     except OSError as e:
@@ -95,8 +98,8 @@ def _stat(m: Machine, t: Task, dirfd: int, path: bytes, buf: int, follow: bool) 
         if fs.special or st.st_dev in inodes.odd_devs:
             st, vnode = of_path(m, t, dirfd, path, follow=follow)
         else:
-            found = inodes.table.get((st.st_dev, st.st_ino))
-            vnode = inodes.of(st) if found is None else found
+            known = inodes.table.get((st.st_dev, st.st_ino))
+            vnode = inodes.of(st) if known is None else known
             if path[-3:] == b".py" and not vnode.source:
                 inodes.python_source(vnode, name, at, st.st_size)
     t.write(buf, _pack(st, vnode))

@@ -81,7 +81,8 @@ static int everybodys(int dir_fd, char *path, size_t end)
 }
 
 /* restricted(dir_fd, path, end, known, follow) -> None, or (path, end): the way of a path leads through the
- * directory path[:end], which not everybody may search: the caller has to look who may.
+ * directory path[:end], which not everybody may search: the caller has to look who may.  False: everybody may
+ * find out that a name on the way, not the last one, does not exist (ENOENT).
  * Names up to `end` are passed over, and with `known` the directory that they lead to as well: this goes on
  * after an answer.  The path in an answer has the texts of links in the place of their names.  dir_fd: None
  * for an absolute path.  None also where the kernel has an error of its own for the path. */
@@ -118,6 +119,7 @@ static PyObject *restricted(PyObject *self, PyObject *const *a, Py_ssize_t n)
 		path[after] = 0;
 		int failed = fstatat(dir_fd, path, &st, AT_SYMLINK_NOFOLLOW);
 		path[after] = next;
+		if (failed && errno == ENOENT && path[after + strspn(path + after, "/")]) Py_RETURN_FALSE;
 		if (failed) break;
 		if (S_ISLNK(st.st_mode)) {
 			ssize_t at = ++links > MOST_LINKS ? -1 : put_link(dir_fd, path, name, after, &st);
