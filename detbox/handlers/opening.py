@@ -58,6 +58,7 @@ def open_at(m: Machine, t: Task, dirfd: int, path: bytes, flags: int, mode: int)
     if fs.special or flags & (os.O_ACCMODE | os.O_TRUNC):
         return _checked(m, t, dirfd, path, flags & 0x7FFFFFFF)
     at: int | None = None
+    known: os.stat_result | None = None
     if path[:1] != b"/":
         if not path or dirfd & _M32 != paths.AT_FDCWD:
             return _checked(m, t, dirfd, path, flags & 0x7FFFFFFF)
@@ -70,22 +71,26 @@ def open_at(m: Machine, t: Task, dirfd: int, path: bytes, flags: int, mode: int)
             # Who asks has to be looked at, unless it is a file that everybody may read.
             if found.st_mode & 0o170444 != S_IFREG | 0o444:
                 return _checked(m, t, dirfd, path, flags & 0x7FFFFFFF)
-        fd = os.open(path, flags & _KEPT | _OURS, dir_fd=at)
+            if found.st_dev not in m.inodes.odd_devs:
+                known = found
+        # Of a regular file nothing has to be waited for.
+        fd = os.open(path, flags & _KEPT | (_OURS if known is None else _OURS & ~os.O_NONBLOCK), dir_fd=at)
     except OSError as e:
         if e.errno == errno.ENOENT:
             return -errno.ENOENT
         return _checked(m, t, dirfd, path, flags & 0x7FFFFFFF)
-    st = os.fstat(fd)
-    if st.st_mode & 0o170004 != S_IFREG | 4 or st.st_dev in m.inodes.odd_devs:
-        return _opened(m, t, dirfd, path, flags, fd, st)
-    if not flags & os.O_NONBLOCK:
-        fcntl.fcntl(fd, fcntl.F_SETFL, flags & os.O_APPEND)
-    vnode = m.inodes.table.get((st.st_dev, st.st_ino))
+    if known is None:
+        known = os.fstat(fd)
+        if known.st_mode & 0o170004 != S_IFREG | 4 or known.st_dev in m.inodes.odd_devs:
+            return _opened(m, t, dirfd, path, flags, fd, known)
+        if not flags & os.O_NONBLOCK:
+            fcntl.fcntl(fd, fcntl.F_SETFL, flags & os.O_APPEND)
+    vnode = m.inodes.table.get((known.st_dev, known.st_ino))
     return InstallFd(
         fd,
         bool(flags & os.O_CLOEXEC),
         None,
-        OpenFile(Kind.REG, st, m.inodes.of(st) if vnode is None else vnode),
+        OpenFile(Kind.REG, known, m.inodes.of(known) if vnode is None else vnode),
     )
 
 
