@@ -247,7 +247,7 @@ class Spinning:
 
     def on_pause(self, task: Task) -> bool:
         """The stop that was asked for: a deterministic point.  True if it has been dealt with."""
-        if not task.data.pop("spin_probe", False):
+        if not task.data.pop("spin_probe", False) or signals.restarts(task):
             return False
         stepper = PtraceStepper(task.tid)
         self._settle(task, stepper, attempt(self.loops, task.process.mm, stepper, prove_from))

@@ -174,6 +174,19 @@ static void in_lock(void)
     unlink("lock");
 }
 
+/* A child's end interrupts a fork, which begins anew when nobody handles the signal; a timer is armed meanwhile. */
+static void in_fork(void)
+{
+    struct itimerval timer = {{0, 0}, {1000, 0}}, off = {{0, 0}, {0, 0}};
+    CHECK(setitimer(ITIMER_REAL, &timer, NULL) == 0);
+    for (int i = 0; i < 300; i++)
+        if (fork() == 0)
+            _exit(0);
+    for (int i = 0; i < 300; i++)
+        CHECK(wait(NULL) > 0);
+    CHECK(setitimer(ITIMER_REAL, &off, NULL) == 0);
+}
+
 int main(void)
 {
     CHECK(pipe(ends) == 0);
@@ -187,5 +200,6 @@ int main(void)
     stopped_in_poll();
     in_futex();
     in_lock();
+    in_fork();
     return done();
 }
