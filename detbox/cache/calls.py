@@ -349,9 +349,7 @@ def _link(k: Tracker, t: Task, dir1: int, old: bytes, dir2: int, new: bytes, fla
     k.touch(t, other, KIND)
     if k.now(other) != "-":
         return None
-    k.names_change()
-    k.ledger.settle(one)  # its time of change moves
-    return [(one, KIND | IDENTITY | TIMES), *k.appears(t, other)]
+    return k.links(t, one, other)
 
 
 # -- changing what is there -------------------------------------------------------------

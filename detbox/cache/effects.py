@@ -138,6 +138,8 @@ class Effects:
                 first = names.setdefault(inode, change["path"])
                 if first is not change["path"]:
                     change = {"path": change["path"], "do": "link", "to": first, "was": before[:1], "same": False}
+            if change["do"] not in ("keep", "link", "remove") and not change["changed"]:
+                raise Unknown("moves an input")  # whose time on the host is not known here
             found.append(change)
         return found, places
 
@@ -153,8 +155,6 @@ class Effects:
         entry = self._inodes.known(st)
         if entry is None or kind[0] not in _LETTERS:
             raise Unknown("makes a file of an unknown kind")
-        if not entry.changed and self._tracker.origin.get(path, path) != path:
-            raise Unknown("moves an input")  # whose time on the host is not known here
         # Names that came or went are marked as changed in every aspect.
         remade = bool(mine.have[path] >> OWN & LIST)
         same = (

@@ -89,7 +89,7 @@ def _change(tracker: Tracker, path: bytes, before: str, rewritten: bool) -> dict
     if st is None:
         return None if before == ABSENT else {**change, "do": "remove"}
     change["mode"] = stat.S_IMODE(st.st_mode)
-    change["times"] = [st.st_atime_ns, st.st_mtime_ns] if tracker.changed_time(st) else None
+    change["times"] = tracker.times_of(st)
     if change["times"] is None and path in tracker.origin:
         change["times_of"] = text(tracker.origin[path])
     xattrs = facts.xattrs_of(path)

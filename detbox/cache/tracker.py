@@ -30,7 +30,7 @@ class Tracker(Looking):
     def __init__(self, m: Machine, nested: bool = False) -> None:
         """``nested``: whether the executions inside of the run are wanted too."""
         super().__init__(m, nested)
-        self.origin: dict[bytes, bytes] = {}  # where something that was moved stood at first
+        self.origin: dict[bytes, bytes] = {}  # where what was moved or linked stood at first
         self._moved: dict[bytes, bytes] = {}  # what a call in progress adds to that
         self.killed = False  # by the guest itself
 
@@ -166,6 +166,13 @@ class Tracker(Looking):
             self.names_change()
         return [*marks, self._parent(t, one), self._parent(t, other)]
 
+    def links(self, t: Task, one: bytes, other: bytes) -> Marks:
+        """What is at ``one`` gets the name ``other`` as well."""
+        self.names_change()
+        self.ledger.settle(one)  # its time of change moves
+        self._moved = {other: self.origin.get(one, one)}
+        return [(one, KIND | IDENTITY | TIMES), *self.appears(t, other)]
+
     def _parent(self, t: Task, path: bytes) -> tuple[bytes, int]:
         """The mark of the directory in which a name changes."""
         directory = parent_of(path)
@@ -184,7 +191,8 @@ class Tracker(Looking):
         """Whether a path lies in a directory of the user's or in one that the container has made empty."""
         return facts.below(path, self._bound) or facts.below(path, (b"/tmp", b"/run", b"/home", b"/root"))
 
-    def changed_time(self, st: os.stat_result) -> bool:
-        """Whether the run has given the file a time of its own."""
+    def times_of(self, st: os.stat_result) -> list[int] | None:
+        """The times of access and modification in ns that the run has given the file, None if they are the host's."""
         entry = self.m.inodes.table.get((st.st_dev, st.st_ino))
-        return entry is not None and entry.changed and entry.fmt == S_IFMT(st.st_mode)
+        known = entry is not None and entry.changed and entry.fmt == S_IFMT(st.st_mode)
+        return [entry.atime, entry.mtime] if entry is not None and known else None

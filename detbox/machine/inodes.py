@@ -336,10 +336,10 @@ class InodeTable:
         order serves.
         """
         for top in tops:
-            self._write_back(top, None, True)
             for _, dirs, files, at in os.fwalk(top, topdown=False, follow_symlinks=False):
                 for name in (*dirs, *files):
                     self._write_back(name, at, unchanged)
+            self._write_back(top, None, True)  # now that it has been read
 
     def _write_back(self, name: bytes, at: int | None, unchanged: bool) -> None:
         try:

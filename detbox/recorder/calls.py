@@ -24,7 +24,14 @@ MESSAGES_LEFT = frozenset({NUMBERS["recvmsg"]})
 CREATING = frozenset(NUMBERS[name] for name in ("clone", "clone3", "fork", "vfork"))
 #: Calls whose end is not looked at: those that never come back, and those that an interrupt would make the kernel
 #: begin again (kernel/fork.c, copy_process: a new process does not share signals that came before it).
-UNWATCHED = CREATING | frozenset(NUMBERS[name] for name in ("exit", "exit_group"))
+UNWATCHED = CREATING | frozenset(NUMBERS[name] for name in ("exit", "exit_group", "sendfile", "tee", "vmsplice"))
+#: Calls that do so, or do less, for some devices: what is read from /dev/zero ends with the page at which there is an
+#: interrupt (drivers/char/mem.c, read_iter_zero), and what moves data through pipes does not begin (fs/splice.c,
+#: splice_from_pipe_next).
+UNWATCHED_DEVICES = frozenset(
+    NUMBERS[name]
+    for name in ("read", "readv", "pread64", "preadv", "preadv2", "write", "writev", "pwrite64", "pwritev", "pwritev2")
+)
 #: Calls that execute another program if they succeed.
 EXECUTING = frozenset(NUMBERS[name] for name in ("execve", "execveat"))
 #: Calls that open a file and may create it.

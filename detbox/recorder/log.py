@@ -48,6 +48,7 @@ _MSGHDR_VECTOR, _MSGHDR_VECTOR_AT = struct.Struct("<QQ"), 16  # msg_iov and msg_
 _NONE = (0, 0, 0, 0, 0, 0)
 _ROBUST_HEAD = 24  # sizeof(struct robust_list_head)
 _UNKNOWN: tuple[int, tuple[int, ...], bool, bool] = (6, (), False, False)
+_DEVICES = frozenset(("CHAR", "TTY"))  # names of machine.files.Kind
 # Plain numbers: an enumeration's members cost a look-up each.
 _CALL = int(Kind.CALL)
 _REPLY, _CONTINUE, _WATCH, _PARK, _INSTALL = (
@@ -61,6 +62,14 @@ _FORESEEN: dict[int, Callable[[Task], int]] = {
     NUMBERS["set_tid_address"]: lambda task: task.tid,
     NUMBERS["set_robust_list"]: lambda task: 0 if task.args[1] == _ROBUST_HEAD else -errno.EINVAL,
 }
+
+
+def _of_a_device(task: Task) -> bool:
+    """Whether a call reads or writes a character device, which might do less if its end were looked at."""
+    if task.nr not in calls.UNWATCHED_DEVICES:
+        return False
+    file = task.process.files.known(task.args[0])
+    return file is not None and file.kind.name in _DEVICES
 
 
 class Recorder:
@@ -109,7 +118,7 @@ class Recorder:
             verdict = _CONTINUE
             if nr in _FORESEEN and not task.process.namespaces:
                 verdict, result = _REPLY, _FORESEEN[nr](task)
-            elif self.results and nr not in calls.UNWATCHED:
+            elif self.results and nr not in calls.UNWATCHED and not _of_a_device(task):
                 verdict, decision = _WATCH, ContinueThen(self._on_result)
         elif type(decision) is Park:
             verdict = _PARK
