@@ -29,7 +29,9 @@ class FakeTask:
     nr: int = -1
     args: tuple[int, ...] = (0,) * 6
     tid: int = 2
-    process: Any = field(default_factory=lambda: SimpleNamespace(pid=2, exe=b"/bin/x", lineage="1", namespaces=False))
+    process: Any = field(default_factory=lambda: SimpleNamespace(
+        pid=2, exe=b"/bin/x", lineage="1", namespaces=False, files=SimpleNamespace(known=lambda fd: None)
+    ))  # fmt: skip
     memory: bytes = b"/some/path"
 
     def cstr(self, addr: int) -> bytes:
