@@ -41,13 +41,14 @@ class Job:
 
     def spec(self) -> RunSpec:
         """The run description of the build."""
+        environment = {"LOGNAME": BUILDER, "USER": BUILDER, **self.options.environment()}
         given = {
             "workdir": str(self.work),
             "image": str(self.root.path),
-            "env": [f"{name}={value}" for name, value in self.options.environment().items()],
+            "env": [f"{name}={value}" for name, value in environment.items()],
             "epoch": self.source.epoch_s,
             "cpus": self.options.parallel,
-            "user": BUILDER,
+            "user": "root" if plan.gains_root(self.source) else BUILDER,
             "timeout": self.options.timeout_s,
             **self.cache,
         }

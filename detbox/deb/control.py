@@ -16,7 +16,7 @@ from detbox.errors import UserError
 Fields = dict[str, str]
 
 #: A changelog longer than this is nobody's: the newest entry is at its start.
-_CHANGELOG_BYTES = 1 << 20
+_MOST_BYTES = 1 << 20
 _TRAILER = re.compile(r"^ -- .* <.*>  (.*)$", re.MULTILINE)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9+.~_:-]*")
 
@@ -106,15 +106,18 @@ def changelog_date(text: str) -> int | None:
         return None
 
 
-def changelog_of(files: list[Path]) -> str:
-    """The start of debian/changelog out of a source package's files; nothing is unpacked.  Raises UserError."""
+def debian_file(files: list[Path], wanted: str) -> str:
+    """The start of a file of debian/ out of a source package's files; nothing is unpacked.
+
+    "" if there is none.  Raises UserError.
+    """
     for path in files:
         name = path.name
         try:
             if ".debian.tar" in name or (".tar" in name and ".orig" not in name and not name.endswith(".asc")):
-                text = _changelog_in_tar(path)
+                text = _in_tar(path, wanted)
             elif name.endswith(".diff.gz"):
-                text = _changelog_in_diff(path)
+                text = _in_diff(path, wanted)
             else:
                 continue
         except (OSError, EOFError, tarfile.TarError, lzma.LZMAError) as error:
@@ -124,24 +127,24 @@ def changelog_of(files: list[Path]) -> str:
     return ""
 
 
-def _changelog_in_tar(path: Path) -> str:
+def _in_tar(path: Path, wanted: str) -> str:
     with tarfile.open(path) as archive:
         for member in archive:
             parts = member.name.removeprefix("./").split("/")
-            if parts[-2:] == ["debian", "changelog"] and len(parts) <= 3 and member.isfile():
+            if parts[-2:] == ["debian", wanted] and len(parts) <= 3 and member.isfile():
                 content = archive.extractfile(member)
                 assert content is not None  # it is a regular file
-                return content.read(_CHANGELOG_BYTES).decode("utf-8", "replace")
+                return content.read(_MOST_BYTES).decode("utf-8", "replace")
     return ""
 
 
-def _changelog_in_diff(path: Path) -> str:
+def _in_diff(path: Path, wanted: str) -> str:
     lines: list[str] = []
-    inside, room = False, _CHANGELOG_BYTES
+    inside, room = False, _MOST_BYTES
     with gzip.open(path, "rt", encoding="utf-8", errors="replace") as diff:
-        while line := diff.readline(_CHANGELOG_BYTES):
+        while line := diff.readline(_MOST_BYTES):
             if line.startswith("+++ "):
-                inside = line.split()[1].endswith("/debian/changelog")
+                inside = line.split()[1].endswith(f"/debian/{wanted}")
             elif inside and line.startswith("--- "):
                 break
             elif inside and line.startswith("+"):

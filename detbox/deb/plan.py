@@ -7,7 +7,7 @@ import shlex
 from dataclasses import dataclass
 
 from detbox.deb.control import without_epoch
-from detbox.deb.root import BUILD_DIR
+from detbox.deb.root import BUILD_DIR, BUILDER
 from detbox.deb.source import Source
 from detbox.errors import UserError
 
@@ -41,6 +41,32 @@ elif [ -f Makefile ] || [ -f makefile ]; then
     make -j"$1" && cp -R . "$2"
 else
     echo "no build system that is known here"; exit 1
+fi
+"""
+
+# Owners in the container are virtual, so the builder can be given root's powers for a command: what was the builder's
+# is root's meanwhile, as fakeroot shows it.  The environment is an argument, since a set-user-ID program loses some of
+# it (ld.so(8)).
+_GAIN = r"""
+if [ "$(id -u)" = 0 ]; then
+    mkdir -p /run/detbox && cd /run/detbox || exit 1
+    install -m 4755 "$(command -v setpriv)" setpriv || exit 1
+    cat >gain <<'END'
+#!/bin/sh
+exec /run/detbox/setpriv --reuid=0 --regid=0 --clear-groups /run/detbox/as-root "$(export -p)" "$@"
+END
+    cat >as-root <<'END'
+#!/bin/sh
+eval "$1"
+shift
+chown -hR 0:0 PLACE
+"$@"
+status=$?
+chown -hR BUILDER: PLACE
+exit $status
+END
+    chmod 755 gain as-root && chown -R BUILDER: WORK || exit 1
+    exec setpriv --reuid=BUILDER --regid=BUILDER --init-groups sh "$0"
 fi
 """
 
@@ -93,21 +119,35 @@ def command(source: Source, options: BuildOptions) -> str:
     return "the release's own build system" if source.release else f"dpkg-buildpackage {KINDS[options.kind]}"
 
 
-def script(source: Source, options: BuildOptions, base: str = BUILD_DIR, work: str = "/work", under: str = "") -> str:
+def gains_root(source: Source) -> bool:
+    """Whether a part of the build has to run as root (Rules-Requires-Root)."""
+    return not source.release and source.needs_root != "no"
+
+
+def script(
+    source: Source, options: BuildOptions, base: str = BUILD_DIR, work: str = "/work", under: str = "",
+    fakeroot: bool = False,
+) -> str:  # fmt: skip
     """The shell script of a build.
 
     ``base``: where the source is unpacked.  ``work``: the work directory.  ``under``: what precedes the build command.
+    ``fakeroot``: what a part is run with that has to run as root; otherwise root has to start the script, which goes
+    on as the builder, where owners are virtual.
     """
     place = options.path.rpartition("/")[0] or f"{base}/{source.name}"
+    gain = ""
+    if gains_root(source) and not fakeroot:
+        gain = _GAIN.replace("BUILDER", BUILDER).replace("WORK", work).replace("PLACE", shlex.quote(place))
     q = shlex.quote
     log = f"{stem(source)}.build"
     steps = _release if source.release else _package
     return f"""\
 # Unpacks and builds {source.label}.
 umask 022
+{gain}\
 mkdir -p {q(place)} {work}/{OUT} && cd {q(place)} || exit 1
 build() {{
-    {steps(source, options, work, under)}
+    {steps(source, options, work, under, fakeroot)}
 }}
 {{ build 2>&1 </dev/null; echo $? >{work}/{STATUS}; }} | perl -e {q(_STAMPS)} {work}/{OUT}/{q(log)}
 read status <{work}/{STATUS}
@@ -118,7 +158,7 @@ cd {q(place)} || exit 1
 """
 
 
-def _package(source: Source, options: BuildOptions, work: str, under: str) -> str:
+def _package(source: Source, options: BuildOptions, work: str, under: str, fakeroot: bool) -> str:
     q = shlex.quote
     if source.dsc:
         tree = options.path.rpartition("/")[2]
@@ -132,11 +172,11 @@ def _package(source: Source, options: BuildOptions, work: str, under: str) -> st
         enter += (
             f" && printf '%s\\n' {q(options.entry)} | cat - debian/changelog >../entry && mv ../entry debian/changelog"
         )
-    gain = "" if source.needs_root == "no" else " -rfakeroot"
-    return f"{unpack} && {enter} && {under}dpkg-buildpackage -us -uc {KINDS[options.kind]}{gain}"
+    gain = ("-rfakeroot" if fakeroot else "-r/run/detbox/gain") if gains_root(source) else ""
+    return f"{unpack} && {enter} && {under}dpkg-buildpackage -us -uc {KINDS[options.kind]} {gain}".rstrip()
 
 
-def _release(source: Source, options: BuildOptions, work: str, under: str) -> str:
+def _release(source: Source, options: BuildOptions, work: str, under: str, fakeroot: bool) -> str:
     q = shlex.quote
     tree = q(f"{source.name}-{source.version}")
     tarball = q(f"{work}/{SOURCES}/{source.release}")

@@ -104,16 +104,21 @@ def _from_dsc(dsc: Path, place: Path) -> Source:
 def _described(dsc: Path, place: Path, checked: str) -> Source:
     fields = control.first_stanza(dsc, "source", "version", "checksums-sha256")
     files = [place / entry.name for entry in control.listed_files(fields, dsc)]
-    text = control.changelog_of(files)
+    text = control.debian_file(files, "changelog")
     epoch = control.changelog_date(text)
     if epoch is None:
         raise UserError(f"{dsc.name}: the newest entry of debian/changelog has no readable date")
     digests = {path.name: _sha256(path) for path in sorted([dsc, *files])}
-    root = fields.get("rules-requires-root", "binary-targets")
+    described = next(control.stanzas(control.debian_file(files, "control")), {})
     return Source(
-        fields["source"], fields["version"], place, dsc=dsc.name, epoch_s=epoch, needs_root=root,
+        fields["source"], fields["version"], place, dsc=dsc.name, epoch_s=epoch, needs_root=_root(described),
         checked=checked, digests=digests,
     )  # fmt: skip
+
+
+def _root(fields: control.Fields) -> str:
+    """Rules-Requires-Root, with its default."""
+    return fields.get("rules-requires-root", "binary-targets").strip()
 
 
 def _from_tree(path: Path, place: Path) -> Source:
@@ -131,7 +136,7 @@ def _from_tree(path: Path, place: Path) -> Source:
     digest = tree_digest(place / name)
     return Source(
         head[1], head[2], place, tree=name, epoch_s=epoch, checked="an unsigned directory",
-        needs_root=fields.get("rules-requires-root", "binary-targets"), digests={name + "/": digest},
+        needs_root=_root(fields), digests={name + "/": digest},
     )  # fmt: skip
 
 

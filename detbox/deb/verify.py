@@ -193,7 +193,7 @@ def _native_run(
     shutil.copytree(job.work, inputs, symlinks=True)
     options = replace(job.options, parallel=job.options.parallel + machine.jobs)
     under = LATER if given.clock else ""
-    (inputs / plan.SCRIPT).write_text(plan.script(job.source, options, machine.base, under=under))
+    (inputs / plan.SCRIPT).write_text(plan.script(job.source, options, machine.base, under=under, fakeroot=True))
     content = order(job.root.path, place, given, machine)
     (place / "order").write_text(json.dumps(content))
     declared = {name: value for name, value in options.environment().items() if name.startswith("DEB_")}

@@ -101,6 +101,36 @@ def test_rebuilding_what_detbox_and_what_a_daemon_of_debian_recorded(image: None
     assert place == f"builder\n{path}\n4\n{place.splitlines()[3]}\n"
 
 
+def test_a_build_that_needs_root(image: None, tmp_path: Path) -> None:
+    steps = (
+        "cp -a debian/changelog debian/few-lines/copied",
+        "install -m 4755 -g games /bin/true debian/few-lines/tool",
+        "touch debian/few-lines/given; chown www-data:33 debian/few-lines/given; ln -s given debian/few-lines/link",
+        "echo $$(id) $$USER $$(stat -c %U debian/built . .. /build /etc) > debian/few-lines/who",
+        "! touch /etc/x 2>/dev/null || rm /etc/x",
+    )
+    tree = make_source(tmp_path, step="\n\t".join(steps))
+    control, rules = tree / "debian/control", tree / "debian/rules"
+    control.write_text(control.read_text().replace("Rules-Requires-Root: no\n", ""))
+    built = "id -un > debian/built; install -d -m 2755 debian/set"
+    rules.write_text(
+        rules.read_text().replace("--root-owner-group ", "").replace(" binary-arch:", f" binary-arch:\n\t{built}", 1)
+    )
+    done = detbox("build", tree, "--output", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    package = tmp_path / "out/few-lines_1.0_all.deb"
+    listed = subprocess.run(["dpkg-deb", "-c", package], capture_output=True, text=True, check=True).stdout
+    owners = {words[5]: words[:2] for words in map(str.split, listed.splitlines())}
+    assert owners["./copied"] == ["-rw-r--r--", "root/root"]
+    assert owners["./tool"] == ["-rwsr-xr-x", "root/games"]
+    assert owners["./given"] == ["-rw-r--r--", "www-data/www-data"]
+    assert owners["./link"] == ["lrwxrwxrwx", "root/root"]
+    subprocess.run(["dpkg-deb", "-x", package, tmp_path / "x"], check=True)
+    assert (tmp_path / "x/who").read_text() == (
+        "uid=0(root) gid=0(root) groups=0(root) builder root root root root root\n"
+    )
+
+
 def test_a_build_that_fails_leaves_its_log_alone(image: None, tmp_path: Path) -> None:
     tree = make_source(tmp_path, step="echo no luck; exit 3")
     failed = detbox("build", "-q", tree, "--output", "out", cwd=tmp_path)

@@ -48,14 +48,14 @@ def test_the_date_comes_out_of_each_kind_of_source(tmp_path: Path, name: str) ->
             member = tarfile.TarInfo(f"{top}debian/changelog")
             member.size = len(_CHANGELOG)
             archive.addfile(member, io.BytesIO(_CHANGELOG.encode()))
-    assert control.changelog_date(control.changelog_of([path])) == 1_672_531_200
+    assert control.changelog_date(control.debian_file([path], "changelog")) == 1_672_531_200
 
 
 def test_a_tarball_that_is_none(tmp_path: Path) -> None:
     path = tmp_path / "x_1.0.debian.tar.xz"
     path.write_bytes(b"no tarball")
     with pytest.raises(UserError):
-        control.changelog_of([path])
+        control.debian_file([path], "changelog")
 
 
 def test_versions_in_names() -> None:
