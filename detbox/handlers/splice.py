@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable
 from errno import EAGAIN, EBADF, EINVAL, EISDIR, EPIPE, ESPIPE
 from fcntl import F_GETFL, fcntl
+from socket import AF_UNIX, socket
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, ERESTARTSYS, Decision, Park, Wake
@@ -77,7 +78,7 @@ class _Mover:
                     descriptor, mask = (own, POLLIN) if waits == POLLIN else (out, POLLOUT)
                     if self.done and (self.once or waits == POLLIN):
                         break
-                    if self.nonblocking or nonblocking(descriptor):
+                    if nonblocking(descriptor) or self.nonblocking and self._heeds_flag(descriptor, waits):
                         return self._finish(self.done or -EAGAIN)
                     keep = descriptor
                     return Park(
@@ -91,6 +92,14 @@ class _Mover:
             for descriptor in {own, out} - {keep}:
                 os.close(descriptor)
         return self._finish(self.done)
+
+    def _heeds_flag(self, descriptor: int, waits: int) -> bool:
+        """Whether SPLICE_F_NONBLOCK is for this end: a pipe, or a Unix socket that is read (net/unix/af_unix.c)."""
+        kind = self.t.process.files.get(self.source if waits == POLLIN else self.target).kind
+        if kind is Kind.SOCKET and waits == POLLIN:
+            with socket(fileno=os.dup(descriptor)) as end:
+                return end.family == AF_UNIX
+        return kind in _PIPES
 
     def _step(self, own: int, out: int) -> int | None:
         """Move one piece.  0: moved; None: the end; POLLIN or POLLOUT: that has to come first."""

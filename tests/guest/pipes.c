@@ -1,5 +1,6 @@
 /* Pipes: blocking writes larger than the pipe, atomic small ones, end of file, EPIPE, nonblocking, many writers, FIFOs. */
 #include "guest.h"
+#include <sys/socket.h>
 #include <sys/ioctl.h>
 #include <sys/uio.h>
 
@@ -168,6 +169,25 @@ static void splicing(void)
     CHECK(read(b[0], text, 3) == 3);
     CHECK(splice(a[0], NULL, b[1], NULL, 100, 0) == 7);
     CHECK(read(b[0], text, 8) == 7 && memcmp(text, "spliced", 7) == 0);
+
+    /* The flag is for pipes (and Unix sockets that are read): a full socket is waited for. */
+    int ends[2];
+    static char block[4096];
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0);
+    FAILS(splice(a[0], NULL, ends[0], NULL, 9, SPLICE_F_NONBLOCK), EAGAIN);
+    FAILS(splice(ends[1], NULL, b[1], NULL, 9, SPLICE_F_NONBLOCK), EAGAIN);
+    while (send(ends[0], block, sizeof block, MSG_DONTWAIT) > 0)
+        ;
+    CHECK(write(a[1], "waits", 5) == 5);
+    pid_t pid = fork();
+    if (pid == 0) {
+        sleep_ms(20);
+        while (recv(ends[1], block, sizeof block, MSG_DONTWAIT) > 0)
+            ;
+        _exit(0);
+    }
+    CHECK(splice(a[0], NULL, ends[0], NULL, 5, SPLICE_F_NONBLOCK) == 5);
+    reap(pid, 0);
 }
 
 int main(void)
