@@ -31,7 +31,7 @@ _MUST = {
     "remove": _COMMON, "link": {*_COMMON, "to"}, "keep": _ATTRIBUTES, "directory": _ATTRIBUTES, "fifo": _ATTRIBUTES,
     "socket": _ATTRIBUTES, "symlink": {*_ATTRIBUTES, "text"}, "file": {*_ATTRIBUTES, "blob", "size"},
 }  # fmt: skip
-_MAY = {"times_of", "xattrs"}
+_MAY = {"times_of", "xattrs", "in_place"}
 
 Place = Callable[[bytes], bytes | None]
 
@@ -140,7 +140,8 @@ def _change(change: Any) -> bool:
         return False
     if "mode" in must and not (type(change["mode"]) is int and 0 <= change["mode"] <= 0o7777):
         return False
-    return _times(change.get("times")) and _particulars(change) and _xattrs(change.get("xattrs", {}))
+    plain = _times(change.get("times")) and change.get("in_place", True) is True
+    return plain and _particulars(change) and _xattrs(change.get("xattrs", {}))
 
 
 def _particulars(change: dict[str, Any]) -> bool:

@@ -119,7 +119,7 @@ class Restore:
         kind = change["do"]
         if kind == "file":
             if change["was"] == "f":
-                _keep_unseen(path, self._staged[path])
+                _keep_unseen(path, self._staged[path], owner=change.get("in_place", False))
                 if self._held(path):
                     os.rename(self._staged[path], path)
                     return
@@ -198,18 +198,26 @@ def _makes_room(change: dict[str, Any]) -> bool:
     return change["was"] not in ("", "-") and change["was"] not in letters[change["do"]]
 
 
-def _keep_unseen(path: bytes, staged: bytes) -> None:
-    """What a guest never sees of a file stays with it: access lists and labels."""
+def _keep_unseen(path: bytes, staged: bytes, *, owner: bool) -> None:
+    """What a guest never sees of a file stays with it: access lists and labels.
+
+    ``owner``: and who owns it, where the run has written into the file that was there.
+    """
     for name in os.listxattr(path, follow_symlinks=False):
         if not name.startswith("user."):
             with contextlib.suppress(OSError):
                 os.setxattr(staged, name, os.getxattr(path, name, follow_symlinks=False), follow_symlinks=False)
+    before, st = os.lstat(path), os.lstat(staged)
+    if owner and (before.st_uid, before.st_gid) != (st.st_uid, st.st_gid):
+        with contextlib.suppress(OSError):
+            os.chown(staged, before.st_uid, before.st_gid, follow_symlinks=False)
+            os.chmod(staged, stat.S_IMODE(st.st_mode))  # a change of owner takes some bits away
 
 
 def _attributes(path: bytes, change: dict[str, Any]) -> None:
     link = change["do"] == "symlink"
     wanted_attributes = change.get("xattrs", {})
-    if change["do"] == "keep":
+    if change["do"] == "keep" and "xattrs" in change:
         for name in facts.xattrs_of(path).keys() - wanted_attributes.keys():
             os.removexattr(path, name, follow_symlinks=False)
     for name, value in wanted_attributes.items():

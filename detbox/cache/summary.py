@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from detbox.cache import facts
-from detbox.cache.facts import ABSENT, CONTENT, Fact
+from detbox.cache.execution import OWN
+from detbox.cache.facts import ABSENT, CONTENT, LIST, XATTR, Fact
 
 if TYPE_CHECKING:
     from detbox.cache.execution import Execution
@@ -67,7 +68,7 @@ def _changes(tracker: Tracker, execution: Execution, kept: list[bytes]) -> Itera
             continue
         fact = execution.facts.get(path)
         before = (fact.kind if fact is not None else None) or ""
-        change = _change(tracker, path, before, bool(execution.have.get(path, 0) >> 8 & CONTENT))
+        change = _change(tracker, path, before, execution.have.get(path, 0))
         if change is None:
             continue
         if path in kept and change["times"] is None:
@@ -83,7 +84,8 @@ def _changes(tracker: Tracker, execution: Execution, kept: list[bytes]) -> Itera
         yield change
 
 
-def _change(tracker: Tracker, path: bytes, before: str, rewritten: bool) -> dict[str, Any] | None:
+def _change(tracker: Tracker, path: bytes, before: str, have: int) -> dict[str, Any] | None:
+    """``have``: which aspects of the path are known or changed, see Execution."""
     kind, st = facts.kind_of(path)
     change: dict[str, Any] = {"path": text(path), "was": before[:1]}
     if st is None:
@@ -93,19 +95,22 @@ def _change(tracker: Tracker, path: bytes, before: str, rewritten: bool) -> dict
     if change["times"] is None and path in tracker.origin:
         change["times_of"] = text(tracker.origin[path])
     xattrs = facts.xattrs_of(path)
-    if xattrs:
+    if xattrs or (have | have >> OWN) & XATTR:
         change["xattrs"] = {name: value.hex() for name, value in xattrs.items()}
     letter = kind[0]
     if letter != "d" and st.st_nlink > 1:
         change["inode"] = (st.st_dev, st.st_ino)
-    if letter == "d" and before[:1] in ("d", ""):
-        return {**change, "do": "keep"}
     never_written = change["times"] is None and tracker.origin.get(path, path) == path
-    if letter == before[:1] == "f" and (not rewritten or never_written):
+    stays = letter == before[:1] == "f" and (not have >> OWN & CONTENT or never_written)
+    if stays or (letter == "d" and before[:1] in ("d", "")):
+        if not (have | have >> OWN) & XATTR:
+            change.pop("xattrs", None)  # nobody has looked at them: others will do
         return {**change, "do": "keep"}
     change["do"] = {"f": "file", "d": "directory", "l": "symlink", "p": "fifo", "s": "socket"}[letter]
     if letter == "l":
         change["text"] = text(os.readlink(path))
     if letter == "f":
         change["size"] = st.st_size
+        if before[:1] == "f" and not have >> OWN & LIST:
+            change["in_place"] = True
     return change
