@@ -122,13 +122,16 @@ class Effects:
         names: dict[tuple[int, int], str] = {}
         places: set[tuple[int, int]] = set()
         found = []
+        shared = mine.marks_of_links()
         for path in mine.changed:
             if self._tracker.m.layers.limited and not self._tracker.kept(path):
                 raise Unknown("changes a file of the system")
             fact = mine.facts.get(path)
             before = (fact.kind if fact is not None else None) or ""
             looked = fact is not None and mine.have[path] & IDENTITY
-            change = self._change(mine, path, before, fact.identity if fact is not None and looked else None)
+            written = bool(shared.get(path, mine.have[path]) >> OWN & CONTENT)
+            identity = fact.identity if fact is not None and looked else None
+            change = self._change(mine, path, before, identity, written)
             if change is None:
                 continue
             inode, several = change.pop("inode", None), change.pop("several", False)
@@ -144,7 +147,7 @@ class Effects:
         return found, places
 
     def _change(
-        self, mine: Execution, path: bytes, before: str, identity: list[int | None] | None
+        self, mine: Execution, path: bytes, before: str, identity: list[int | None] | None, written: bool
     ) -> dict[str, Any] | None:
         kind, st = facts.kind_of(path)
         change: dict[str, Any] = {"path": text(path), "was": before[:1]}
@@ -170,7 +173,7 @@ class Effects:
         if xattrs or mine.have[path] >> OWN & facts.XATTR:
             change["xattrs"] = {name: value.hex() for name, value in xattrs.items()}
         # Opened for writing and not written to, it keeps its time, which may be the host's.
-        if same and not (mine.have[path] >> OWN & CONTENT and entry.changed):
+        if same and not (written and entry.changed):
             return {**change, "do": "keep"}
         change["do"] = _LETTERS[kind[0]]
         if kind[0] == "l":

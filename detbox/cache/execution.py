@@ -6,9 +6,12 @@ An observation counts for the execution that makes it and for those around it, e
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import operator
 import os
 from collections.abc import Callable, Iterator
-from stat import S_IFMT
+from stat import S_IFMT, S_ISREG
 from typing import TYPE_CHECKING, Any
 
 import xxhash
@@ -107,6 +110,22 @@ class Execution:
         self.first_inode = 1 << 62  # numbers from here on are its own doing
         self.inodes_from = 0  # position in the log of new inodes
         self.output_from = 0  # position in the run's output
+
+    def marks_of_links(self) -> dict[bytes, int]:
+        """What is known and has been changed of each changed path that is one of several names of a file.
+
+        What was written through one of them has changed them all.
+        """
+        names: dict[tuple[int, int], list[bytes]] = {}
+        for path in self.changed:
+            with contextlib.suppress(OSError):
+                st = os.lstat(path)
+                if S_ISREG(st.st_mode) and st.st_nlink > 1:
+                    names.setdefault((st.st_dev, st.st_ino), []).append(path)
+        return {
+            path: functools.reduce(operator.or_, (self.have.get(name, 0) for name in paths))
+            for paths in names.values() if len(paths) > 1 for path in paths
+        }  # fmt: skip
 
     def arguments(self) -> list[str]:
         """The first words of its command line, for people."""

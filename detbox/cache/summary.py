@@ -63,12 +63,13 @@ def _fact(fact: Fact) -> list[Any]:
 
 def _changes(tracker: Tracker, execution: Execution, kept: list[bytes]) -> Iterable[dict[str, Any]]:
     names: dict[tuple[int, int], str] = {}
+    shared = execution.marks_of_links()
     for path in dict.fromkeys((*kept, *execution.changed)):
         if not facts.below(path, kept):
             continue
         fact = execution.facts.get(path)
         before = (fact.kind if fact is not None else None) or ""
-        change = _change(tracker, path, before, execution.have.get(path, 0))
+        change = _change(tracker, path, before, shared.get(path, execution.have.get(path, 0)))
         if change is None:
             continue
         if path in kept and change["times"] is None:
