@@ -45,7 +45,7 @@ def seen_by_guest(inodes: InodeTable, st: os.stat_result) -> tuple[list[int | No
     """
     entry = inodes.table.get((st.st_dev, st.st_ino))
     if entry is None or entry.fmt != S_IFMT(st.st_mode):
-        return [None, 0, 0, inodes.epoch_ns], [inodes.epoch_ns] * 3
+        return [None, *inodes.owner_of((st.st_dev, st.st_ino)), inodes.epoch_ns], [inodes.epoch_ns] * 3
     return [entry.ino, entry.uid, entry.gid, entry.btime], [entry.atime, entry.mtime, entry.ctime]
 
 

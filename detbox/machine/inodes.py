@@ -102,6 +102,7 @@ class InodeTable:
         self.table: dict[tuple[int, int], VInode] = {}
         self._nameless: dict[tuple[int, int], VInode] = {}
         self._most_nameless = _NAMELESS
+        self._owned: dict[tuple[int, int], tuple[int, int]] = {}  # (user, group) of what has not been seen yet
         #: The keys that the guest can still see, None if that cannot be told, and what finding them has cost, in files.
         self.reachable: Callable[[], tuple[set[tuple[int, int]] | None, int]] = lambda: (None, 0)
         self.log: list[VInode] | None = None  # what has been entered, in order, if somebody wants to know
@@ -197,6 +198,8 @@ class InodeTable:
         # Device nodes are bound from the host's /dev one by one; here they belong to one file system.
         dev = self.devices.get(key[0], DEV_DEV if fmt == S_IFCHR else ROOT_DEV)
         entry = VInode(key, dev, self.next_number, fmt, self.epoch_ns, self._epoch_times)
+        if self._owned:
+            entry.uid, entry.gid = self._owned.pop(key, (0, 0))
         self.next_number += 1
         self.table[key] = entry
         if self.log is not None:
@@ -319,14 +322,21 @@ class InodeTable:
         entry.set_times(entry.atime, entry.mtime, self.stamp())
 
     def own_tree(self, top: bytes, uid: int, gid: int) -> None:
-        """Everything at and below ``top`` belongs to this user from the start."""
+        """Everything at and below ``top`` belongs to this user from the start.
+
+        It gets its numbers when it is seen, as everything else: they are not to tell what else is there.
+        """
         pending = [top]
         while pending:
             path = pending.pop()
-            entry = self.of(os.lstat(path))
-            entry.uid, entry.gid = uid, gid
-            if entry.fmt == S_IFDIR:
-                pending += [path + b"/" + name for name in sorted(os.listdir(path), reverse=True)]
+            st = os.lstat(path)
+            self._owned[st.st_dev, st.st_ino] = uid, gid
+            if S_IFMT(st.st_mode) == S_IFDIR:
+                pending += [path + b"/" + name for name in os.listdir(path)]
+
+    def owner_of(self, key: tuple[int, int]) -> tuple[int, int]:
+        """User and group of a real (device, inode) that has not been seen yet."""
+        return self._owned.get(key, (0, 0))
 
     def finish(self, tops: Iterable[bytes], *, unchanged: bool = False) -> None:
         """Give the changed inodes at and below the kept directories ``tops`` their virtual times for real.

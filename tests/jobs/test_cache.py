@@ -119,6 +119,7 @@ CASES = (
     Case("rename over", "echo n > t; mv t a", None, True, setup=A),
     Case("link to an input that goes", "ln a h; ln h g; rm a; mv g b", None, True, setup=A),
     Case("written through another name", "cp -l a h; echo z >> h; cat a", None, True, setup=A),
+    Case("numbers of a virtual user's files", "stat -c '%i %u %g' b d d/g", write("a"), True, setup=all_of(write("b"), DIRS), options=("--user=1234:1235",)),
     Case("owner on the host", "echo n >> a; cp a t; mv t b", lambda work: os.geteuid() or [os.chown(work / n, 1, 1) for n in "ab"], True, setup=all_of(A, write("b"))),
     Case("attribute of a directory", "echo n > d/n", lambda work: os.setxattr(work / "d", "user.x", b"1"), True, setup=DIRS),
     Case("rename of a directory", "mv d n; cat n/g", write("d/g", "h\n"), False, "d/g: content", setup=DIRS),
