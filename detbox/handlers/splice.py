@@ -76,9 +76,10 @@ class _Mover:
                     break
                 if waits:
                     descriptor, mask = (own, POLLIN) if waits == POLLIN else (out, POLLOUT)
-                    if self.done and (self.once or waits == POLLIN):
+                    if self.done and not self.held and (self.once or waits == POLLIN):
                         break
-                    if nonblocking(descriptor) or self.nonblocking and self._heeds_flag(descriptor, waits):
+                    at_once = nonblocking(descriptor) or self.nonblocking and self._heeds_flag(descriptor, waits)
+                    if at_once and not self.held:  # what has left a pipe cannot be put back
                         return self._finish(self.done or -EAGAIN)
                     keep = descriptor
                     return Park(
@@ -105,6 +106,8 @@ class _Mover:
         """Move one piece.  0: moved; None: the end; POLLIN or POLLOUT: that has to come first."""
         source = self.t.process.files.get(self.source)
         target = self.t.process.files.get(self.target)
+        if self.held:
+            return self._put_held(out)
         if source.kind is Kind.STDIN:
             fill_stdin(self.m, self.t, self.source)
         if source.kind not in _PLAIN and not ready(own, POLLIN):
@@ -116,11 +119,18 @@ class _Mover:
             return self._from_file(own, out, size)
         with without_blocking(own):
             room = self._room(out)
-            data = os.read(own, min(size, room))
-        if not data:
-            return None
-        self._write_all(out, data)
-        self.done += len(data)
+            self.held = os.read(own, min(size, room))
+        return self._put_held(out) if self.held else None
+
+    def _put_held(self, out: int) -> int:
+        """Write what has been read.  POLLOUT: the target had less room than it seemed (a terminal does that)."""
+        while self.held:
+            try:
+                moved = self._write_some(out, self.held)
+            except BlockingIOError:
+                return POLLOUT
+            self.held = self.held[moved:]
+            self.done += moved
         return 0
 
     def _from_file(self, own: int, out: int, size: int) -> int | None:
@@ -162,11 +172,6 @@ class _Mover:
             return ptys.put(self.m, out, data)
         with without_blocking(out):
             return os.write(out, data)
-
-    def _write_all(self, out: int, data: bytes) -> None:
-        view = data
-        while view:
-            view = view[self._write_some(out, view) :]
 
     def _finish(self, result: int) -> int:
         if result > 0:
