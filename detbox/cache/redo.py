@@ -155,7 +155,9 @@ class Redo:
             self._make(path, change, blobs, staged)
         for path, change in rows:
             if change["do"] == "link":
-                os.link(data_of(change["to"]), path, follow_symlinks=False)
+                to, origin = data_of(change["to"]), self._tracker.origin
+                os.link(to, path, follow_symlinks=False)
+                origin[path] = origin.get(to, to)
         for path, change in sorted(rows, key=lambda row: row[0], reverse=True):
             if change["do"] not in ("remove", "link"):
                 self._describe(path, change, blobs)
