@@ -184,6 +184,8 @@ def _walk(state: _Walk, dirfd: int, path: bytes, follow: bool) -> Place:
             if text is not None:
                 if text[:1] == b"/":
                     state.cur = state.root
+                if not todo and text.endswith((b"/", b"/.")):
+                    slash = b"/"
                 todo += _components(text)
                 continue
             # A magic link (exe, cwd, root, fd/N) leads to an object, whatever its text says.

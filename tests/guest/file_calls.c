@@ -60,6 +60,9 @@ static void renames(void)
     close(make("m/x", "x"));
     FAILS(rmdir("m"), ENOTEMPTY);
     FAILS(open("b/under", O_RDONLY), ENOTDIR);
+    CHECK(symlink("missing/", "slash") == 0 && symlink("slash", "behind") == 0);
+    FAILS(open("slash", O_WRONLY | O_CREAT, 0600), EISDIR);
+    FAILS(open("behind", O_WRONLY | O_CREAT, 0600), EISDIR);
     CHECK(symlink("loop", "loop") == 0);
     FAILS(open("loop", O_RDONLY), ELOOP);
     FAILS(open("loop", O_RDONLY | O_NOFOLLOW), ELOOP);
