@@ -93,7 +93,7 @@ def _change(tracker: Tracker, path: bytes, before: str, have: int) -> dict[str, 
         return None if before == ABSENT else {**change, "do": "remove"}
     change["mode"] = stat.S_IMODE(st.st_mode)
     change["times"] = tracker.times_of(st)
-    if change["times"] is None and path in tracker.origin:
+    if change["times"] is None and tracker.origin.get(path, path) != path:
         change["times_of"] = text(tracker.origin[path])
     xattrs = facts.xattrs_of(path)
     if xattrs or (have | have >> OWN) & XATTR:
