@@ -30,7 +30,7 @@ PROGRAMS = (
     "cat < {0}", "exec 3< {0}; cat <&3", "exec 3< {0}; head -c3 <&3; cat <&3", "exec 3>> {1}; echo to3 >&3; sh -c 'echo sub >&3'", "sed s/o/0/ < {0} > {1}", "tee {1} < {0}",
     "cat {0} | sort -r", "x=$(cat {0}); echo $x", "x=$(sh -c 'cat {0}; date +%N; exit 5'); echo $? $x", "(cat {0}; echo end) 2>&1", "(cat {0}; date +%N; cat {1}) | sort", "x=`echo {0} | sed s/a/b/ | tr b c`; echo $x",
     "grep o {0} | head -1", "yes | head -2", "yes {0} | head -30000 | wc -c", "sort {0} | uniq -c | tee {1}", "cat nosuch | cat {0}; echo $?", "cat {0} | false; echo $?", "cat {0} 2>&1 nosuch | cat -n", "cat {0} | (read x; cat > {1})",
-    "cat {0} | while read x; do echo $x; cat {1}; done", "while read x; do echo $x | cut -c2-; done < {0}", "cat << E\nx `cat {0}`\nE", "cat << E | sort\nx\na\nE", "bash -c 'cat <<< \"$(head -1 {0})\"'", "bash -c 'cat <(sort {0}) {1}'",
+    "cat {0} | while read x; do echo $x; head -1 {1}; done", "while read x; do echo $x | cut -c2-; done < {0}", "cat << E\nx `cat {0}`\nE", "cat << E | sort\nx\na\nE", "bash -c 'cat <<< \"$(head -1 {0})\"'", "bash -c 'cat <(sort {0}) {1}'",
     "xargs -n1 echo < {0}", "cat {0} | xargs -P2 -n1 echo", "ls d | xargs -I% sh -c 'echo %; cat d/%'", "bash -c 'set -o pipefail; cat nosuch | sort {0}; echo $?'",
     "cat {0} & wait", "cat {0} & cat {1}; wait", "sh -c 'sleep 1; cat {0}' & date; wait", "(sleep 0.1; echo late) | cat", "timeout 1 sleep 5; echo $?", "timeout 9 cat {0}", "mkfifo p; cat {0} > p & cat p; wait; rm p",
     "sh -c 'kill -TERM $$'; echo $?", "sh -c 'kill -SEGV $$'; echo $?", "kill -9 $(sh -c 'echo 999')", "trap 'echo got' USR1; sh -c 'kill -USR1 $PPID; date +%N'; date +%N", "sh -c 'trap \"\" PIPE; sh -c \"cat {0}; kill -PIPE \\$\\$; echo still\"'", "sh -c 'ulimit -f 0; cat {0} > {1}'; echo $?",
@@ -54,7 +54,7 @@ WAYS = (
 #: Several programs at once, at the same files.
 TOGETHER = (
     "for i in 1 2 3; do echo a$i; sleep 0.01; done >> {1} & for i in 1 2 3; do echo b$i; sleep 0.01; done >> {1}; wait; cat {1}", "sh -c 'cat {0}; sleep 0.1; cat {0}' >> {1} & sh -c 'cat {1}; echo b' >> n; wait; cat n", "(sh -c 'echo 1; cat {0}'; sh -c 'date +%N') > n & sh -c 'cat n'; wait", "for i in 1 2 3; do sh -c \"echo $i; cat {0}\" >> n & done; wait; sort n",
-    "exec 3> n; sh -c 'echo one >&3' & sh -c 'cat {0} >&3'; wait; exec 3>&-; cat n", "flock {0} sh -c 'cat {0}; date +%N' & flock {0} cat {1}; wait", "mkfifo p; (cat p; cat p) > n & cat {0} > p; sleep 0.1; cat {0} > p; wait; rm p", "(cat {0}; sleep 1; cat {1}) | while read x; do echo $x; cat d/x; done", "tail -f {0} & sleep 0.1; echo more >> {0}; sleep 2; kill $!; wait",
+    "exec 3> n; sh -c 'echo one >&3' & sh -c 'cat {0} >&3'; wait; exec 3>&-; cat n", "flock {0} sh -c 'cat {0}; date +%N' & flock {0} cat {1}; wait", "mkfifo p; (cat p; cat p) > n & cat {0} > p; sleep 0.1; cat {0} > p; wait; rm p", "(cat {0}; sleep 1; cat {1}) | while read x; do echo $x; head -1 d/x; done", "tail -f {0} & sleep 0.1; echo more >> {0}; sleep 2; kill $!; wait",
     "sh -c 'echo $$ > pid; exec sleep 9' & sleep 1; kill $(cat pid); wait $!; echo $?", "bash -c 'coproc cat; cat {0} >&${{COPROC[1]}}; read -t 1 x <&${{COPROC[0]}}; echo $x'", "bash -c 'tee >(sort > n) < {0}; sleep 1; cat n'", "xargs -P3 -I% sh -c 'echo %; cat {1}' < {0}", "setsid sh -c 'cat {0}'; setsid -w date +%N", "(trap 'cat {0}' EXIT; cat {1}); nice -n 5 sh -c 'nice; cat {0}'",
 )  # fmt: skip
 #: Compilers and tools that keep files about files.
