@@ -118,6 +118,13 @@ def _enforce(process: Process, which: int, soft: int) -> bool:
     return fits
 
 
+def descriptors_ran_out(m: Machine, t: Task) -> None:
+    """The kernel had no descriptor left for a process: a doubt if the guest's own limit would have allowed more."""
+    real, shown = resource.prlimit(t.tid, resource.RLIMIT_NOFILE)[0], limits_of(t.process)[resource.RLIMIT_NOFILE][0]
+    if real < shown:
+        m.doubt(t, f"{real} files are open, which is the host's hard limit (RLIMIT_NOFILE): {shown} were promised")
+
+
 def _watch_cpu(m: Machine, process: Process) -> None:
     """SIGXCPU at the soft limit of CPU time and every second after it, SIGKILL at the hard one."""
     soft, hard = limits_of(process)[resource.RLIMIT_CPU]

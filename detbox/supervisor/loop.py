@@ -7,6 +7,7 @@ event is always its own, or one that it caused.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Callable, Iterable
@@ -14,7 +15,7 @@ from functools import partial
 
 from detbox.decision import CONTINUE, ContinueThen, Decision, InstallFd, Park, Wake
 from detbox.errors import Deadlock, InternalError
-from detbox.handlers import futex_exit
+from detbox.handlers import futex_exit, limits
 from detbox.kernel import _native, siginfo
 from detbox.kernel.numbers import NAMES
 from detbox.machine.clock import WINDOW, WINDOW_WEIGHT
@@ -251,6 +252,8 @@ class Supervisor:
             if number == -2:  # ENOENT: the thread is dying
                 self._release(task)
                 return
+            if number == -errno.EMFILE:
+                limits.descriptors_ran_out(self.m, task)
             self.perform(task, number)
             return
         task.process.files.set(number, decision.info)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Callable, Hashable, Iterable
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from detbox.cpu import service
 from detbox.decision import Decision
 from detbox.errors import NotDeterministic
+from detbox.handlers.limits import descriptors_ran_out
 from detbox.kernel import _native
 from detbox.machine.clock import Clock
 from detbox.machine.futexes import FutexTable
@@ -71,6 +73,8 @@ class Machine:
         """
         number = _native.add_fd(self.listener, task.notif, fd, -1, cloexec, False)
         if number < 0:
+            if number == -errno.EMFILE:
+                descriptors_ran_out(self, task)
             raise OSError(-number, os.strerror(-number))
         task.process.files.set(number, info)
         return number

@@ -326,6 +326,21 @@ def test_fork_bomb_is_bounded(tmp_path: Path) -> None:
     assert not marked(mark)
 
 
+def test_the_hosts_limit_of_open_files_is_told(tmp_path: Path) -> None:
+    program = (
+        "import os\ntry:\n  for n in range(500): os.open('/', os.O_RDONLY)\n"
+        "except OSError as error: print(n, error.errno)"
+    )
+    ordinary = ["setpriv", "--bounding-set=-sys_resource"] if os.geteuid() == 0 else []
+    command = detbox(["/usr/bin/python3", "-c", program])
+    done = subprocess.run(
+        [*ordinary, "prlimit", "--nofile=200:200", *command], cwd=tmp_path, env=os.environ | environment(),
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, b"197 24\n")
+    assert b"200 files are open, which is the host's hard limit" in done.stderr
+
+
 def test_disk_of_temporaries_is_given_back(tmp_path: Path) -> None:
     free = shutil.disk_usage("/tmp").free
     status, _, err = run(["sh", "-c", "head -c 100M /dev/zero > /tmp/big"], tmp_path)
