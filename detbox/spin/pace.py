@@ -8,7 +8,7 @@ _FIRST_DELAY = 0.02
 _LONGEST_DELAY = 2.0
 _FIRST_LIMIT = 96
 _LONGEST_LIMIT = 4000
-_LONGEST_SURVEY = 128
+_LONGEST_SURVEY = 1024
 # How much longer than an attempt the thread may compute before the next one.
 _PATIENCE = 200
 

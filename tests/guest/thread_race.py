@@ -48,6 +48,22 @@ for thread in takers:
 assert sorted(item for _, item in done) == list(range(30))
 print(done)
 
+flag = False
+
+
+def raise_flag() -> None:
+    global flag
+    time.sleep(0.2)
+    flag = True
+
+
+thread = threading.Thread(target=raise_flag)
+thread.start()
+while not flag:  # some hundred instructions of the interpreter's, and no call
+    pass
+thread.join()
+print("flag", time.monotonic_ns(), time.process_time_ns())
+
 event = threading.Event()
 timer = threading.Timer(0.05, event.set)
 timer.start()
