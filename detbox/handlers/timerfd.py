@@ -19,6 +19,7 @@ from detbox.handlers.waiting import (
     fd_of,
     nonblocking,
     own_fdinfo,
+    proc_names,
     proc_text,
     scatter,
     signed32,
@@ -208,13 +209,5 @@ def _collect(m: Machine) -> None:
 def _all_fdinfo(m: Machine) -> Iterator[str]:
     """What procfs tells of each descriptor: a thread may have its own, and may outlive the first one of its process."""
     for tid in m.tasks:
-        try:
-            listing = os.open(f"{tid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=m.proc_fd)
-        except OSError:
-            continue
-        try:
-            names = os.listdir(listing)
-        finally:
-            os.close(listing)
-        for name in names:
+        for name in proc_names(m, f"{tid}/fd"):
             yield proc_text(m, f"{tid}/fdinfo/{name}")

@@ -70,6 +70,20 @@ def proc_text(m: Machine, name: str) -> str:
         return ""
 
 
+def proc_names(m: Machine, name: str) -> list[str]:
+    """The entries of a directory of the guest's procfs, by its name below /proc; none if it does not exist."""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=m.proc_fd)
+    except OSError:
+        return []
+    try:
+        return os.listdir(fd)
+    except OSError:
+        return []  # gone meanwhile
+    finally:
+        os.close(fd)
+
+
 def carries_descriptors(fdinfo: str) -> bool:
     """Whether messages that wait in the socket with that text in procfs, or for one that it has yet to accept, have
     descriptors in them (unix_show_fdinfo() in net/unix/af_unix.c)."""

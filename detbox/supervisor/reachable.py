@@ -10,12 +10,12 @@ import os
 from stat import S_ISSOCK
 from typing import TYPE_CHECKING
 
-from detbox.handlers.waiting import carries_descriptors, proc_text
+from detbox.handlers.waiting import carries_descriptors, proc_names, proc_text
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
 
-_LINKS = (b"cwd", b"root", b"exe")
+_LINKS = ("cwd", "root", "exe")
 #: What mountinfo has behind the root of a mount of something that has been removed.
 _REMOVED = "//deleted "
 
@@ -34,9 +34,9 @@ def reachable(m: Machine) -> tuple[set[tuple[int, int]] | None, int]:
     looks = 0
     try:
         # All numbers, and not those of ``m.tasks``: a child may not have been met yet.
-        for number in filter(bytes.isdigit, _names(m, b".")):
-            for tid in _names(m, number + b"/task"):
-                looks += _thread(m, number + b"/task/" + tid, found)
+        for number in filter(str.isdigit, proc_names(m, ".")):
+            for tid in proc_names(m, f"{number}/task"):
+                looks += _thread(m, f"{number}/task/{tid}", found)
         for pid, process in m.processes.items():
             if process.namespaces and _REMOVED in proc_text(m, f"{pid}/mountinfo"):
                 raise Unclear
@@ -45,29 +45,16 @@ def reachable(m: Machine) -> tuple[set[tuple[int, int]] | None, int]:
     return found, looks
 
 
-def _names(m: Machine, directory: bytes) -> list[bytes]:
-    try:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=m.proc_fd)
-    except OSError:
-        return []  # gone meanwhile
-    try:
-        return [os.fsencode(name) for name in os.listdir(fd)]
-    except OSError:
-        return []
-    finally:
-        os.close(fd)
-
-
-def _thread(m: Machine, place: bytes, found: set[tuple[int, int]]) -> int:
+def _thread(m: Machine, place: str, found: set[tuple[int, int]]) -> int:
     # Threads can have descriptors of their own, and outlive the process's first one.
-    descriptors = _names(m, place + b"/fd")
-    for name in (*_LINKS, *(b"fd/" + number for number in descriptors)):
+    descriptors = proc_names(m, f"{place}/fd")
+    for name in (*_LINKS, *(f"fd/{number}" for number in descriptors)):
         try:
-            st = os.stat(place + b"/" + name, dir_fd=m.proc_fd)
+            st = os.stat(f"{place}/{name}", dir_fd=m.proc_fd)
         except OSError:
             continue  # a zombie has none
         found.add((st.st_dev, st.st_ino))
-        if S_ISSOCK(st.st_mode) and name.startswith(b"fd/"):
-            if carries_descriptors(proc_text(m, os.fsdecode(place + b"/fdinfo/" + name[3:]))):
+        if S_ISSOCK(st.st_mode) and name.startswith("fd/"):
+            if carries_descriptors(proc_text(m, f"{place}/fdinfo/{name[3:]}")):
                 raise Unclear
     return len(_LINKS) + len(descriptors)
