@@ -131,8 +131,8 @@ def script(
     """The shell script of a build.
 
     ``base``: where the source is unpacked.  ``work``: the work directory.  ``under``: what precedes the build command.
-    ``fakeroot``: what a part is run with that has to run as root; otherwise root has to start the script, which goes
-    on as the builder, where owners are virtual.
+    ``fakeroot``: what has to run as root is run with it.  Otherwise owners have to be virtual, and root has to start
+    the script of such a source, which goes on as the builder.
     """
     place = options.path.rpartition("/")[0] or f"{base}/{source.name}"
     gain = ""
@@ -140,14 +140,18 @@ def script(
         gain = _GAIN.replace("BUILDER", BUILDER).replace("WORK", work).replace("PLACE", shlex.quote(place))
     q = shlex.quote
     log = f"{stem(source)}.build"
-    steps = _release if source.release else _package
+    if source.release:
+        steps = _release(source, options, work, under)
+    else:
+        command = "-rfakeroot" if fakeroot else "-r/run/detbox/gain"
+        steps = _package(source, options, work, under, command if gains_root(source) else "")
     return f"""\
 # Unpacks and builds {source.label}.
 umask 022
 {gain}\
 mkdir -p {q(place)} {work}/{OUT} && cd {q(place)} || exit 1
 build() {{
-    {steps(source, options, work, under, fakeroot)}
+    {steps}
 }}
 {{ build 2>&1 </dev/null; echo $? >{work}/{STATUS}; }} | perl -e {q(_STAMPS)} {work}/{OUT}/{q(log)}
 read status <{work}/{STATUS}
@@ -158,7 +162,8 @@ cd {q(place)} || exit 1
 """
 
 
-def _package(source: Source, options: BuildOptions, work: str, under: str, fakeroot: bool) -> str:
+def _package(source: Source, options: BuildOptions, work: str, under: str, gain: str) -> str:
+    """``gain``: dpkg-buildpackage's option that names the command which gains root."""
     q = shlex.quote
     if source.dsc:
         tree = options.path.rpartition("/")[2]
@@ -172,11 +177,10 @@ def _package(source: Source, options: BuildOptions, work: str, under: str, faker
         enter += (
             f" && printf '%s\\n' {q(options.entry)} | cat - debian/changelog >../entry && mv ../entry debian/changelog"
         )
-    gain = ("-rfakeroot" if fakeroot else "-r/run/detbox/gain") if gains_root(source) else ""
     return f"{unpack} && {enter} && {under}dpkg-buildpackage -us -uc {KINDS[options.kind]} {gain}".rstrip()
 
 
-def _release(source: Source, options: BuildOptions, work: str, under: str, fakeroot: bool) -> str:
+def _release(source: Source, options: BuildOptions, work: str, under: str) -> str:
     q = shlex.quote
     tree = q(f"{source.name}-{source.version}")
     tarball = q(f"{work}/{SOURCES}/{source.release}")

@@ -92,7 +92,7 @@ def _make(m: Machine, t: Task, dirfd: int, path: bytes, make: Callable[[int | No
             opening.check_create(m, t, at, name)
         make(at, name)
         st = os.stat(name, dir_fd=at, follow_symlinks=False)
-        if paths.closes(st):
+        if paths.closes(st.st_mode):
             paths.ways_change(m)
         opening.new_entry(m, t, at, name, st)
 
@@ -270,7 +270,7 @@ def _link_at(
     claim.owned(m, at1, old, follow, make)
     inodes = m.inodes
     after = os.stat(new, dir_fd=at2, follow_symlinks=False)
-    if paths.closes(after):
+    if paths.closes(after.st_mode):
         paths.ways_change(m)
     vnode = inodes.same(source, after)
     inodes.named(vnode)

@@ -318,9 +318,9 @@ def searched_stat(
     return st
 
 
-def closes(st: os.stat_result) -> bool:
-    """Whether a new name of this may lead to, or be, a directory that not everybody may search."""
-    return S_ISLNK(st.st_mode) or S_ISDIR(st.st_mode) and st.st_mode & 0o111 != 0o111
+def closes(mode: int) -> bool:
+    """Whether what has this type and these permissions is, or may lead to, what not everybody may search."""
+    return S_ISLNK(mode) or S_ISDIR(mode) and mode & 0o111 != 0o111
 
 
 def ways_change(m: Machine) -> None:
