@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from detbox.supervisor.task import Task
 
 _PTRACE_CONT, _PTRACE_SYSCALL = 7, 24
+_EVENT_STOP = 128
 _SYSCALL = b"\x0f\x05"
 _EVERY_SIGNAL = 0xFFFFFFFFFFFFFFFF
 _NO_CALL = 0xFFFFFFFFFFFFFFFF  # orig_rax: no call is to be restarted
@@ -96,7 +97,11 @@ def _next(tid: int, listener: int, fd: int) -> int:
 
 
 def _resume(tid: int, request: int, next_stop: Callable[[], int] | None = None) -> None:
-    """Let the thread go on to its next stop, which has to be a trap.  A stop signal comes later."""
+    """Let the thread go on to its next stop, which has to be a trap.  A stop signal comes later.
+
+    Who looked for a spin asked the thread to stop when it had just stopped by itself, but nobody had heard of it: the
+    kernel then stops it once more (kernel/ptrace.c, PTRACE_INTERRUPT), before its first instruction.  Nobody waits for that.
+    """
     stopped = False
     while True:
         _native.ptrace_request(request, tid, 0, 0)
@@ -105,6 +110,8 @@ def _resume(tid: int, request: int, next_stop: Callable[[], int] | None = None) 
             raise InternalError(f"thread {tid} did not come back from the supervisor's code ({status:#x})")
         signo = os.WSTOPSIG(status)
         if signo == signal.SIGTRAP:
+            if status >> 16 == _EVENT_STOP:
+                continue
             break
         # The only signal that cannot be held back.
         if signo != signal.SIGSTOP:

@@ -1,0 +1,85 @@
+"""Code for a stopped thread is executed to its end, whatever else stops the thread meanwhile."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from detbox.kernel import _native
+from detbox.kernel.numbers import NUMBERS
+from detbox.supervisor import injection
+from detbox.supervisor.task import Task
+
+PTRACE_CONT, PTRACE_INTERRUPT = 7, 0x4207
+EXITKILL, TRACE_EXEC, EVENT_EXEC = 0x100000, 0x10, 4
+
+
+@pytest.fixture
+def started() -> Iterator[Task]:
+    """A thread that is stopped where it is about to execute a program."""
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(theirs)
+        os.read(ours, 1)
+        os.execv("/bin/true", ["true"])
+    os.close(ours)
+    _native.seize(pid, EXITKILL | TRACE_EXEC)
+    os.close(theirs)
+    _, status = _native.wait_tid(pid, 0)
+    assert status >> 16 == EVENT_EXEC
+    yield cast("Task", SimpleNamespace(tid=pid))
+    _native.ptrace_request(PTRACE_CONT, pid, 0, 0)
+    assert _native.wait_tid(pid, 0) == (pid, 0)
+
+
+@pytest.fixture
+def signalled() -> Iterator[Task]:
+    """A thread that is about to take a signal."""
+    pid = os.fork()
+    if pid == 0:
+        while True:
+            signal.pause()
+    _native.seize(pid, EXITKILL)
+    os.kill(pid, signal.SIGUSR1)
+    _, status = _native.wait_tid(pid, 0)
+    assert status >> 8 == signal.SIGUSR1
+    yield cast("Task", SimpleNamespace(tid=pid))
+    os.kill(pid, signal.SIGKILL)
+    _native.wait_tid(pid, 0)
+
+
+@pytest.fixture
+def listener() -> Iterator[int]:
+    """In place of a filter's: no call comes by it."""
+    _native.prepare_events()
+    ours, theirs = os.pipe()
+    yield ours
+    os.close(ours)
+    os.close(theirs)
+
+
+def interrupt(tid: int) -> None:
+    """As who looks for a spin does: of a thread that has just stopped, it may be."""
+    assert _native.ptrace_request(PTRACE_INTERRUPT, tid, 0, 0) == 0
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_at_exec(started: Task, listener: int, interrupted: bool) -> None:
+    if interrupted:
+        interrupt(started.tid)
+    calls = ((NUMBERS["getpid"],), (NUMBERS["close"], 1 << 20))
+    assert injection.at_exec(started, calls, listener, -1) == [started.tid, -9]
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_call(signalled: Task, interrupted: bool) -> None:
+    if interrupted:
+        interrupt(signalled.tid)
+    assert injection.call(signalled, NUMBERS["close"], 1 << 20) == -9
+    assert injection.call(signalled, NUMBERS["getpid"]) == signalled.tid
