@@ -99,8 +99,8 @@ def _next(tid: int, listener: int, fd: int) -> int:
 def _resume(tid: int, request: int, next_stop: Callable[[], int] | None = None) -> None:
     """Let the thread go on to its next stop, which has to be a trap.  A stop signal comes later.
 
-    Who looked for a spin asked the thread to stop when it had just stopped by itself, but nobody had heard of it: the
-    kernel then stops it once more (kernel/ptrace.c, PTRACE_INTERRUPT), before its first instruction.  Nobody waits for that.
+    Who looked for a spin may have asked the thread to stop when it had just stopped by itself: the kernel then stops
+    it once more (kernel/ptrace.c, PTRACE_INTERRUPT), before its first instruction.  Nobody waits for that.
     """
     stopped = False
     while True:
