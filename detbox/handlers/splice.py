@@ -11,7 +11,7 @@ import os
 import struct
 from collections.abc import Callable
 from errno import EAGAIN, EBADF, EINVAL, EISDIR, EPIPE, ESPIPE
-from fcntl import F_GETFL, fcntl
+from fcntl import F_GETFL, F_GETPIPE_SZ, fcntl
 from socket import AF_UNIX, socket
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,8 @@ from detbox.decision import CONTINUE, ERESTARTSYS, Decision, Park, Wake
 from detbox.handlers import ptys
 from detbox.handlers.readwrite import fill_stdin, stream_of, unread, write_stream, writev
 from detbox.handlers.waiting import CHUNK, POLLIN, POLLOUT, fd_of, iovec, nonblocking, ready, without_blocking
+from detbox.kernel import _native
+from detbox.kernel.numbers import NUMBERS
 from detbox.machine.files import Kind
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ _NO_SOURCES = _NO_TARGETS | {Kind.EVENTFD}
 _SPLICE_F_NONBLOCK = 2
 _SPLICE_FLAGS = 0xF
 _SIGPIPE = 13
+_PAGE = 4096
+_TEE = NUMBERS["tee"]
 _LARGEST_OFFSET = (1 << 63) - 1
 
 
@@ -58,6 +62,7 @@ class _Mover:
         self.once = False
         self.nonblocking = False
         self.held = b""  # read from the source, and not yet taken by the target
+        self.pages = 0  # how many of the target, a pipe that was empty, are surely free
 
     def run(self, wake: Wake | None = None) -> Decision:
         """Move what can be moved now."""
@@ -114,13 +119,35 @@ class _Mover:
             return POLLIN
         if target.kind not in _PLAIN and stream_of(target) == 0 and not ready(out, POLLOUT):
             return POLLOUT
-        size = min(CHUNK, self.count - self.done)
+        left = self.count - self.done
         if source.kind in _PLAIN:
-            return self._from_file(own, out, size)
+            return self._from_file(own, out, min(CHUNK, left))
+        if source.kind is Kind.PIPE and target.kind is Kind.SOCKET and not fcntl(own, F_GETFL) & os.O_DIRECT:
+            return self._to_socket(own, out, min(CHUNK, left))
         with without_blocking(own):
-            room = self._room(out)
-            self.held = os.read(own, min(size, room))
+            self.held = os.read(own, min(left, self._room(out)))
         return self._put_held(out) if self.held else None
+
+    def _to_socket(self, own: int, out: int, size: int) -> int | None:
+        """Move a piece from a pipe to a socket: how much the socket takes is known afterwards only.
+
+        A copy is written, and what was taken is then removed from the pipe.  (Of a packet, the rest would go too.)
+        """
+        end, begin = os.pipe2(os.O_CLOEXEC)
+        try:
+            copied = _native.raw_syscall(_TEE, own, begin, size, _SPLICE_F_NONBLOCK)
+            data = os.read(end, copied) if copied > 0 else b""
+        finally:
+            os.close(end)
+            os.close(begin)
+        if not data:
+            return None
+        try:
+            moved = self._write_some(out, data)
+        except BlockingIOError:
+            return POLLOUT
+        self.done += len(os.read(own, moved))
+        return 0
 
     def _put_held(self, out: int) -> int:
         """Write what has been read.  POLLOUT: the target had less room than it seemed (a terminal does that)."""
@@ -131,6 +158,7 @@ class _Mover:
                 return POLLOUT
             self.held = self.held[moved:]
             self.done += moved
+            self.pages -= -(-moved // _PAGE)
         return 0
 
     def _from_file(self, own: int, out: int, size: int) -> int | None:
@@ -152,9 +180,11 @@ class _Mover:
     def _room(self, out: int) -> int:
         """How much the target surely takes: what has left a pipe cannot be put back."""
         kind = self.t.process.files.get(self.target).kind
-        if kind in _PLAIN or stream_of(self.t.process.files.get(self.target)):
+        if kind in _PLAIN or kind is Kind.CHAR or stream_of(self.t.process.files.get(self.target)):
             return CHUNK
-        return 4096
+        if kind is Kind.PIPE and not unread(out):
+            self.pages = fcntl(out, F_GETPIPE_SZ) // _PAGE
+        return max(self.pages, 1) * _PAGE
 
     def _write_some(self, out: int, data: bytes) -> int:
         target = self.t.process.files.get(self.target)

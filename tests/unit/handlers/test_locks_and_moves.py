@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import random
+import socket
 import struct
 import subprocess
 import sys
@@ -124,6 +126,40 @@ def test_sendfile_to_a_full_pipe(world: Any, tmp_path: Path) -> None:
     while data := os.read(read_end, 1 << 20):
         got += data
     assert got == b"0123456789" * 20_000
+
+
+def test_splice_between_sockets_and_a_large_pipe(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a socket does not take stays in the pipe, in its order; large pieces are moved in one go."""
+    m, t = world
+    content = random.Random(0).randbytes(200_000)
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    read_end, write_end = os.pipe()
+    size = fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, 1 << 20)
+    for fd, kind in ((near.fileno(), Kind.SOCKET), (read_end, Kind.PIPE), (write_end, Kind.PIPE)):
+        mark(t, fd, kind)
+    steps = []
+    real = os.read
+    monkeypatch.setattr(os, "read", lambda fd, count: steps.append(count) or real(fd, count))
+    assert os.write(write_end, content * 4) == 4 * len(content) < size
+    got = b""
+    while (moved := splice.splice(m, t, args(read_end, 0, near.fileno(), 0, 1 << 20))) != -EAGAIN:
+        assert 0 < moved < 4 * len(content)  # the socket has less room
+        assert splice.splice(m, t, args(read_end, 0, near.fileno(), 0, 1 << 20)) == -EAGAIN
+        got += far.recv(moved)
+        if len(got) > 3 * len(content):
+            break
+    assert got == (content * 4)[: len(got)]
+    assert len(steps) < len(got) // 16384
+    assert real(read_end, size) == (content * 4)[len(got) :]
+
+    far.send(content[:150_000])
+    steps.clear()
+    assert splice.splice(m, t, args(near.fileno(), 0, write_end, 0, 1 << 20)) == 150_000
+    assert len(steps) < 10 and real(read_end, size) == content[:150_000]
+    far.close()
+    os.close(write_end)
+    assert splice.splice(m, t, args(read_end, 0, near.fileno(), 0, 1 << 20)) == 0
 
 
 def test_ioctls(world: Any, tmp_path: Path) -> None:
