@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from detbox.handlers import claim, paths
 from detbox.handlers.cover import shown_mode
-from detbox.machine.inodes import PROC_DEV, VInode, procfs_ino, size_and_blocks
+from detbox.machine.inodes import PROC_DEV, VInode, blocks_of, procfs_ino, size_and_blocks
 
 if TYPE_CHECKING:
     from detbox.decision import Decision
@@ -204,7 +204,7 @@ def _pack(st: os.stat_result, v: VInode) -> bytes:
     mode = v.mode or st.st_mode
     real_size = st.st_size
     if v.fmt == S_IFREG and not v.mode:
-        size, blocks, nlink = real_size, (real_size + 4095) // 4096 * 8, st.st_nlink
+        size, blocks, nlink = real_size, blocks_of(real_size), st.st_nlink
     else:
         size, blocks = size_and_blocks(v, real_size)
         # 1 means "not counted" to fts and find, as on btrfs and merged overlay directories.

@@ -48,6 +48,8 @@ MOUNT_DEVICES = (
 #: So many inodes may lose their names, or never have had one, before it is looked which of them nobody can see any
 #: more.  They are forgotten, so that a long run does not grow.
 _NAMELESS = 8192
+#: From this size on a file may have holes, as far as programs can tell without looking.
+_LARGE = 1 << 30
 
 
 class VInode:
@@ -381,12 +383,23 @@ def link_name(entry: VInode, real: bytes) -> bytes:
     return real
 
 
+def blocks_of(size: int) -> int:
+    """st_blocks of a regular file in units of 512 bytes.
+
+    All of a file counts as written, since holes could only be found by reading it, and what the host has allocated says
+    something about the host.  But who copies files looks for holes (SEEK_HOLE) only where blocks are missing, and
+    would fill the disk with the zeros of a file of a terabyte: so a large file misses one.
+    """
+    blocks = (size + 4095) // 4096 * 8
+    return blocks if size < _LARGE else blocks - 8
+
+
 def size_and_blocks(entry: VInode, real_size: int) -> tuple[int, int]:
     """st_size in bytes and st_blocks in units of 512 bytes: functions of the content alone."""
     if entry.mode:
         return 0, 0
     if entry.fmt == S_IFREG:
-        return real_size, (real_size + 4095) // 4096 * 8
+        return real_size, blocks_of(real_size)
     if entry.fmt == S_IFDIR:
         return (0, 0) if entry.dev == PROC_DEV else (4096, 8)
     return (real_size, 0) if entry.fmt == S_IFLNK else (0, 0)

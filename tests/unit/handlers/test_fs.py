@@ -46,6 +46,14 @@ def test_input_file_has_epoch_times_and_new_file_has_the_time_of_its_making(
     assert directory.mtime_ns == new.mtime_ns and (directory.size, directory.nlink) == (4096, 1)
 
 
+def test_a_large_file_may_have_holes(guest: Guest, tmp_path: Path) -> None:
+    # Who copies it looks for them only then, and would otherwise write all of its zeros.
+    for size, missing in (((1 << 30) - 1, 0), (1 << 30, 8), (1 << 40, 8)):
+        (tmp_path / "large").touch()
+        os.truncate(tmp_path / "large", size)
+        assert guest.stat(stat.stat, "large").blocks == -(-size // 4096) * 8 - missing
+
+
 def test_inode_number_is_new_after_unlink_and_open_descriptor_keeps_the_old_one(guest: Guest) -> None:
     fd = opened(guest, "a", O.O_CREAT | O.O_RDWR)
     first = guest.stat(stat.fstat, fd).ino
