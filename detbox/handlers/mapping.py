@@ -35,6 +35,7 @@ _PROT_WRITE, _PROT_EXEC = 2, 4
 _MAP_SHARED = 1  # also a bit of MAP_SHARED_VALIDATE
 _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_NORESERVE = 0x2, 0x10, 0x20, 0x4000
 _MAP_HUGETLB = 0x40000
+_MAP_32BIT = 0x40
 _PAGE = 4096
 #: Above it is the stack's room: the kernel places nothing there by itself (mmap_base).
 MMAP_BASE = 0x7FFFF7FFF000
@@ -101,7 +102,7 @@ def _placed(m: Machine, t: Task, a: Args, result: int, dev: int) -> int:
         return result
     m.run_call(t, NUMBERS["munmap"], result, a[1])
     # What is asked for at an impossible place comes where there is room, and huge pages are not thought of.
-    flags = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE
+    flags = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE | a[3] & _MAP_32BIT
     place = m.run_call(t, NUMBERS["mmap"], a[0] or _NOWHERE, a[1], 0, flags, -1 % (1 << 64), 0)
     if place < 0:
         return place

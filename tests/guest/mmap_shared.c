@@ -132,6 +132,14 @@ static void large_places(void)
     memory[1] = 'y';
     CHECK((memory = mremap(memory, size, 4 * size, MREMAP_MAYMOVE)) != MAP_FAILED && memory[1] == 'y');
     note("copy %p, memory %p\n", (void *)copy, (void *)memory);
+    /* What is wanted in the first 2 GiB lies there, whoever chooses the place. */
+    for (int i = 0; i < 3; i++) {
+        char *low = mmap(NULL, size, PROT_READ, (i == 1 ? MAP_PRIVATE : MAP_SHARED) | MAP_32BIT, fd, 0);
+        char *low_shared = mmap(NULL, aligned, PROT_READ, MAP_SHARED | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
+        CHECK(low != MAP_FAILED && low + size <= (char *)(1L << 31) && strcmp(low + 4096, "second") == 0);
+        CHECK(low_shared != MAP_FAILED && low_shared + aligned <= (char *)(1L << 31) && low_shared[1] == 0);
+        note("low %p %p\n", (void *)low, (void *)low_shared);
+    }
     close(fd);
     unlink("large");
 }
