@@ -131,12 +131,22 @@ def _remove(m: Machine, t: Task, dirfd: int, path: bytes, remove: Callable[..., 
         before = os.stat(name, dir_fd=at, follow_symlinks=False)
         if t.process.creds.fsuid:
             paths.check_dir(m, t, at, name, remove=True)
-        remove(name, dir_fd=at)
+        remove(name + slash, dir_fd=at)
         _dropped(m, before)
         _touch_parent(m, at, name)
 
+    path, slash = _last(path)
     paths.resolve(m, t, dirfd, path, call, follow=False)
     return 0
+
+
+def _last(path: bytes) -> tuple[bytes, bytes]:
+    """A path without the slash at its end, and the slash.
+
+    Who removes or renames means the last component itself: with the slash, a link that it is would be followed.
+    """
+    short = path.rstrip(b"/")
+    return (short, path[len(short) :]) if short else (path, b"")
 
 
 def _dropped(m: Machine, before: os.stat_result) -> None:
@@ -173,31 +183,47 @@ def renameat2(m: Machine, t: Task, a: Args) -> Decision:
 
 
 def _rename(m: Machine, t: Task, dir1: int, old: bytes, dir2: int, new: bytes, flags: int) -> int:
+    (old, slash1), (new, slash2) = _last(old), _last(new)
+    slashes = (slash1, slash2)
     return paths.resolve(
         m, t, dir1, old,
         lambda at1, name1: paths.resolve(
-            m, t, dir2, new, lambda at2, name2: _rename_at(m, t, at1, name1, at2, name2, flags), follow=False
+            m, t, dir2, new, lambda at2, name2: _rename_at(m, t, at1, name1, at2, name2, slashes, flags), follow=False
         ),
         follow=False,
     )  # fmt: skip
 
 
 def _rename_at(
-    m: Machine, t: Task, at1: int | None, old: bytes, at2: int | None, new: bytes, flags: int
+    m: Machine,
+    t: Task,
+    at1: int | None,
+    old: bytes,
+    at2: int | None,
+    new: bytes,
+    slashes: tuple[bytes, bytes],
+    flags: int,
 ) -> int:
-    source = os.stat(old, dir_fd=at1, follow_symlinks=False)
     try:
-        target = os.stat(new, dir_fd=at2, follow_symlinks=False)
-    except FileNotFoundError:
-        target = None
-    if t.process.creds.fsuid:
-        for at, name, there in ((at1, old, True), (at2, new, target is not None)):
-            paths.check_dir(m, t, at, name, remove=there)
+        source = os.stat(old, dir_fd=at1, follow_symlinks=False)
+        try:
+            target = os.stat(new, dir_fd=at2, follow_symlinks=False)
+        except FileNotFoundError:
+            target = None
+        if t.process.creds.fsuid:
+            for at, name, there in ((at1, old, True), (at2, new, target is not None)):
+                paths.check_dir(m, t, at, name, remove=there)
+    except (FileNotFoundError, PermissionError):
+        # The kernel looks at the mounts before it looks at the names and rights (fs/namei.c, do_renameat2()).
+        if _mount_of(m, at1, old) != _mount_of(m, at2, new):
+            raise OSError(errno.EXDEV, "other mount") from None
+        raise
     claim.check(m, at1, old, source, m.inodes.of(source), follow=False)
     if flags & _EXCHANGE and target is not None:
         claim.check(m, at2, new, target, m.inodes.of(target), follow=False)
         claim.take(m, at2, new, False)
-    claim.owned(m, at1, old, False, lambda at, name: _rename_for_real(at, name, at2, new, flags))
+    slash, new_name = slashes[0], new + slashes[1]
+    claim.owned(m, at1, old, False, lambda at, name: _rename_for_real(at, name + slash, at2, new_name, flags))
     if not S_ISREG(source.st_mode) or flags & _EXCHANGE:
         paths.ways_change(m)
     if target is not None and (target.st_dev, target.st_ino) == (source.st_dev, source.st_ino):
@@ -212,6 +238,19 @@ def _rename_at(
     _touch_parent(m, at1, old)
     _touch_parent(m, at2, new)
     return 0
+
+
+def _mount_of(m: Machine, at: int | None, name: bytes) -> bytes:
+    """The number of the mount that a name's directory is in."""
+    fd = os.open(paths.dirname(name), os.O_PATH | os.O_CLOEXEC, dir_fd=at)
+    try:
+        about = os.open(b"self/fdinfo/%d" % fd, os.O_RDONLY | os.O_CLOEXEC, dir_fd=m.proc_fd)
+        try:
+            return os.read(about, 4096).partition(b"mnt_id:")[2].split()[0]
+        finally:
+            os.close(about)
+    finally:
+        os.close(fd)
 
 
 def _rename_for_real(at1: int | None, old: bytes, at2: int | None, new: bytes, flags: int) -> None:

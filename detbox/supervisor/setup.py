@@ -29,7 +29,8 @@ def first_process(sup: Supervisor, pid: int) -> None:
     process = Process(pid, None, "1")
     process.files = FileTable(m, pid)
     process.fs = FsContext(m, pid)
-    process.creds = Creds.of(*user_ids(m.spec.user))
+    uid, gid = user_ids(m.spec.user)
+    process.creds = Creds.of(uid, gid, (gid,))
     process.program = Program("run")
     process.rng = RandomStream(m.spec.seed, process.program.name)
     process.start_ns = m.clock.now

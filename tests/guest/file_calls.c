@@ -44,6 +44,26 @@ static void temporary(void)
     close(fd);
 }
 
+/* Removing and renaming mean a link itself, also with a slash at its end. */
+static void last_components(void)
+{
+    struct stat status;
+    CHECK(mkdir("real", 0755) == 0 && symlink("real", "to-real") == 0 && symlink("nowhere", "dangling") == 0);
+    const char *links[] = {"to-real/", "dangling/", "loop/", "dangling//"};
+    for (int i = 0; i < 4; i++) {
+        FAILS(rmdir(links[i]), ENOTDIR);
+        FAILS(unlink(links[i]), ENOTDIR);
+        FAILS(rename(links[i], "moved"), ENOTDIR);
+        FAILS(rename("real", links[i]), ENOTDIR);
+    }
+    FAILS(rmdir("missing/"), ENOENT);
+    FAILS(unlink("real/"), EISDIR);
+    FAILS(rmdir("/"), EBUSY);
+    CHECK(rename("real/", "really/") == 0 && rmdir("really//") == 0 && lstat("to-real", &status) == 0);
+    /* The mounts are looked at before the names. */
+    FAILS(rename("missing", "/dev/shm/missing"), EXDEV);
+}
+
 static void renames(void)
 {
     close(make("a", "A"));
@@ -67,6 +87,7 @@ static void renames(void)
     FAILS(open("loop", O_RDONLY), ELOOP);
     FAILS(open("loop", O_RDONLY | O_NOFOLLOW), ELOOP);
     FAILS(mkdir("b", 0755), EEXIST);
+    last_components();
     struct open_how how = {.flags = O_RDONLY, .resolve = RESOLVE_BENEATH};
     FAILS(syscall(SYS_openat2, AT_FDCWD, "../..", &how, sizeof how), EXDEV);
 }
