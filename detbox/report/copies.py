@@ -75,3 +75,13 @@ class Copies:
                 target.chmod(stat.S_IMODE(status.st_mode))
             moved = status.st_mtime_ns + later_ns
             os.utime(target, ns=(moved, moved), follow_symlinks=False)
+
+
+def copy_file(source: str, target: str) -> None:
+    """For shutil.copytree: sockets and FIFOs are made anew, since there is nothing to read in them."""
+    status = os.lstat(source)
+    if stat.S_ISSOCK(status.st_mode) or stat.S_ISFIFO(status.st_mode):
+        os.mknod(target, status.st_mode)
+        shutil.copystat(source, target)
+    else:
+        shutil.copy2(source, target)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from detbox.errors import UserError
+from detbox.report.copies import copy_file
 from detbox.report.verify import Run
 
 
@@ -69,4 +70,4 @@ def _move(source: Path, target: Path) -> None:
     try:
         os.rename(source, target)
     except OSError:
-        shutil.copytree(source, target, symlinks=True)
+        shutil.copytree(source, target, symlinks=True, copy_function=copy_file)

@@ -26,7 +26,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from detbox.report.copies import Copies
+from detbox.report.copies import Copies, copy_file
 from detbox.report.enter import end_with_parent, enter
 from detbox.report.leftovers import MEMORY_DIR
 from detbox.report.scratch import Scratch, remove_tree
@@ -196,7 +196,7 @@ class Host:
             status, out, err, seconds = self._execute(argv, work, stdin, env or {}, timeout, stack)
             after = snapshot(work, owner_of(self.settings["user"]))
             if keep is not None:
-                shutil.copytree(work, keep, symlinks=True, dirs_exist_ok=True)
+                shutil.copytree(work, keep, symlinks=True, dirs_exist_ok=True, copy_function=copy_file)
             tree = {p: entry.untouched() if untouched.get(p) == entry else entry for p, entry in after.items()}
             return Observed(status, out, err, tree, seconds, work if places is not None else None)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
+import socket
 import stat
 from pathlib import Path
 
 import pytest
 
 from detbox.errors import UserError
-from detbox.report.copies import Copies
+from detbox.report.copies import Copies, copy_file
 from detbox.report.tree import snapshot
 
 ME = (os.geteuid(), os.getegid())
@@ -63,3 +65,18 @@ def test_what_cannot_be_read_is_the_users_to_mend(tmp_path: Path) -> None:
     (tmp_path / "target").mkdir()
     with pytest.raises(UserError):
         Copies(tmp_path / "missing", tmp_path / "target")
+
+
+def test_sockets_and_fifos_are_copied(tmp_path: Path) -> None:
+    """A server that is killed leaves its socket in the work directory."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    os.mkfifo(tree / "fifo", 0o640)
+    (tree / "file").write_text("content")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tree / "socket"))
+    shutil.copytree(tree, tmp_path / "copy", copy_function=copy_file)
+    for name in ("fifo", "socket", "file"):
+        ours, theirs = (os.lstat(top / name) for top in (tmp_path / "copy", tree))
+        assert (ours.st_mode, ours.st_mtime_ns) == (theirs.st_mode, theirs.st_mtime_ns)
+    assert (tmp_path / "copy" / "file").read_text() == "content"
