@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from detbox.counted import slots
 from detbox.counted.slots import COUNTER, LOOKUP, TABLE, TARGET
-from detbox.counted.translate import AFTER_CALL, LONGEST, Copy, Exit, Mark, translate
+from detbox.counted.translate import AFTER_CALL, CALL_WEIGHT, LONGEST, Copy, Exit, Mark
+from detbox.kernel import _native
 from detbox.machine.constants import COPIES
 
 #: Where the memory is in every process, and its size.
 PLACE, SIZE = COPIES[0], COPIES[1] - COPIES[0]
 _TABLE, _PAIRS, _SPARE = 0x10000, 1 << 16, 1 << 12
 _CODE = 0x200000
+_BATCH = 1 << 20  # more than the copies take that are made at once
 _PAGE = 4096
 _WORD, _PAIR, _COUNT = struct.Struct("<Q"), struct.Struct("<QQ"), struct.Struct("<q")
 
@@ -34,9 +36,12 @@ class Memory(Protocol):
     def write(self, address: int, data: bytes) -> None:
         """OSError(EFAULT)."""
 
+    def write_all(self, pieces: list[tuple[int, bytes]]) -> None:
+        """Write the second of each pair to the first: OSError(EFAULT)."""
+
 
 class Copies:
-    """``executable()``: the (start, end) of the mappings whose code cannot change.  ``program``: whose code it is.
+    """``executable()``: the (start, end) of the mappings whose code cannot change.
 
     ``pages``: the pages of code that others have, by themselves; each is kept once.
     """
@@ -44,28 +49,25 @@ class Copies:
     def __init__(
         self,
         executable: Callable[[], list[tuple[int, int]]],
-        program: bytes = b"",
         pages: dict[bytes, bytes] | None = None,
     ) -> None:
         self._executable = executable
-        self.program = program
         self._kept = (pages if pages is not None else {}).setdefault
         self.made = 0
-        #: Whether they were made by others than the process itself, or not at its own looks (see gauging.py).
-        self.foreign = False
         #: Whether the code may be another one since it was copied (see :meth:`check`).
         self.suspect = False
-        # All copies in the order of their places: where they begin, they themselves, and what is there in memory.
+        # All copies in the order of their places: where they begin, and what is known of them (see Copy).
         self._places: list[int] = []
-        self._made: list[Copy] = []
-        self._pieces: list[bytes] = []
+        self._made: list[tuple[int, int, bytes, bytes]] = []
         self._next = PLACE + _CODE
+        self._plain = 0  # how far the plain entry of each copy is behind the counted one
         self._missed = 0
         self._begin()
 
     def _begin(self) -> None:
-        self._copies: dict[int, Copy] = {}
-        self._waiting: dict[int, tuple[tuple[int, bool], ...]] = {}  # jumps to what has no copy
+        self._copies: dict[int, int] = {}  # where the copy of an address is
+        # Jumps to what has no copy: twice the place of the distance, and 1 if they go to the counted entry.
+        self._waiting: dict[int, tuple[int, ...]] = {}
         self._pages: dict[int, bytes] = {}
         self._ranges: list[tuple[int, int]] = []
         self._elsewhere: set[int] = set()  # pages that are in none of them
@@ -78,18 +80,6 @@ class Copies:
             memory.write(PLACE + _TABLE + 16 * index, bytes(16))
         self._begin()
         self._prepared = self._missed > 0
-
-    def taken_over(self, memory: Memory, executable: Callable[[], list[tuple[int, int]]]) -> Copies | None:
-        """The same for another process that executes the same code, written to its memory; None if it does not."""
-        other = self.inherited(executable)
-        if not other._same(memory):
-            return None
-        other.made, other.foreign = 0, True
-        other._prepare(memory)
-        memory.write(PLACE + _CODE, b"".join(self._pieces))
-        for index, address in self._table.items():
-            memory.write(PLACE + _TABLE + 16 * index, _PAIR.pack(address, self._copies[address].at))
-        return other
 
     def inherited(self, executable: Callable[[], list[tuple[int, int]]]) -> Copies:
         """The same for a child process that has a copy of the memory.
@@ -107,7 +97,7 @@ class Copies:
     @property
     def full(self) -> bool:
         """Whether there is no room for more copies."""
-        return self._next + (LONGEST << 4) > PLACE + SIZE
+        return self._next + _BATCH > PLACE + SIZE
 
     def check(self, memory: Memory) -> bool:
         """Whether the code is what it was when it was copied; otherwise the copies are forgotten."""
@@ -127,9 +117,6 @@ class Copies:
         except OSError:
             return False
 
-    def __len__(self) -> int:
-        return len(self._copies)
-
     @staticmethod
     def inside(address: int) -> bool:
         """Whether an address lies in the copies' memory."""
@@ -140,16 +127,14 @@ class Copies:
     def entry(self, memory: Memory, address: int, *, counted: bool = True, ahead: int = 0) -> int | None:
         """The copy of the code at an address; None if its first instruction has to be executed where it is.
 
-        If it is made, so are ``ahead`` others that most probably follow.
+        If it is made, so are up to ``ahead`` others that may follow.
         """
-        copy = self._copies.get(address)
-        if copy is None:
-            copy = self._make(memory, address)
-            if copy is None:
+        at = self._copies.get(address)
+        if at is None:
+            at = self._make(memory, address, ahead)
+            if at is None:
                 return None
-            if ahead:
-                self._make_ahead(memory, copy, ahead)
-        return copy.at + (0 if counted else copy.plain)
+        return at + (0 if counted else self._plain)
 
     def exit(self, memory: Memory, address: int) -> Exit | None:
         """Why a copy's breakpoint has stopped the thread, by the address behind it; None: there is none."""
@@ -158,7 +143,7 @@ class Copies:
             return Exit("computed", target, counted=True)
         # The next copy may begin behind the last breakpoint of one.
         index = self._index(address - 1)
-        return self._made[index].exits.get(address - self._places[index]) if index >= 0 else None
+        return Copy(*self._made[index]).exits.get(address - self._places[index]) if index >= 0 else None
 
     def follow(self, memory: Memory, address: int, why: Exit, *, ahead: int = 0) -> int | None:
         """Where a thread goes on that stopped at an exit; the next one that comes there does not stop."""
@@ -166,7 +151,7 @@ class Copies:
         if entry is None:
             return None
         if why.why == "computed":
-            self._enter(memory, why.target, entry)
+            memory.write(*self._pair(why.target, entry))
         else:
             self._lead(memory, self._places[self._index(address - 1)] + why.patch, entry)
         return entry
@@ -180,7 +165,7 @@ class Copies:
         index = self._index(address)
         if index < 0:
             return None
-        copy = self._made[index]
+        copy = Copy(*self._made[index])
         offset = address - copy.at
         if not offset:
             return Mark(0, copy.address, None, 0)
@@ -216,67 +201,30 @@ class Copies:
         self._missed = PLACE + LOOKUP + missed
         self._prepared = True
 
-    def _make(self, memory: Memory, address: int) -> Copy | None:
+    def _make(self, memory: Memory, address: int, ahead: int) -> int | None:
+        """Make the copy of an address, and up to ``ahead`` others of where it may lead; where it is."""
         if self.full:
             return None
-        code = self._code(memory, address)
         if not self._prepared:
             self._prepare(memory)
-        copy = translate(code, address, self._next, PLACE) if code else None
-        if copy is None:
+        text, made, leads, backs, plain = _native.make_copies(
+            partial(self._code, memory), self._pages, self._copies, self._waiting,
+            address, self._next, PLACE, CALL_WEIGHT, ahead,
+        )  # fmt: skip
+        if not made:
             return None
-        # In case it leads to itself.
-        self._copies[address] = copy
-        piece = self._linked(copy) + bytes(-len(copy.code) % 16)
-        # What is not needed any more is not kept.
-        self._copies[address] = kept = copy._replace(code=b"", onward=0, back=0)
-        memory.write(copy.at, piece)
-        self._places.append(copy.at)
-        self._made.append(kept)
-        self._pieces.append(piece)
-        for at, counted in self._waiting.pop(address, ()):
-            self._lead(memory, at, copy.at + (0 if counted else copy.plain))
-        self._next = copy.at + len(piece)
-        self.made += 1
-        return copy
+        self._plain = plain
+        memory.write_all([(self._next, text), *leads, *(self._pair(*back) for back in backs)])
+        self._places += [copy[1] for copy in made]
+        self._made += made
+        self._next += len(text)
+        self.made += len(made)
+        return self._copies.get(address)
 
-    def _make_ahead(self, memory: Memory, copy: Copy, ahead: int) -> None:
-        """Make copies of where a copy leads, and of where its call returns to, and of where these lead."""
-        queue = deque((copy,))
-        while queue and ahead > 0:
-            last = queue.popleft()
-            for address in (last.onward, last.back):
-                if not address or address in self._copies:
-                    continue
-                made = self._make(memory, address)
-                ahead -= 1
-                if made is None:
-                    continue
-                queue.append(made)
-                if address == last.back:
-                    self._enter(memory, address, made.at)
-
-    def _linked(self, copy: Copy) -> bytes:
-        """A new copy's code, whose jumps lead to the copies that there are; the others wait for theirs."""
-        code = bytearray(copy.code)
-        for why in copy.exits.values():
-            if why.why != "jump":
-                continue
-            at, target = copy.at + why.patch, self._copies.get(why.target)
-            if target is None:
-                self._waiting[why.target] = (*self._waiting.get(why.target, ()), (at, why.counted))
-            else:
-                entry = target.at + (0 if why.counted else target.plain)
-                struct.pack_into("<i", code, why.patch, entry - (at + 4))
-        return bytes(code)
-
-    def _lead(self, memory: Memory, at: int, entry: int) -> None:
+    @staticmethod
+    def _lead(memory: Memory, at: int, entry: int) -> None:
         """Have the jump whose distance is at an address lead to a copy."""
-        distance = struct.pack("<i", entry - (at + 4))
-        memory.write(at, distance)
-        index = self._index(at)
-        piece, at = self._pieces[index], at - self._places[index]
-        self._pieces[index] = b"".join((piece[:at], distance, piece[at + 4 :]))
+        memory.write(at, struct.pack("<i", entry - (at + 4)))
 
     def _code(self, memory: Memory, address: int) -> bytes:
         """Up to LONGEST bytes from an address on, as far as they cannot change."""
@@ -302,11 +250,11 @@ class Copies:
     def _around(self, address: int) -> tuple[int, int] | None:
         return next((each for each in self._ranges if each[0] <= address < each[1]), None)
 
-    def _enter(self, memory: Memory, address: int, entry: int) -> None:
-        """Put a pair into the table of computed targets."""
+    def _pair(self, address: int, entry: int) -> tuple[int, bytes]:
+        """Where a pair has its place in the table of computed targets, and the pair."""
         index = address & _PAIRS - 1
         while index in self._table and index < _PAIRS + _SPARE - 2:
             index += 1
         # The last pair but one is overwritten again and again; behind it there is always an empty one.
         self._table[index] = address
-        memory.write(PLACE + _TABLE + 16 * index, _PAIR.pack(address, entry))
+        return PLACE + _TABLE + 16 * index, _PAIR.pack(address, entry)

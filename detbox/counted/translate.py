@@ -10,7 +10,8 @@ are those of the original code, and what the copy needs for itself lies in slots
 instruction whose effect depends on where it is (a branch, an address relative to it) is rewritten, and one that
 traps is left to the original.  System calls are made from the copy: the thread goes on in it afterwards.
 
-The work is done in ``kernel/translate.c``: a program's start takes some ten thousand copies.
+The work is done in ``kernel/translate.c``, and this module reads what it tells of the copies: a program's start takes
+some ten thousand.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import struct
 from typing import NamedTuple
 
 from detbox.counted.slots import RCX, SCRATCH
-from detbox.kernel import _native
 
 #: Bytes that a copy may be made from at most.
 LONGEST = 768
@@ -61,19 +61,15 @@ class Mark(NamedTuple):
 
 
 class Copy(NamedTuple):
-    """Code for one place.  It never changes, so that processes share it: they have thousands.
+    """Code for one place, without the code itself.  It never changes, so that processes share it: they have thousands.
 
-    ``onward``: where its last instruction leads, ``back``: where a call that this is returns to; 0: unknown.
+    ``address``: of the original.  ``at``: of the copy.
     """
 
     address: int
     at: int
-    code: bytes
-    plain: int
     packed_exits: bytes
     packed_marks: bytes
-    onward: int = 0
-    back: int = 0
 
     @property
     def exits(self) -> dict[int, Exit]:
@@ -91,12 +87,3 @@ class Copy(NamedTuple):
             offset, place = offset + further, place + (low >> 4)
             found.append(Mark(offset, place, *_SAVED[low & 15]))
         return found
-
-
-def translate(code: bytes, address: int, at: int, slots: int) -> Copy | None:
-    """A copy of the ``code`` at ``address`` for the place ``at``; ``slots``: where the copies' memory begins.
-
-    None if the first instruction is one of those that are left to the original.
-    """
-    made = _native.translate(code, address, at, slots, CALL_WEIGHT)
-    return Copy(address, at, *made) if made is not None else None

@@ -33,6 +33,8 @@ BOOT_CLOCKS = (MONOTONIC, MONOTONIC_RAW, MONOTONIC_COARSE, BOOTTIME, BOOTTIME_AL
 SLEEP_CLOCKS = (REALTIME, MONOTONIC, BOOTTIME, REALTIME_ALARM, BOOTTIME_ALARM, TAI)
 
 TIMER_ABSTIME = 1
+#: Go's runtime has a thread that looks after the others; in between it sleeps for so many ns at most, by nanosleep.
+NAP = 10_000_000
 #: Kernel-internal: goes on through restart_syscall(2) unless a handler ran (include/linux/errno.h).
 ERESTART_RESTARTBLOCK = 516
 
@@ -152,7 +154,7 @@ def getrusage(m: Machine, t: Task, a: Args) -> Decision:
 def nanosleep(m: Machine, t: Task, a: Args) -> Decision:
     """``nanosleep(request, remaining)``."""
     duration = unpack_timespec(t.read(a[0], TIMESPEC_SIZE))
-    return _sleep(m, t, m.clock.look(t.cpu) + duration, a[1])
+    return _sleep(m, t, m.clock.look(t.cpu) + duration, a[1], nap=duration <= NAP)
 
 
 def clock_nanosleep(m: Machine, t: Task, a: Args) -> Decision:
@@ -174,10 +176,11 @@ def _awake(wake: Wake) -> Decision:
     return 0
 
 
-def _sleep(m: Machine, t: Task, deadline: int, remaining: int) -> Decision:
+def _sleep(m: Machine, t: Task, deadline: int, remaining: int, *, nap: bool = False) -> Decision:
     """Park until ``deadline``; if a signal comes first, write what remains.
 
-    Even a sleep of no time parks: it lets other threads run, as it does on a real machine.
+    Even a sleep of no time parks: it lets other threads run, as it does on a real machine.  ``nap``: no thread has to
+    give way when it is over.
     """
 
     def interrupted() -> int:
@@ -186,10 +189,11 @@ def _sleep(m: Machine, t: Task, deadline: int, remaining: int) -> Decision:
                 t.write(remaining, pack_timespec(max(deadline - m.clock.now, 0)))
             except OSError as error:
                 return -(error.errno or EINTR)
-        t.restart = lambda: _sleep(m, t, deadline, remaining)
+        t.restart = lambda: _sleep(m, t, deadline, remaining, nap=nap)
         return -ERESTART_RESTARTBLOCK
 
-    return Park(_awake, deadline=deadline, interrupted=interrupted, why="sleep")
+    extra = {"nap": True} if nap else {}
+    return Park(_awake, deadline=deadline, interrupted=interrupted, why="sleep", extra=extra)
 
 
 def restart_syscall(m: Machine, t: Task, a: Args) -> Decision:

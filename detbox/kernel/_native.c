@@ -105,6 +105,36 @@ static PyObject *write_mem(PyObject *self, PyObject *const *a, Py_ssize_t n)
 	Py_RETURN_NONE;
 }
 
+#define PLACES_AT_ONCE 256
+
+/* write_places(tid, [(address, bytes)]): as write_mem, all of them */
+static PyObject *write_places(PyObject *self, PyObject *args)
+{
+	struct iovec local[PLACES_AT_ONCE], remote[PLACES_AT_ONCE];
+	PyObject *places;
+	int tid;
+
+	(void)self;
+	if (!PyArg_ParseTuple(args, "iO!", &tid, &PyList_Type, &places)) return NULL;
+	forget_cstr();
+	for (Py_ssize_t next = 0; next < PyList_GET_SIZE(places);) {
+		ssize_t length = 0, put;
+		unsigned long count = 0;
+		for (; next < PyList_GET_SIZE(places) && count < PLACES_AT_ONCE; next++, count++) {
+			unsigned long long address;
+			const char *data;
+			Py_ssize_t size;
+			if (!PyArg_ParseTuple(PyList_GET_ITEM(places, next), "Ky#", &address, &data, &size)) return NULL;
+			local[count] = (struct iovec){(void *)data, (size_t)size};
+			remote[count] = (struct iovec){(void *)(uintptr_t)address, (size_t)size};
+			length += size;
+		}
+		put = process_vm_writev(tid, local, count, remote, count, 0);
+		if (put != length) return fail_with(put < 0 && errno != EFAULT ? errno : EFAULT);
+	}
+	Py_RETURN_NONE;
+}
+
 /* Reads page by page, so that a string that ends before an unmapped page is
  * read whole. */
 static PyObject *read_cstr(PyObject *self, PyObject *const *a, Py_ssize_t n)
@@ -1036,7 +1066,8 @@ static PyMethodDef methods[] = {
 	{"read_directory", read_directory, METH_VARARGS, NULL},
 	{"pack_dirents", pack_dirents, METH_VARARGS, NULL},
 	{"make_directories", make_directories, METH_VARARGS, NULL},
-	{"translate", translate, METH_VARARGS, NULL},
+	{"make_copies", make_copies, METH_VARARGS, NULL},
+	{"write_places", write_places, METH_VARARGS, NULL},
 	{"unshare", py_unshare, METH_VARARGS, NULL},
 	{"mount", py_mount, METH_VARARGS, NULL},
 	{"umount", py_umount, METH_VARARGS, NULL},

@@ -110,6 +110,12 @@ class Scheduler:
             self.readiness.add(task, park.fds)
         if park.deadline is not None:
             self._timer_of[task] = self.timers.add(park.deadline, lambda: self.unpark(task, Wake("deadline")))
+            self._note_deadline(task, park)
+
+    @staticmethod
+    def _note_deadline(task: Task, park: Park) -> None:
+        if park.deadline is not None and "nap" not in park.extra:
+            task.process.timed[task] = park.deadline
 
     def wake(self, key: Hashable, count: int | None = None, value: Any = None) -> int:
         """Resume up to ``count`` (None: all) tasks parked on ``key``, oldest first; how many they were."""
@@ -124,6 +130,8 @@ class Scheduler:
         """Move a parked task to the run queue."""
         park = self.withdraw(task)
         if park is not None:
+            if wake.kind == "deadline":
+                self._note_deadline(task, park)
             queue = self.defer if "can wait" in park.extra else self.make_ready
             queue(task, lambda: self.resume(task, park, wake))
 
@@ -151,12 +159,14 @@ class Scheduler:
         timer = self._timer_of.pop(task, None)
         if timer is not None:
             self.timers.cancel(timer)
+            task.process.timed.pop(task, None)
         return park
 
     def remove(self, task: Task) -> None:
         """Forget a task that is gone."""
         self.withdraw(task)
         self.deferred.pop(task, None)
+        task.process.timed.pop(task, None)
         if task.state is State.READY and task in self.ready:
             self.ready.remove(task)
         task.state = State.DEAD
@@ -190,6 +200,7 @@ class Scheduler:
             if self.ready or self.deferred:
                 task = self.ready.popleft() if self.ready else self._deepest()
                 task.quantum = turn_length(task.turns)
+                task.process.timed.pop(task, None)
                 self.turns += 1
                 return task
             self.jumps += 1

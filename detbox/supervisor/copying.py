@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from detbox.spin import PtraceStepper
 from detbox.spin.stepper import OFFSET, RIP, register
 from detbox.supervisor import injection
 from detbox.supervisor.gauge import GAUGE, GAUGE_WEIGHT, Gauge
+from detbox.supervisor.stretch import STRETCH, Stretch
 from detbox.supervisor.task import State
 
 if TYPE_CHECKING:
@@ -30,10 +32,11 @@ LEFT = "counting"
 #: Instructions of a process that are stepped over, since they cannot be copied; and what each of them counts, by the
 #: time that it takes (some 20 us).
 STEPS, STEP_WEIGHT = 300_000, 80_000
-#: Copies that are made together with one that is needed; for a measurement only those are made that are needed.
-AHEAD = 4
-#: Programs whose copies are kept for their next processes.
-FORMER = 8
+#: Copies that are made together with one that is needed, since to make one takes some 5 us, and the stop at which it is
+#: found missing 60; for a measurement only those are made that are needed.
+AHEAD = 32
+#: Of a process that has executed so many instructions that cannot be copied it is assumed that it generates code.
+FEW_STEPS = 100
 _INSIDE = "counting_inside"  # in a task's data: it runs in a copy, or has made its call there
 _LEAVING = "counting_leaving"  # in a task's data: it is to go on in its own code as soon as it stops
 _STEPPED = "counting_steps"  # in a process's data: steps made in its life
@@ -62,6 +65,9 @@ class _TaskMemory:
     def write(self, address: int, data: bytes) -> None:
         _native.write_mem(self._tid, address, data)
 
+    def write_all(self, pieces: list[tuple[int, bytes]]) -> None:
+        _native.write_places(self._tid, pieces)
+
 
 class Copying:
     """The copies of one run's programs.
@@ -77,7 +83,6 @@ class Copying:
         self._reached = reached
         self._gave_up = gave_up
         self._copies: dict[object, Copies] = {}
-        self._former: dict[bytes, Copies] = {}  # of processes that have ended, by the file that they executed
         self._pages: dict[bytes, bytes] = {}  # code that has been copied
         # Calls that the filter decides alone, whatever their arguments: they are stepped over.
         self._known = bytearray(max(BY_NUMBER) + 1)
@@ -106,11 +111,7 @@ class Copying:
             return
         living = {other.mm for other in m.processes.values() if other is not process}
         for mm in [mm for mm in self._copies if mm not in living]:
-            copies = self._copies.pop(mm)
-            former = self._former.pop(copies.program, None)
-            self._former[copies.program] = former if former is not None and len(former) >= len(copies) else copies
-        while len(self._former) > FORMER:
-            del self._former[next(iter(self._former))]
+            del self._copies[mm]
         if not self._copies:
             self._pages.clear()
 
@@ -136,8 +137,6 @@ class Copying:
         copies = self._of(task)
         if copies is not None:
             self._prepare(task, copies)
-            if GAUGE not in task.data:
-                copies.foreign = True
             self._go_on(task, left)
         elif GAUGE in task.data:
             task.data[GAUGE].steps = 0
@@ -185,12 +184,16 @@ class Copying:
             task.data[_INSIDE] = True
             self.surface(task)
 
-    def own(self, task: Task) -> None:
-        """From now on a thread's code has copies only that are made for it, whatever others have done."""
-        copies = self._copies.get(task.process.mm)
-        if copies is not None and copies.foreign:
-            copies.foreign = False
-            copies.forget(_TaskMemory(task.tid))
+    @staticmethod
+    def _for_others(task: Task) -> bool:
+        stretch: Stretch | None = task.data.get(STRETCH)
+        return stretch is not None and stretch.others
+
+    @staticmethod
+    def stepped(process: Process) -> int:
+        """How many instructions of a process were stepped over, since they cannot be copied."""
+        stepped: int = process.data.get(_STEPPED, 0)
+        return stepped
 
     def made(self, task: Task) -> int:
         """How many copies of a thread's code there have been."""
@@ -235,7 +238,7 @@ class Copying:
                 gauge.steps -= 1
             else:
                 data[_STEPPED] = data.get(_STEPPED, 0) + 1
-            if data.get(_STEPPED, 0) > STEPS:
+            if gauge is None and self.stepped(task.process) > (FEW_STEPS if self._for_others(task) else STEPS):
                 self._free(task)
                 return
             _, status, why = _native.step_many(task.tid, 1, self._known)
@@ -281,6 +284,7 @@ class Copying:
         if why is None:
             self.surface(task)
             return False
+        self.sup.image.undo_force(task, signal.SIGTRAP)
         self._prepare(task, copies)
         left = task.data.pop(LEFT, 0)
         if task.data.pop(_LEAVING, False):
@@ -351,10 +355,7 @@ class Copying:
             if place != PLACE:
                 data[_UNABLE] = True
                 return None
-            former, ranges = self._former.get(task.process.exe), _Ranges(self.sup, mm).all
-            # Measurements are limited by the copies that the process has made.
-            taken = former.taken_over(_TaskMemory(task.tid), ranges) if former and GAUGE not in task.data else None
-            self._copies[mm] = Copies(ranges, task.process.exe, self._pages) if taken is None else taken
+            self._copies[mm] = Copies(_Ranges(self.sup, mm).all, self._pages)
         return self._copies.get(mm)
 
 

@@ -21,17 +21,15 @@ from detbox.supervisor import arming, signals
 from detbox.supervisor.copying import LEFT, Copying
 from detbox.supervisor.gauge import GAUGE
 from detbox.supervisor.gauging import Gauging
+from detbox.supervisor.giving_way import CLOSER, CLOSEST, GAVE_WAY, LONGER, GivingWay
+from detbox.supervisor.stretch import PER_NS, SHORTEST, STRETCH, Stretch
+from detbox.supervisor.task import State
 
 if TYPE_CHECKING:
     from detbox.supervisor.loop import Supervisor
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Process, Task
 
-#: How many counted instructions stand for a nanosecond: about what they take, so that a counted wait is as long in
-#: real time.
-PER_NS = 4
-#: Stretches with fewer instructions are too common to mean that a program waits.
-SHORTEST = 20_000
 #: Each further expiration waits longer than the one before, so that handlers get ahead of an interval timer.
 GROWTH = 2_500
 #: Timers that are further away than this (in ns) are watchdogs: nothing is counted for them.
@@ -45,7 +43,6 @@ STRETCHES = 50_000
 _CREATING = frozenset(NUMBERS[name] for name in ("fork", "vfork", "clone", "clone3"))
 _BUDGET = "counting_budget"  # in a process's data: stretches that may still be counted
 _EXPIRED = "counting_expired"  # in a process's data: stretches that this arming has seen to their end
-_STRETCH = "counting_stretch"  # in a task's data: instructions that its stretch has in all
 
 
 class Counting:
@@ -53,12 +50,12 @@ class Counting:
 
     def __init__(self, sup: Supervisor) -> None:
         self.sup = sup
-        #: Whether any process has been counted: spares the others the question.
-        self.active = False
         self.copying = Copying(sup, self._reached, lambda task, left: self.gauging.give_up(task, left))
         self.gauging = Gauging(sup, self.copying)
+        self.giving_way = GivingWay(sup, self.copying)
         arming.watch(sup, arming.TIMERS + arming.LIMITS, self._armed)
         sup.fork_hooks.append(self._on_fork)
+        sup.thread_hooks.append(self._on_thread)
 
     # -- deterministic points -------------------------------------------------------
 
@@ -68,22 +65,31 @@ class Counting:
         if due is not None and due[0] <= FAR:
             task.process.data.setdefault(_BUDGET, STRETCHES)
             task.process.data[_EXPIRED] = 0
-            self.active = True
+            task.process.counted = True
 
     def _on_fork(self, m: Machine, parent: Process, child: Process) -> None:
-        if self.active and limits.limits_of(parent)[resource.RLIMIT_CPU][0] <= INHERITED:
+        if parent.counted and limits.limits_of(parent)[resource.RLIMIT_CPU][0] <= INHERITED:
             child.data.update({_BUDGET: STRETCHES, _EXPIRED: 0})
+            child.counted = True
+
+    def _on_thread(self, parent: Task, child: Task) -> None:
+        child.process.counted = True
 
     def measures(self, task: Task) -> bool:
         """Whether a thread is counted up to its next look at a clock, which therefore has to be seen."""
         return bool(task.data) and self.gauging.counting(task)
 
     def _counts(self, task: Task) -> bool:
-        """Whether a thread's instructions are counted because of a timer."""
-        if not self.active or task.process.data.get(_BUDGET, 0) <= 0:
-            return False
+        """Whether a thread's instructions are counted: because of a timer, or of others of its process."""
+        return task.process.counted and (self._due(task) is not None or self.giving_way.waits(task))
+
+    @staticmethod
+    def _due(task: Task) -> int | None:
+        """In how many ns a timer of a thread's process sends its signal, if there is one for which it is counted."""
+        if task.process.data.get(_BUDGET, 0) <= 0:
+            return None
         due = timers.next_signal(task.process)
-        return due is not None and due[0] <= FAR
+        return due[0] if due is not None and due[0] <= FAR else None
 
     def after_look(self, task: Task) -> None:
         """A thread has looked at a clock, and it is time to measure what it does between its looks."""
@@ -97,40 +103,46 @@ class Counting:
         data = task.data
         if GAUGE in data:
             self.gauging.on_call(task, looking)
-        stretch = data.pop(_STRETCH, 0)
-        if stretch and self.copying.in_call(task):
-            used = stretch - self.copying.left(task) - CALL_WEIGHT
-            self.sup.m.clock.work(task.cpu, max(used, 0) // PER_NS)
+        data.pop(GAVE_WAY, None)
+        stretch: Stretch | None = data.pop(STRETCH, None)
+        if stretch is not None and self.copying.in_call(task):
+            used = max(stretch.before + stretch.piece - self.copying.left(task) - CALL_WEIGHT, 0)
+            self.sup.m.clock.work(task.cpu, used // PER_NS)
+            if stretch.others:
+                self.giving_way.counted(task, stretch, used)
 
     def before_return(self, task: Task) -> None:
         """A call is about to be answered: if the thread is to be counted, it goes on in a copy or stops at its end."""
         task.data.pop(LEFT, None)
         if self.copying.in_call(task):
             if not self.gauging.counting(task):
-                counted = task.process.data.get(_BUDGET, 0) > 0 and self._begin(task)
-                self.copying.before_return(task, task.data[LEFT] if counted else 0)
+                self.copying.before_return(task, task.data[LEFT] if self._begin(task) else 0)
         elif task.nr not in _CREATING:
             self.before_signal(task)
 
     def before_signal(self, task: Task) -> None:
         """A stopped thread is about to go on, maybe into a signal handler: it is to stop there."""
-        if not self.active:
+        if not task.process.counted:
             return
-        data = task.process.data
-        if not task.data.get(LEFT) and data.get(_BUDGET, 0) > 0 and self._begin(task):
-            data[_BUDGET] -= 1
+        if not task.data.get(LEFT) and self._begin(task) and not task.data[STRETCH].others:
+            task.process.data[_BUDGET] -= 1
         if task.data.get(LEFT):
             _native.ptrace_request(signals.PTRACE_INTERRUPT, task.tid, 0, 0)
 
     def _begin(self, task: Task) -> bool:
-        """Begin a stretch if a timer's signal is due."""
-        due = timers.next_signal(task.process)
-        if due is None or due[0] > FAR:
-            return False
-        clock = self.sup.m.clock
-        deadline = clock.next_deadline()
-        ns = due[0] if deadline is None else min(due[0], max(deadline - clock.now, 0))
-        task.data[LEFT] = task.data[_STRETCH] = max(ns * PER_NS, SHORTEST + GROWTH * task.process.data[_EXPIRED])
+        """Begin a stretch if a timer's signal is due, or others of the process wait."""
+        due = self._due(task)
+        if due is None:
+            stretch = self.giving_way.begin(task)
+            if stretch is None:
+                return False
+        else:
+            clock = self.sup.m.clock
+            deadline = clock.next_deadline()
+            ns = due if deadline is None else min(due, max(deadline - clock.now, 0))
+            total = max(ns * PER_NS, SHORTEST + GROWTH * task.process.data[_EXPIRED])
+            stretch = Stretch(total, total)
+        task.data[STRETCH], task.data[LEFT] = stretch, stretch.piece
         return True
 
     # -- counting -----------------------------------------------------------------
@@ -146,15 +158,42 @@ class Counting:
     def _reached(self, task: Task) -> None:
         """The stretch stands for the time to the next expiration: it passes, and others may run first."""
         task.data.pop(LEFT, None)
-        task.data.pop(_STRETCH, None)
+        stretch: Stretch | None = task.data.pop(STRETCH, None)
         if self.gauging.counting(task):
             self.gauging.reached(task)
+            return
+        if stretch is not None and stretch.others:
+            self._give_way(task, stretch)
             return
         due = timers.next_signal(task.process)
         if due is not None:
             task.process.data[_EXPIRED] += 1
             self.pass_time(task, due[0])
         self.sup.m.scheduler.make_ready(task, lambda: self._again(task))
+
+    def _give_way(self, task: Task, stretch: Stretch) -> None:
+        """A piece of a stretch is over that is counted for others: it may be a spin, or their time has come."""
+        stretch.before += stretch.piece
+        rest = stretch.total - stretch.before
+        if rest > 0:
+            stretch.piece, limit = min(LONGER * stretch.piece, rest), stretch.limit
+            stretch.limit = min(CLOSER * limit, CLOSEST)
+            task.data[STRETCH], task.data[LEFT] = stretch, stretch.piece
+            if self.sup.spinning.examine(task, limit):
+                if task.state is State.PARKED:
+                    self._let_be(task)
+                    self.giving_way.spins(task)
+            else:
+                self.sup.proceed(task)
+            return
+        self.giving_way.reached(task, stretch)
+        self.pass_time(task, stretch.total // PER_NS)
+        self.sup.m.scheduler.make_ready(task, lambda: self._again(task))
+
+    @staticmethod
+    def _let_be(task: Task) -> None:
+        for key in (STRETCH, LEFT):
+            task.data.pop(key, None)
 
     def on_clone(self, parent: Task, child: Task) -> None:
         """A thread has made another, which runs freely until its first call."""
@@ -177,8 +216,8 @@ class Counting:
 
     def _again(self, task: Task) -> None:
         """Go on after an expiration; while others have to react to it, they are given turns."""
-        if not self._begin(task) and self.sup.m.scheduler.used_up():
-            task.data[LEFT] = task.data[_STRETCH] = SHORTEST
+        if not self._begin(task) and _BUDGET in task.process.data and self.sup.m.scheduler.used_up():
+            task.data[STRETCH], task.data[LEFT] = Stretch(SHORTEST, SHORTEST), SHORTEST
         self.sup.proceed(task)
 
     def pass_time(self, task: Task, ns: int) -> None:

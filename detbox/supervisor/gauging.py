@@ -129,7 +129,6 @@ class Gauging:
         allowed += EARNED * cpu.looked - self._program(task).spent
         if allowed < TOO_LITTLE:
             return None
-        self.copying.own(task)
         made = self.copying.made(task)
         more = min(allowed // COPY_US, AT_ONCE * (1 + cpu.looks // 8), MOST_AT_ONCE)
         budget = min(max(LEAST, 4 * PER_NS * (cpu.work_ns or 0)), MOST)

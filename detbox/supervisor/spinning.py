@@ -199,6 +199,26 @@ class Spinning:
             self.sup.m.doubt(task, f"{where}: how far it counts the first time depends on the machine")
         return verdict
 
+    def examine(self, task: Task, limit: int) -> bool:
+        """A thread is stopped at a deterministic point, where it may spin; True if it has been dealt with.
+
+        ``limit``: as in :class:`Pace`.
+        """
+        stepper, pace = PtraceStepper(task.tid), Pace(limit=limit)
+
+        def prover(walked: Stepper) -> Verdict:
+            if not stepper.survey(pace.survey):
+                return NotSpin("its turns are not alike", 0)
+            prepared(now=True)
+            with _one_processor(task.tid):
+                return prove(walked, limit)
+
+        verdict = attempt(self.loops, task.process.mm, stepper, prover)
+        if not stepper.stepped or isinstance(verdict, Spin):
+            self._settle(task, stepper, verdict)
+            return True
+        return False
+
     def on_trap(self, task: Task) -> bool:
         """An ``int3``; True if it was one of our breakpoints, and has been dealt with."""
         mm = task.process.mm

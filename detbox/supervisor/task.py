@@ -42,7 +42,7 @@ class Process:
     __slots__ = (
         "pid", "parent", "children", "tasks", "lineage", "mm", "files", "fs", "creds", "rng", "comm", "exe",
         "argv", "forks", "threads", "status", "exiting", "execs", "start_ns", "vfork_parent", "cpu",
-        "data", "job_stop", "namespaces", "program", "path", "forks_before",
+        "data", "job_stop", "namespaces", "program", "path", "forks_before", "timed", "counted",
     )  # fmt: skip
 
     def __init__(self, pid: int, parent: Process | None, lineage: str) -> None:
@@ -73,6 +73,9 @@ class Process:
         self.data: dict[str, Any] = {}  # state that handlers keep per process
         self.job_stop: int = 0  # stopping signal, 0 while running
         self.namespaces = False  # has made namespaces of its own
+        #: Threads that wait for a time to come, or for their turn after it: their deadlines, by the monotonic clock.
+        self.timed: dict[Task, int] = {}
+        self.counted = False  # its instructions may be counted (supervisor/counting.py): spares others the question
 
     @property
     def ppid(self) -> int:

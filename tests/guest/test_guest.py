@@ -48,6 +48,8 @@ GUESTS = (
     Guest("futex_basic.c", quick=True),
     Guest("futex_pi.c"),
     Guest("futex_robust.c"),
+    Guest("giving_way.c", flags=(*FLAGS, "-lm")),
+    Guest("giving_way.py"),
     Guest("guest_filter.c"),
     Guest("identity.c", quick=True),
     Guest("inet_sockets.c"),

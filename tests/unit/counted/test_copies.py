@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 import struct
+from typing import NamedTuple
 
 import pytest
 
 from detbox.counted.slots import LOOKUP
 from detbox.counted.store import PLACE, Copies
-from detbox.counted.translate import AFTER_CALL, CALL_WEIGHT, translate
+from detbox.counted.translate import AFTER_CALL, CALL_WEIGHT, Copy, Exit, Mark
+from detbox.kernel import _native
 
 HERE, SLOTS = 0x401000, PLACE
 AT = SLOTS + 0x200000
 ENTRY_WEIGHT = 8  # as in kernel/translate.c
+
+
+class Whole(NamedTuple):
+    """A copy, its code, and how far the plain entry is behind the counted one."""
+
+    copy: Copy
+    code: bytes
+    plain: int
+
+    @property
+    def exits(self) -> dict[int, Exit]:
+        return self.copy.exits
+
+    @property
+    def marks(self) -> list[Mark]:
+        return self.copy.marks
+
+
+def translate(code: bytes, address: int, at: int, slots: int) -> Whole | None:
+    text, made, _, _, plain = _native.make_copies(lambda place: code, {}, {}, {}, address, at, slots, CALL_WEIGHT, 0)
+    return Whole(Copy(*made[0]), text, plain) if made else None
 
 
 class FakeMemory:
@@ -29,6 +52,10 @@ class FakeMemory:
         for offset, byte in enumerate(data):
             page = self.pages.setdefault((address + offset) & ~4095, bytearray(4096))
             page[(address + offset) & 4095] = byte
+
+    def write_all(self, pieces: list[tuple[int, bytes]]) -> None:
+        for address, data in pieces:
+            self.write(address, data)
 
 
 def copies() -> Copies:
@@ -70,19 +97,27 @@ def test_a_handler_returns_by_the_original(number: str) -> None:
     assert [why.target for why in copy.exits.values() if why.why == "native"] == [HERE + len(number) // 2]
 
 
-def test_return_addresses_are_the_original_ones() -> None:
-    copy = translate(bytes.fromhex("e810000000"), HERE, AT, SLOTS)
+@pytest.mark.parametrize("prefix", ["", "666648"])  # the latter is how a thread's variables are asked for
+def test_return_addresses_are_the_original_ones(prefix: str) -> None:
+    copy, length = translate(bytes.fromhex(prefix + "e810000000"), HERE, AT, SLOTS), 5 + len(prefix) // 2
     assert copy is not None
-    assert b"\x68" + struct.pack("<I", HERE + 5) in copy.code
-    assert [why.target for why in copy.exits.values() if why.why == "jump"] == [HERE + 0x15]
+    assert b"\x68" + struct.pack("<I", HERE + length) in copy.code
+    assert [why.target for why in copy.exits.values() if why.why == "jump"] == [HERE + length + 0x10]
+
+
+def test_a_branch_to_16_bits_is_left_to_the_original() -> None:
+    assert translate(bytes.fromhex("66e81000"), HERE, AT, SLOTS) is None
 
 
 @pytest.mark.parametrize("code", ["c3", "c21000", "ffe0", "ff142500000000", "41ffd2", "ff6008", "ff2510000000"])
 def test_computed_branches_are_looked_up(code: str) -> None:
     copy = translate(bytes.fromhex(code), HERE, AT, SLOTS)
     assert copy is not None
-    distance = struct.unpack("<i", copy.code[-4:])[0]
-    assert AT + len(copy.code) + distance == SLOTS + LOOKUP
+    leads = [
+        AT + end + struct.unpack("<i", copy.code[end - 4 : end])[0] == SLOTS + LOOKUP
+        for end in range(len(copy.code) - 15, len(copy.code) + 1)
+    ]
+    assert leads.count(True) == 1
 
 
 def test_addresses_relative_to_the_instruction_stay() -> None:
@@ -187,6 +222,17 @@ def test_a_jump_is_led_to_what_is_copied_later() -> None:
     second = made.entry(memory, HERE + 4, counted=False)
     assert second is not None
     assert AT + why.patch + 4 + struct.unpack("<i", memory.read(AT + why.patch, 4))[0] == second
+
+
+def test_what_follows_is_made_too() -> None:
+    # call over; jnz to the return; nop; ret
+    memory, made = FakeMemory(bytes.fromhex("e804000000 7502 90c3 c3")), copies()
+    first = made.entry(memory, HERE, ahead=8)
+    assert first is not None and made.made == 3
+    for address in (HERE, HERE + 5, HERE + 9):
+        assert made.entry(memory, address) is not None and made.made == 3
+    pairs = [memory.read(PLACE + 0x10000 + 16 * (address & 0xFFFF), 8) for address in (HERE, HERE + 5)]
+    assert pairs == [bytes(8), struct.pack("<Q", HERE + 5)]  # the call returns there
 
 
 def test_a_child_goes_on_with_copies_of_its_own() -> None:

@@ -1,0 +1,177 @@
+"""Which threads are counted for the sake of others of their process, and how much that may cost.
+
+Virtual time stands still while a thread computes without a call.  If another thread of its process waits for a time to
+come, or for its turn, it is executed as copies that count (counting.py), up to that time or for a :data:`TURN`; then
+the others go on first.  Each process has a budget for that.  All that it consists of is determined by the guest.  See
+docs/counting.md.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from detbox.records import record
+from detbox.supervisor.copying import FEW_STEPS
+from detbox.supervisor.lifecycle import CLONE_CHILD_CLEARTID, clone_flags
+from detbox.supervisor.stretch import PER_NS, Stretch
+from detbox.supervisor.task import State
+
+if TYPE_CHECKING:
+    from detbox.supervisor.copying import Copying
+    from detbox.supervisor.loop import Supervisor
+    from detbox.supervisor.machine import Machine
+    from detbox.supervisor.task import Process, Task
+
+#: A wait for a time that is so far away (in ns) is no reason.
+FAR = 10_000_000_000
+#: After so many ns others that are ready have their turns, and no sooner those that wait for a time; where all of the
+#: ready ones have given way, too, after twice as many each time.  When a thread has given way to others that have not,
+#: its next turns are that short: enough to see what they have done meanwhile.
+TURN, GLANCE = 1_000_000, 50_000
+#: A thread stays in its copies for so many calls without a reason, and for so many ns after each of them, lest it
+#: goes in and out with each call.
+LINGER, LINGER_NS = 64, 10_000_000
+#: What a process may spend, in us by the figures below: at first, and for each call.
+ALLOWED, EARNED = 150_000, 5
+COPY_US, BEGIN_US, CALL_US = 8, 150, 12
+#: Instructions of a process that may be counted: they run at a third to nine tenths of their speed.  Of a stretch that
+#: others have waited for to its end, no more than :data:`WAITED` are taken: an endless loop takes as long natively.
+COUNTED, WAITED = 1 << 35, 1 << 32
+#: Those that may be counted for the sake of threads that are ready: others always are where several compute.  Of a
+#: stretch that came to its end a quarter is taken.
+FOR_READY = 1 << 28
+#: After so many instructions a thread is looked at, since it may be one that spins; each time so many times more.
+PIECE, LONGER = 40_000_000, 8
+#: How closely (see Pace in detbox.spin): at first, each time so many times more, and at most.
+LIMIT, CLOSER, CLOSEST = 96, 4, 4_000
+#: A process whose threads have been found to spin so often is not counted: spins end without that.
+SPINS = 8
+_ACCOUNT = "giving_way"  # in a process's data
+_OWN_RUNTIME = "own_runtime"  # in a process's data: it has threads that are not made as pthreads are
+#: Key of a task's data: how often it has given way since its last call.
+GAVE_WAY = "gave_way"
+
+
+@record
+class _Account:
+    """What has been spent on a process."""
+
+    made: int  # copies of its code when they were looked at last
+    calls: int = 0
+    spent: int = 0
+    counted: int = 0
+    for_ready: int = 0
+    spins: int = 0
+    lingers: int = 0
+
+
+class GivingWay:
+    """The accounts of one run's processes."""
+
+    def __init__(self, sup: Supervisor, copying: Copying) -> None:
+        self.sup = sup
+        self.copying = copying
+        sup.exec_hooks.append(self._on_exec)
+        sup.thread_hooks.append(self._on_thread)
+
+    @staticmethod
+    def _on_exec(m: Machine, task: Task) -> None:
+        for key in (_ACCOUNT, _OWN_RUNTIME):
+            task.process.data.pop(key, None)
+
+    @staticmethod
+    def _on_thread(parent: Task, child: Task) -> None:
+        """Go's runtime has threads that are ready most of the time, and takes the processor from others by itself."""
+        if not clone_flags(parent)[0] & CLONE_CHILD_CLEARTID:
+            parent.process.data[_OWN_RUNTIME] = True
+
+    def _account(self, task: Task) -> _Account:
+        account: _Account | None = task.process.data.get(_ACCOUNT)
+        if account is None:
+            account = task.process.data[_ACCOUNT] = _Account(self.copying.made(task))
+        return account
+
+    def _able(self, process: Process, account: _Account) -> bool:
+        return (
+            account.spent < ALLOWED + EARNED * account.calls
+            and account.counted < COUNTED
+            and account.spins < SPINS
+            and self.copying.stepped(process) < FEW_STEPS
+        )
+
+    def waits(self, task: Task) -> bool:
+        """Whether a thread is to be counted, since others of its process wait."""
+        process = task.process
+        if len(process.tasks) == 1:
+            return False
+        account = self._account(task)
+        return self._able(process, account) and self._reason(task, account) is not None
+
+    def begin(self, task: Task) -> Stretch | None:
+        """The stretch that a thread whose call is about to be answered is counted for; None: it is not."""
+        process = task.process
+        if len(process.tasks) == 1:
+            return None
+        account = self._account(task)
+        account.calls += 1
+        if not self._able(process, account):
+            return None
+        reason, inside = self._reason(task, account), self.copying.inside(task)
+        if reason is not None:
+            account.lingers = LINGER
+        elif inside and account.lingers:
+            account.lingers -= 1
+            reason = LINGER_NS, False
+        else:
+            return None
+        if not inside:
+            account.spent += BEGIN_US
+        ns, ready = reason
+        total = ns * PER_NS
+        return Stretch(total, min(total, PIECE), limit=LIMIT, others=True, ready=ready)
+
+    def _reason(self, task: Task, account: _Account) -> tuple[int, bool] | None:
+        """When others of the process are to go on, in ns from now, and whether they are ready; None: nobody waits."""
+        process, m = task.process, self.sup.m
+        left = min(process.timed.values()) - m.clock.now if process.timed else FAR
+        counts = left < FAR or (account.for_ready < FOR_READY and _OWN_RUNTIME not in process.data)
+        if left > TURN and m.scheduler.ready and counts:
+            ready = [GAVE_WAY in other.data for other in process.tasks.values() if other.state is State.READY]
+            times = task.data.get(GAVE_WAY, 0)
+            if not all(ready):
+                return GLANCE if times else TURN, True
+            if ready and times:
+                return min(TURN << times, left), True
+        if left >= FAR:
+            return None
+        return max(left, TURN) if left > 0 else GLANCE, False
+
+    # -- what has been spent -------------------------------------------------------------
+
+    def counted(self, task: Task, stretch: Stretch, instructions: int) -> None:
+        """So many were counted, and a call came first."""
+        account = self._account(task)
+        account.counted += instructions
+        account.spent += CALL_US
+        if stretch.ready:
+            account.for_ready += instructions
+        self._copied(task, account)
+
+    def reached(self, task: Task, stretch: Stretch) -> None:
+        """The whole stretch was counted."""
+        account = self._account(task)
+        account.counted += min(stretch.total, WAITED)
+        if stretch.ready:
+            account.spent += BEGIN_US
+            account.for_ready += stretch.total // 4
+        task.data[GAVE_WAY] = task.data.get(GAVE_WAY, 0) + 1
+        self._copied(task, account)
+
+    def spins(self, task: Task) -> None:
+        """The thread was found to spin."""
+        self._account(task).spins += 1
+
+    def _copied(self, task: Task, account: _Account) -> None:
+        made = self.copying.made(task)
+        account.spent += COPY_US * (made - account.made)
+        account.made = made

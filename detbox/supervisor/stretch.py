@@ -1,0 +1,31 @@
+"""A stretch of a thread's code that is counted, from a call (or a signal handler's entry) on (see counting.py)."""
+
+from __future__ import annotations
+
+from detbox.records import record
+
+#: Key of a task's data: its stretch.
+STRETCH = "counting_stretch"
+#: How many counted instructions stand for a nanosecond: about what they take, so that a counted wait is as long in
+#: real time.
+PER_NS = 4
+#: Stretches with fewer instructions are too common to mean that a program waits.
+SHORTEST = 20_000
+
+
+@record
+class Stretch:
+    """All figures are instructions.
+
+    ``total``: of the stretch, if no call comes before.  ``piece``: how many are counted before the thread is looked
+    at; ``before``: those of the pieces that are over.  ``limit``: how closely it is looked at the next time.
+    ``others``: it is counted for the sake of others of its process (giving_way.py), and not of a timer; ``ready``: they
+    are ready.
+    """
+
+    total: int
+    piece: int
+    before: int = 0
+    limit: int = 0
+    others: bool = False
+    ready: bool = False
