@@ -1,0 +1,64 @@
+"""Which threads of a process wait for a time: others of it give way when that has come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from detbox.decision import Decision, Park, Wake
+from detbox.machine.clock import Clock
+from detbox.scheduler.core import Scheduler
+from detbox.supervisor.task import Process, Task
+
+
+class NoDescriptors:
+    def add(self, task: Task, fds: Iterable[tuple[int, int]]) -> None:
+        raise AssertionError("no call waits for a descriptor here")
+
+    def remove(self, task: Task, close: bool) -> None:
+        raise AssertionError("no call waits for a descriptor here")
+
+    def poll(self) -> list[tuple[Task, tuple[int, ...]]]:
+        return []
+
+
+def resumed(wake: Wake) -> Decision:
+    return 0
+
+
+def waiting(**park: object) -> tuple[Scheduler, Clock, Task]:
+    clock = Clock(0)
+    scheduler = Scheduler(clock, clock.timers, NoDescriptors())
+    task = Task(2, Process(2, None, "1"), "1")
+    scheduler.park(task, Park(resumed, **park))  # type: ignore[arg-type]
+    return scheduler, clock, task
+
+
+def test_a_deadline_counts_until_the_thread_has_its_turn() -> None:
+    deadline = Clock(0).now + 5
+    scheduler, clock, task = waiting(deadline=deadline)
+    assert task.process.timed == {task: deadline}
+    clock.jump_to(deadline)
+    scheduler.collect()
+    assert list(scheduler.ready) == [task] and task.process.timed == {task: deadline}
+    assert scheduler.next() is task and not task.process.timed
+
+
+def test_an_event_ends_the_wait() -> None:
+    scheduler, clock, task = waiting(deadline=Clock(0).now + 5, events=("key",))
+    assert scheduler.wake("key") == 1
+    assert not task.process.timed and list(scheduler.ready) == [task]
+
+
+def test_naps_and_waits_without_a_deadline_do_not_count() -> None:
+    assert not waiting(events=("key",))[2].process.timed
+    scheduler, clock, task = waiting(deadline=Clock(0).now + 5, extra={"nap": True})
+    assert not task.process.timed
+    assert scheduler.next() is task and clock.now == Clock(0).now + 5 and not task.process.timed
+
+
+def test_a_thread_that_is_gone_waits_for_nothing() -> None:
+    scheduler, clock, task = waiting(deadline=Clock(0).now + 5)
+    clock.jump_to(clock.now + 5)
+    scheduler.collect()
+    scheduler.remove(task)
+    assert not task.process.timed and not scheduler.ready

@@ -1,0 +1,151 @@
+"""When a thread is counted for the sake of others of its process, and for how long."""
+
+from __future__ import annotations
+
+from collections import deque
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from detbox.supervisor import giving_way
+from detbox.supervisor.giving_way import FAR, GAVE_WAY, GLANCE, LINGER, TURN, GivingWay
+from detbox.supervisor.stretch import PER_NS, Stretch
+from detbox.supervisor.task import Process, State, Task
+
+NOW = 1_000
+
+
+class FakeCopying:
+    def __init__(self) -> None:
+        self.copies, self.steps, self.in_copy = 0, 0, False
+
+    def made(self, task: Task) -> int:
+        return self.copies
+
+    def inside(self, task: Task) -> bool:
+        return self.in_copy
+
+    def stepped(self, process: Process) -> int:
+        return self.steps
+
+
+class Host:
+    """A process with some threads, all of them parked; the first is about to go on."""
+
+    def __init__(self, threads: int = 2) -> None:
+        self.copying = FakeCopying()
+        scheduler, clock = SimpleNamespace(ready=deque()), SimpleNamespace(now=NOW)
+        machine = SimpleNamespace(scheduler=scheduler, clock=clock)
+        sup: Any = SimpleNamespace(m=machine, exec_hooks=[], thread_hooks=[])
+        copying: Any = self.copying
+        self.way, self.ready = GivingWay(sup, copying), scheduler.ready
+        self.process = Process(2, None, "1")
+        self.tasks = [Task(2 + number, self.process, "1") for number in range(threads)]
+        for task in self.tasks:
+            task.state = State.PARKED
+            self.process.tasks[task.tid] = task
+        self.task = self.tasks[0]
+        self.task.state = State.HELD
+
+    def waits(self, ns: int, which: int = 1) -> None:
+        self.process.timed[self.tasks[which]] = NOW + ns
+
+    def is_ready(self, which: int = 1) -> None:
+        self.tasks[which].state = State.READY
+        self.ready.append(self.tasks[which])
+
+    def ns(self) -> float | None:
+        stretch = self.way.begin(self.task)
+        assert (stretch is not None) == self.way.waits(self.task) or self.copying.in_copy
+        return stretch.total / PER_NS if stretch is not None else None
+
+
+def test_nobody_waits() -> None:
+    assert Host().ns() is None
+    alone = Host(1)
+    alone.waits(5, which=0)
+    assert alone.ns() is None
+
+
+@pytest.mark.parametrize(
+    ("wait", "ns"), [(5 * TURN, 5 * TURN), (1, TURN), (-1, GLANCE), (FAR - 1, FAR - 1), (FAR, None)]
+)
+def test_a_time_that_another_waits_for(wait: int, ns: int | None) -> None:
+    host = Host()
+    host.waits(wait)
+    assert host.ns() == ns
+
+
+def test_who_is_ready_has_its_turn() -> None:
+    host = Host(3)
+    host.is_ready()
+    host.waits(5 * TURN, which=2)
+    assert host.ns() == TURN
+    # It has had the chance, so that this one goes on to the deadline.
+    host.tasks[1].data[GAVE_WAY] = 1
+    assert host.ns() == 5 * TURN
+    # Both have: each time a longer turn.
+    host.task.data[GAVE_WAY] = 2
+    assert host.ns() == 4 * TURN
+    del host.tasks[1].data[GAVE_WAY]
+    assert host.ns() == GLANCE
+
+
+def test_a_runtime_with_threads_of_its_own_kind() -> None:
+    host = Host()
+    host.is_ready()
+    host.process.data["own_runtime"] = True
+    assert host.ns() is None
+    host.waits(TURN // 2)
+    assert host.ns() == TURN
+
+
+def test_a_thread_lingers_in_its_copies() -> None:
+    host = Host()
+    host.waits(TURN)
+    assert host.ns() == TURN
+    host.process.timed.clear()
+    host.copying.in_copy = True
+    assert sum(host.way.begin(host.task) is not None for _ in range(2 * LINGER)) == LINGER
+
+
+def test_the_budgets() -> None:
+    def spent(spend: Any) -> bool:
+        """Whether the process has no budget any more."""
+        host = Host()
+        host.waits(TURN)
+        stretch = host.way.begin(host.task)
+        assert stretch is not None
+        spend(host, stretch)
+        return host.ns() is None
+
+    def copies(number: int) -> Any:
+        def spend(host: Host, stretch: Stretch) -> None:
+            host.copying.copies = number
+            host.way.counted(host.task, stretch, 1)
+
+        return spend
+
+    assert not spent(copies(100)) and spent(copies(giving_way.ALLOWED))
+    assert not spent(lambda host, stretch: host.way.counted(host.task, stretch, giving_way.COUNTED // 2))
+    assert spent(lambda host, stretch: host.way.counted(host.task, stretch, giving_way.COUNTED))
+    long = Stretch(giving_way.COUNTED, 1, others=True)
+    assert not spent(lambda host, stretch: host.way.reached(host.task, long))
+    assert spent(lambda host, stretch: [host.way.reached(host.task, long) for _ in range(8)])
+    assert not spent(lambda host, stretch: [host.way.spins(host.task) for _ in range(giving_way.SPINS - 1)])
+    assert spent(lambda host, stretch: [host.way.spins(host.task) for _ in range(giving_way.SPINS)])
+    assert spent(lambda host, stretch: setattr(host.copying, "steps", 1_000))
+
+
+def test_turns_for_those_that_are_ready_have_a_budget_of_their_own() -> None:
+    host = Host()
+    host.is_ready()
+    turns = 0
+    while (stretch := host.way.begin(host.task)) is not None:
+        assert stretch.ready
+        host.way.counted(host.task, stretch, stretch.total)
+        turns += 1
+    assert turns == giving_way.FOR_READY // (TURN * PER_NS) + 1
+    host.waits(2 * TURN)
+    assert host.ns() == TURN
