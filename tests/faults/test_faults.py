@@ -268,7 +268,7 @@ def test_memory_limit(tmp_path: Path) -> None:
 
 # What none of them may have alone is allowed; a parent's pages that children share are counted once.
 TOGETHER = """
-import os, time
+import os, signal, time
 shared = bytearray(b"x") * (45 << 20)
 for i in range(3):
     if os.fork() == 0:
@@ -282,9 +282,11 @@ print("allowed", flush=True)
 for i in range(9):
     if os.fork() == 0:
         own = bytearray(b"y") * (30 << 20)
-        while True:
-            pass
-os.wait()
+        signal.pause()
+time.sleep(1)
+n = 0
+while True:  # all of them waiting would be a deadlock
+    n += 1
 """
 HIDDEN = """
 import mmap, os
@@ -295,7 +297,7 @@ shown = mmap.mmap(fd, 60 << 20)
 while True:
     os.write(fd, b"x" * (1 << 20))
 """
-FILES = "for d in /usr /tmp /dev/shm; do head -c 60M /dev/zero > $d/big; done; while :; do :; done"
+FILES = "for d in /usr /tmp /dev/shm; do head -c 60M /dev/zero > $d/big; done; while :; do i=$((i + 1)); done"
 
 
 @pytest.mark.parametrize("user", [None, unprivileged()])
