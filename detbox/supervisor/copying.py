@@ -34,7 +34,7 @@ LEFT = "counting"
 STEPS, STEP_WEIGHT = 300_000, 80_000
 #: Copies that are made together with one that is needed, since to make one takes some 5 us, and the stop at which it is
 #: found missing 60; for a measurement only those are made that are needed.
-AHEAD = 32
+AHEAD = 12
 #: Of a process that has executed so many instructions that cannot be copied it is assumed that it generates code.
 FEW_STEPS = 100
 _INSIDE = "counting_inside"  # in a task's data: it runs in a copy, or has made its call there

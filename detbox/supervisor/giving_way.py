@@ -33,7 +33,7 @@ TURN, GLANCE = 1_000_000, 50_000
 LINGER, LINGER_NS = 64, 10_000_000
 #: What a process may spend, in us by the figures below: at first, and for each call.
 ALLOWED, EARNED = 150_000, 5
-COPY_US, BEGIN_US, CALL_US = 8, 150, 12
+COPY_US, BEGIN_US, CALL_US = 12, 150, 12
 #: Instructions of a process that may be counted: they run at a third to nine tenths of their speed.  Of a stretch that
 #: others have waited for to its end, no more than :data:`WAITED` are taken: an endless loop takes as long natively.
 COUNTED, WAITED = 1 << 35, 1 << 32
