@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from detbox.cpu import model
-from detbox.machine.clock import BOOT_NS, NEVER
+from detbox.machine.clock import BOOT_NS
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
@@ -33,7 +33,7 @@ class TrapValues:
         """One tick per virtual nanosecond.  Costs what a call that looks at the clock does."""
         self.m.clock.charge(self.task.cpu, looking=True)
         # What is done between such looks is not measured: that begins behind a call.
-        self.task.cpu.measure_at = NEVER
+        self.task.cpu.unmeasured()
         return self.m.clock.look(self.task.cpu) - BOOT_NS
 
     def random(self, size: int) -> bytes:

@@ -47,6 +47,9 @@ WORK_LOOKS = 18
 WORK_NS = 10_000
 #: Calls after a look for which a thread counts as one that looks at clocks: it may do so by itself.
 WATCHING = 64
+#: Who measures one piece of work after the other makes a few looks, something else (it writes the result), and as many
+#: looks again.  After so many such rows of one length, and of no more looks, it is measured what is done in one.
+ROWS, ROW_LOOKS = 8, 4
 #: Later than every deadline.
 NEVER = 1 << 63
 
@@ -104,6 +107,42 @@ class Timers:
 
 
 @record
+class Rows:
+    """Rows of looks of the same length, with other calls between them (supervisor/gauging.py).
+
+    ``length``: looks of the last one, ``again``: how often there was the same before it.  When ``again`` is ``next``
+    the next row begins with a call, and when it is ``measure`` it is measured.  ``place``: where rows begin;
+    ``ns``: what was computed in the last one that was measured; ``times``: measurements since it grew, ``grown``: how
+    often it did; ``step``: rows between two measurements of little work; ``missed``: how many after another
+    began elsewhere, ``strays``: how many are left alone after that.  Single looks make no difference.
+    """
+
+    length: int = 0
+    again: int = 0
+    next: int = ROWS
+    measure: int = ROWS
+    place: Hashable = None
+    ns: int = 0
+    times: int = 0
+    grown: int = 0
+    step: int = 1
+    missed: int = 0
+    strays: int = 0
+
+    def ended(self, looks: int) -> bool:
+        """A row of so many looks is over; whether the next one is to begin with a call."""
+        if looks not in (1, self.length):
+            self.length, self.again = looks, 0
+            if self.next < NEVER:
+                self.next = self.measure = ROWS
+                self.place, self.ns, self.times, self.grown = None, 0, 0, 0
+                self.step, self.missed, self.strays = 1, 0, 0
+            return False
+        self.again += looks == self.length
+        return self.again >= self.next and self.length <= ROW_LOOKS
+
+
+@record
 class CpuTime:
     """The CPU time of a thread or of a process (whose threads have it as ``parent``).
 
@@ -111,7 +150,8 @@ class CpuTime:
     calls.  ``work_ns``: what it computes between two of them, as far as that has been measured (None: it has not);
     ``measure_at``: the number of the look after which that is to be done;
     ``places``: where the last looks before were made.
-    ``looked``: all looks of its program.  ``watching``: calls for which it may look at clocks by itself.
+    ``looked``: all looks of its program.  ``rows``: its rows of looks.
+    ``watching``: calls for which it may look at clocks by itself.
     ``timers`` expire by this CPU time (ITIMER_PROF, ITIMER_VIRTUAL, timers on a CPU clock).
     """
 
@@ -124,6 +164,7 @@ class CpuTime:
     measure_at: int = FIRST_MEASURE
     places: tuple[Hashable, ...] = ()
     looked: int = 0
+    rows: Rows = field(default_factory=Rows)
     watching: int = 0
     timers: Timers | None = None
 
@@ -137,10 +178,14 @@ class CpuTime:
 
     def begin_anew(self) -> None:
         """The thread has done something else than to look at clocks."""
+        self.measure_at = 1 if self.rows.ended(self.looks) else FIRST_MEASURE
         self.looks = self.asked = 0
         self.work_ns = None
-        self.measure_at = FIRST_MEASURE
         self.places = ()
+
+    def unmeasured(self) -> None:
+        """Nothing can be measured where the thread looks."""
+        self.measure_at = self.rows.next = NEVER
 
     def timer_queue(self) -> Timers:
         """The queue of timers that expire by this CPU time."""

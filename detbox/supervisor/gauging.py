@@ -5,6 +5,11 @@ the time for it is over, needs time to pass: so when a thread has made several l
 few stretches of its code from one look to the next are executed as copies that count (copying.py).  The time that
 they stand for passes, and is what the looks after them cost.
 
+Others measure one piece of work after the other, and write each result before they begin the next: they make rows of
+a few looks (machine.clock.Rows).  When there have been several of the same length from the same place, the next one is
+measured: from its first look to its last, time passes as it is counted.  Work that grows goes on being measured; if it
+stays as it is, the rows after it cost what it does, and if it is little, they are left alone for longer and longer.
+
 A stretch begins behind a look and is counted up to the next call, or for a number of instructions: both are places in
 the guest's own code.  What is counted depends on the guest alone, and so do the limits here.
 """
@@ -16,7 +21,8 @@ from typing import TYPE_CHECKING
 
 from detbox.counted.translate import CALL_WEIGHT
 from detbox.kernel import _native
-from detbox.machine.clock import FIRST_MEASURE, NEVER
+from detbox.kernel.numbers import NUMBERS
+from detbox.machine.clock import FIRST_MEASURE, NEVER, Rows
 from detbox.records import field, record
 from detbox.supervisor import signals
 from detbox.supervisor.gauge import GAUGE, STEPS, Gauge
@@ -44,15 +50,36 @@ BETWEEN, ENOUGH = 4, 3
 #: are many, and most of them a runtime's own), and for each look that it makes.
 ALLOWED, ALLOWED_THREADS, EARNED, TOO_LITTLE = 40_000, 15_000, 1, 2_000
 COPY_US, STRETCH_US, STEP_US = 70, 150, 20
+#: What the measurements of rows may take: at first, and so many us less for each instruction that was counted in them.
+ALLOWED_ROWS, PER_US = 25_000, 16_000
+#: Rows from one that begins with a call to the next (it may be another one now), and from one measurement to the next.
+NEAR, FAR = 15, 1023
+#: Copies that the measurement of one row may make.
+ROW_COPIES = 128
+#: In ns: work that is worth a measurement each time, as long as it grows; it may do so as often as that.
+MUCH, MOST_GROWTH = 200_000, 64
 #: Copies that one measurement may make: more and more with each look.
 AT_ONCE, MOST_AT_ONCE = 48, 256
 
 
+#: Looks with fewer than two arguments.
+_ARGUMENTS = {NUMBERS["times"]: 1, NUMBERS["time"]: 1, NUMBERS["sched_yield"]: 0}
+
+
+def _place(task: Task) -> Hashable:
+    """Where a thread looks from: what the call's arguments tell of the stack."""
+    return task.nr, task.args[: _ARGUMENTS.get(task.nr, 2)]
+
+
 @record
 class _Program:
-    """What is known of one program: the time that was spent on it, in us, and (ns, measurements) by place."""
+    """What is known of one program: the time that was spent on it, in us, and (ns, measurements) by place.
+
+    ``rows``: what was spent on rows.
+    """
 
     spent: int = 0
+    rows: int = 0
     known: dict[Hashable, tuple[int, int]] = field(default_factory=dict)
 
 
@@ -68,6 +95,7 @@ class Gauging:
 
     def _begins(self, task: Task) -> None:
         task.cpu.looked = 0
+        task.cpu.rows = Rows()
 
     def _ends(self, process: Process) -> None:
         living = {other.mm for other in self.sup.m.processes.values() if other is not process}
@@ -94,9 +122,15 @@ class Gauging:
         """A thread's look is about to be answered, and it is time to measure: it stops behind it."""
         cpu, gauge = task.cpu, task.data.get(GAUGE)
         if gauge is None:
-            if not self._at_its_place(task):
+            if cpu.measure_at == 1:
+                cpu.measure_at = FIRST_MEASURE
+                gauge = self._new_row(task)
+                if gauge is None:
+                    return
+            elif not self._at_its_place(task):
                 return
-            gauge = self._new(task)
+            else:
+                gauge = self._new(task)
             if gauge is None:
                 self._later(task)
                 return
@@ -107,7 +141,7 @@ class Gauging:
 
     def _at_its_place(self, task: Task) -> bool:
         """Whether a thread looks from the same few places again and again, and it is not known what it does there."""
-        cpu, place = task.cpu, (task.nr, task.args[:2])
+        cpu, place = task.cpu, _place(task)
         cpu.places = (place, *cpu.places[: ROW - 1])
         known = self._program(task).known.get(place)
         if cpu.work_ns is None and known is not None:
@@ -134,6 +168,46 @@ class Gauging:
         budget = min(max(LEAST, 4 * PER_NS * (cpu.work_ns or 0)), MOST)
         return Gauge(budget, cpu.work_ns, made, made + more)
 
+    def _new_row(self, task: Task) -> Gauge | None:
+        """The measurement of the row of which a thread has made the first look; or it costs what is known."""
+        cpu, rows, place = task.cpu, task.cpu.rows, _place(task)
+        if rows.place is None:
+            rows.place, rows.next = place, rows.again + 1
+            rows.measure = max(rows.measure, rows.next)
+            return None
+        if place != rows.place:
+            self._missed(rows)
+            return None
+        if rows.again < rows.measure:
+            rows.missed = 0
+            cpu.work_ns = rows.ns // (rows.length - 1)
+            rows.next = rows.again + 1 if rows.ns >= MUCH else min(rows.measure, rows.again + NEAR)
+            return None
+        program = self._program(task)
+        allowed = ALLOWED_ROWS + EARNED * cpu.looked - program.rows
+        if allowed < TOO_LITTLE or program.spent >= NEVER:
+            self._next_row(rows)
+            return None
+        made = self.copying.made(task)
+        budget = min(max(LEAST, 4 * PER_NS * rows.ns), MOST)
+        return Gauge(budget, None, made, made + min(allowed // COPY_US, ROW_COPIES), row=rows.length)
+
+    @staticmethod
+    def _missed(rows: Rows) -> None:
+        """A row that was to be measured is none of those before it: the next one may be, or they are others now."""
+        rows.missed += 1
+        if rows.place is None or rows.missed >= ENOUGH:
+            rows.place, rows.ns, rows.times, rows.missed, rows.step = None, 0, 0, 0, 1
+            rows.strays = min(2 * rows.strays + 1, NEAR)
+            rows.next = rows.measure = rows.again + rows.strays
+
+    @staticmethod
+    def _next_row(rows: Rows) -> None:
+        """Measure a row again after twice as many as the last time, and one: they may differ by turns."""
+        rows.step = min(2 * rows.step + 1, FAR)
+        rows.measure = rows.again + rows.step
+        rows.next = min(rows.measure, rows.again + NEAR)
+
     def _later(self, task: Task) -> None:
         cpu = task.cpu
         place = cpu.places[0] if cpu.places else None
@@ -149,9 +223,16 @@ class Gauging:
             gauge.counting = False
             self._count(task, gauge, gauge.budget - self.copying.left(task) - CALL_WEIGHT)
             gauge.stretches += 1
-            if looking and gauge.stretches == STRETCHES:
+            if looking and gauge.stretches == STRETCHES and not gauge.row:
                 self._known(task, gauge, gauge.total // STRETCHES // PER_NS)
+        if looking and gauge.row:
+            if task.cpu.looks + 1 >= gauge.row:
+                self._row_known(task, gauge)
+            else:
+                task.cpu.measure_at = task.cpu.looks + 1
         if not looking and GAUGE in task.data:
+            if gauge.row:
+                self._missed(task.cpu.rows)
             self._close(task)
 
     def reached(self, task: Task) -> None:
@@ -165,9 +246,11 @@ class Gauging:
             self._others_first(task, lambda: self.sup.proceed(task))
             return
         gauge.counting = False
-        task.cpu.work_ns = gauge.former = counted // PER_NS
-        task.cpu.measure_at = task.cpu.looks + 1
-        gauge.stretches = gauge.total = 0
+        task.cpu.work_ns = counted // PER_NS
+        if not gauge.row:
+            gauge.former = task.cpu.work_ns
+            task.cpu.measure_at = task.cpu.looks + 1
+            gauge.stretches = gauge.total = 0
         self._go_on(task)
 
     def give_up(self, task: Task, left: int) -> None:
@@ -179,10 +262,16 @@ class Gauging:
             task.cpu.work_ns = gauge.former
             self._close(task)
             self._later(task)
+        elif gauge.row:
+            # More of this code is known when the next row begins.
+            self._count(task, gauge, gauge.budget - left)
+            self._close(task)
+            task.cpu.measure_at = FIRST_MEASURE
+            task.cpu.rows.next = task.cpu.rows.measure = task.cpu.rows.again + 1
         else:
             self._count(task, gauge, gauge.budget - left)
             self._known(task, gauge, max(gauge.total // (gauge.stretches + 1) // PER_NS, gauge.former or 0))
-        if gauge.stretches and task.cpu.looks < 2 * (FIRST_MEASURE + ROW):
+        if gauge.stretches and not gauge.row and task.cpu.looks < 2 * (FIRST_MEASURE + ROW):
             # Most of this code is known now.
             task.cpu.measure_at = task.cpu.looks + 1
         self._go_on(task)
@@ -223,8 +312,31 @@ class Gauging:
         if grows and former:
             cpu.measure_at = cpu.looks + 1 + STRETCHES // 2
 
+    def _row_known(self, task: Task, gauge: Gauge) -> None:
+        rows, ns = task.cpu.rows, gauge.total // PER_NS
+        grows = 2 * ns > 3 * rows.ns > 0
+        if ns >= MUCH:
+            if grows and rows.grown < MOST_GROWTH:
+                rows.times, rows.grown = 0, rows.grown + 1
+            rows.times += 1
+            rows.next = rows.measure = rows.again + 1
+            if rows.times >= ENOUGH:
+                rows.measure += min(max(BETWEEN, rows.again // 4), 1 << rows.times - ENOUGH)
+            rows.step, rows.strays = 1, 0
+        else:
+            if grows:
+                rows.step = 1
+            self._next_row(rows)
+        rows.ns, rows.missed = ns, 0
+        task.cpu.measure_at = FIRST_MEASURE
+        self._close(task)
+
     def _close(self, task: Task) -> None:
         gauge: Gauge = task.data.pop(GAUGE)
         program = self._program(task)
-        program.spent += COPY_US * (self.copying.made(task) - gauge.first) + STRETCH_US * gauge.stretches
-        program.spent += STEP_US * (STEPS - gauge.steps)
+        spent = COPY_US * (self.copying.made(task) - gauge.first) + STRETCH_US * gauge.stretches
+        spent += STEP_US * (STEPS - gauge.steps)
+        if gauge.row:
+            program.rows += spent - gauge.total // PER_US
+        else:
+            program.spent += spent

@@ -85,6 +85,8 @@ GUESTS = (
     Guest("thread_cancel.c"),
     Guest("thread_race.py"),
     Guest("time_stamps.c", native=False, limit_s=120),
+    Guest("timed_work.c", limit_s=120),
+    Guest("timed_work.py"),
     Guest("timers.c"),
     Guest("trapped_instructions.c"),
     Guest("unix_sockets.c"),

@@ -13,6 +13,8 @@ from detbox.machine.clock import (
     LOOK_NS,
     NEVER,
     PATIENCE,
+    ROW_LOOKS,
+    ROWS,
     Clock,
     CpuTime,
     Timers,
@@ -148,3 +150,29 @@ def test_a_call_expires_what_is_due() -> None:
     assert seen == ["wall"]
     clock.charge(cpu)
     assert seen == ["wall", "cpu"]
+
+
+def rows(*lengths: int) -> list[int]:
+    """After which of these rows of looks, with a call between them, the next one begins with a call."""
+    clock, cpu = Clock(0), CpuTime()
+    seen = []
+    for index, length in enumerate(lengths):
+        for _ in range(length):
+            clock.charge(cpu, looking=True)
+            clock.look(cpu)
+        clock.charge(cpu)
+        if alike(cpu) == 0:
+            seen.append(index)
+    return seen
+
+
+def test_rows_of_the_same_length_come_to_be_seen() -> None:
+    assert rows(*[2] * (ROWS + 3)) == [ROWS, ROWS + 1, ROWS + 2]
+    assert rows(*[2, 1] * (ROWS + 1)) == [2 * ROWS, 2 * ROWS + 1]
+
+
+def test_other_rows_do_not() -> None:
+    assert rows(*[1] * 50) == []
+    assert rows(*[ROW_LOOKS + 1, 1] * 50) == []
+    assert rows(*[2, 3] * 50) == []
+    assert rows(*[2] * ROWS, 3, *[2] * ROWS) == []

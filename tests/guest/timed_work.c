@@ -1,0 +1,149 @@
+/* Programs that measure how long a piece of work takes, and do something else before the next one: they see it take time,
+ * more if it is more, and come to an end. */
+#include "guest.h"
+#include <sys/resource.h>
+#include <sys/times.h>
+
+static int64_t by_usage(void)
+{
+    struct rusage usage;
+    CHECK(getrusage(RUSAGE_SELF, &usage) == 0);
+    return (usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * SECOND + (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) * 1000;
+}
+
+static int64_t by_ticks(void)
+{
+    struct tms used;
+    CHECK(times(&used) != -1);
+    return (used.tms_utime + used.tms_stime) * (SECOND / sysconf(_SC_CLK_TCK));
+}
+
+static int64_t by_thread(void) { return clock_ns(CLOCK_THREAD_CPUTIME_ID); }
+static int64_t by_clock(void) { return clock_ns(CLOCK_MONOTONIC); }
+static int64_t by_call(void)
+{
+    struct timespec t;
+    CHECK(syscall(SYS_clock_gettime, CLOCK_BOOTTIME, &t) == 0);
+    return t.tv_sec * SECOND + t.tv_nsec;
+}
+
+static int64_t (*const clocks[])(void) = {by_usage, by_ticks, by_thread, by_clock, by_call};
+enum { CLOCKS = sizeof clocks / sizeof *clocks };
+
+static unsigned long x = 1;
+
+static void compute(long turns)
+{
+    for (long i = 0; i < turns; i++) x = x * 6364136223846793005ul + (x >> 17);
+}
+
+/* A call that is no look. */
+static void something_else(void)
+{
+    char here[PATH_MAX];
+    CHECK(syscall(SYS_getcwd, here, sizeof here) > 0);
+}
+
+static int64_t took(int64_t (*look)(void), long turns)
+{
+    int64_t start = look();
+    compute(turns);
+    int64_t result = look() - start;
+    something_else();
+    return result;
+}
+
+/* Work that grows from one measurement to the next until it takes long enough. */
+static void grow(int64_t (*look)(void), long times, long by)
+{
+    long turns = 1000, rows = 0;
+    int64_t ns;
+    while ((ns = took(look, turns)) < SECOND / 20) {
+        CHECK(turns < 1l << 33);
+        turns = turns * times / by + 1, rows++;
+    }
+    note("%ld rows, %ld turns, %lld\n", rows, turns, (long long)ns);
+}
+
+/* Some 2 ms of work, as often as it takes. */
+static void repeat(int64_t (*look)(void))
+{
+    int64_t sum = 0;
+    long rows = 0;
+    for (; sum < SECOND / 5; rows++) sum += took(look, 1000000);
+    CHECK(rows > 15 && rows < 10000);
+    note("%ld rows, %lld\n", rows, (long long)sum);
+}
+
+/* Three looks, of which the last two have the work between them. */
+static void in_three(void)
+{
+    long turns = 1000;
+    int64_t first, second, third;
+    do {
+        first = by_clock();
+        second = by_clock();
+        compute(turns);
+        third = by_clock();
+        something_else();
+        CHECK(second > first && (turns *= 2) < 1l << 33);
+    } while (third - second < SECOND / 50);
+    note("%ld turns, %lld and %lld\n", turns, (long long)(second - first), (long long)(third - second));
+}
+
+/* Much and little by turns, and nothing. */
+static void changing(void)
+{
+    int64_t much = 0, little = 0;
+    for (int i = 0; i < 40; i++) much += took(by_clock, 2000000), little += took(by_clock, 2000);
+    note("%lld and %lld\n", (long long)much, (long long)little);
+    for (int i = 0; i < 3000; i++) CHECK(took(by_clock, 0) < SECOND);
+    note("at %lld\n", (long long)by_clock());
+}
+
+static atomic_int alarms;
+
+static void alarmed(int signo)
+{
+    (void)signo;
+    alarms++;
+    compute(1000);
+}
+
+/* Signals come while it is measured, and in a child it is measured anew. */
+static void disturbed(void)
+{
+    on_signal(SIGUSR1, alarmed, 0);
+    long turns = 1000;
+    int64_t start, ns;
+    do {
+        start = by_clock();
+        compute(turns);
+        raise(SIGUSR1);
+        by_clock();
+        compute(turns);
+        ns = by_clock() - start;
+        something_else();
+        CHECK((turns *= 2) < 1l << 33);
+    } while (ns < SECOND / 20);
+    note("%ld turns, %lld\n", turns, (long long)ns);
+    pid_t child = fork();
+    if (child == 0) {
+        grow(by_clock, 2, 1);
+        _exit(0);
+    }
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+}
+
+int main(void)
+{
+    for (int i = 0; i < CLOCKS; i++) grow(clocks[i], 2, 1);
+    grow(by_clock, 4, 3);
+    repeat(by_clock);
+    repeat(by_usage);
+    in_three();
+    changing();
+    disturbed();
+    return done();
+}
