@@ -620,6 +620,14 @@ static int lead_on(struct batch *b, struct copying *c)
 	return 0;
 }
 
+static int append_tuple(PyObject *list, PyObject *tuple)
+{
+	int result = tuple ? PyList_Append(list, tuple) : -1;
+
+	Py_XDECREF(tuple);
+	return result;
+}
+
 /* What has waited for a copy is led to it: in the text where it is new, too; otherwise the caller writes it. */
 static int lead_to(struct batch *b, struct copying *c, PyObject *address)
 {
@@ -633,16 +641,13 @@ static int lead_to(struct batch *b, struct copying *c, PyObject *address)
 		uint64_t packed = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(waiting, index)), place = packed >> 1;
 		uint64_t entry = entry_of(c->at, packed & 1, c->plain);
 		unsigned char distance[4];
-		PyObject *lead;
 
 		if (place >= b->begin) {
 			set_distance(b->text + (place - b->begin), place, entry);
 			continue;
 		}
 		set_distance(distance, place, entry);
-		lead = Py_BuildValue("(Ky#)", (unsigned long long)place, distance, (Py_ssize_t)4);
-		result = lead ? PyList_Append(b->leads, lead) : -1;
-		Py_XDECREF(lead);
+		result = append_tuple(b->leads, Py_BuildValue("(Ky#)", (unsigned long long)place, distance, (Py_ssize_t)4));
 	}
 	return result < 0 ? -1 : PyDict_DelItem(b->waiting, address);
 }
@@ -653,14 +658,6 @@ static void queue_up(struct batch *b, uint64_t address, int back)
 		return;
 	b->queue[b->queued].address = address;
 	b->queue[b->queued++].back = back;
-}
-
-static int append_tuple(PyObject *list, PyObject *tuple)
-{
-	int result = tuple ? PyList_Append(list, tuple) : -1;
-
-	Py_XDECREF(tuple);
-	return result;
 }
 
 /* Put a copy that has been made with the others. */

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from detbox.supervisor.loop import Supervisor
     from detbox.supervisor.task import Process, Task
 
-#: How many instructions stand for a nanosecond (as in counting.py).
+#: How many instructions stand for a nanosecond: other ones than in stretches that are counted throughout (stretch.py).
 PER_NS = 16
 #: Stretches of one measurement: one in two may be the program's own account of the time.
 STRETCHES = 4

@@ -1,15 +1,7 @@
 /* Programs that measure how long a piece of work takes, and do something else before the next one: they see it take time,
  * more if it is more, and come to an end. */
 #include "guest.h"
-#include <sys/resource.h>
 #include <sys/times.h>
-
-static int64_t by_usage(void)
-{
-    struct rusage usage;
-    CHECK(getrusage(RUSAGE_SELF, &usage) == 0);
-    return (usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * SECOND + (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) * 1000;
-}
 
 static int64_t by_ticks(void)
 {
@@ -19,15 +11,9 @@ static int64_t by_ticks(void)
 }
 
 static int64_t by_thread(void) { return clock_ns(CLOCK_THREAD_CPUTIME_ID); }
-static int64_t by_clock(void) { return clock_ns(CLOCK_MONOTONIC); }
-static int64_t by_call(void)
-{
-    struct timespec t;
-    CHECK(syscall(SYS_clock_gettime, CLOCK_BOOTTIME, &t) == 0);
-    return t.tv_sec * SECOND + t.tv_nsec;
-}
+static int64_t by_call(void) { return called_clock_ns(CLOCK_BOOTTIME); }
 
-static int64_t (*const clocks[])(void) = {by_usage, by_ticks, by_thread, by_clock, by_call};
+static int64_t (*const clocks[])(void) = {usage_ns, by_ticks, by_thread, now_ns, by_call};
 enum { CLOCKS = sizeof clocks / sizeof *clocks };
 
 static unsigned long x = 1;
@@ -81,10 +67,10 @@ static void in_three(void)
     long turns = 1000;
     int64_t first, second, third;
     do {
-        first = by_clock();
-        second = by_clock();
+        first = now_ns();
+        second = now_ns();
         compute(turns);
-        third = by_clock();
+        third = now_ns();
         something_else();
         CHECK(second > first && (turns *= 2) < 1l << 33);
     } while (third - second < SECOND / 50);
@@ -95,10 +81,10 @@ static void in_three(void)
 static void changing(void)
 {
     int64_t much = 0, little = 0;
-    for (int i = 0; i < 40; i++) much += took(by_clock, 2000000), little += took(by_clock, 2000);
+    for (int i = 0; i < 40; i++) much += took(now_ns, 2000000), little += took(now_ns, 2000);
     note("%lld and %lld\n", (long long)much, (long long)little);
-    for (int i = 0; i < 3000; i++) CHECK(took(by_clock, 0) < SECOND);
-    note("at %lld\n", (long long)by_clock());
+    for (int i = 0; i < 3000; i++) CHECK(took(now_ns, 0) < SECOND);
+    note("at %lld\n", (long long)now_ns());
 }
 
 static atomic_int alarms;
@@ -117,19 +103,19 @@ static void disturbed(void)
     long turns = 1000;
     int64_t start, ns;
     do {
-        start = by_clock();
+        start = now_ns();
         compute(turns);
         raise(SIGUSR1);
-        by_clock();
+        now_ns();
         compute(turns);
-        ns = by_clock() - start;
+        ns = now_ns() - start;
         something_else();
         CHECK((turns *= 2) < 1l << 33);
     } while (ns < SECOND / 20);
     note("%ld turns, %lld\n", turns, (long long)ns);
     pid_t child = fork();
     if (child == 0) {
-        grow(by_clock, 2, 1);
+        grow(now_ns, 2, 1);
         _exit(0);
     }
     int status;
@@ -139,9 +125,9 @@ static void disturbed(void)
 int main(void)
 {
     for (int i = 0; i < CLOCKS; i++) grow(clocks[i], 2, 1);
-    grow(by_clock, 4, 3);
-    repeat(by_clock);
-    repeat(by_usage);
+    grow(now_ns, 4, 3);
+    repeat(now_ns);
+    repeat(usage_ns);
     in_three();
     changing();
     disturbed();
