@@ -79,6 +79,10 @@ class Counting:
         """Whether a thread is counted up to its next look at a clock, which therefore has to be seen."""
         return bool(task.data) and self.gauging.counting(task)
 
+    def to_stop(self, task: Task) -> bool:
+        """Whether a thread that runs in its own code has been asked to stop as soon as its call ends."""
+        return bool(task.data.get(LEFT)) or self.gauging.counting(task)
+
     def _counts(self, task: Task) -> bool:
         """Whether a thread's instructions are counted: because of a timer, or of others of its process."""
         return task.process.counted and (self._due(task) is not None or self.giving_way.waits(task))

@@ -41,8 +41,11 @@ LEAST, MOST, GROWTH = 1_000_000, 16_000_000_000, 8
 #: Having counted so many, the rest of a stretch is not.
 LONG = 4_000_000_000
 #: A loop looks from the same places, by what the calls' arguments tell of the stack: no more than these, of so many
-#: looks in a row.  Python looks at the clock with each lock, 1,600 times to import asyncio, and from many places.
+#: looks in a row.  Python looks at the clock with each lock, 1,600 times to import asyncio, and from many places: after
+#: a look that is between others, as many are left alone as there were before it.
 PLACES, ROW = 2, 20
+#: So many places that are known to be between others are remembered.
+MANY = 1_000
 #: Looks between two measurements: so many, and a quarter of those that were made before; half of them where
 #: something is known from so many measurements.
 BETWEEN, ENOUGH = 4, 3
@@ -75,12 +78,13 @@ def _place(task: Task) -> Hashable:
 class _Program:
     """What is known of one program: the time that was spent on it, in us, and (ns, measurements) by place.
 
-    ``rows``: what was spent on rows.
+    ``rows``: what was spent on rows.  ``strays``: places that were found between others.
     """
 
     spent: int = 0
     rows: int = 0
     known: dict[Hashable, tuple[int, int]] = field(default_factory=dict)
+    strays: set[Hashable] = field(default_factory=set)
 
 
 class Gauging:
@@ -143,18 +147,26 @@ class Gauging:
         """Whether a thread looks from the same few places again and again, and it is not known what it does there."""
         cpu, place = task.cpu, _place(task)
         cpu.places = (place, *cpu.places[: ROW - 1])
-        known = self._program(task).known.get(place)
+        program = self._program(task)
+        known = program.known.get(place)
         if cpu.work_ns is None and known is not None:
             cpu.work_ns, times = known
             if times >= ENOUGH:
                 self._later(task)
                 return False
-        if len(cpu.places) < ROW:
+        places, strays = set(cpu.places), program.strays
+        if len(places) > PLACES:
+            if len(strays) > MANY:
+                strays.clear()
+            strays |= places
+            cpu.measure_at, cpu.places = 2 * cpu.looks + 1, ()
+        elif place in strays and len(places) == len(cpu.places):
+            cpu.measure_at = 2 * cpu.looks + 1
+        elif len(cpu.places) < ROW:
             cpu.measure_at = cpu.looks + 1
-        elif len(set(cpu.places)) <= PLACES:
-            return True
         else:
-            self._later(task)
+            strays -= places
+            return True
         return False
 
     def _new(self, task: Task) -> Gauge | None:

@@ -102,7 +102,7 @@ class Overdue:
 
     def _let_others(self, task: Task, watch: _Watch, left: int) -> None:
         sup = self.sup
-        if task.look is not None or not sup.spinning.interrupt(task):
+        if not sup.spinning.interrupt(task):
             return
         sup.m.doubt(task, "computed until the time limit of a process above it; real time decided when")
         sup.counting.pass_time(task, left)

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from detbox.supervisor.task import Process, Task
 
 _EVENT_STOP = 128
+_PROBE = "spin_probe"  # in a task's data: it is to stop at the end of its call, where it may be in an endless loop
 # How often a process is looked at after arming a timer or taking a signal: each time costs some
 # 4 ms at most, too much for one that takes thousands of signals and does not loop without end.
 _PROBES = 200
@@ -139,13 +140,16 @@ class Spinning:
         due = max(watch.pace.delay, 0.0 if others else _alone(watch.pace))
         if watch.waited < due:
             return due - watch.waited
-        if task.look is None and self.interrupt(task):
+        if self.interrupt(task):
             self._prove(task, watch)
         return max(watch.pace.delay, 0.0 if others else _alone(watch.pace)) - watch.waited
 
     def interrupt(self, task: Task) -> bool:
-        """Stop the thread in the middle of its own code; False if something else came first."""
+        """Stop the thread in the middle of its own code; False if something else comes first."""
         sup = self.sup
+        # The stop that a thread has been asked for is another one, at a deterministic point.
+        if task.look is not None or task.data.get(_PROBE) or sup.counting.to_stop(task):
+            return False
         if _native.ptrace_request(signals.PTRACE_INTERRUPT, task.tid, 0, 0) < 0:
             return False
         _, status = _native.wait_tid(task.tid, 0)
@@ -260,14 +264,14 @@ class Spinning:
     def before_signal(self, task: Task) -> None:
         """Have the thread stop at the beginning of the handler (or at the end of its call)."""
         left = task.process.data.get("spin_probes", 0)
-        if left and not task.data.get("spin_probe"):
+        if left and not task.data.get(_PROBE):
             task.process.data["spin_probes"] = left - 1
-            task.data["spin_probe"] = True
+            task.data[_PROBE] = True
             _native.ptrace_request(signals.PTRACE_INTERRUPT, task.tid, 0, 0)
 
     def on_pause(self, task: Task) -> bool:
         """The stop that was asked for: a deterministic point.  True if it has been dealt with."""
-        if not task.data.pop("spin_probe", False) or signals.restarts(task):
+        if not task.data.pop(_PROBE, False) or signals.restarts(task):
             return False
         stepper = PtraceStepper(task.tid)
         self._settle(task, stepper, attempt(self.loops, task.process.mm, stepper, prove_from))

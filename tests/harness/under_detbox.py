@@ -16,6 +16,7 @@ from detbox.report.perturb import Host, Observed, compare, variants
 REPOSITORY = Path(__file__).resolve().parents[2]
 USER = "detbox-test"
 DEBIAN_PYTHON = "/usr/bin/python3"
+IMPATIENT = Path(__file__).with_name("impatient.py")
 
 SUCCESS = b"EXIT-SUCCESS\n"
 
@@ -50,10 +51,11 @@ def environment() -> dict[str, str]:
     return {"PYTHONPATH": _packages(), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def detbox(command: Sequence[str], options: Sequence[str] = ()) -> list[str]:
-    """The whole command line of ``detbox run``."""
+def detbox(command: Sequence[str], options: Sequence[str] = (), *, impatient: bool = False) -> list[str]:
+    """The whole command line of ``detbox run``.  ``impatient``: see impatient.py."""
     python = DEBIAN_PYTHON if unprivileged() else sys.executable
-    return [python, "-m", "detbox", "run", *options, "--", *command]
+    program = [str(IMPATIENT)] if impatient else ["-m", "detbox"]
+    return [python, *program, "run", *options, "--", *command]
 
 
 def hosts(n: int = 2, without: Iterable[str] = ("time of run",)) -> list[Host]:
@@ -70,9 +72,10 @@ def run_on(
     stdin: bytes = b"",
     limit_s: float = 60,
     keep: Path | None = None,
+    impatient: bool = False,
 ) -> Observed:
     """One run.  ``limit_s``: real seconds, given to detbox itself; the harness waits a little longer."""
-    argv = detbox(command, [f"--timeout={limit_s}", *options])
+    argv = detbox(command, [f"--timeout={limit_s}", *options], impatient=impatient)
     return host.run(argv, inputs, stdin=stdin, env=environment(), timeout=limit_s + 20, keep=keep)
 
 
@@ -86,14 +89,16 @@ def twice(
     without: Iterable[str] = ("time of run",),
     keep: Path | None = None,
 ) -> Observed:
-    """Run on two hosts, demand that nothing differs, and return what both observed.
+    """Run on two hosts, the second one impatient, demand that nothing differs, and return what both observed.
 
     ``keep``: directory that receives both output trees, as ``0`` and ``1``.
     """
     observed = []
     for number, host in enumerate(hosts(2, without)):
         kept = None if keep is None else keep / str(number)
-        run = run_on(host, command, inputs, options=options, stdin=stdin, limit_s=limit_s, keep=kept)
+        run = run_on(
+            host, command, inputs, options=options, stdin=stdin, limit_s=limit_s, keep=kept, impatient=number == 1
+        )
         observed.append(run)
     demand_identical(*observed)
     return observed[0]
