@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, Decision
+from detbox.machine.io import io_state
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
@@ -25,8 +26,15 @@ pipe = _creates
 pipe2 = _creates
 eventfd = _creates
 eventfd2 = _creates
-signalfd = _creates
-signalfd4 = _creates
 inotify_init = _creates
 inotify_init1 = _creates
 memfd_create = _creates
+
+
+def signalfd(m: Machine, t: Task, a: Args) -> Decision:
+    """``signalfd(fd, mask, size)``: an open one that is named gets another set."""
+    io_state(m).signal_sets += 1
+    return _creates(m, t, a)
+
+
+signalfd4 = signalfd

@@ -204,7 +204,8 @@ def _look(m: Machine, t: Task, wanted: list[tuple[int, int]]) -> tuple[list[int]
             events.append(0)
             continue
         try:
-            kind = files.get(fd_of(fd)).kind
+            f = files.get(fd_of(fd))
+            kind = f.kind
             own = files.borrow(t, fd)
         except OSError as error:
             if error.errno != EBADF:
@@ -213,7 +214,7 @@ def _look(m: Machine, t: Task, wanted: list[tuple[int, int]]) -> tuple[list[int]
             continue
         if kind is Kind.TTY:
             ptys.note(m, t, fd, own)
-        found = signalfd.ready(m, t, own, mask) if kind is Kind.SIGNALFD else ready(own, mask)
+        found = signalfd.ready(m, t, own, mask, f) if kind is Kind.SIGNALFD else ready(own, mask)
         if not found and kind is Kind.STDIN and mask & _IN:
             m.console.fill_stdin()
             found = ready(own, mask)

@@ -19,7 +19,6 @@ from detbox.handlers.waiting import (
     fd_of,
     gather,
     iovec,
-    nonblocking,
     put_nonblocking,
     ready,
     send_piecewise,
@@ -233,10 +232,10 @@ def _write_pipe(m: Machine, t: Task, fd: int, f: OpenFile, segments: Segments) -
     POLLOUT says that at least one of the pipe's buffers (a page each) is free: fs/pipe.c, pipe_poll().
     """
     wanted = total(segments)
-    borrowed = t.process.files.borrow(t, fd)
+    borrowed = t.process.files.borrow_blocking(t, fd, 0) if wanted else -1
+    if borrowed < 0:
+        return CONTINUE
     try:
-        if nonblocking(borrowed) or wanted == 0:
-            return CONTINUE
         events = ready(borrowed, POLLOUT)
         if events and (
             wanted <= PIPE_BUF or events != POLLOUT

@@ -56,17 +56,29 @@ def events_of(t: Task) -> tuple[Hashable, ...]:
     return (("pending signal", t.process.pid),)
 
 
-def ready(m: Machine, t: Task, fd: int, mask: int) -> int:
-    """POLLIN if a signal of the set is pending for the thread.
+def ready(m: Machine, t: Task, fd: int, mask: int, f: OpenFile | None = None) -> int:
+    """POLLIN if a signal of the set is pending for the thread.  ``f``: what is known of the descriptor.
 
     fs/signalfd.c looks at the signals of whoever calls poll, which would be the supervisor's here.
     """
     if not mask & POLLIN:
         return 0
-    return POLLIN if _signals_of(m, fd) & m.pending_signals(t) else 0
+    return POLLIN if _signals_of(m, fd, f) & m.pending_signals(t) else 0
 
 
-def _signals_of(m: Machine, fd: int) -> int:
+def _signals_of(m: Machine, fd: int, f: OpenFile | None) -> int:
+    """The set of the signal descriptor that the supervisor has as ``fd``."""
+    changes = io_state(m).signal_sets
+    if f is not None and f.data is not None and f.data[0] == changes:
+        known: int = f.data[1]
+        return known
+    signals = _set_of(m, fd)
+    if f is not None:
+        f.data = changes, signals
+    return signals
+
+
+def _set_of(m: Machine, fd: int) -> int:
     for line in own_fdinfo(m, fd).splitlines():
         name, _, text = line.partition(":")
         if name == "sigmask":
@@ -107,11 +119,12 @@ def set_ready(m: Machine, t: Task, fd: int) -> bool:
 def member_ready(m: Machine, t: Task, fd: int, events: int) -> bool:
     """Whether one of ``members`` has a signal that its set waits for; not if it has been closed."""
     with contextlib.suppress(OSError):
-        if t.process.files.get(fd).kind is Kind.EPOLL:
+        f = t.process.files.get(fd)
+        if f.kind is Kind.EPOLL:
             return set_ready(m, t, fd)
         own = t.process.files.borrow(t, fd)
         try:
-            return bool(ready(m, t, own, events & 0xFFFF))
+            return bool(ready(m, t, own, events & 0xFFFF, f))
         finally:
             os.close(own)
     return False

@@ -11,7 +11,6 @@ from errno import EAGAIN, EINTR, ENOTSOCK
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, ERESTARTSYS, Decision, Park, Wake
-from detbox.handlers.waiting import nonblocking, ready
 from detbox.machine.files import Kind
 
 if TYPE_CHECKING:
@@ -53,9 +52,8 @@ def when_ready(
 
     ``option``: SO_RCVTIMEO or SO_SNDTIMEO, which count in virtual time.
     """
-    own = t.process.files.borrow(t, fd)
-    if nonblocking(own) or ready(own, mask):
-        os.close(own)
+    own = t.process.files.borrow_blocking(t, fd, mask)
+    if own < 0:
         return CONTINUE
     if deadline is None:
         limit = timeout_ns(own, option)

@@ -251,7 +251,9 @@ def _send(
     if t.process.files.get(fd).kind is not Kind.SOCKET:
         return CONTINUE
     note_sender(m, t)
-    own = t.process.files.borrow(t, fd)
+    own = t.process.files.borrow(t, fd) if address else t.process.files.borrow_blocking(t, fd, 0)
+    if own < 0:
+        return CONTINUE
     try:
         if address:
             before_use(m, t, own, address)

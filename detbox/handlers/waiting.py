@@ -126,15 +126,9 @@ def continue_when(
 
     ``again`` starts the call over: another thread may have taken the data before this one is chosen.
     """
-    borrowed = t.process.files.borrow(t, fd)
-    parked = False
-    try:
-        if fcntl(borrowed, F_GETFL) & os.O_NONBLOCK or ready(borrowed, mask):
-            return CONTINUE
-        parked = True
-    finally:
-        if not parked:
-            os.close(borrowed)
+    borrowed = t.process.files.borrow_blocking(t, fd, mask)
+    if borrowed < 0:
+        return CONTINUE
     return Park(
         again, fds=((borrowed, mask),), deadline=deadline, interrupted=interrupted,
         why=f"{why} descriptor {fd}",

@@ -1,8 +1,9 @@
 /* Thin wrappers for kernel interfaces that Python's standard library lacks.
  *
  * Rules for code here: one kernel interface per function; no policy; no state
- * that outlives a call, except the SIGCHLD handler and `more_stops`; a failure
- * raises OSError, unless the comment of the function says that it returns -errno.
+ * that outlives a call, except the SIGCHLD handler, `more_stops`, and what it takes
+ * longer to ask for again (`last_cstr`, `kept`); a failure raises OSError, unless the
+ * comment of the function says that it returns -errno.
  */
 #define _GNU_SOURCE
 #define PY_SSIZE_T_CLEAN
@@ -817,19 +818,62 @@ static PyObject *queue_signal(PyObject *self, PyObject *args)
 
 /* ---- processes and descriptors ------------------------------------------ */
 
+/* Descriptors of the processes that descriptors were borrowed from last.  One of a process that is gone fails
+ * with ESRCH, whoever has its number now. */
+#define KEPT 64
+static struct { pid_t tgid; int pidfd; } kept[KEPT];
+
+/* A new descriptor for a process's, or -1. */
+static int borrow(pid_t tgid, int fd)
+{
+	pid_t *whose = &kept[(unsigned)tgid % KEPT].tgid;
+	int *pidfd = &kept[(unsigned)tgid % KEPT].pidfd;
+	if (*whose == tgid) {
+		int r = (int)syscall(SYS_pidfd_getfd, *pidfd, fd, 0);
+		if (r >= 0 || errno != ESRCH) return r;
+	}
+	if (*whose) close(*pidfd);
+	*whose = 0;
+	*pidfd = (int)syscall(SYS_pidfd_open, tgid, 0);
+	/* PIDFD_THREAD (Linux 6.9): any thread will do once the first one has left. */
+	if (*pidfd < 0 && errno != ESRCH) *pidfd = (int)syscall(SYS_pidfd_open, tgid, O_EXCL);
+	if (*pidfd < 0) return -1;
+	*whose = tgid;
+	return (int)syscall(SYS_pidfd_getfd, *pidfd, fd, 0);
+}
+
 static PyObject *borrow_fd(PyObject *self, PyObject *const *a, Py_ssize_t n)
 {
 	if (n != 2) { PyErr_SetString(PyExc_TypeError, "borrow_fd(tgid, fd)"); return NULL; }
 	long tgid = PyLong_AsLong(a[0]), fd = PyLong_AsLong(a[1]);
 	if (PyErr_Occurred()) return NULL;
-	int pidfd = (int)syscall(SYS_pidfd_open, (pid_t)tgid, 0);
-	/* PIDFD_THREAD (Linux 6.9): any thread will do once the first one has left. */
-	if (pidfd < 0 && errno != ESRCH) pidfd = (int)syscall(SYS_pidfd_open, (pid_t)tgid, O_EXCL);
-	if (pidfd < 0) return fail();
-	int r = (int)syscall(SYS_pidfd_getfd, pidfd, (int)fd, 0);
-	int err = errno;
-	close(pidfd);
-	return r < 0 ? fail_with(err) : PyLong_FromLong(r);
+	int r = borrow((pid_t)tgid, (int)fd);
+	return r < 0 ? fail() : PyLong_FromLong(r);
+}
+
+/* borrow_blocking(tgid, fd, mask) -> as borrow_fd(); -1 if the description is nonblocking, or has an event of
+ * `mask`, an error or a hang-up now.  Mask 0: events make no difference. */
+static PyObject *borrow_blocking(PyObject *self, PyObject *const *a, Py_ssize_t n)
+{
+	if (n != 3) { PyErr_SetString(PyExc_TypeError, "borrow_blocking(tgid, fd, mask)"); return NULL; }
+	long tgid = PyLong_AsLong(a[0]), fd = PyLong_AsLong(a[1]), mask = PyLong_AsLong(a[2]);
+	if (PyErr_Occurred()) return NULL;
+	int r = borrow((pid_t)tgid, (int)fd);
+	if (r < 0) return fail();
+	int flags = fcntl(r, F_GETFL), found = 0;
+	struct pollfd p = {r, (short)mask, 0};
+	if (mask && flags >= 0 && !(flags & O_NONBLOCK))
+		while ((found = poll(&p, 1, 0)) < 0 && errno == EINTR);
+	if (flags < 0 || found < 0) {
+		int err = errno;
+		close(r);
+		return fail_with(err);
+	}
+	if (flags & O_NONBLOCK || found) {
+		close(r);
+		r = -1;
+	}
+	return PyLong_FromLong(r);
 }
 
 static PyObject *py_pidfd_getfd(PyObject *self, PyObject *args)
@@ -1039,6 +1083,7 @@ static PyMethodDef methods[] = {
 	FAST("add_fd", add_fd),
 	FAST("ptrace_request", ptrace_request),
 	FAST("borrow_fd", borrow_fd),
+	FAST("borrow_blocking", borrow_blocking),
 	FAST("raw_syscall", raw_syscall),
 	{"prepare_events", prepare_events, METH_NOARGS, NULL},
 	{"notif_alive", notif_alive, METH_VARARGS, NULL},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -45,15 +46,22 @@ def mappings(proc_fd: int, tid: int) -> Iterator[Mapping]:
 
     It is asked by thread: a leader that has exited has none.
     """
+    return parse(_lines(proc_fd, tid))
+
+
+def _lines(proc_fd: int, tid: int) -> list[bytes]:
+    """The lines of a listing, and an empty one."""
     fd = os.open(f"{tid}/maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc_fd)
     with open(fd, "rb") as file:
-        lines = file.read().split(b"\n")  # a name may have a carriage return
-    return parse(lines)
+        return file.read().split(b"\n")  # a name may have a carriage return
 
 
 def mapping_at(proc_fd: int, tid: int, address: int) -> Mapping | None:
     """The mapping that an address is in.  Raises OSError."""
-    return next((found for found in mappings(proc_fd, tid) if found.start <= address < found.end), None)
+    lines = _lines(proc_fd, tid)
+    # They are in order, and to parse one takes 5 us.
+    below = bisect_right(lines, address, hi=len(lines) - 1, key=lambda line: int(line[: line.index(b"-")], 16))
+    return next((found for found in parse(lines[max(below - 1, 0) : below]) if address < found.end), None)
 
 
 def place_below(occupied: Iterable[tuple[int, int]], length: int, top: int) -> int | None:

@@ -170,11 +170,19 @@ class FileTable:
 
     def borrow(self, t: Task, fd: int) -> int:
         """The supervisor's own descriptor of the same description; the caller closes it.  OSError(EBADF)."""
+        return _native.borrow_fd(*self._whose(t, fd))
+
+    def borrow_blocking(self, t: Task, fd: int, mask: int) -> int:
+        """The same; -1 if it is nonblocking, or has an event of ``mask``, an error or a hang-up (0: no matter what)."""
+        return _native.borrow_blocking(*self._whose(t, fd), mask)
+
+    @staticmethod
+    def _whose(t: Task, fd: int) -> tuple[int, int]:
         fd &= 0xFFFFFFFF
         if fd > 0x7FFFFFFF:
             raise OSError(errno.EBADF, "no such descriptor")
         process = t.process
-        return _native.borrow_fd(t.tid if process.data.get("leader_gone") else process.pid, fd)
+        return t.tid if process.data.get("leader_gone") else process.pid, fd
 
     def set(self, fd: int, entry: OpenFile | None) -> None:
         """``fd`` refers to ``entry`` from now on (None: to something to be looked up)."""

@@ -31,6 +31,7 @@ class IoState:
     descriptors that the guest has duplicated, inherited or received are recognised by it.
     ``terminals``: a process and its descriptor of a side ("master", "slave") of each pseudo-terminal.
     ``signal_watches``: how often an epoll set has been given a signal descriptor, or has lost one.
+    ``signal_sets``: how often a signal descriptor was made or given another set.
     ``control``: whether a socket has been told to stamp what arrives, or to say who sends; sockets inherit that.
     ``linger``, ``congestion``: SO_LINGER's seconds and TCP_CONGESTION of a socket with this host inode number.
     ``stamping``: a socket that keeps the kernel stamping.
@@ -56,6 +57,7 @@ class IoState:
     stamping: socket | None = None
     senders: dict[int, tuple[int, int]] = field(default_factory=dict)
     signal_watches: int = 0
+    signal_sets: int = 0
     usual_buffers: bool | None = None
     terminals: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
 

@@ -197,6 +197,18 @@ static void nested_signals(void)
     CHECK(poll(&one, 1, 0) == 1 && epoll_wait(inner, &event, 1, 0) == 1 && event.data.u64 == 1);
     CHECK(read(signals, &info, sizeof info) == sizeof info && epoll_wait(outer, &event, 1, 0) == 0);
     reap(pid, 0);
+
+    /* Another process gives the descriptor another set. */
+    sigset_t other;
+    struct pollfd direct = {signals, POLLIN, 0};
+    sigemptyset(&other);
+    sigaddset(&other, SIGUSR2);
+    CHECK(sigprocmask(SIG_BLOCK, &other, NULL) == 0 && raise(SIGUSR2) == 0 && poll(&direct, 1, 0) == 0);
+    pid = fork();
+    if (pid == 0) _exit(signalfd(signals, &other, 0) != signals);
+    reap(pid, 0);
+    CHECK(poll(&direct, 1, 0) == 1 && read(signals, &info, sizeof info) == sizeof info);
+    CHECK(info.ssi_signo == SIGUSR2 && poll(&direct, 1, 0) == 0);
     close(signals), close(inner), close(outer);
 }
 

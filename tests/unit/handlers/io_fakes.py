@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from detbox.decision import Decision, Park, Wake
+from detbox.kernel import _native
 from detbox.machine.clock import Clock
 from detbox.machine.files import Kind, OpenFile, kind_of
 
@@ -34,6 +35,9 @@ class Files:
             if stat.S_ISREG(st.st_mode):
                 self.known[fd].vnode = f"vnode {st.st_ino}"  # type: ignore[assignment]
         return self.known[fd]
+
+    def borrow_blocking(self, t: object, fd: int, mask: int) -> int:
+        return _native.borrow_blocking(os.getpid(), fd, mask)
 
     def borrow(self, t: object, fd: int) -> int:
         return os.dup(fd)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,44 @@ def test_each_is_as_the_kernel_has_it(tmp_path: Path) -> None:
     finally:
         for fd in (file, *ends, proc):
             os.close(fd)
+
+
+def test_one_that_blocks_is_borrowed() -> None:
+    here = os.getpid()
+    read, write = os.pipe()
+    try:
+        own = _native.borrow_blocking(here, read, select.POLLIN)
+        assert own not in (-1, read) and os.fstat(own).st_ino == os.fstat(read).st_ino
+        os.close(own)
+        assert _native.borrow_blocking(here, write, select.POLLOUT) == -1, "there is room"
+        os.close(_native.borrow_blocking(here, write, 0))
+        os.write(write, b"x")
+        assert _native.borrow_blocking(here, read, select.POLLIN) == -1
+        os.read(read, 1)
+        os.set_blocking(read, False)
+        assert _native.borrow_blocking(here, read, select.POLLIN) == _native.borrow_blocking(here, read, 0) == -1
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            _native.borrow_blocking(here, 1 << 20, 0)
+    finally:
+        os.close(read)
+        os.close(write)
+
+
+def test_nothing_is_borrowed_from_who_is_gone() -> None:
+    """Also not from one that something was borrowed from before."""
+    read, write = os.pipe()
+    try:
+        for _ in range(2):
+            child = os.fork()
+            if child == 0:
+                os.read(read, 1)
+                os._exit(0)
+            os.close(_native.borrow_fd(child, read))
+            os.close(_native.borrow_fd(child, write))
+            os.write(write, b"x")
+            os.waitpid(child, 0)
+            with pytest.raises(ProcessLookupError):
+                _native.borrow_fd(child, read)
+    finally:
+        os.close(read)
+        os.close(write)

@@ -40,5 +40,11 @@ def test_own_memory_is_found_by_address() -> None:
         assert found.start <= id(mmap) < found.end
         assert found.perms.startswith(b"rw")
         assert mappings.mapping_at(proc, os.getpid(), 0) is None
+        every = [each for each in mappings.mappings(proc, os.getpid()) if each.is_code]
+        for each in every:
+            assert [mappings.mapping_at(proc, os.getpid(), place) for place in (each.start, each.end - 1)] == [each] * 2
+            after = mappings.mapping_at(proc, os.getpid(), each.end)
+            assert after is None or after.start == each.end
+        assert every and mappings.mapping_at(proc, os.getpid(), 1 << 64) is None
     finally:
         os.close(proc)
