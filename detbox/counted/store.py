@@ -2,14 +2,19 @@
 
 See :mod:`detbox.counted.translate` for what a copy is.  All of them, and the slots and the table that they use, lie in
 one piece of memory of the guest's that this module writes through a :class:`Memory`.
+
+Processes that were forked from one another execute the same code at the same addresses, so they have a
+:class:`Library` in common: what one of them has made the others are given when they next come to what they do not have.
 """
 
 from __future__ import annotations
 
 import struct
-from bisect import bisect_right
-from collections.abc import Callable
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import islice
 from typing import Protocol
 
 from detbox.counted import slots
@@ -40,82 +45,169 @@ class Memory(Protocol):
         """Write the second of each pair to the first: OSError(EFAULT)."""
 
 
+class Library:
+    """All copies that a family of address spaces has made, each in its place, which is the same in all of them.
+
+    ``kept``: the pages of code that others have, by themselves; each is kept once.
+    """
+
+    def __init__(self, kept: dict[bytes, bytes] | None = None) -> None:
+        self._kept = kept if kept is not None else {}
+        # In the order of their places: where they begin, and what is known of them (see Copy).
+        self.places: list[int] = []
+        self.made: list[tuple[int, int, bytes, bytes]] = []
+        self.text = bytearray()  # of all copies, as the jumps in it lead now
+        self.plain = 0  # how far the plain entry of each copy is behind the counted one
+        self.copies: dict[int, int] = {}  # where the copy of an address is
+        # Jumps to what has no copy: twice the place of the distance, and 1 if they go to the counted entry.
+        self.waiting: dict[int, tuple[int, ...]] = {}
+        self.pages: dict[int, bytes] = {}  # of code, in the order in which they were first copied from
+        self.table: dict[int, int] = {}  # what the pairs in the table are for, by their places in it
+        self.writes = array("Q")  # where something was changed in the text and in the table
+
+    @property
+    def end(self) -> int:
+        """Where the next copy comes."""
+        return PLACE + _CODE + len(self.text)
+
+    def without(self, end: int) -> Library:
+        """One to begin anew with, behind the copies before ``end``, in which threads may be."""
+        new = Library(self._kept)
+        count = bisect_left(self.places, end)
+        new.places, new.made, new.plain = self.places[:count], self.made[:count], self.plain
+        new.text = self.text[: end - PLACE - _CODE]
+        return new
+
+    def index(self, address: int) -> int:
+        """Of the copy that an address lies in; -1: it lies before all of them."""
+        return bisect_right(self.places, address) - 1
+
+    def add_page(self, page: int, held: bytes) -> bytes:
+        """A page of code that is copied from."""
+        self.pages[page] = held = self._kept.setdefault(held, held)
+        return held
+
+    def add(self, text: bytes, made: list[tuple[int, int, bytes, bytes]]) -> None:
+        """New copies."""
+        self.text += text
+        self.places += [copy[1] for copy in made]
+        self.made += made
+
+    def lead(self, at: int, distance: bytes) -> None:
+        """A jump in a copy that there has been leads somewhere else from now on."""
+        offset = at - PLACE - _CODE
+        if self.text[offset : offset + len(distance)] != distance:
+            self.text[offset : offset + len(distance)] = distance
+            self.writes.append(at)
+
+    def pair(self, address: int) -> tuple[int, bytes]:
+        """Where the pair of an address and its copy has its place in the table of computed targets, and the pair."""
+        index, last = address & _PAIRS - 1, _PAIRS + _SPARE - 2
+        while index < last and self.table.get(index, address) != address:
+            index += 1
+        place = PLACE + _TABLE + 16 * index
+        # The last pair but one is overwritten again and again; behind it there is always an empty one.
+        if index < last and index not in self.table:
+            self.writes.append(place)
+        self.table[index] = address
+        return place, _PAIR.pack(address, self.copies[address])
+
+    def since(self, first: int, end: int, elsewhere: set[int]) -> Iterator[tuple[int, bytes]]:
+        """The writes from the ``first`` on, for whom has the copies before ``end``; not for code in ``elsewhere``."""
+        for place in islice(self.writes, first, None):
+            offset = place - PLACE - _CODE
+            if offset < 0:
+                address = self.table[(place - PLACE - _TABLE) // 16]
+                if address - address % _PAGE not in elsewhere:
+                    yield self.pair(address)
+            elif place < end:
+                yield place, bytes(self.text[offset : offset + 4])
+
+
 class Copies:
     """``executable()``: the (start, end) of the mappings whose code cannot change.
 
-    ``pages``: the pages of code that others have, by themselves; each is kept once.
+    ``library``: what there is of its family.
     """
 
-    def __init__(
-        self,
-        executable: Callable[[], list[tuple[int, int]]],
-        pages: dict[bytes, bytes] | None = None,
-    ) -> None:
+    def __init__(self, executable: Callable[[], list[tuple[int, int]]], library: Library | None = None) -> None:
         self._executable = executable
-        self._kept = (pages if pages is not None else {}).setdefault
+        self._library = library if library is not None else Library()
         self.made = 0
         #: Whether the code may be another one since it was copied (see :meth:`check`).
         self.suspect = False
-        # All copies in the order of their places: where they begin, and what is known of them (see Copy).
-        self._places: list[int] = []
-        self._made: list[tuple[int, int, bytes, bytes]] = []
-        self._next = PLACE + _CODE
-        self._plain = 0  # how far the plain entry of each copy is behind the counted one
+        # How much of the library is in this memory: the copies before this place, so many writes, of so many pages.
+        self._end, self._writes, self._pages = PLACE + _CODE, 0, 0
         self._missed = 0
-        self._begin()
-
-    def _begin(self) -> None:
-        self._copies: dict[int, int] = {}  # where the copy of an address is
-        # Jumps to what has no copy: twice the place of the distance, and 1 if they go to the counted entry.
-        self._waiting: dict[int, tuple[int, ...]] = {}
-        self._pages: dict[int, bytes] = {}
         self._ranges: list[tuple[int, int]] = []
-        self._elsewhere: set[int] = set()  # pages that are in none of them
-        self._table: dict[int, int] = {}
-        self._prepared = False
+        # Pages that are in none of them: others may have something there.
+        self._elsewhere: set[int] = set()
 
     def forget(self, memory: Memory) -> None:
         """Make all copies anew.  What has been made stays, since threads may be in it, but leads nowhere."""
-        for index in self._table:
+        for index in self._library.table:
             memory.write(PLACE + _TABLE + 16 * index, bytes(16))
-        self._begin()
-        self._prepared = self._missed > 0
+        self._library = self._library.without(self._end)
+        self._writes = self._pages = 0
+        self._ranges = []
 
     def inherited(self, executable: Callable[[], list[tuple[int, int]]]) -> Copies:
-        """The same for a child process that has a copy of the memory.
-
-        What the tables hold does not change, so that only they themselves are copied: 2 MB for a large program.
-        """
+        """The same for a child process that has a copy of the memory."""
         child = Copies(executable)
         for name, value in vars(self).items():
-            if isinstance(value, (dict, list, set)):
-                setattr(child, name, value.copy())
-            elif name != "_executable":
-                setattr(child, name, value)
+            if name != "_executable":
+                setattr(child, name, value.copy() if isinstance(value, (list, set)) else value)
         return child
 
     @property
     def full(self) -> bool:
         """Whether there is no room for more copies."""
-        return self._next + _BATCH > PLACE + SIZE
+        return self._library.end + _BATCH > PLACE + SIZE
 
     def check(self, memory: Memory) -> bool:
         """Whether the code is what it was when it was copied; otherwise the copies are forgotten."""
         self.suspect = False
-        self._elsewhere.clear()
-        same = self._same(memory)
-        if not same:
+        before, self._ranges = self._ranges, self._executable()
+        same = all(any(first <= start and end <= last for first, last in self._ranges) for start, end in before)
+        self._elsewhere = {page for page in islice(self._library.pages, self._pages) if self._around(page) is None}
+        if not (same and self._same(memory, 0, self._pages)):
             self.forget(memory)
-        return same
-
-    def _same(self, memory: Memory) -> bool:
-        now = self._executable()
-        if not all(any(first <= start and end <= last for first, last in now) for start, end in self._ranges):
             return False
+        self._writes = 0  # some of them may have been for what was not there
+        return True
+
+    def _same(self, memory: Memory, first: int, last: int) -> bool:
+        """Whether some of the library's pages are the same here."""
         try:
-            return all(memory.read(page, _PAGE) == held for page, held in self._pages.items())
+            return all(
+                page in self._elsewhere or memory.read(page, _PAGE) == held
+                for page, held in islice(self._library.pages.items(), first, last)
+            )
         except OSError:
             return False
+
+    def _catch_up(self, memory: Memory) -> None:
+        """Put what others have made into this memory, too, if it is of the same code; otherwise go on without them."""
+        if not self._missed:
+            self._prepare(memory)
+        library = self._library
+        pages, writes = len(library.pages), len(library.writes)
+        if self._pages < pages:
+            self._look_around(islice(library.pages, self._pages, pages))
+            if not self._same(memory, self._pages, pages):
+                self.forget(memory)
+                return
+        text = bytes(memoryview(library.text)[self._end - PLACE - _CODE :])
+        changed = list(library.since(self._writes, self._end, self._elsewhere))
+        memory.write_all([(self._end, text), *changed] if text else changed)
+        self._end, self._writes, self._pages = library.end, writes, pages
+
+    def _look_around(self, pages: Iterable[int]) -> None:
+        """See which of some pages are of unchanging code."""
+        unknown = [page for page in pages if self._around(page) is None]
+        if unknown:
+            self._ranges = self._executable()
+            self._elsewhere.update(page for page in unknown if self._around(page) is None)
 
     @staticmethod
     def inside(address: int) -> bool:
@@ -129,12 +221,17 @@ class Copies:
 
         If it is made, so are up to ``ahead`` others that may follow.
         """
-        at = self._copies.get(address)
+        library = self._library
+        if self._end != library.end or self._writes != len(library.writes):
+            self._catch_up(memory)
+        if address - address % _PAGE in self._elsewhere:
+            return None
+        at = self._library.copies.get(address)
         if at is None:
             at = self._make(memory, address, ahead)
             if at is None:
                 return None
-        return at + (0 if counted else self._plain)
+        return at + (0 if counted else self._library.plain)
 
     def exit(self, memory: Memory, address: int) -> Exit | None:
         """Why a copy's breakpoint has stopped the thread, by the address behind it; None: there is none."""
@@ -142,30 +239,32 @@ class Copies:
             target: int = _WORD.unpack(memory.read(PLACE + TARGET, 8))[0]
             return Exit("computed", target, counted=True)
         # The next copy may begin behind the last breakpoint of one.
-        index = self._index(address - 1)
-        return Copy(*self._made[index]).exits.get(address - self._places[index]) if index >= 0 else None
+        library = self._library
+        index = library.index(address - 1)
+        return Copy(*library.made[index]).exits.get(address - library.places[index]) if index >= 0 else None
 
     def follow(self, memory: Memory, address: int, why: Exit, *, ahead: int = 0) -> int | None:
         """Where a thread goes on that stopped at an exit; the next one that comes there does not stop."""
         entry = self.entry(memory, why.target, counted=why.counted, ahead=ahead)
         if entry is None:
             return None
+        library = self._library
         if why.why == "computed":
-            memory.write(*self._pair(why.target, entry))
+            memory.write(*library.pair(why.target))
         else:
-            self._lead(memory, self._places[self._index(address - 1)] + why.patch, entry)
+            at = library.places[library.index(address - 1)] + why.patch
+            distance = struct.pack("<i", entry - (at + 4))
+            library.lead(at, distance)
+            memory.write(at, distance)
+        self._writes = len(library.writes)
         return entry
-
-    def _index(self, address: int) -> int:
-        """Of the copy that an address lies in; -1: it lies before all of them."""
-        return bisect_right(self._places, address) - 1
 
     def original(self, address: int) -> Mark | None:
         """What the program is about to execute at an address in a copy, if it is between two instructions there."""
-        index = self._index(address)
+        index = self._library.index(address)
         if index < 0:
             return None
-        copy = Copy(*self._made[index])
+        copy = Copy(*self._library.made[index])
         offset = address - copy.at
         if not offset:
             return Mark(0, copy.address, None, 0)
@@ -199,32 +298,29 @@ class Copies:
         memory.write(PLACE + LOOKUP, code)
         memory.write(PLACE + TABLE, _WORD.pack(PLACE + _TABLE))
         self._missed = PLACE + LOOKUP + missed
-        self._prepared = True
 
     def _make(self, memory: Memory, address: int, ahead: int) -> int | None:
         """Make the copy of an address, and up to ``ahead`` others of where it may lead; where it is."""
         if self.full:
             return None
-        if not self._prepared:
+        if not self._missed:
             self._prepare(memory)
-        text, made, leads, backs, plain = _native.make_copies(
-            partial(self._code, memory), self._pages, self._copies, self._waiting,
-            address, self._next, PLACE, CALL_WEIGHT, ahead,
+        library = self._library
+        text, made, leads, backs, library.plain = _native.make_copies(
+            partial(self._code, memory), library.pages, library.copies, library.waiting,
+            address, self._end, PLACE, CALL_WEIGHT, ahead,
         )  # fmt: skip
+        self._pages = len(library.pages)
         if not made:
             return None
-        self._plain = plain
-        memory.write_all([(self._next, text), *leads, *(self._pair(*back) for back in backs)])
-        self._places += [copy[1] for copy in made]
-        self._made += made
-        self._next += len(text)
+        pairs = [library.pair(address) for address, _ in backs]
+        memory.write_all([(self._end, text), *leads, *pairs])
+        library.add(text, made)
+        for lead in leads:
+            library.lead(*lead)
+        self._end, self._writes = library.end, len(library.writes)
         self.made += len(made)
-        return self._copies.get(address)
-
-    @staticmethod
-    def _lead(memory: Memory, at: int, entry: int) -> None:
-        """Have the jump whose distance is at an address lead to a copy."""
-        memory.write(at, struct.pack("<i", entry - (at + 4)))
+        return library.copies.get(address)
 
     def _code(self, memory: Memory, address: int) -> bytes:
         """Up to LONGEST bytes from an address on, as far as they cannot change."""
@@ -239,22 +335,11 @@ class Copies:
                 self._elsewhere.add(first)
                 return b""
         last = min(address + LONGEST, around[1])
-        pages = []
-        for page in range(first, last, _PAGE):
-            if page not in self._pages:
-                held = memory.read(page, _PAGE)
-                self._pages[page] = self._kept(held, held)
-            pages.append(self._pages[page])
-        return b"".join(pages)[address - first : last - first]
+        held = [
+            self._library.pages.get(page) or self._library.add_page(page, memory.read(page, _PAGE))
+            for page in range(first, last, _PAGE)
+        ]
+        return b"".join(held)[address - first : last - first]
 
     def _around(self, address: int) -> tuple[int, int] | None:
         return next((each for each in self._ranges if each[0] <= address < each[1]), None)
-
-    def _pair(self, address: int, entry: int) -> tuple[int, bytes]:
-        """Where a pair has its place in the table of computed targets, and the pair."""
-        index = address & _PAIRS - 1
-        while index in self._table and index < _PAIRS + _SPARE - 2:
-            index += 1
-        # The last pair but one is overwritten again and again; behind it there is always an empty one.
-        self._table[index] = address
-        return PLACE + _TABLE + 16 * index, _PAIR.pack(address, entry)

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from detbox.counted.store import PLACE, SIZE, Copies
+from detbox.counted.store import PLACE, SIZE, Copies, Library
 from detbox.handlers.mapping import OWN_MAPPING
 from detbox.kernel import _native, registers
 from detbox.kernel.mappings import CODE, mappings
@@ -40,6 +40,7 @@ FEW_STEPS = 100
 _INSIDE = "counting_inside"  # in a task's data: it runs in a copy, or has made its call there
 _LEAVING = "counting_leaving"  # in a task's data: it is to go on in its own code as soon as it stops
 _STEPPED = "counting_steps"  # in a process's data: steps made in its life
+_FAMILY = "counting_family"  # in a process's data: the library of it and of all that were forked from one another
 _UNABLE = "counting_unable"  # in a process's data: there is no room for copies
 _STEPPED_ALL, _BEFORE_CALL, _OTHER_STOP = 0, 1, 2
 _CALL, _SIGRETURN = b"\x0f\x05", NUMBERS["rt_sigreturn"]
@@ -102,11 +103,14 @@ class Copying:
         sup.exit_hooks.append(self._on_exit)
 
     def _on_fork(self, m: Machine, parent: Process, child: Process) -> None:
+        # They have their copies in common, also if the parent has none itself.
+        child.data[_FAMILY] = parent.data.setdefault(_FAMILY, [])
         copies = self._copies.get(parent.mm)
         if copies is not None and child.mm is not parent.mm:
             self._copies[child.mm] = copies.inherited(_Ranges(self.sup, child.mm).all)
 
     def _on_exit(self, m: Machine, process: Process) -> None:
+        process.data.pop(_FAMILY, None)
         if not self._copies:
             return
         living = {other.mm for other in m.processes.values() if other is not process}
@@ -119,6 +123,7 @@ class Copying:
     def _on_exec(m: Machine, task: Task) -> None:
         for key in (_INSIDE, _LEAVING):
             task.data.pop(key, None)
+        task.process.data.pop(_FAMILY, None)
 
     def changed(self, mm: object) -> None:
         """The code of an address space may be another one from now on."""
@@ -355,7 +360,10 @@ class Copying:
             if place != PLACE:
                 data[_UNABLE] = True
                 return None
-            self._copies[mm] = Copies(_Ranges(self.sup, mm).all, self._pages)
+            family = data.setdefault(_FAMILY, [])
+            if not family:
+                family.append(Library(self._pages))
+            self._copies[mm] = Copies(_Ranges(self.sup, mm).all, family[0])
         return self._copies.get(mm)
 
 

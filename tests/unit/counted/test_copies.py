@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import struct
+from copy import deepcopy
 from typing import NamedTuple
 
 import pytest
 
 from detbox.counted.slots import LOOKUP
-from detbox.counted.store import PLACE, Copies
+from detbox.counted.store import PLACE, Copies, Library
 from detbox.counted.translate import AFTER_CALL, CALL_WEIGHT, Copy, Exit, Mark
 from detbox.kernel import _native
 
@@ -235,10 +236,78 @@ def test_what_follows_is_made_too() -> None:
     assert pairs == [bytes(8), struct.pack("<Q", HERE + 5)]  # the call returns there
 
 
-def test_a_child_goes_on_with_copies_of_its_own() -> None:
+def test_a_child_goes_on_with_its_parents_copies() -> None:
     memory, made = FakeMemory(b"\x90\xc3"), copies()
     entry = made.entry(memory, HERE)
-    child = made.inherited(lambda: [(HERE, HERE + 4096)])
-    assert child.entry(memory, HERE) == entry
-    child.entry(memory, HERE + 1)
-    assert (child.made, made.made) == (2, 1)
+    child, own = made.inherited(lambda: [(HERE, HERE + 4096)]), deepcopy(memory)
+    assert child.entry(own, HERE) == entry
+    second = child.entry(own, HERE + 1)
+    assert second is not None and (child.made, made.made) == (2, 1)
+    assert memory.read(second, 64) == bytes(64) != own.read(second, 64)
+    assert made.entry(memory, HERE + 1) == second and made.made == 1, "its brothers are given what it has made"
+    assert memory.read(second, 64) == own.read(second, 64)
+
+
+def test_a_family_has_its_copies_in_common() -> None:
+    code = bytes.fromhex("e804000000 7502 90c3 c3")  # call over; jnz to the return; nop; ret
+    library = Library()
+    memory, other = FakeMemory(code), FakeMemory(code)
+    first, second = (Copies(lambda: [(HERE, HERE + 4096)], library) for _ in range(2))
+    entry = first.entry(memory, HERE)
+    copy = translate(code, HERE, AT, SLOTS)
+    assert entry is not None and copy is not None and second.entry(other, HERE) == entry
+    offset, why = next((at, why) for at, why in copy.exits.items() if why.why == "jump")
+    first.follow(memory, entry + offset, why, ahead=8)
+    computed = Exit("computed", HERE + 5, counted=True)
+    first.follow(memory, 0, computed)
+    assert (first.made, second.made) == (3, 0)
+    assert memory.pages != other.pages
+    assert second.entry(other, HERE) == entry and second.made == 0
+    assert memory.pages == other.pages, "also where the jumps lead, and the table"
+    for address in (HERE, HERE + 5, HERE + 9):
+        at = second.entry(other, address)
+        assert at is not None and second.original(at) == first.original(at)
+
+
+def test_a_relative_with_other_code_goes_its_own_way() -> None:
+    code = bytes.fromhex("7502 90c3 90ebf9")  # jnz over; nop; ret; nop; jmp to the start
+    library = Library()
+    memory, other = FakeMemory(code), FakeMemory(code)
+    first, second = (Copies(lambda: [(HERE, HERE + 4096)], library) for _ in range(2))
+    entry = first.entry(memory, HERE)
+    assert second.entry(other, HERE) == entry
+    other.pages[HERE][2] = 0x99
+    second.suspect = True
+    assert not second.check(other) and first.check(memory)
+    over = first.entry(memory, HERE + 2)
+    own = second.entry(other, HERE + 2)
+    assert over is not None and own is not None
+    assert b"\x99" in other.read(own, 64) and b"\x99" not in memory.read(over, 64)
+    mark = second.original(AT)
+    assert entry == AT and mark is not None and mark.address == HERE, "a thread may be there"
+    # One that has never come to that page is asked nothing before it is given the others' copies.
+    third, late = Copies(lambda: [(HERE, HERE + 4096)], library), FakeMemory(bytes.fromhex("7502 99c3 90ebf9"))
+    changed = third.entry(late, HERE + 2)
+    assert changed is not None and b"\x99" in late.read(changed, 64)
+
+
+def test_what_is_mapped_later_gets_its_copies_then() -> None:
+    code, far = bytes.fromhex("e804000000 7502 90c3 c3"), HERE + 0x5000  # as above
+    library = Library()
+    memory, other = FakeMemory(code), FakeMemory(code)
+    memory.write(far, b"\x90\xc3")
+    both, ranges = [(HERE, HERE + 4096), (far, far + 4096)], [(HERE, HERE + 4096)]
+    first, second = Copies(lambda: both, library), Copies(lambda: ranges, library)
+    first.entry(memory, HERE, ahead=8)
+    computed = Exit("computed", far, counted=True)
+    there = first.follow(memory, 0, computed)
+    assert there is not None
+    assert second.entry(other, HERE) == AT and second.made == 0
+    assert second.entry(other, far) is second.follow(other, 0, computed) is None, "it may have generated code there"
+    place = PLACE + 0x10000 + 16 * (far & 0xFFFF)
+    assert (memory.read(place, 8), other.read(place, 8)) == (struct.pack("<Q", far), bytes(8))
+    assert other.read(PLACE + 0x10000 + 16 * (HERE + 5 & 0xFFFF), 8) == struct.pack("<Q", HERE + 5)
+    other.write(far, b"\x90\xc3")
+    ranges.append((far, far + 4096))
+    assert second.check(other) and second.entry(other, far) == there
+    assert other.read(place, 8) == struct.pack("<Q", far) and second.made == 0
