@@ -129,6 +129,7 @@ def times(m: Machine, t: Task, a: Args) -> Decision:
     """``times(struct tms *)``: ticks since boot."""
     now = m.clock.look_at_work(t.cpu)
     if a[0]:
+        m.forget_reaped(t.process)
         cpu = t.process.cpu
         own, children = user_and_system(cpu.ns), user_and_system(cpu.children_ns)
         t.write(a[0], struct.pack("<4q", *(ns // NS_PER_TICK for ns in (*own, *children))))
@@ -138,6 +139,7 @@ def times(m: Machine, t: Task, a: Args) -> Decision:
 def getrusage(m: Machine, t: Task, a: Args) -> Decision:
     """``getrusage(who, struct rusage *)``."""
     m.clock.look_at_work(t.cpu)
+    m.forget_reaped(t.process)
     used = {
         RUSAGE_SELF: t.process.cpu.ns,
         RUSAGE_CHILDREN: t.process.cpu.children_ns,

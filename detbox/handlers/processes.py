@@ -16,12 +16,14 @@ from detbox.handlers import futex_exit, identity, paths
 from detbox.handlers.futex_core import Args, signed
 from detbox.handlers.stat import of_fd
 from detbox.machine import usage
+from detbox.machine.limits import TASKS_AT_MOST
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Process, Task
 
 CLONE_VM, CLONE_VFORK, CLONE_PIDFD, CLONE_UNTRACED, CLONE_NEWNS = 0x100, 0x4000, 0x1000, 0x800000, 0x20000
+CLONE_THREAD = 0x10000
 CLONE_NEWUTS, CLONE_NEWUSER, CLONE_NEWPID = 0x4000000, 0x10000000, 0x20000000
 WNOHANG, WUNTRACED, WEXITED, WCONTINUED = 1, 2, 4, 8
 WNOWAIT, WNOTHREAD, WALL, WCLONE = 0x1000000, 0x20000000, 0x40000000, 0x80000000
@@ -32,7 +34,7 @@ _CLONE_ARGS = struct.Struct("<5Q")  # flags, pidfd, child_tid, parent_tid, exit_
 
 def clone(m: Machine, t: Task, a: Args) -> Decision:
     """Create a thread or process; the new one is caught before its first instruction."""
-    return _create(t, a[0] & ~0xFF, a[0] & 0xFF)
+    return _create(m, t, a[0] & ~0xFF, a[0] & 0xFF)
 
 
 def clone3(m: Machine, t: Task, a: Args) -> Decision:
@@ -40,12 +42,14 @@ def clone3(m: Machine, t: Task, a: Args) -> Decision:
     if a[1] < _CLONE_ARGS.size:
         return -errno.EINVAL
     flags, _, _, _, exit_signal = _CLONE_ARGS.unpack(t.read(a[0], _CLONE_ARGS.size))
-    return _create(t, flags, exit_signal)
+    return _create(m, t, flags, exit_signal)
 
 
-def _create(t: Task, flags: int, exit_signal: int) -> Decision:
+def _create(m: Machine, t: Task, flags: int, exit_signal: int) -> Decision:
     if flags & CLONE_UNTRACED:
         return -errno.EPERM  # the child would run outside the supervisor's hands
+    if flags & CLONE_THREAD and len(m.tasks) >= TASKS_AT_MOST:
+        return -errno.EAGAIN
     if flags & CLONE_PIDFD:
         t.process.files.forget_all()
     t.data["exit_signal"] = exit_signal
@@ -55,12 +59,12 @@ def _create(t: Task, flags: int, exit_signal: int) -> Decision:
 
 def fork(m: Machine, t: Task, a: Args) -> Decision:
     """clone(SIGCHLD)."""
-    return _create(t, 0, SIGCHLD)
+    return _create(m, t, 0, SIGCHLD)
 
 
 def vfork(m: Machine, t: Task, a: Args) -> Decision:
     """clone(CLONE_VM | CLONE_VFORK | SIGCHLD): the parent waits in the kernel until the child executes or exits."""
-    return _create(t, CLONE_VM | CLONE_VFORK, SIGCHLD)
+    return _create(m, t, CLONE_VM | CLONE_VFORK, SIGCHLD)
 
 
 def execve(m: Machine, t: Task, a: Args) -> Decision:
@@ -94,6 +98,7 @@ def exit_(m: Machine, t: Task, a: Args) -> Decision:
 
 def exit_group(m: Machine, t: Task, a: Args) -> Decision:
     """End all threads of the process."""
+    m.forget_reaped(t.process)  # its parent is told of their CPU time, too
     m.leaving(t, whole_process=True)
     return CONTINUE
 
@@ -121,7 +126,7 @@ def waitid(m: Machine, t: Task, a: Args) -> Decision:
     """Wait for a change of a child's state."""
     kind, ident, options, rusage = a[0] & 0xFFFFFFFF, signed(a[1], 32), a[3], a[4]
     if kind == P_PIDFD:
-        target = _pidfd_target(m, t, ident)
+        target = pidfd_target(m, t, ident)
 
         def chosen(child: Process) -> bool:
             return child.pid == target
@@ -149,7 +154,7 @@ def _group_of(child: Process) -> int:
         return -1
 
 
-def _pidfd_target(m: Machine, t: Task, fd: int) -> int:
+def pidfd_target(m: Machine, t: Task, fd: int) -> int:
     text = os.open(f"{t.process.pid}/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=m.proc_fd)
     try:
         for line in os.read(text, 4096).split(b"\n"):
@@ -211,6 +216,11 @@ def _let_through(m: Machine, t: Task, options: int, rusage: int, changed: list[P
 
 
 # -- the rest -------------------------------------------------------------------
+
+
+def relation(m: Machine, t: Task, a: Args) -> Decision:
+    """Parent, group or session: the kernel's, whose numbers are the guest's own."""
+    return CONTINUE
 
 
 def unshare(m: Machine, t: Task, a: Args) -> Decision:

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, ERESTARTNOHAND, ContinueThen, Decision, Park, Wake
 from detbox.handlers.futex_core import Args, read_timespec, signed
+from detbox.handlers.processes import pidfd_target
+from detbox.kernel.siginfo import SI_USER
+from detbox.machine.creds import CAP_KILL, Creds
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
 
 SIGKILL, SIGCONT = 9, 18
 INIT = 1
+_INIT = Creds.of(0, 0)
 ALL_BLOCKABLE = 0xFFFFFFFFFFFFFFFF & ~(1 << (SIGKILL - 1)) & ~(1 << (19 - 1))
 
 
@@ -27,10 +32,12 @@ def kill(m: Machine, t: Task, a: Args) -> Decision:
     """Signal a process, a group, or every process."""
     pid, signo = signed(a[0], 32), signed(a[1], 32)
     if pid == INIT:
-        return 0 if 0 <= signo <= 64 else -errno.EINVAL  # init ignores what it has no handler for
+        if not 0 <= signo <= 64:
+            return -errno.EINVAL
+        return 0 if _rights(t, _INIT) else -errno.EPERM  # init ignores what it has no handler for
     if pid == t.process.pid and len(t.process.tasks) == 1:
         return CONTINUE
-    return _send(m, t, signo, lambda: _targets(m, t, pid))
+    return _send(m, t, signo, lambda: _targets(m, t, pid), all_of_them=pid == -1)
 
 
 def tkill(m: Machine, t: Task, a: Args) -> Decision:
@@ -58,7 +65,11 @@ def rt_tgsigqueueinfo(m: Machine, t: Task, a: Args) -> Decision:
 
 def pidfd_send_signal(m: Machine, t: Task, a: Args) -> Decision:
     """Signal the process behind a descriptor."""
-    return _send(m, t, signed(a[1], 32), lambda: list(m.processes.values()))
+    signo = signed(a[1], 32)
+    if not t.process.creds.capable(CAP_KILL):
+        target = m.processes.get(pidfd_target(m, t, a[0]))
+        return _send(m, t, signo, lambda: [target] if target is not None else [])
+    return _send(m, t, signo, lambda: list(m.processes.values()))
 
 
 def _to_thread(m: Machine, t: Task, tid: int, signo: int) -> Decision:
@@ -75,7 +86,7 @@ def _targets(m: Machine, t: Task, pid: int) -> list[Process]:
         found = m.processes.get(pid)
         return [found] if found is not None else []
     if pid == -1:
-        return list(m.processes.values())
+        return [process for process in m.processes.values() if process is not t.process]
     group = -pid if pid else os.getpgid(t.tid)
     return [process for process in m.processes.values() if _group(process) == group]
 
@@ -87,16 +98,48 @@ def _group(process: Process) -> int:
         return -1
 
 
-def _send(m: Machine, t: Task, signo: int, targets) -> Decision:  # type: ignore[no-untyped-def]
-    if signo == 0:
+def _send(
+    m: Machine, t: Task, signo: int, targets: Callable[[], list[Process]], *, all_of_them: bool = False
+) -> Decision:
+    limited = not t.process.creds.capable(CAP_KILL)
+    if signo == 0 and not limited:
         return CONTINUE
     processes = targets()
+    if limited and 0 <= signo <= 64:
+        # For the kernel all of the guest's processes are one user's; it says which of them are gone.
+        processes = [process for process in processes if _group(process) >= 0]
+        allowed = [process for process in processes if _may(t, process, signo)]
+        if len(allowed) < len(processes):
+            return _send_to_some(m, t, signo, allowed, all_of_them=all_of_them)
 
     def look(task: Task, result: int) -> None:
         if result == 0:
             m.after_signal(task, signo, processes)
 
     return ContinueThen(look)
+
+
+def _send_to_some(m: Machine, t: Task, signo: int, allowed: list[Process], *, all_of_them: bool) -> Decision:
+    """Not all of a group may be sent a signal: it is enough that one may, and for kill(-1) that there are others."""
+    if not allowed:
+        return 0 if all_of_them else -errno.EPERM
+    if signo:
+        for process in allowed:
+            m.signal(process, signo, code=SI_USER, sender=t.process)
+        m.after_signal(t, signo, allowed)
+    return 0
+
+
+def _may(t: Task, target: Process, signo: int) -> bool:
+    """check_kill_permission() in kernel/signal.c."""
+    if target is t.process or _rights(t, target.creds):
+        return True
+    return signo == SIGCONT and os.getsid(target.pid) == os.getsid(t.process.pid)
+
+
+def _rights(t: Task, target: Creds) -> bool:
+    mine = t.process.creds
+    return mine.capable(CAP_KILL) or bool({mine.euid, mine.ruid} & {target.suid, target.ruid})
 
 
 def rt_sigpending(m: Machine, t: Task, a: Args) -> Decision:

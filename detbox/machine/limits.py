@@ -10,6 +10,8 @@ COUNT = 16
 #: fs.nr_open: no process may have more descriptors.
 NR_OPEN = 1 << 20
 _PROCESSES = 31797
+#: Threads of a whole run. Who asks for one more thread is told so; one more process ends the run.
+TASKS_AT_MOST = 4096
 
 #: (soft, hard) of every limit when the guest starts.
 BASE: tuple[tuple[int, int], ...] = (

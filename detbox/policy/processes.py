@@ -55,7 +55,11 @@ ROWS: tuple[Row, ...] = (
         wait4=processes.wait4, waitid=processes.waitid,
     ),
     *(allow(name, PROCESSES, "the container's own process numbers, given in a fixed order")
-      for name in ("getpid", "gettid", "getppid", "getpgrp", "getpgid", "getsid")),
+      for name in ("getpid", "gettid")),
+    *watched(
+        PROCESSES, "the container's own numbers; others change them, so who asks again and again gives way",
+        getppid=processes.relation, getpgrp=processes.relation, getpgid=processes.relation, getsid=processes.relation,
+    ),
     *(allow(name, PROCESSES, "changes groups and sessions at a known point of the schedule")
       for name in ("setpgid", "setsid")),
     *watched(
@@ -101,7 +105,8 @@ ROWS: tuple[Row, ...] = (
         SIGNALS, "waits in the supervisor; timeouts elapse in virtual time",
         rt_sigsuspend=signals.rt_sigsuspend, pause=signals.pause, rt_sigtimedwait=signals.rt_sigtimedwait,
     ),
-    allow("rt_sigpending", SIGNALS, "a signal that the supervisor holds back is pending in the kernel too"),
+    watch("rt_sigpending", signals.rt_sigpending, SIGNALS,
+          "a signal that the supervisor holds back is pending in the kernel too; who waits for one gives way"),
 
     *emulated(
         FUTEXES, "waits and wakes are the supervisor's; the order of waiters is fixed",

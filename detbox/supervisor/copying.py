@@ -41,6 +41,8 @@ _INSIDE = "counting_inside"  # in a task's data: it runs in a copy, or has made 
 _LEAVING = "counting_leaving"  # in a task's data: it is to go on in its own code as soon as it stops
 _STEPPED = "counting_steps"  # in a process's data: steps made in its life
 _FAMILY = "counting_family"  # in a process's data: the library of it and of all that were forked from one another
+_CALLS = "counting_calls"  # in a process's data: those of them that were calls
+_RETURNS = "counting_returns"  # in a process's data: those that returned from signal handlers
 _UNABLE = "counting_unable"  # in a process's data: there is no room for copies
 _STEPPED_ALL, _BEFORE_CALL, _OTHER_STOP = 0, 1, 2
 _CALL, _SIGRETURN = b"\x0f\x05", NUMBERS["rt_sigreturn"]
@@ -195,10 +197,10 @@ class Copying:
         return stretch is not None and stretch.others
 
     @staticmethod
-    def stepped(process: Process) -> int:
-        """How many instructions of a process were stepped over, since they cannot be copied."""
-        stepped: int = process.data.get(_STEPPED, 0)
-        return stepped
+    def stepped(process: Process) -> tuple[int, int, int]:
+        """How many instructions of a process were stepped over: what cannot be copied, calls, and ends of handlers."""
+        calls, returns = process.data.get(_CALLS, 0), process.data.get(_RETURNS, 0)
+        return process.data.get(_STEPPED, 0) - calls - returns, calls, returns
 
     def made(self, task: Task) -> int:
         """How many copies of a thread's code there have been."""
@@ -231,7 +233,7 @@ class Copying:
                 return
             regs = _native.get_regs(task.tid)
             address = register(regs, RIP)
-            returns = register(regs, OFFSET["rax"]) == _SIGRETURN and memory.read(address, len(_CALL)) == _CALL
+            returns = register(regs, OFFSET["rax"]) == _SIGRETURN and self._at_call(memory, address)
             entry = None if returns else copies.entry(memory, address, ahead=0 if gauge else AHEAD)
             if entry is not None:
                 copies.set_left(memory, left)
@@ -243,9 +245,14 @@ class Copying:
                 gauge.steps -= 1
             else:
                 data[_STEPPED] = data.get(_STEPPED, 0) + 1
-            if gauge is None and self.stepped(task.process) > (FEW_STEPS if self._for_others(task) else STEPS):
-                self._free(task)
-                return
+                if returns:
+                    data[_RETURNS] = data.get(_RETURNS, 0) + 1
+                elif self._at_call(memory, address):
+                    data[_CALLS] = data.get(_CALLS, 0) + 1
+                few = self._for_others(task) and self.stepped(task.process)[0] > FEW_STEPS
+                if few or data[_STEPPED] > STEPS:
+                    self._free(task)
+                    return
             _, status, why = _native.step_many(task.tid, 1, self._known)
             if why == _BEFORE_CALL and self._unseen(task):
                 _, status, why = _native.step_many(task.tid, 1, b"\1" * len(self._known))
@@ -261,6 +268,13 @@ class Copying:
             if select.select([self.sup.control], [], [], 0)[0]:
                 raise KeyboardInterrupt
         self._reached(task)
+
+    @staticmethod
+    def _at_call(memory: _TaskMemory, address: int) -> bool:
+        try:
+            return memory.read(address, len(_CALL)) == _CALL
+        except OSError:
+            return False
 
     @staticmethod
     def _at(task: Task, address: int) -> None:

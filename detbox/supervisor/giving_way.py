@@ -31,9 +31,10 @@ TURN, GLANCE = 1_000_000, 50_000
 #: A thread stays in its copies for so many calls without a reason, and for so many ns after each of them, lest it
 #: goes in and out with each call.
 LINGER, LINGER_NS = 64, 10_000_000
-#: What a process may spend, in us by the figures below: at first, and for each call.
-ALLOWED, EARNED = 150_000, 5
-COPY_US, BEGIN_US, CALL_US = 12, 150, 12
+#: What a process may spend, in us by the figures below: at first, for each call, and for each signal that it handles (a
+#: handler begins with a stop, which costs as much as a beginning).
+ALLOWED, EARNED, EARNED_BY_SIGNAL = 150_000, 5, 150
+COPY_US, BEGIN_US, CALL_US, STEP_US = 12, 150, 12, 30
 #: Instructions of a process that may be counted: they run at a third to nine tenths of their speed.  Of a stretch that
 #: others have waited for to its end, no more than :data:`WAITED` are taken: an endless loop takes as long natively.
 COUNTED, WAITED = 1 << 35, 1 << 32
@@ -57,6 +58,8 @@ class _Account:
     """What has been spent on a process."""
 
     made: int  # copies of its code when they were looked at last
+    stepped: int = 0  # calls that were stepped over, then
+    handled: int = 0  # signals, then
     calls: int = 0
     spent: int = 0
     counted: int = 0
@@ -96,7 +99,7 @@ class GivingWay:
             account.spent < ALLOWED + EARNED * account.calls
             and account.counted < COUNTED
             and account.spins < SPINS
-            and self.copying.stepped(process) < FEW_STEPS
+            and self.copying.stepped(process)[0] < FEW_STEPS
         )
 
     def waits(self, task: Task) -> bool:
@@ -172,6 +175,7 @@ class GivingWay:
         self._account(task).spins += 1
 
     def _copied(self, task: Task, account: _Account) -> None:
-        made = self.copying.made(task)
-        account.spent += COPY_US * (made - account.made)
-        account.made = made
+        made, (_, stepped, handled) = self.copying.made(task), self.copying.stepped(task.process)
+        account.spent += COPY_US * (made - account.made) + STEP_US * (stepped - account.stepped)
+        account.spent -= EARNED_BY_SIGNAL * (handled - account.handled)
+        account.made, account.stepped, account.handled = made, stepped, handled

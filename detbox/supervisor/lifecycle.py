@@ -12,6 +12,7 @@ from detbox.errors import LimitExceeded
 from detbox.handlers import futex_exit, identity
 from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
+from detbox.machine.limits import TASKS_AT_MOST
 from detbox.machine.rng import RandomStream
 from detbox.supervisor import injection, signals
 from detbox.supervisor.task import Process, State, Task
@@ -23,8 +24,6 @@ CLONE_VM, CLONE_FS, CLONE_FILES = 0x100, 0x200, 0x400
 CLONE_PARENT, CLONE_THREAD, CLONE_CHILD_CLEARTID = 0x8000, 0x10000, 0x200000
 CLONE_NEWNS, CLONE_NAMESPACES = 0x20000, 0x20000 | 0x10000000 | 0x20000000  # NEWNS, NEWUSER, NEWPID
 CLONE_NEWUTS = 0x4000000
-#: Threads at the same time; a guest that creates processes without end is stopped here.
-MAX_TASKS = 4096
 _CLONE3_ARGS = struct.Struct("<QQQQ")  # flags, pidfd, child_tid, parent_tid
 
 
@@ -42,8 +41,8 @@ def clone_flags(task: Task) -> tuple[int, int]:
 
 def on_clone(sup: Supervisor, parent: Task, vfork: bool) -> None:
     """A thread has created another; the new one is brought to its first stop and queued."""
-    if len(sup.m.tasks) >= MAX_TASKS:
-        what = f"the guest has {MAX_TASKS} threads at the same time"
+    if len(sup.m.tasks) >= TASKS_AT_MOST:
+        what = f"the guest has {TASKS_AT_MOST} threads at the same time"
         raise LimitExceeded(what, "is it creating processes without end?")
     tid = _native.event_message(parent.tid)
     sup.numbering.last_process = tid
@@ -276,7 +275,7 @@ def _reaper(process: Process) -> Process | None:
 
 
 def forget_reaped(sup: Supervisor, process: Process) -> None:
-    """Drop the zombie children that the process has waited for."""
+    """Drop the zombie children that the process has waited for, and count what they have used."""
     for child in [c for c in process.children if c.status is not None]:
         try:
             os.stat(str(child.pid), dir_fd=sup.m.proc_fd)

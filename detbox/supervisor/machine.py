@@ -81,10 +81,10 @@ class Machine:
 
     def signal(
         self, target: Process | Task, signo: int, *, code: int, value: int = 0, timerid: int = 0,
-        overrun: int = 0,
+        overrun: int = 0, sender: Process | None = None,
     ) -> None:  # fmt: skip
-        """Send a signal on behalf of the kernel (a virtual timer)."""
-        signals.send(self, target, signo, code=code, value=value, timerid=timerid, overrun=overrun)
+        """Send a signal on behalf of the kernel (a virtual timer), or of another process."""
+        signals.send(self, target, signo, code=code, value=value, timerid=timerid, overrun=overrun, sender=sender)
 
     def run_call(self, task: Task, number: int, *args: int) -> int:
         """The signed result of a call that a thread makes for us, in the stop after a watched call."""
@@ -125,7 +125,7 @@ class Machine:
         self._sup.leaving(task, whole_process)
 
     def forget_reaped(self, process: Process) -> None:
-        """Drop the zombie children that the process has waited for."""
+        """Drop the zombie children that the process has waited for, and count what they have used."""
         lifecycle.forget_reaped(self._sup, process)
 
     def perform(self, task: Task, decision: Decision) -> None:

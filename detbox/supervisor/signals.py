@@ -37,7 +37,7 @@ PTRACE_INTERRUPT = 0x4207
 #: Marks the expiration of an alarm or interval timer, which the kernel reports as SI_KERNEL.
 #: The supervisor may not queue that code for another process, so it is put in at the delivery.
 ITIMER = -0x7DB0
-#: Likewise marks a signal that the kernel sends to the writer itself (SIGPIPE), reported as SI_USER.
+#: Likewise marks a signal that the kernel sends to the writer itself (SIGPIPE), or for a process, reported as SI_USER.
 _OWN = 0x7DB05E1F
 
 
@@ -177,14 +177,16 @@ def restarts(task: Task) -> bool:
 
 
 def send(
-    m: Machine, target: Process | Task, signo: int, *, code: int, value: int, timerid: int, overrun: int
-) -> None:
-    """Queue a signal of the kernel's own (a timer's, a broken pipe's)."""
+    m: Machine, target: Process | Task, signo: int, *, code: int, value: int, timerid: int, overrun: int,
+    sender: Process | None = None,
+) -> None:  # fmt: skip
+    """Queue a signal of the kernel's own (a timer's, a broken pipe's), or one of another process's."""
     process, tid = (target.process, target.tid) if isinstance(target, Task) else (target, 0)
     if code == siginfo.SI_KERNEL:
         code, timerid = siginfo.SI_TIMER, ITIMER
     if code == siginfo.SI_USER:
-        info = siginfo.user(signo, siginfo.SI_QUEUE, process.pid, process.creds.ruid, _OWN)
+        origin = sender or process
+        info = siginfo.user(signo, siginfo.SI_QUEUE, origin.pid, origin.creds.ruid, _OWN)
     else:
         info = siginfo.timer(signo, code, timerid, overrun, value)
     try:

@@ -66,9 +66,70 @@ static void scheduling(void)
     FAILS(sched_getscheduler(4000000), ESRCH);
 }
 
+static volatile sig_atomic_t got;
+static volatile pid_t sender;
+
+static void on_user(int number, siginfo_t *info, void *context)
+{
+    (void)number, (void)context;
+    sender = info->si_code == SI_USER ? info->si_pid : -1;
+    got++;
+}
+
+/* Who may not signal a process, and what comes of it when it is one of several. */
+static void refused(pid_t root, pid_t equal)
+{
+    CHECK(setresuid(1, 1, 1) == 0);
+    FAILS(kill(1, 0), EPERM);
+    FAILS(kill(root, 0), EPERM);
+    FAILS(kill(root, SIGKILL), EPERM);
+    FAILS(kill(root, 65), EINVAL);
+    FAILS(kill(4000000, 0), ESRCH);
+    FAILS(syscall(SYS_tgkill, root, root, SIGTERM), EPERM);
+    FAILS(sigqueue(root, SIGTERM, (union sigval){0}), EPERM);
+    CHECK(kill(root, SIGCONT) == 0); /* of the same session */
+    int descriptor = (int)syscall(SYS_pidfd_open, root, 0), its = (int)syscall(SYS_pidfd_open, equal, 0);
+    FAILS(syscall(SYS_pidfd_send_signal, descriptor, SIGTERM, NULL, 0), EPERM);
+    CHECK(syscall(SYS_pidfd_send_signal, its, 0, NULL, 0) == 0);
+    struct sigaction action = {.sa_sigaction = on_user, .sa_flags = SA_SIGINFO};
+    CHECK(sigaction(SIGUSR1, &action, NULL) == 0);
+    CHECK(kill(0, SIGUSR1) == 0 && got == 1 && sender == getpid()); /* not to root */
+    FAILS(kill(-getpgid(root) - 1, SIGUSR1), ESRCH);
+    CHECK(kill(equal, SIGTERM) == 0);
+    sleep_ms(5);
+}
+
+static void signals(void)
+{
+    if (geteuid()) return;
+    int status;
+    pid_t middle = fork();
+    if (middle == 0) {
+        CHECK(setpgid(0, 0) == 0);
+        pid_t root = getpid(), equal = fork();
+        if (equal == 0) {
+            CHECK(setresuid(0, 0, 1) == 0);
+            signal(SIGUSR1, SIG_IGN);
+            for (;;) pause();
+        }
+        pid_t child = fork();
+        if (child == 0) {
+            sleep_ms(1);
+            refused(root, equal);
+            kill(0, SIGKILL);
+        }
+        CHECK(waitpid(equal, &status, 0) == equal && WTERMSIG(status) == SIGTERM);
+        CHECK(waitpid(child, &status, 0) == child && WTERMSIG(status) == SIGKILL);
+        FAILS(kill(child, 0), ESRCH);
+        _exit(3);
+    }
+    CHECK(waitpid(middle, &status, 0) == middle && WIFEXITED(status) && WEXITSTATUS(status) == 3);
+}
+
 int main(void)
 {
     memory();
     scheduling();
+    signals();
     puts("EXIT-SUCCESS");
 }

@@ -31,6 +31,7 @@ class Guest:
 
 GUESTS = (
     Guest("ancillary.c"),
+    Guest("asking.c", quick=True),
     Guest("async_io.c"),
     Guest("asyncio_tasks.py"),
     Guest("busy_waits.c", native=False),
@@ -49,6 +50,7 @@ GUESTS = (
     Guest("futex_pi.c"),
     Guest("futex_robust.c"),
     Guest("giving_way.c", flags=(*FLAGS, "-lm")),
+    Guest("giving_way_signals.c"),
     Guest("giving_way.py"),
     Guest("guest_filter.c"),
     Guest("identity.c", quick=True),

@@ -114,9 +114,46 @@ static void sigchld(void)
     on_signal(SIGCHLD, SIG_DFL, 0);
 }
 
+static int64_t used(int who)
+{
+    struct rusage usage;
+    CHECK(getrusage(who, &usage) == 0);
+    return (usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * SECOND
+        + (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) * 1000;
+}
+
+static void work(int64_t ns)
+{
+    int64_t end = used(RUSAGE_SELF) + ns;
+    while (used(RUSAGE_SELF) < end);
+}
+
+/* What children have used counts from the call on that waits for them, and what their children have used as well. */
+static void usage(void)
+{
+    int status;
+    pid_t pid = fork();
+    if (pid == 0) {
+        CHECK(used(RUSAGE_CHILDREN) == 0);
+        pid_t inner = fork();
+        if (inner == 0) {
+            work(SECOND / 2);
+            _exit(0);
+        }
+        CHECK(waitpid(inner, &status, 0) == inner);
+        _exit(0);
+    }
+    int64_t before = used(RUSAGE_CHILDREN);
+    siginfo_t info;
+    CHECK(waitid(P_PID, pid, &info, WEXITED | WNOWAIT) == 0 && used(RUSAGE_CHILDREN) == before);
+    CHECK(waitpid(pid, &status, 0) == pid && status == 0);
+    CHECK(used(RUSAGE_CHILDREN) - before >= SECOND / 2);
+}
+
 int main(void)
 {
     FAILS(wait(NULL), ECHILD);
+    usage();
     stop_and_continue();
     groups();
     any_order();

@@ -18,7 +18,7 @@ NOW = 1_000
 
 class FakeCopying:
     def __init__(self) -> None:
-        self.copies, self.steps, self.in_copy = 0, 0, False
+        self.copies, self.steps, self.in_copy = 0, (0, 0, 0), False
 
     def made(self, task: Task) -> int:
         return self.copies
@@ -26,7 +26,7 @@ class FakeCopying:
     def inside(self, task: Task) -> bool:
         return self.in_copy
 
-    def stepped(self, process: Process) -> int:
+    def stepped(self, process: Process) -> tuple[int, int, int]:
         return self.steps
 
 
@@ -135,7 +135,18 @@ def test_the_budgets() -> None:
     assert spent(lambda host, stretch: [host.way.reached(host.task, long) for _ in range(8)])
     assert not spent(lambda host, stretch: [host.way.spins(host.task) for _ in range(giving_way.SPINS - 1)])
     assert spent(lambda host, stretch: [host.way.spins(host.task) for _ in range(giving_way.SPINS)])
-    assert spent(lambda host, stretch: setattr(host.copying, "steps", 1_000))
+    assert spent(lambda host, stretch: setattr(host.copying, "steps", (1_000, 0, 0)))
+
+    def steps(calls: int, signals: int) -> Any:
+        def spend(host: Host, stretch: Stretch) -> None:
+            host.copying.steps = 0, calls, signals
+            host.way.counted(host.task, stretch, 1)
+
+        return spend
+
+    calls = giving_way.ALLOWED // giving_way.STEP_US
+    assert not spent(steps(calls // 2, 0)) and spent(steps(calls, 0))
+    assert not spent(steps(calls, calls)) and not spent(steps(0, calls))
 
 
 def test_turns_for_those_that_are_ready_have_a_budget_of_their_own() -> None:

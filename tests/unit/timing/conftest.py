@@ -70,6 +70,9 @@ class FakeMachine:
         self.doubts: list[str] = []
         self.proc_fd = -1
 
+    def forget_reaped(self, process: Any) -> None:
+        pass
+
     def signal(self, target: Any, signo: int, **details: Any) -> None:
         self.sent.append((int(signo), details))
 
