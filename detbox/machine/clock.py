@@ -30,6 +30,8 @@ WINDOW_WEIGHT = 16
 #: Looks in a row after which each one is a call, to see whether they come from a loop; then it is measured how much the
 #: thread computes between them (supervisor/gauging.py): that much time passes from one to the next.
 FIRST_MEASURE = 8
+#: After so many rows that ended before that was seen, it is begun after twice as many looks; and so many times at most.
+UNDECIDED, LATER = 8, 2
 #: Where it is not known, a thread that has looked so often is waiting, it seems: its looks get dearer.  After each
 #: further WINDOW looks the cost doubles, so many times (to 128 us) …
 SHORT_PATIENCE, SHORT_DOUBLINGS = 4096, 7
@@ -149,7 +151,8 @@ class CpuTime:
     ``looks`` counts a thread's looks at clocks since it last did anything else, ``asked`` those of them that were
     calls.  ``work_ns``: what it computes between two of them, as far as that has been measured (None: it has not);
     ``measure_at``: the number of the look after which that is to be done;
-    ``places``: where the last looks before were made.
+    ``places``: where the last looks before were made, as long as it is not decided whether they come from a loop;
+    ``undecided``: rows that ended like that.
     ``looked``: all looks of its program.  ``rows``: its rows of looks.
     ``watching``: calls for which it may look at clocks by itself.
     ``timers`` expire by this CPU time (ITIMER_PROF, ITIMER_VIRTUAL, timers on a CPU clock).
@@ -163,6 +166,7 @@ class CpuTime:
     work_ns: int | None = None
     measure_at: int = FIRST_MEASURE
     places: tuple[Hashable, ...] = ()
+    undecided: int = 0
     looked: int = 0
     rows: Rows = field(default_factory=Rows)
     watching: int = 0
@@ -178,7 +182,10 @@ class CpuTime:
 
     def begin_anew(self) -> None:
         """The thread has done something else than to look at clocks."""
-        self.measure_at = 1 if self.rows.ended(self.looks) else FIRST_MEASURE
+        if self.places:
+            self.undecided += 1
+        later = min(self.undecided // UNDECIDED, LATER)
+        self.measure_at = 1 if self.rows.ended(self.looks) else FIRST_MEASURE << later
         self.looks = self.asked = 0
         self.work_ns = None
         self.places = ()

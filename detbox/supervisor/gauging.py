@@ -162,6 +162,9 @@ class Gauging:
             cpu.measure_at, cpu.places = 2 * cpu.looks + 1, ()
         elif place in strays and len(places) == len(cpu.places):
             cpu.measure_at = 2 * cpu.looks + 1
+        elif (wanting := TOO_LITTLE - self._allowed(task)) > 0:
+            # A measurement has to be earned by so many looks first.
+            cpu.measure_at, cpu.places = cpu.looks + max(wanting // EARNED, BETWEEN), ()
         elif len(cpu.places) < ROW:
             cpu.measure_at = cpu.looks + 1
         else:
@@ -169,10 +172,13 @@ class Gauging:
             return True
         return False
 
+    def _allowed(self, task: Task) -> int:
+        """What a measurement may take, in us."""
+        at_first = ALLOWED if len(task.process.tasks) == 1 else ALLOWED_THREADS
+        return at_first + EARNED * task.cpu.looked - self._program(task).spent
+
     def _new(self, task: Task) -> Gauge | None:
-        cpu = task.cpu
-        allowed = ALLOWED if len(task.process.tasks) == 1 else ALLOWED_THREADS
-        allowed += EARNED * cpu.looked - self._program(task).spent
+        cpu, allowed = task.cpu, self._allowed(task)
         if allowed < TOO_LITTLE:
             return None
         made = self.copying.made(task)

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detbox.kernel.numbers import NUMBERS
-from detbox.machine.clock import FIRST_MEASURE, CpuTime
-from detbox.supervisor.gauging import ROW, Gauging
+from detbox.machine.clock import FIRST_MEASURE, UNDECIDED, CpuTime
+from detbox.supervisor.gauging import ALLOWED, ROW, TOO_LITTLE, Gauging
 
 
 class Looker:
@@ -23,12 +23,12 @@ class Looker:
         self.gauging._programs = {}
         self.cpu = CpuTime()
         self.places = places
-        self.task = cast(Any, SimpleNamespace(cpu=self.cpu, nr=NUMBERS["clock_gettime"], process=SimpleNamespace(mm=1)))
+        process = SimpleNamespace(mm=1, tasks={1: None})
+        self.task = cast(Any, SimpleNamespace(cpu=self.cpu, nr=NUMBERS["clock_gettime"], process=process))
 
     def row(self, looks: int) -> tuple[int, bool]:
         """So many looks in a row; how many were calls, and whether it came to a measurement."""
         self.cpu.begin_anew()
-        self.cpu.measure_at = FIRST_MEASURE
         asked = 0
         for _ in range(looks):
             self.cpu.looks += 1
@@ -62,6 +62,25 @@ def test_a_loop_is_found_whatever_came_before(before: list[int], places: int) ->
     if not rows[-1][1]:
         looker.places = cycle(range(places))
         assert looker.row(4 * (FIRST_MEASURE + ROW))[1]
+
+
+def test_who_may_not_be_measured_is_not_asked_for_each_look() -> None:
+    looker = Looker(cycle([1]))
+    program = looker.gauging._program(looker.task)
+    program.spent = ALLOWED
+    assert looker.row(1000) == looker.row(50) == (1, False)
+    looker.cpu.looked = TOO_LITTLE - 100  # that much its looks have earned
+    assert looker.row(50) == (1, False)
+    looker.cpu.looked = TOO_LITTLE
+    assert looker.row(50) == (ROW, True)
+
+
+def test_rows_that_end_too_soon_are_soon_left_alone() -> None:
+    looker = Looker(cycle([1, 2]))
+    length = FIRST_MEASURE + ROW // 2
+    assert [looker.row(length)[0] for _ in range(UNDECIDED)] == [ROW // 2 + 1] * UNDECIDED
+    assert sum(looker.row(length)[0] for _ in range(100)) <= UNDECIDED * ROW // 2
+    assert looker.row(100) == (ROW, True)
 
 
 def test_a_loop_that_begins_within_a_row_is_found() -> None:
