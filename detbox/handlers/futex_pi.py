@@ -68,7 +68,7 @@ def wait_requeue(m: Machine, t: Task, a: Args) -> Decision:
     target = key_of(m, t, a[4], private)
     if key_of(m, t, a[0], private) == target:
         return -EINVAL
-    sleeper = core.wait_on(m, t, a[0], a[2] & 0xFFFFFFFF, a[5] & 0xFFFFFFFF, private)
+    sleeper = core.wait_on(m, t, a[0], a[2] & 0xFFFFFFFF, MATCH_ANY, private)
     waiter = sleeper.waiters[0]
     waiter.target = (target, a[4])
 

@@ -248,8 +248,9 @@ def test_pi_owner_death(m: FakeMachine) -> None:
     assert m.tasks[11].u32(WORD) == futex_pi.WAITERS | futex_pi.OWNER_DIED | 11
 
 
-def test_requeue_to_a_pi_lock(m: FakeMachine) -> None:
-    wait = (core.WAIT_REQUEUE_PI | PRIVATE, 0, 0, OTHER, 0xFFFFFFFF)
+@pytest.mark.parametrize("ignored", [0xFFFFFFFF, 0, 4])  # do_futex() puts FUTEX_BITSET_MATCH_ANY there
+def test_requeue_to_a_pi_lock(m: FakeMachine, ignored: int) -> None:
+    wait = (core.WAIT_REQUEUE_PI | PRIVATE, 0, 0, OTHER, ignored)
     parks = [m.call(tid, WORD, *wait) for tid in (10, 11)]
     assert m.call(12, WORD, core.CMP_REQUEUE_PI | PRIVATE, 2, 9, OTHER, 0) == -EINVAL
     assert m.call(12, WORD, core.CMP_REQUEUE_PI | PRIVATE, 1, 9, OTHER, 0) == 2
