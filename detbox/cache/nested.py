@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Process, Task
 
+OTHERS_WAIT = "others wait for a time to come"
+
 
 class Nested:
     """The executions of one run."""
@@ -68,6 +70,7 @@ class Nested:
         """Hear of programs that start, of turns and of ends."""
         self.sup = sup
         sup.answer = self.begins
+        sup.counting.others.heard = self._computes
         sup.exit_hooks.append(self.on_exit)
         scheduler = sup.m.scheduler
         plain = scheduler.next
@@ -103,6 +106,12 @@ class Nested:
                 if one not in line:
                     one.reasons.setdefault("another process ran meanwhile")
 
+    def _computes(self, t: Task) -> None:
+        """What a thread computes takes time, since others wait for a time to come or for their turns."""
+        for one in self.of(t).line():
+            if one is not self.tracker.root:
+                one.reasons.setdefault(OTHERS_WAIT)
+
     def _others(self) -> tuple[list[Task], list[Task]]:
         return list(self.m.scheduler.ready), list(self.m.scheduler.deferred)
 
@@ -120,6 +129,8 @@ class Nested:
         mine.directory = process.fs.cwd_path().decode("utf-8", "replace")
         mine.foreign, mine.numbers, mine.pipes = given.foreign, given.numbers, given.pipes
         why = "files are being watched" if self.reach.watching else start.obstacle(self.m, t, given)
+        if not why and self.sup.counting.others.waits(t):
+            why = OTHERS_WAIT
         if why:
             mine.reasons.setdefault(why)
         else:

@@ -22,6 +22,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 
 from detbox.decision import Park, Wake
+from detbox.records import record
 from detbox.supervisor.task import State, Task
 
 if TYPE_CHECKING:
@@ -33,12 +34,18 @@ if TYPE_CHECKING:
 QUANTUM = 256
 #: Turns of others after which a thread that can wait is ready like any other.
 PATIENCE = 256
+#: Who has forked has at least so many calls left of its turn, once in each: mostly it begins to wait soon, and when the
+#: child runs, it can be seen for what.
+AFTER_FORK = 192
 # How far a turn's length may be from that: a power of two.
 _SPREAD = 128
 
 #: Key on which calls wait whose condition no event announces; it is woken when
 #: another thread has run.
 RECHECK = "recheck"
+#: A wait for a time that was further away (in ns) when it began is not heeded; a sleep of up to so many ns is
+#: heeded only by what the process has started: it looks whether that is done.
+FAR, NAP = 10_000_000_000, 10_000_000
 
 
 def turn_length(turns: int) -> int:
@@ -61,6 +68,24 @@ class Readiness(Protocol):
     def poll(self) -> list[tuple[Task, tuple[int, ...]]]: ...
 
 
+_WAITED = "waited"  # in a process's data: how long it has waited for a time when it did so last
+
+
+@record
+class Awaited:
+    """A wait for a time.
+
+    ``length``: in ns.  ``sleeps``: it is for nothing else.  ``nap``: it is short, and not twice as long as the
+    process's last one, as with who waits for longer and longer until something is done.  ``first``: there was no last.
+    """
+
+    deadline: int
+    length: int
+    sleeps: bool
+    nap: bool
+    first: bool
+
+
 class Scheduler:
     """The run queue and the parked threads."""
 
@@ -76,6 +101,9 @@ class Scheduler:
         self.release_spinners: Callable[[], None] | None = None
         #: Looks for what nobody has announced, before time passes; True if a task is ready now.
         self.sweep: Callable[[], bool] | None = None
+        #: Threads that wait for a time to come, or for their turn after such a wait: other processes heed them.
+        self.awaited: dict[Task, Awaited] = {}
+        self._heeding = True
         self.stirred = True  # some thread has run since RECHECK was last woken
         self.turns = 0  # that have been given, or used up
         self.jumps = 0  # how often nobody was ready
@@ -111,11 +139,30 @@ class Scheduler:
         if park.deadline is not None:
             self._timer_of[task] = self.timers.add(park.deadline, lambda: self.unpark(task, Wake("deadline")))
             self._note_deadline(task, park)
+            if self._heeding:
+                self._note_wait(task, park)
 
     @staticmethod
     def _note_deadline(task: Task, park: Park) -> None:
         if park.deadline is not None and "nap" not in park.extra:
             task.process.timed[task] = park.deadline
+
+    def _note_wait(self, task: Task, park: Park) -> None:
+        """Other processes heed a sleep, and what the process has started its wait for descriptors, too."""
+        assert park.deadline is not None
+        length = park.deadline - self.clock.now
+        sleeps = not park.fds and not park.events
+        if length < FAR and (sleeps or (park.fds and task.process.children)):
+            last = task.process.data.get(_WAITED, 0)
+            grows = 3 * last <= 2 * length <= 8 * last if last else length <= NAP // 10
+            nap = length <= NAP and not grows
+            self.awaited[task] = Awaited(park.deadline, length, sleeps, nap, first=not last)
+            task.process.data[_WAITED] = length
+
+    def heed_nobody(self) -> None:
+        """Forget who waits for a time, from now on."""
+        self._heeding = False
+        self.awaited.clear()
 
     def wake(self, key: Hashable, count: int | None = None, value: Any = None) -> int:
         """Resume up to ``count`` (None: all) tasks parked on ``key``, oldest first; how many they were."""
@@ -128,8 +175,11 @@ class Scheduler:
 
     def unpark(self, task: Task, wake: Wake) -> None:
         """Move a parked task to the run queue."""
+        awaited = self.awaited.get(task)
         park = self.withdraw(task)
         if park is not None:
+            if awaited is not None:
+                self.awaited[task] = awaited
             if wake.kind == "deadline":
                 self._note_deadline(task, park)
             queue = self.defer if "can wait" in park.extra else self.make_ready
@@ -160,6 +210,7 @@ class Scheduler:
         if timer is not None:
             self.timers.cancel(timer)
             task.process.timed.pop(task, None)
+            self.awaited.pop(task, None)
         return park
 
     def remove(self, task: Task) -> None:
@@ -167,6 +218,7 @@ class Scheduler:
         self.withdraw(task)
         self.deferred.pop(task, None)
         task.process.timed.pop(task, None)
+        self.awaited.pop(task, None)
         if task.state is State.READY and task in self.ready:
             self.ready.remove(task)
         task.state = State.DEAD
@@ -187,6 +239,12 @@ class Scheduler:
             del self.deferred[task]
             self.ready.append(task)
 
+    @staticmethod
+    def forked(task: Task) -> None:
+        """A thread has made a process."""
+        if not task.forked and task.quantum < AFTER_FORK:
+            task.quantum, task.forked = AFTER_FORK, True
+
     def used_up(self) -> bool:
         """The running thread has used its turn up; whether it has to make way."""
         self.turns += 1
@@ -199,8 +257,9 @@ class Scheduler:
             self.collect()
             if self.ready or self.deferred:
                 task = self.ready.popleft() if self.ready else self._deepest()
-                task.quantum = turn_length(task.turns)
+                task.quantum, task.forked = turn_length(task.turns), False
                 task.process.timed.pop(task, None)
+                self.awaited.pop(task, None)
                 self.turns += 1
                 return task
             self.jumps += 1
@@ -211,6 +270,11 @@ class Scheduler:
                 return None
             self.clock.jump_to(deadline)
             self.timers.expire(self.clock.now)
+
+    def nobody_waits(self) -> None:
+        """Who could wait is ready like any other: somebody has computed for long."""
+        while self.deferred:
+            self.ready.append(self._deepest())
 
     def undisturbed(self, task: Task, turns: int, jumps: bool) -> bool:
         """Whether a held task and its descendants would have the next ``turns`` turns, the queue being as it is.

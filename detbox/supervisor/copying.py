@@ -76,17 +76,24 @@ class Copying:
     """The copies of one run's programs.
 
     ``reached(task)``: called when a thread has done all that it was to do; ``gave_up(task, left)``: when it is
-    measured (gauging.py), and that takes too long.
+    measured (gauging.py), and that takes too long; ``too_dear(task, left)``: when it is counted for other processes,
+    and there are more copies than it may have.
     """
 
     def __init__(
-        self, sup: Supervisor, reached: Callable[[Task], None], gave_up: Callable[[Task, int], None]
+        self,
+        sup: Supervisor,
+        reached: Callable[[Task], None],
+        gave_up: Callable[[Task, int], None],
+        too_dear: Callable[[Task, int], None],
     ) -> None:
         self.sup = sup
         self._reached = reached
         self._gave_up = gave_up
+        self._too_dear = too_dear
         self._copies: dict[object, Copies] = {}
         self._pages: dict[bytes, bytes] = {}  # code that has been copied
+        self._libraries: dict[bytes, Library] = {}  # of processes that are counted for others, by what they execute
         # Calls that the filter decides alone, whatever their arguments: they are stepped over.
         self._known = bytearray(max(BY_NUMBER) + 1)
         for row in TABLE:
@@ -149,7 +156,7 @@ class Copying:
             task.data[GAUGE].steps = 0
             self._gave_up(task, left)
         else:
-            self._free(task)
+            self.let_go(task)
 
     def _prepare(self, task: Task, copies: Copies) -> None:
         """See that the code is what it was when it was copied, and that no breakpoints of ours are in it."""
@@ -168,11 +175,17 @@ class Copying:
     def before_return(self, task: Task, left: int) -> None:
         """A thread that has made its call in a copy goes on there, for so many instructions (0: it is to leave)."""
         copies, memory = self._copies[task.process.mm], _TaskMemory(task.tid)
-        if copies.suspect and not copies.check(memory):
-            left = 0
+        if copies.suspect:
+            # What the call is about to map will be looked at behind it.
+            left = 0 if task.nr == NUMBERS["mmap"] or not copies.check(memory) else left
         if not left:
             task.data[_LEAVING] = True
         copies.set_left(memory, left)
+
+    def stays(self, task: Task, left: int) -> None:
+        """A thread that is in a call that it has made in a copy goes on there after all."""
+        task.data.pop(_LEAVING, None)
+        self._copies[task.process.mm].set_left(_TaskMemory(task.tid), left)
 
     def come_out(self, task: Task) -> None:
         """A thread is stopped at the end of a call, or is new: it is to go on in its own code, if it was in a copy."""
@@ -196,6 +209,17 @@ class Copying:
         stretch: Stretch | None = task.data.get(STRETCH)
         return stretch is not None and stretch.others
 
+    def _library(self, task: Task) -> Library:
+        """What there is of copies for a process: those that execute the same file have a library in common."""
+        if not self._for_other_processes(task):
+            return Library(self._pages)
+        return self._libraries.setdefault(task.process.exe, Library(self._pages))
+
+    @staticmethod
+    def _for_other_processes(task: Task) -> bool:
+        stretch: Stretch | None = task.data.get(STRETCH)
+        return stretch is not None and stretch.reason is not None
+
     @staticmethod
     def stepped(process: Process) -> tuple[int, int, int]:
         """How many instructions of a process were stepped over: what cannot be copied, calls, and ends of handlers."""
@@ -215,7 +239,7 @@ class Copying:
         """Put the breakpoints back that a thread in copies must not meet."""
         self.sup.spinning.loops.arm(task.process.mm, PtraceStepper(task.tid))
 
-    def _free(self, task: Task) -> None:
+    def let_go(self, task: Task) -> None:
         """Let a thread go on in its own code, uncounted."""
         self.rearm(task)
         self.sup.cont(task, 0)
@@ -226,7 +250,7 @@ class Copying:
         gauge: Gauge | None = task.data.get(GAUGE)
         while left > 0:
             if copies.full:
-                self._free(task)
+                self.let_go(task)
                 return
             if gauge is not None and not gauge.may_go_on(copies.made, left):
                 self._gave_up(task, left)
@@ -251,14 +275,14 @@ class Copying:
                     data[_CALLS] = data.get(_CALLS, 0) + 1
                 few = self._for_others(task) and self.stepped(task.process)[0] > FEW_STEPS
                 if few or data[_STEPPED] > STEPS:
-                    self._free(task)
+                    self.let_go(task)
                     return
             _, status, why = _native.step_many(task.tid, 1, self._known)
             if why == _BEFORE_CALL and self._unseen(task):
                 _, status, why = _native.step_many(task.tid, 1, b"\1" * len(self._known))
             if why == _BEFORE_CALL:
                 copies.set_left(memory, left)
-                self._free(task)
+                self.let_go(task)
                 return
             left -= STEP_WEIGHT if gauge is None else GAUGE_WEIGHT
             if why == _OTHER_STOP:
@@ -312,13 +336,19 @@ class Copying:
             if left:
                 self._go_on(task, left)
             else:
-                self._free(task)
+                self.let_go(task)
             return True
         gauge: Gauge | None = task.data.get(GAUGE)
         if gauge is not None and not gauge.may_go_on(copies.made, copies.left(memory)):
             del task.data[_INSIDE]
             self._at(task, why.target)
             self._gave_up(task, copies.left(memory))
+            return True
+        stretch: Stretch | None = task.data.get(STRETCH)
+        if stretch is not None and why.why != "counted" and copies.made > stretch.most:
+            del task.data[_INSIDE]
+            self._at(task, why.target)
+            self._too_dear(task, copies.left(memory))
             return True
         ahead = 0 if gauge else AHEAD
         if why.why in ("jump", "computed") and (entry := copies.follow(memory, address, why, ahead=ahead)) is not None:
@@ -376,7 +406,7 @@ class Copying:
                 return None
             family = data.setdefault(_FAMILY, [])
             if not family:
-                family.append(Library(self._pages))
+                family.append(self._library(task))
             self._copies[mm] = Copies(_Ranges(self.sup, mm).all, family[0])
         return self._copies.get(mm)
 

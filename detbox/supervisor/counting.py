@@ -21,8 +21,9 @@ from detbox.supervisor import arming, signals
 from detbox.supervisor.copying import LEFT, Copying
 from detbox.supervisor.gauge import GAUGE
 from detbox.supervisor.gauging import Gauging
-from detbox.supervisor.giving_way import CLOSER, CLOSEST, GAVE_WAY, LONGER, GivingWay
-from detbox.supervisor.stretch import PER_NS, SHORTEST, STRETCH, Stretch
+from detbox.supervisor.giving_way import CLOSER, CLOSEST, LONGER, GivingWay
+from detbox.supervisor.other_processes import LONG_WORK, OtherProcesses
+from detbox.supervisor.stretch import GAVE_WAY, PER_NS, SHORTEST, STRETCH, Stretch
 from detbox.supervisor.task import State
 
 if TYPE_CHECKING:
@@ -50,9 +51,12 @@ class Counting:
 
     def __init__(self, sup: Supervisor) -> None:
         self.sup = sup
-        self.copying = Copying(sup, self._reached, lambda task, left: self.gauging.give_up(task, left))
+        self.copying = Copying(
+            sup, self._reached, lambda task, left: self.gauging.give_up(task, left), self._too_dear
+        )
         self.gauging = Gauging(sup, self.copying)
         self.giving_way = GivingWay(sup, self.copying)
+        self.others = OtherProcesses(sup, self.copying)
         arming.watch(sup, arming.TIMERS + arming.LIMITS, self._armed)
         sup.fork_hooks.append(self._on_fork)
         sup.thread_hooks.append(self._on_thread)
@@ -66,6 +70,7 @@ class Counting:
             task.process.data.setdefault(_BUDGET, STRETCHES)
             task.process.data[_EXPIRED] = 0
             task.process.counted = True
+            self.others.armed(task.process)
 
     def _on_fork(self, m: Machine, parent: Process, child: Process) -> None:
         if parent.counted and limits.limits_of(parent)[resource.RLIMIT_CPU][0] <= INHERITED:
@@ -84,8 +89,10 @@ class Counting:
         return bool(task.data.get(LEFT)) or self.gauging.counting(task)
 
     def _counts(self, task: Task) -> bool:
-        """Whether a thread's instructions are counted: because of a timer, or of others of its process."""
-        return task.process.counted and (self._due(task) is not None or self.giving_way.waits(task))
+        """Whether a thread's instructions are counted: because of a timer, or of others."""
+        return self.others.concerned(task) and (
+            self._due(task) is not None or self.giving_way.waits(task) or self.others.waits(task)
+        )
 
     @staticmethod
     def _due(task: Task) -> int | None:
@@ -111,9 +118,13 @@ class Counting:
         stretch: Stretch | None = data.pop(STRETCH, None)
         if stretch is not None and self.copying.in_call(task):
             used = max(stretch.before + stretch.piece - self.copying.left(task) - CALL_WEIGHT, 0)
-            self.sup.m.clock.work(task.cpu, used // PER_NS)
+            if (stretch.reason is None and not stretch.idle) or used >= LONG_WORK:
+                self.sup.m.clock.work(task.cpu, used // stretch.per_ns)
             if stretch.others:
-                self.giving_way.counted(task, stretch, used)
+                self._account(stretch).counted(task, stretch, used)
+
+    def _account(self, stretch: Stretch) -> GivingWay | OtherProcesses:
+        return self.giving_way if stretch.reason is None and not stretch.idle else self.others
 
     def before_return(self, task: Task) -> None:
         """A call is about to be answered: if the thread is to be counted, it goes on in a copy or stops at its end."""
@@ -126,7 +137,7 @@ class Counting:
 
     def before_signal(self, task: Task) -> None:
         """A stopped thread is about to go on, maybe into a signal handler: it is to stop there."""
-        if not task.process.counted:
+        if not self.others.concerned(task):
             return
         if not task.data.get(LEFT) and self._begin(task) and not task.data[STRETCH].others:
             task.process.data[_BUDGET] -= 1
@@ -134,10 +145,10 @@ class Counting:
             _native.ptrace_request(signals.PTRACE_INTERRUPT, task.tid, 0, 0)
 
     def _begin(self, task: Task) -> bool:
-        """Begin a stretch if a timer's signal is due, or others of the process wait."""
+        """Begin a stretch if a timer's signal is due, or others wait."""
         due = self._due(task)
         if due is None:
-            stretch = self.giving_way.begin(task)
+            stretch = self.giving_way.begin(task) or self.others.begin(task)
             if stretch is None:
                 return False
         else:
@@ -186,13 +197,25 @@ class Counting:
             if self.sup.spinning.examine(task, limit):
                 if task.state is State.PARKED:
                     self._let_be(task)
-                    self.giving_way.spins(task)
+                    self._account(stretch).spins(task)
             else:
                 self.sup.proceed(task)
             return
-        self.giving_way.reached(task, stretch)
-        self.pass_time(task, stretch.total // PER_NS)
+        if stretch.idle:
+            self.copying.let_go(task)
+            return
+        self._account(stretch).reached(task, stretch)
+        self.pass_time(task, stretch.total // stretch.per_ns)
+        if stretch.reason is not None:
+            self.sup.m.scheduler.nobody_waits()
         self.sup.m.scheduler.make_ready(task, lambda: self._again(task))
+
+    def _too_dear(self, task: Task, left: int) -> None:
+        """A stretch that is counted for other processes needs too many copies: its rest is not."""
+        stretch: Stretch = task.data[STRETCH]
+        self.others.counted(task, stretch, max(stretch.before + stretch.piece - left, 0))
+        self._let_be(task)
+        self.copying.let_go(task)
 
     @staticmethod
     def _let_be(task: Task) -> None:
@@ -203,8 +226,19 @@ class Counting:
         """A thread has made another, which runs freely until its first call."""
         if self.copying.inside(parent):
             self.copying.come_out(child)
+            stretch: Stretch | None = parent.data.get(STRETCH)
+            alone = (stretch is None or stretch.idle) and child.process.mm is not parent.process.mm
+            if alone and not self.gauging.counting(parent) and self.others.concerned(parent) and self._begin(parent):
+                self.copying.stays(parent, parent.data[LEFT])
         else:
             self.before_signal(parent)
+
+    def on_birth(self, task: Task) -> None:
+        """A new thread goes on for the first time: one of a forked process may be counted at once."""
+        if task.tid == task.process.pid and self.others.concerned(task) and self._begin(task):
+            self.sup.proceed(task)
+        else:
+            self.sup.cont(task, 0)
 
     def on_stop(self, task: Task, signo: int, paused: bool) -> None:
         """A thread has stopped; ``paused``: at the end of a call, because it was asked to."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from detbox.records import record
 from detbox.supervisor.copying import FEW_STEPS
 from detbox.supervisor.lifecycle import CLONE_CHILD_CLEARTID, clone_flags
-from detbox.supervisor.stretch import PER_NS, Stretch
+from detbox.supervisor.stretch import GAVE_WAY, PER_NS, Stretch
 from detbox.supervisor.task import State
 
 if TYPE_CHECKING:
@@ -49,8 +49,6 @@ LIMIT, CLOSER, CLOSEST = 96, 4, 4_000
 SPINS = 8
 _ACCOUNT = "giving_way"  # in a process's data
 _OWN_RUNTIME = "own_runtime"  # in a process's data: it has threads that are not made as pthreads are
-#: Key of a task's data: how often it has given way since its last call.
-GAVE_WAY = "gave_way"
 
 
 @record

@@ -55,7 +55,8 @@ def on_clone(sup: Supervisor, parent: Task, vfork: bool) -> None:
     sup.await_first_stop(tid)
     if vfork:
         child.process.vfork_parent = parent
-    sup.m.scheduler.make_ready(child, lambda: sup.cont(child, 0))
+    sup.m.scheduler.make_ready(child, lambda: sup.counting.on_birth(child))
+    sup.m.scheduler.forked(parent)
     sup.counting.on_clone(parent, child)
     sup.cont(parent, 0)
     if vfork:

@@ -173,7 +173,7 @@ class Supervisor:
             self.counting.after_look(task)
         native = decision is CONTINUE
         value = 0 if decision is CONTINUE else decision
-        if type(value) is not int or self.observers or task.process.counted or task.data:
+        if type(value) is not int or self.observers or task.process.counted or task.data or m.scheduler.awaited:
             self.perform(task, decision)
             return
         # As finish() and finish_native() would do it, without their calls.
@@ -242,7 +242,7 @@ class Supervisor:
             signals.interrupt(self.m, task)
 
     def _install(self, task: Task, decision: InstallFd) -> None:
-        if task.process.counted or task.data:
+        if task.process.counted or task.data or self.m.scheduler.awaited:
             self.counting.before_return(task)
         self.grant(task)
         at = -1 if decision.at is None else decision.at
@@ -263,7 +263,7 @@ class Supervisor:
 
     def finish(self, task: Task, result: int) -> None:
         """Answer a call: the signed result, a negative errno or a negative restart code."""
-        if task.process.counted or task.data:
+        if task.process.counted or task.data or self.m.scheduler.awaited:
             self.counting.before_return(task)
         self.grant(task)
         if -MAX_ERRNO <= result < 0:
@@ -274,7 +274,7 @@ class Supervisor:
 
     def finish_native(self, task: Task) -> None:
         """Let the kernel execute the call."""
-        if task.process.counted or task.data:
+        if task.process.counted or task.data or self.m.scheduler.awaited:
             self.counting.before_return(task)
         self.grant(task)
         _native.reply(self.m.listener, task.notif, 0, 0, NOTIF_CONTINUE)

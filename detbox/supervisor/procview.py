@@ -18,6 +18,7 @@ from detbox.supervisor.image import AUXV, OWN_MEMORY
 from detbox.supervisor.lockview import locks
 from detbox.supervisor.netview import Sockets
 from detbox.supervisor.placing import MOVED_DOWN
+from detbox.supervisor.stretch import GAVE_WAY
 from detbox.supervisor.task import Process, State, Task
 from detbox.synth import proc
 from detbox.synth.proc import Refused, Synthetic
@@ -118,6 +119,8 @@ def _virtual_inode(m: Machine, major: int, minor: int, ino: int, path: bytes) ->
 
 def _state_letter(task: Task, caller: Task | None) -> str:
     if task is caller or task.state in (State.RUNNING, State.HELD):
+        return "R"
+    if GAVE_WAY in task.data or (task.park is not None and "spin" in task.park.extra):
         return "R"
     return "T" if task.state is State.STOPPED else "S"
 

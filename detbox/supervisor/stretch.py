@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from detbox.records import record
+
+if TYPE_CHECKING:
+    from detbox.supervisor.other_processes import Reason
 
 #: Key of a task's data: its stretch.
 STRETCH = "counting_stretch"
+#: The same: how often it has given way since its last call.
+GAVE_WAY = "gave_way"
 #: How many counted instructions stand for a nanosecond: about what they take, so that a counted wait is as long in
 #: real time.
 PER_NS = 4
 #: Stretches with fewer instructions are too common to mean that a program waits.
 SHORTEST = 20_000
+NO_LIMIT = 1 << 62
 
 
 @record
@@ -20,7 +28,9 @@ class Stretch:
     ``total``: of the stretch, if no call comes before.  ``piece``: how many are counted before the thread is looked
     at; ``before``: those of the pieces that are over.  ``limit``: how closely it is looked at the next time.
     ``others``: it is counted for the sake of others of its process (giving_way.py), and not of a timer; ``ready``: they
-    are ready.
+    are ready.  ``reason``: the same for the sake of other processes (other_processes.py); ``idle``: it is counted only
+    because the next one may be.  ``most``: copies of its code that there may be; with more it is not counted any more.
+    ``per_ns``: how many of the instructions stand for a nanosecond.
     """
 
     total: int
@@ -29,3 +39,7 @@ class Stretch:
     limit: int = 0
     others: bool = False
     ready: bool = False
+    reason: Reason | None = None
+    idle: bool = False
+    most: int = NO_LIMIT
+    per_ns: int = PER_NS

@@ -90,8 +90,8 @@ class Task:
     """One guest thread."""
 
     __slots__ = (
-        "tid", "process", "lineage", "state", "action", "park", "notif", "nr", "args", "ip", "seq", "quantum", "turns",
-        "look", "restart", "data", "pace", "exposed", "native", "text_at", "text",
+        "tid", "process", "lineage", "state", "action", "park", "notif", "nr", "args", "ip", "seq", "quantum", "forked",
+        "turns", "look", "restart", "data", "pace", "exposed", "native", "text_at", "text",
         "cpu",
     )  # fmt: skip
 
@@ -109,6 +109,7 @@ class Task:
         self.ip = 0
         self.seq = 0  # order of parking
         self.quantum = 0
+        self.forked = False  # it has made a process in this turn, which was about to end
         self.turns = 0  # quanta used up
         self.look: Callable[[Task, int], int | None] | None = None
         #: Goes on with an interrupted wait that has a time to end at.

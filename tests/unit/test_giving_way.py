@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from detbox.supervisor import giving_way
-from detbox.supervisor.giving_way import FAR, GAVE_WAY, GLANCE, LINGER, TURN, GivingWay
-from detbox.supervisor.stretch import PER_NS, Stretch
+from detbox.supervisor.giving_way import FAR, GLANCE, LINGER, TURN, GivingWay
+from detbox.supervisor.stretch import GAVE_WAY, PER_NS, Stretch
 from detbox.supervisor.task import Process, State, Task
 
 NOW = 1_000

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from detbox.decision import Decision, Park, Wake
 from detbox.machine.clock import Clock
-from detbox.scheduler.core import Scheduler
+from detbox.scheduler.core import AFTER_FORK, FAR, NAP, Scheduler
 from detbox.supervisor.task import Process, Task
 
 
@@ -62,3 +62,42 @@ def test_a_thread_that_is_gone_waits_for_nothing() -> None:
     scheduler.collect()
     scheduler.remove(task)
     assert not task.process.timed and not scheduler.ready
+
+
+def test_sleeps_are_heeded_until_the_thread_has_its_turn() -> None:
+    scheduler, clock, task = waiting(deadline=Clock(0).now + 5)
+    awaited = scheduler.awaited[task]
+    assert (awaited.deadline, awaited.length, awaited.sleeps, awaited.nap) == (clock.now + 5, 5, True, False)
+    clock.jump_to(clock.now + 5)
+    scheduler.collect()
+    assert task in scheduler.awaited
+    assert scheduler.next() is task and not scheduler.awaited
+    scheduler.park(task, Park(resumed, deadline=clock.now + 5))
+    assert scheduler.awaited[task].nap
+    scheduler.heed_nobody()
+    assert not scheduler.awaited
+
+
+def test_which_waits_other_processes_do_not_heed() -> None:
+    assert not waiting(deadline=Clock(0).now + FAR)[0].awaited
+    assert not waiting(deadline=Clock(0).now + 5, events=("key",))[0].awaited
+
+
+def test_who_has_forked_goes_on_for_a_while_once_in_a_turn() -> None:
+    task = waiting()[2]
+    task.quantum = 3
+    Scheduler.forked(task)
+    assert task.quantum == AFTER_FORK
+    task.quantum = 3
+    Scheduler.forked(task)
+    assert task.quantum == 3
+
+
+def test_who_waits_for_longer_and_longer_takes_no_naps() -> None:
+    scheduler, clock, task = waiting(deadline=Clock(0).now + NAP // 20)
+    naps = []
+    for ns in (NAP // 10, NAP // 5, NAP // 5, NAP, 2 * NAP):
+        scheduler.next()
+        scheduler.park(task, Park(resumed, deadline=clock.now + ns))
+        naps.append(scheduler.awaited[task].nap)
+    assert naps == [False, False, True, True, False]

@@ -1,0 +1,320 @@
+"""Which threads are counted for the sake of other processes, and how much that may cost in a whole run.
+
+Virtual time stands still while a thread computes without a call, for other processes as well.  To count all threads
+while anybody else could run would make everything dearer, so there are a few reasons only, and each of them has an
+account of its own for the whole run.  All that the accounts consist of is determined by the guest.  See
+docs/counting.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from detbox.handlers import timers
+from detbox.kernel.numbers import NUMBERS
+from detbox.records import record
+from detbox.scheduler.core import FAR, NAP, Awaited
+from detbox.supervisor import signals
+from detbox.supervisor.copying import FEW_STEPS
+from detbox.supervisor.giving_way import (
+    BEGIN_US,
+    COPY_US,
+    LIMIT,
+    LINGER,
+    LINGER_NS,
+    PIECE,
+    SPINS,
+    TURN,
+    WAITED,
+)
+from detbox.supervisor.stretch import GAVE_WAY, PER_NS, Stretch
+from detbox.supervisor.task import State
+
+if TYPE_CHECKING:
+    from detbox.decision import Decision
+    from detbox.supervisor.copying import Copying
+    from detbox.supervisor.loop import Handler, Supervisor
+    from detbox.supervisor.machine import Machine
+    from detbox.supervisor.task import Args, Process, Task
+
+
+class Reason(Enum):
+    """Why a thread is counted."""
+
+    NAP = "a process above it sleeps for 10 ms at most, again and again: it looks whether something is done"
+    SHORT = "another process sleeps for 100 ms at most, or one above it waits with such a timeout"
+    LONG = "another process sleeps, or one above it waits with a timeout or a timer"
+    BACKGROUND = "it is a shell's background job, and that shell, or what it runs in the foreground, is ready"
+    FIRST = "it is the run's first process, and another one is ready"
+
+
+#: What may be spent for each of them in a run: us by the figures below and in giving_way.py, and instructions.
+LIMITS = {
+    Reason.NAP: (40_000, 1 << 28),
+    Reason.SHORT: (600_000, 1 << 34),
+    Reason.LONG: (1_000_000, 1 << 35),
+    Reason.BACKGROUND: (600_000, 1 << 33),
+    Reason.FIRST: (30_000, 1 << 30),
+}
+SHORT = 100_000_000
+#: Others that are ready have their turns after so many ns: what a shell has started first is done first, unless that
+#: takes for ever.  After the first turn they come sooner, and then after twice as long each time.
+TURN_FIRST, TURN_BACKGROUND, LONGEST_TURN = 10_000_000, 250_000_000, 7
+#: How many instructions stand for a nanosecond of a time limit: as many as a fast processor executes, lest the limit is
+#: over for who would be done in time natively.
+PER_NS_LIMIT = 12
+#: A stretch that a call has ended takes time if it had so many instructions.
+LONG_WORK = 20_000_000 * PER_NS
+#: What a call in a copy costs, in us.
+CALL_US = 2
+_STATE = "other_processes"  # in a process's data
+#: In a process's data: the shell whose background job it is, or None.
+BACKGROUND = "background"
+#: Likewise: it has had a timer that expires soon.
+_HAS_TIMER = "has_timer"
+_FIRST_CALLS = ("open", "openat", "ioctl")
+_JOB_SIGNALS = signals.bit(2) | signals.bit(3)  # SIGINT and SIGQUIT
+
+#: When others are to go on, in ns from now, why, and how many instructions stand for a nanosecond.
+_Candidate = tuple[int, Reason, int]
+
+
+@record
+class _Account:
+    """What has been spent for one reason, and may be."""
+
+    most: int
+    most_counted: int
+    spent: int = 0
+    counted: int = 0
+
+    @property
+    def open(self) -> bool:
+        return self.spent < self.most and self.counted < self.most_counted
+
+
+@record
+class _State:
+    """What is known of a process: ``made`` copies in its memory ``mm``."""
+
+    mm: object
+    made: int
+    spins: int = 0
+    lingers: int = 0
+    reason: Reason | None = None
+
+
+class OtherProcesses:
+    """The accounts of one run.
+
+    ``heard(task)``: called when a thread is counted, for who keeps the results of programs.
+    """
+
+    def __init__(self, sup: Supervisor, copying: Copying) -> None:
+        self.sup = sup
+        self.copying = copying
+        self.accounts = {reason: _Account(*limits) for reason, limits in LIMITS.items()}
+        self.heard: Callable[[Task], None] = lambda task: None
+        sup.fork_hooks.append(self._on_fork)
+        sup.exec_hooks.append(self._on_exec)
+        for number in map(NUMBERS.__getitem__, _FIRST_CALLS):
+            handler = sup.table[number]
+            if handler is not None:
+                sup.table[number] = self._watched(handler)
+
+    # -- who may be concerned ------------------------------------------------------------
+
+    def _on_fork(self, m: Machine, parent: Process, child: Process) -> None:
+        shell = parent.data.get(BACKGROUND)
+        if shell is not None:
+            child.data[BACKGROUND] = shell
+            child.counted = True
+        if parent.pid == self.sup.main_pid and self.accounts[Reason.FIRST].open:
+            parent.counted = True
+        if any(self._timer(each) is not None for each in _above(child) if each.counted):
+            child.counted = True
+
+    def armed(self, process: Process) -> None:
+        """A process has got a timer: what is below it may have to give way."""
+        if self._timer(process) is not None:
+            process.data[_HAS_TIMER] = True
+            for other in self.sup.m.processes.values():
+                if process in _above(other):
+                    other.counted = True
+
+    def _watched(self, handler: Handler) -> Handler:
+        def call(m: Machine, task: Task, arguments: Args) -> Decision:
+            process = task.process
+            if process.path != "1" and BACKGROUND not in process.data:
+                self._look_at_job(m, task)
+            return handler(m, task, arguments)
+
+        return call
+
+    def _on_exec(self, m: Machine, task: Task) -> None:
+        if task.process.path != "1" and task.process.vfork_parent is None:
+            self._look_at_job(m, task)
+
+    @staticmethod
+    def _look_at_job(m: Machine, task: Task) -> None:
+        """A forked process opens its first file, or asks for its terminal, or executes a program: is it a shell's job?
+
+        A background job ignores the signals of the keyboard (POSIX, Asynchronous AND-OR Lists), before that or after.
+        """
+        process, shell = task.process, task.process.parent
+        job = process.data.setdefault(BACKGROUND, None)
+        if job is not None or shell is None or not shell.tasks or not (m.scheduler.ready or m.scheduler.deferred):
+            return
+        if signals.pending(m, task).ignored & _JOB_SIGNALS != _JOB_SIGNALS:
+            return
+        if signals.pending(m, next(iter(shell.tasks.values()))).ignored & _JOB_SIGNALS != _JOB_SIGNALS:
+            process.data[BACKGROUND] = shell
+            process.counted = True
+
+    # -- the reasons ---------------------------------------------------------------------
+
+    def concerned(self, task: Task) -> bool:
+        """Whether there may be a reason to count a thread: the first question, and a cheap one."""
+        return task.process.counted or bool(self.sup.m.scheduler.awaited)
+
+    def waits(self, task: Task) -> bool:
+        """Whether a thread is to be counted, since other processes wait."""
+        return self._found(task) is not None
+
+    def begin(self, task: Task) -> Stretch | None:
+        """The stretch that a thread whose call is about to be answered is counted for; None: it is not."""
+        found, inside = self._found(task), self.copying.inside(task)
+        if found is None and not inside:
+            return None
+        state = self._state(task)
+        if found is None:
+            if not state.lingers:
+                return None
+            state.lingers -= 1
+            return Stretch(LINGER_NS * PER_NS, LINGER_NS * PER_NS, others=True, idle=True)
+        ns, reason, per_ns = found
+        state.lingers, state.reason = 0 if reason is Reason.FIRST else LINGER, reason
+        state.made = self.copying.made(task)
+        account = self.accounts[reason]
+        if not inside:
+            account.spent += BEGIN_US
+        self.heard(task)
+        clock = self.sup.m.clock
+        deadline = clock.next_deadline()
+        if deadline is not None:
+            ns = min(ns, deadline - clock.now)
+        total = max(ns, TURN) * per_ns
+        most = self.copying.made(task) + (account.most - account.spent) // COPY_US
+        return Stretch(total, min(total, PIECE), limit=LIMIT, others=True, reason=reason, most=most, per_ns=per_ns)
+
+    def _found(self, task: Task) -> _Candidate | None:
+        """The reason to count a thread; None: nobody waits."""
+        process = task.process
+        state: _State | None = process.data.get(_STATE)
+        if process.vfork_parent is not None or self.copying.stepped(process)[0] >= FEW_STEPS:
+            return None
+        if state is not None and state.spins >= SPINS:
+            return None
+        candidates = [each for each in self._candidates(task, state) if self.accounts[each[1]].open]
+        return min(candidates, key=lambda each: each[0], default=None)
+
+    def _candidates(self, task: Task, state: _State | None) -> Iterator[_Candidate]:
+        process, scheduler, now = task.process, self.sup.m.scheduler, self.sup.m.clock.now
+        for other, awaited in scheduler.awaited.items():
+            if other.process is not process and (self._heeded_by_all(awaited) or other.process in _above(process)):
+                left = awaited.deadline - now if other.state is State.PARKED else 0
+                if not awaited.sleeps and GAVE_WAY not in task.data:
+                    left = min(left, TURN_FIRST)  # what it waits for may be there
+                reason = Reason.SHORT if awaited.length <= SHORT else Reason.LONG
+                reason = Reason.NAP if awaited.nap else reason
+                yield left, reason, PER_NS if awaited.sleeps else PER_NS_LIMIT
+        if not process.counted:
+            return
+        for each in _above(process):
+            due = self._timer(each) if each.counted and each.mm is not process.mm else None
+            if due is not None:
+                yield due, Reason.LONG, PER_NS_LIMIT
+        if scheduler.ready or scheduler.deferred:
+            yield from self._turns(task, state)
+
+    @staticmethod
+    def _heeded_by_all(awaited: Awaited) -> bool:
+        return awaited.sleeps and (awaited.length > NAP or awaited.first)
+
+    def _turns(self, task: Task, state: _State | None) -> Iterator[_Candidate]:
+        """When others that are ready have their turns."""
+        process, times = task.process, task.data.get(GAVE_WAY, 0)
+        scheduler, shell = self.sup.m.scheduler, process.data.get(BACKGROUND)
+        limited = [each for each in _above(process) if _HAS_TIMER in each.data]
+        first = process.pid == self.sup.main_pid and self.accounts[Reason.FIRST].open
+        if not (times or shell or limited or first):
+            return
+        others = [each.process for each in (*scheduler.ready, *scheduler.deferred) if each.process is not process]
+        again = TURN << min(times, LONGEST_TURN)
+        if not others:
+            return
+        if times and state is not None and state.reason is not None:
+            yield again, state.reason, PER_NS
+        if any(each in limited for each in others):
+            yield again if times else TURN_FIRST, Reason.LONG, PER_NS
+        if first:
+            yield min(again, TURN_FIRST) if times else TURN_FIRST, Reason.FIRST, PER_NS
+        if shell is not None and (
+            any(each.process is shell for each in scheduler.ready) or any(_foreground(each, shell) for each in others)
+        ):
+            yield again if times else TURN_BACKGROUND, Reason.BACKGROUND, PER_NS
+
+    @staticmethod
+    def _timer(process: Process) -> int | None:
+        """In how many ns a process's timer sends its signal, if that is soon."""
+        due = timers.next_signal(process)
+        return due[0] if due is not None and due[0] < FAR else None
+
+    # -- what has been spent -------------------------------------------------------------
+
+    def _state(self, task: Task) -> _State:
+        data, mm = task.process.data, task.process.mm
+        state: _State | None = data.get(_STATE)
+        if state is None or state.mm is not mm:
+            state = data[_STATE] = _State(mm, self.copying.made(task))
+        return state
+
+    def counted(self, task: Task, stretch: Stretch, instructions: int) -> None:
+        """So many were counted, and a call came first."""
+        self._spend(task, CALL_US, instructions)
+
+    def reached(self, task: Task, stretch: Stretch) -> None:
+        """The whole stretch was counted."""
+        self._spend(task, BEGIN_US, min(stretch.total, WAITED))
+        self.sup.m.scheduler.collect()
+        task.data[GAVE_WAY] = task.data.get(GAVE_WAY, 0) + 1
+        task.process.counted = True
+
+    def spins(self, task: Task) -> None:
+        """The thread was found to spin."""
+        self._state(task).spins += 1
+
+    def _spend(self, task: Task, spent: int, instructions: int) -> None:
+        state = self._state(task)
+        if state.reason is None:
+            return
+        account, made = self.accounts[state.reason], self.copying.made(task)
+        account.spent += spent + COPY_US * (made - state.made)
+        account.counted += instructions
+        state.made = made
+        if not any(self.accounts[each].open for each in (Reason.NAP, Reason.SHORT, Reason.LONG)):
+            self.sup.m.scheduler.heed_nobody()
+
+
+def _above(process: Process) -> Iterator[Process]:
+    above = process.parent
+    while above is not None:
+        yield above
+        above = above.parent
+
+
+def _foreground(process: Process, shell: Process) -> bool:
+    """Whether a process is what a shell has started other than as a background job."""
+    return process.data.get(BACKGROUND) is not shell and shell in _above(process)

@@ -1,0 +1,59 @@
+"""Child processes that compute without a call until their parent's time limit: multiprocessing, subprocess."""
+
+import multiprocessing
+import subprocess
+import sys
+import time
+
+LOOP = "x = 0\nwhile True: x += 1"
+
+
+def busy() -> None:
+    x = 0
+    while True:
+        x += 1
+
+
+def count(flag: "multiprocessing.sharedctypes.Synchronized[int]", results: "multiprocessing.SimpleQueue[int]") -> None:
+    n = 0
+    while not flag.value:
+        n += 1
+    results.put(n)
+
+
+def processes() -> None:
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=busy)
+    process.start()
+    process.join(0.5)
+    process.terminate()
+    process.join()
+    print("exit code", process.exitcode)
+    flag, results = context.Value("i", 0), context.SimpleQueue()
+    process = context.Process(target=count, args=(flag, results))
+    process.start()
+    time.sleep(0.2)
+    flag.value = 1
+    print("counted", results.get())
+    process.join()
+
+
+def programs() -> None:
+    child = subprocess.Popen([sys.executable, "-I", "-c", LOOP])
+    try:
+        child.wait(timeout=0.5)
+    except subprocess.TimeoutExpired as expired:
+        print(expired)
+    child.kill()
+    print("status", child.wait())
+    try:
+        program = f"print('begun', flush=True)\n{LOOP}"
+        subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, timeout=0.5, check=False)
+    except subprocess.TimeoutExpired as expired:
+        print(expired, expired.stdout)
+
+
+processes()
+programs()
+print(time.monotonic_ns(), time.process_time_ns())
+print("EXIT-SUCCESS")

@@ -1,0 +1,206 @@
+"""When a thread is counted for the sake of other processes, and for how long."""
+
+from __future__ import annotations
+
+from collections import deque
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from detbox.scheduler.core import NAP, Awaited
+from detbox.supervisor import other_processes
+from detbox.supervisor.giving_way import COPY_US, LINGER, SPINS, TURN
+from detbox.supervisor.other_processes import (
+    BACKGROUND,
+    LIMITS,
+    SHORT,
+    TURN_BACKGROUND,
+    TURN_FIRST,
+    OtherProcesses,
+    Reason,
+)
+from detbox.supervisor.stretch import GAVE_WAY, Stretch
+from detbox.supervisor.task import Process, State, Task
+
+NOW = 1_000_000
+SECOND = 1_000_000_000
+
+
+class FakeCopying:
+    def __init__(self) -> None:
+        self.copies, self.steps, self.in_copy = 0, 0, False
+
+    def made(self, task: Task) -> int:
+        return self.copies
+
+    def inside(self, task: Task) -> bool:
+        return self.in_copy
+
+    def stepped(self, process: Process) -> tuple[int, int, int]:
+        return self.steps, 0, 0
+
+
+class Scheduler:
+    def __init__(self) -> None:
+        self.ready: deque[Task] = deque()
+        self.deferred: dict[Task, int] = {}
+        self.awaited: dict[Task, Awaited] = {}
+        self.heeding = True
+
+    def collect(self) -> None:
+        pass
+
+    def heed_nobody(self) -> None:
+        self.heeding = False
+
+
+class Host:
+    """A shell with two children, of which the first is about to go on."""
+
+    def __init__(self) -> None:
+        self.scheduler, self.copying = Scheduler(), FakeCopying()
+        clock = SimpleNamespace(now=NOW, next_deadline=lambda: None)
+        self.processes: dict[int, Process] = {}
+        machine = SimpleNamespace(scheduler=self.scheduler, clock=clock, processes=self.processes)
+        sup: Any = SimpleNamespace(m=machine, main_pid=1, fork_hooks=[], exec_hooks=[], table=[None] * 400)
+        copying: Any = self.copying
+        self.others = OtherProcesses(sup, copying)
+        self.outer = self._process(1, None)
+        self.shell = self._process(2, self.outer.process)
+        self.task = self._process(3, self.shell.process)
+        self.other = self._process(4, self.shell.process)
+        self.task.state = State.HELD
+
+    def _process(self, pid: int, parent: Process | None) -> Task:
+        process = self.processes[pid] = Process(pid, parent, str(pid))
+        task = process.tasks[pid] = Task(pid, process, str(pid))
+        task.state = State.PARKED
+        process.counted = True
+        return task
+
+    def awaits(self, task: Task, ns: int, *, sleeps: bool = True, first: bool = True) -> None:
+        nap = ns <= NAP
+        self.scheduler.awaited[task] = Awaited(NOW + ns, ns, sleeps, nap, first)
+
+    def is_ready(self, task: Task) -> None:
+        task.state = State.READY
+        self.scheduler.ready.append(task)
+
+    def begin(self, task: Task | None = None) -> tuple[float, Reason | None] | None:
+        stretch = self.others.begin(task or self.task)
+        return None if stretch is None else (stretch.total / stretch.per_ns, stretch.reason)
+
+
+def test_nobody_waits() -> None:
+    assert Host().begin() is None
+    alone = Host()
+    alone.awaits(alone.task, SECOND)
+    assert alone.begin() is None
+
+
+@pytest.mark.parametrize(("ns", "reason"), [(SECOND, Reason.LONG), (SHORT, Reason.SHORT), (NAP, Reason.NAP)])
+def test_a_sleep_of_any_process(ns: int, reason: Reason) -> None:
+    host = Host()
+    host.awaits(host.other, ns)
+    assert host.begin() == (ns, reason)
+
+
+def test_who_naps_again_and_again_is_heeded_by_those_below_it() -> None:
+    host = Host()
+    host.awaits(host.other, NAP, first=False)
+    assert host.begin() is None
+    host.awaits(host.shell, NAP, first=False)
+    assert host.begin() == (NAP, Reason.NAP)
+
+
+def test_a_wait_for_descriptors_is_heeded_by_those_below_it() -> None:
+    host = Host()
+    host.awaits(host.other, SECOND, sleeps=False)
+    assert host.begin() is None
+    host.awaits(host.shell, SECOND, sleeps=False)
+    # What it waits for may have come: it looks soon, and then at its time.
+    assert host.begin() == (TURN_FIRST, Reason.LONG)
+    host.task.data[GAVE_WAY] = 1
+    assert host.begin() == (SECOND, Reason.LONG)
+    host.is_ready(host.shell)
+    assert host.begin() == (TURN, Reason.LONG)
+
+
+def test_a_background_job_lets_the_foreground_go_on() -> None:
+    host = Host()
+    host.is_ready(host.other)
+    assert host.begin() is None
+    host.task.process.data[BACKGROUND] = host.shell.process
+    assert host.begin() == (TURN_BACKGROUND, Reason.BACKGROUND)
+    host.task.data[GAVE_WAY] = 2
+    assert host.begin() == (TURN << 2, Reason.BACKGROUND)
+    # Jobs that are all in the background are done one after the other.
+    del host.task.data[GAVE_WAY]
+    host.other.process.data[BACKGROUND] = host.shell.process
+    assert host.begin() is None
+
+
+def test_the_first_process() -> None:
+    host = Host()
+    host.is_ready(host.other)
+    assert host.begin(host.outer) == (TURN_FIRST, Reason.FIRST)
+    assert host.begin(host.shell) is None
+
+
+def test_a_thread_lingers_in_its_copies() -> None:
+    host = Host()
+    host.awaits(host.other, SECOND)
+    assert host.begin() is not None
+    host.scheduler.awaited.clear()
+    host.copying.in_copy = True
+    stretches = [host.others.begin(host.task) for _ in range(2 * LINGER)]
+    assert sum(each is not None and each.idle for each in stretches) == LINGER
+
+
+def test_the_accounts() -> None:
+    for reason, (most, counted) in LIMITS.items():
+        host = Host()
+        account = host.others.accounts[reason]
+        assert account.open
+        account.counted = counted
+        assert not account.open
+        account.counted, account.spent = 0, most
+        assert not account.open
+    host = Host()
+    host.awaits(host.other, SECOND)
+    while (stretch := host.others.begin(host.task)) is not None:
+        host.others.reached(host.task, stretch)
+        assert host.task.data[GAVE_WAY]
+    assert host.others.accounts[Reason.LONG].counted >= LIMITS[Reason.LONG][1]
+    assert host.scheduler.heeding
+    for reason in (Reason.NAP, Reason.SHORT):
+        host.others.accounts[reason].spent = LIMITS[reason][0]
+    host.others.reached(host.task, Stretch(1, 1, reason=Reason.LONG))
+    assert not host.scheduler.heeding
+
+
+def test_copies_are_paid_for() -> None:
+    host = Host()
+    host.awaits(host.other, SECOND)
+    stretch = host.others.begin(host.task)
+    assert stretch is not None and stretch.most <= LIMITS[Reason.LONG][0] // COPY_US
+    host.copying.copies = 1_000
+    host.others.counted(host.task, stretch, 1)
+    assert host.others.accounts[Reason.LONG].spent >= 1_000 * COPY_US
+    host.copying.copies = 1_000_000
+    host.others.counted(host.task, stretch, 1)
+    assert host.begin() is None
+
+
+def test_who_spins_or_generates_code_is_left_alone() -> None:
+    host = Host()
+    host.awaits(host.other, SECOND)
+    for _ in range(SPINS):
+        assert host.begin() is not None
+        host.others.spins(host.task)
+    assert host.begin() is None
+    host = Host()
+    host.awaits(host.other, SECOND)
+    host.copying.steps = other_processes.FEW_STEPS
+    assert host.begin() is None
