@@ -55,7 +55,8 @@ _BLIND_LIMIT = 1536
 # Nobody else could end a spin: it is only looked for to report the deadlock.  A long walk takes some 0.1 s.
 _ALONE_DELAY, _ALONE_BLIND_DELAY = 1.0, 20.0
 # Calls that a request to stop would cut short or make the kernel begin anew: while the kernel may be at one of
-# them, the thread is left alone for so many seconds.
+# them, the thread is left alone for so many seconds.  So is one that a stop would make take a signal of its process, for
+# which the kernel has chosen another one (kernel/signal.c, get_signal()).
 _CUT_SHORT = frozenset(
     NUMBERS[name]
     for name in ("clone", "clone3", "fork", "vfork", "sendfile", "splice", "tee", "vmsplice", "copy_file_range",
@@ -140,9 +141,19 @@ class Spinning:
         due = max(watch.pace.delay, 0.0 if others else _alone(watch.pace))
         if watch.waited < due:
             return due - watch.waited
+        if watch.waited < _CALL_DELAY and self._would_take(task):
+            return _CALL_DELAY - watch.waited
         if self.interrupt(task):
             self._prove(task, watch)
         return max(watch.pace.delay, 0.0 if others else _alone(watch.pace)) - watch.waited
+
+    def _would_take(self, task: Task) -> bool:
+        """Whether a signal waits that a stop would give to this thread, while the kernel has chosen another for it."""
+        try:
+            sets = signals.pending(self.sup.m, task)
+        except (OSError, ValueError):
+            return False
+        return bool(sets.shared & ~sets.blocked)
 
     def interrupt(self, task: Task) -> bool:
         """Stop the thread in the middle of its own code; False if something else comes first."""

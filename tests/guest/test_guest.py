@@ -79,6 +79,7 @@ GUESTS = (
     Guest("shell_jobs.sh", quick=True),
     Guest("signal_queue.c"),
     Guest("signal_restart.c"),
+    Guest("signal_threads.c", quick=True),
     Guest("socket_tables.py"),
     Guest("spawn_kinds.c"),
     Guest("spin_traps.c"),

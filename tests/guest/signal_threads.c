@@ -1,0 +1,67 @@
+/* Which thread takes a signal of its process does not depend on what the others are doing. */
+#include "guest.h"
+
+static volatile pid_t taken_by;
+static int ends[2];
+
+static void take(int signo)
+{
+    (void)signo;
+    taken_by = gettid();
+}
+
+/* Waits for a child to write, and then computes while the child's signal is still to be taken. */
+static void *reader(void *unused)
+{
+    char byte;
+    (void)unused;
+    for (int i = 0; i < 4; i++) {
+        struct pollfd end = {ends[0], POLLIN, 0};
+        CHECK(poll(&end, 1, -1) == 1); /* not read(): what follows that may still be the kernel's work */
+        volatile double x = 1;
+        for (int k = 0; k < 60000000; k++)
+            x = x * 1.0000001 + 0.1;
+        CHECK(read(ends[0], &byte, 1) == 1);
+    }
+    return NULL;
+}
+
+static int nothing(void *unused)
+{
+    (void)unused;
+    return (int)syscall(SYS_exit, 0);
+}
+
+/* The threads of a program that makes them in its own way are not counted for one another. */
+static void own_thread(void)
+{
+    static char stack[65536] __attribute__((aligned(16)));
+    int flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
+    CHECK(clone(nothing, stack + sizeof stack, flags, NULL) > 0);
+}
+
+int main(void)
+{
+    struct sigaction act = {.sa_handler = take};
+    pthread_t thread;
+    own_thread();
+    CHECK(sigaction(SIGCHLD, &act, NULL) == 0 && pipe(ends) == 0);
+    CHECK(pthread_create(&thread, NULL, reader, NULL) == 0);
+    for (int i = 0; i < 4; i++) {
+        int status;
+        taken_by = 0;
+        pid_t pid = fork();
+        if (pid == 0) {
+            sleep_ms(20);
+            CHECK(write(ends[1], "x", 1) == 1);
+            _exit(3);
+        }
+        /* Too long to count the other thread's instructions for it, which would stop that. */
+        struct timespec long_time = {20, 0};
+        FAILS(nanosleep(&long_time, NULL), EINTR);
+        CHECK(taken_by == getpid());
+        CHECK(wait(&status) == pid && WEXITSTATUS(status) == 3);
+    }
+    CHECK(pthread_join(thread, NULL) == 0);
+    return done();
+}
