@@ -69,6 +69,8 @@ PER_NS_LIMIT = 12
 LONG_WORK = 20_000_000 * PER_NS
 #: What a call in a copy costs, in us.
 CALL_US = 2
+#: What each further process costs: it is given what its like have of copies, and executes them.
+PROCESS_US = 20_000
 _STATE = "other_processes"  # in a process's data
 #: In a process's data: the shell whose background job it is, or None.
 BACKGROUND = "background"
@@ -185,7 +187,7 @@ class OtherProcesses:
 
     def begin(self, task: Task) -> Stretch | None:
         """The stretch that a thread whose call is about to be answered is counted for; None: it is not."""
-        found, inside = self._found(task), self.copying.inside(task)
+        found, inside, new = self._found(task), self.copying.inside(task), _STATE not in task.process.data
         if found is None and not inside:
             return None
         state = self._state(task)
@@ -200,6 +202,8 @@ class OtherProcesses:
         account = self.accounts[reason]
         if not inside:
             account.spent += BEGIN_US
+        if new and reason is not Reason.FIRST:
+            account.spent += PROCESS_US
         self.heard(task)
         clock = self.sup.m.clock
         deadline = clock.next_deadline()
