@@ -55,8 +55,8 @@ _BLIND_LIMIT = 1536
 # Nobody else could end a spin: it is only looked for to report the deadlock.  A long walk takes some 0.1 s.
 _ALONE_DELAY, _ALONE_BLIND_DELAY = 1.0, 20.0
 # Calls that a request to stop would cut short or make the kernel begin anew: while the kernel may be at one of
-# them, the thread is left alone for so many seconds.  So is one that a stop would make take a signal of its process, for
-# which the kernel has chosen another one (kernel/signal.c, get_signal()).
+# them, the thread is left alone for so many seconds.  So is one that a stop would make take a signal of its process,
+# for which the kernel has chosen another one (kernel/signal.c, get_signal()).
 _CUT_SHORT = frozenset(
     NUMBERS[name]
     for name in ("clone", "clone3", "fork", "vfork", "sendfile", "splice", "tee", "vmsplice", "copy_file_range",
