@@ -69,6 +69,8 @@ PER_NS_LIMIT = 12
 LONG_WORK = 20_000_000 * PER_NS
 #: What a call in a copy costs, in us.
 CALL_US = 2
+#: What a beginning costs, with the end that it comes to soon in a script's short programs.
+ENTRY_US = 600
 #: What each further process costs: it is given what its like have of copies, and executes them.
 PROCESS_US = 20_000
 _STATE = "other_processes"  # in a process's data
@@ -201,7 +203,7 @@ class OtherProcesses:
         state.made = self.copying.made(task)
         account = self.accounts[reason]
         if not inside:
-            account.spent += BEGIN_US
+            account.spent += BEGIN_US if reason is Reason.FIRST else ENTRY_US
         if new and reason is not Reason.FIRST:
             account.spent += PROCESS_US
         self.heard(task)
