@@ -24,7 +24,7 @@ CALLS = (
     ("`read` of 1 byte from a file", "file-read", 400_000, 20_000, 15.0),
     ("`write` of 1 byte to a file", "file-write", 400_000, 20_000, 15.0),
     ("`write` and `read` of 1 byte on a pipe", "pipe", 400_000, 10_000, 50.0),
-    ("`getppid` (allowed by the filter)", "getppid", 400_000, 400_000, None),
+    ("`getpid` (allowed by the filter)", "getpid", 400_000, 400_000, None),
     ("`clock_gettime`", "clock", 400_000, 20_000, 25.0),
     ("`fork`, `execve` of `/bin/true`, `wait4`", "process", 200, 100, None),
 )

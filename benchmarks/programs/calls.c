@@ -37,7 +37,7 @@ static int do_open(void)
 static int do_file_read(void) { return lseek(file, 0, SEEK_SET) || read(file, &byte, 1) != 1; }
 static int do_file_write(void) { return write(file, &byte, 1) != 1; }
 static int do_pipe(void) { return write(pair[1], &byte, 1) != 1 || read(pair[0], &byte, 1) != 1; }
-static int do_getppid(void) { return syscall(SYS_getppid) < 0; }
+static int do_getpid(void) { return syscall(SYS_getpid) < 0; }
 
 static int do_clock(void)
 {
@@ -58,7 +58,7 @@ static int do_process(void)
 
 static const struct { const char *name; int (*call)(void); } table[] = {
 	{"stat", do_stat}, {"absent", do_absent}, {"open", do_open}, {"file-read", do_file_read},
-	{"file-write", do_file_write}, {"pipe", do_pipe}, {"getppid", do_getppid}, {"clock", do_clock},
+	{"file-write", do_file_write}, {"pipe", do_pipe}, {"getpid", do_getpid}, {"clock", do_clock},
 	{"process", do_process},
 };
 

@@ -179,6 +179,9 @@ class Effects:
         if kind[0] == "l":
             change["text"] = text(os.readlink(path))
         elif kind[0] == "f":
+            self._inodes.find_holes(entry, st, path, None)
+            if entry.missing:
+                raise Unknown("makes a file with holes")  # which the result would not have
             change["blob"], change["size"] = self._content(mine, path, st, entry.mtime), st.st_size
         return change
 

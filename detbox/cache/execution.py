@@ -38,15 +38,20 @@ def owned(aspects: int) -> int:
     return aspects << OWN
 
 
-def seen_by_guest(inodes: InodeTable, st: os.stat_result) -> tuple[list[int | None] | None, list[int] | None]:
+def seen_by_guest(
+    inodes: InodeTable, path: bytes, st: os.stat_result
+) -> tuple[list[int | None] | None, list[int] | None]:
     """(number, user, group, birth) and (access, modification, change) of a file as the guest sees it.
 
-    The number is None for a file that has not been seen yet; its times are the constant ones.
+    The number is None for a file that has not been seen yet; its times are the constant ones.  Of a file with holes
+    there is a fourth number, which tells how many blocks it lacks.
     """
     entry = inodes.table.get((st.st_dev, st.st_ino))
     if entry is None or entry.fmt != S_IFMT(st.st_mode):
         return [None, *inodes.owner_of((st.st_dev, st.st_ino)), inodes.epoch_ns], [inodes.epoch_ns] * 3
-    return [entry.ino, entry.uid, entry.gid, entry.btime], [entry.atime, entry.mtime, entry.ctime]
+    inodes.find_holes(entry, st, path, None)
+    lacks = [entry.missing] if entry.missing else []
+    return [entry.ino, entry.uid, entry.gid, entry.btime], [entry.atime, entry.mtime, entry.ctime, *lacks]
 
 
 def _shown(words: list[bytes]) -> list[str]:
@@ -327,7 +332,7 @@ class Ledger:
         if wanted & XATTR:
             fact.xattrs = facts.xattrs_digest(path)
         if self._inodes is not None and wanted & (IDENTITY | TIMES):
-            fact.identity, fact.times = seen_by_guest(self._inodes, st)
+            fact.identity, fact.times = seen_by_guest(self._inodes, path, st)
         return fact
 
     def _take(self, one: Execution | None, path: bytes, fact: Fact, seen: Fact, aspects: int) -> None:

@@ -174,7 +174,7 @@ class _Seen:
             if self._numbers is None or not self._numbers.hold(self._inodes, listed):
                 self._numbers = _Numbers.of(self._inodes, listed)
             return self._numbers.digest
-        return seen_by_guest(self._inodes, self._st)[which - _IDENTITY]
+        return seen_by_guest(self._inodes, self.path, self._st)[which - _IDENTITY]
 
 
 def _size(path: bytes, st: os.stat_result | None) -> int | None:

@@ -88,7 +88,9 @@ def fallocate(m: Machine, t: Task, a: Args) -> Decision:
             _clear(fd, offset, min(length, max(0, size - offset)))
         elif length > constants.STATFS_BLOCKS_FREE * constants.STATFS_BLOCK_SIZE:
             return -errno.ENOSPC
-        elif mode == 0 and offset + length > size:
+        elif entry.vnode is not None:
+            entry.vnode.reserved, entry.vnode.missing = True, None
+        if mode == 0 and offset + length > size:
             os.ftruncate(fd, offset + length)
     finally:
         os.close(fd)

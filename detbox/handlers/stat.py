@@ -102,6 +102,8 @@ def _stat(m: Machine, t: Task, dirfd: int, path: bytes, buf: int, follow: bool) 
             vnode = inodes.of(st) if known is None else known
             if path[-3:] == b".py" and not vnode.source:
                 inodes.python_source(vnode, name, at, st.st_size)
+            if vnode.btime != inodes.epoch_ns:
+                inodes.find_holes(vnode, st, name, at)
     t.write(buf, _pack(st, vnode))
     return 0
 
@@ -134,7 +136,10 @@ def of_fd(m: Machine, t: Task, fd: int) -> tuple[os.stat_result, VInode]:
         copy = claim.copy_of(m, st)
         if copy is not None:
             st = os.stat(copy, follow_symlinks=False)
-    return st, inodes.of(st)
+    vnode = inodes.of(st)
+    if vnode.btime != inodes.epoch_ns and fd & _M32 != _AT_FDCWD:
+        inodes.find_holes(vnode, st, b"%d/fd/%d" % (t.tid, fd & _M32), m.proc_fd)
+    return st, vnode
 
 
 def _bad_descriptor() -> tuple[os.stat_result, VInode]:
@@ -164,6 +169,7 @@ def _look(
         vnode = inodes.of(st)
         if name[-3:] == b".py" and not vnode.source:
             inodes.python_source(vnode, name, at, st.st_size)
+        inodes.find_holes(vnode, st, name, at)
         return st, vnode
     if st.st_dev == inodes.cover_dev and not walked:
         raise _Covered
@@ -204,7 +210,7 @@ def _pack(st: os.stat_result, v: VInode) -> bytes:
     mode = v.mode or st.st_mode
     real_size = st.st_size
     if v.fmt == S_IFREG and not v.mode:
-        size, blocks, nlink = real_size, blocks_of(real_size), st.st_nlink
+        size, blocks, nlink = real_size, blocks_of(v, real_size), st.st_nlink
     else:
         size, blocks = size_and_blocks(v, real_size)
         # 1 means "not counted" to fts and find, as on btrfs and merged overlay directories.

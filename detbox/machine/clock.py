@@ -31,7 +31,7 @@ WINDOW_WEIGHT = 16
 #: thread computes between them (supervisor/gauging.py): that much time passes from one to the next.
 FIRST_MEASURE = 8
 #: After so many rows that ended before that was seen, it is begun after twice as many looks; and so many times at most.
-UNDECIDED, LATER = 8, 2
+UNDECIDED, LATER = 8, 1
 #: Where it is not known, a thread that has looked so often is waiting, it seems: its looks get dearer.  After each
 #: further WINDOW looks the cost doubles, so many times (to 128 us) …
 SHORT_PATIENCE, SHORT_DOUBLINGS = 4096, 7

@@ -7,11 +7,13 @@ here (:meth:`InodeTable.created`) and gets a new virtual inode even if its key w
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 from collections.abc import Callable, Iterable
 from stat import S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK
 
+from detbox.kernel.holes import PAGE, missing_blocks
 from detbox.machine.pycache import recorded_mtime
 
 _TIMES = struct.Struct("<6q")
@@ -56,7 +58,8 @@ class VInode:
     """One inode as the guest sees it.  Times are nanoseconds since 1970."""
 
     __slots__ = ("key", "dev", "ino", "fmt", "uid", "gid", "atime", "mtime", "ctime", "btime", "times",
-                 "changed", "mode", "name", "source", "links")  # fmt: skip
+                 "changed", "mode", "name", "source", "links", "missing", "looked_at",
+                 "reserved")  # fmt: skip
 
     def __init__(
         self, key: tuple[int, int], dev: int, ino: int, fmt: int, when: int, times: bytes = b""
@@ -73,6 +76,9 @@ class VInode:
         self.mode = 0  # full mode of a synthetic file, 0 otherwise
         self.name = b""  # path of a synthetic file
         self.links = 0  # of a directory, where they count something
+        self.missing: int | None = None  # blocks of a file that the run has made, see InodeTable.find_holes()
+        self.looked_at: tuple[int, bytes] | None = None  # size and times of the file when these were counted
+        self.reserved = False  # all of it counts as written, since blocks have been reserved for it (fallocate)
         self.source = False  # a Python source whose compiled file has been looked for
         self.atime = self.mtime = self.ctime = when
         self.times = times or packed(when, when, when)
@@ -300,6 +306,23 @@ class InodeTable:
             if recorded is not None:
                 entry.set_times(entry.atime, recorded * _NS, entry.ctime)
 
+    def find_holes(self, entry: VInode, st: os.stat_result, path: bytes, dir_fd: int | None) -> None:
+        """Count the blocks that a regular file lacks, if the run has made it.
+
+        Which of an input's pages are allocated is a matter of how it came to the host; of what has been made here it
+        follows from what the guest has done.
+        """
+        if entry.btime == self.epoch_ns or entry.fmt != S_IFREG or entry.mode or entry.reserved:
+            return
+        state = st.st_size, entry.times
+        if entry.looked_at != state:
+            with contextlib.suppress(OSError):  # it is as if all of it had been written
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=dir_fd)
+                try:
+                    entry.missing, entry.looked_at = missing_blocks(fd), state
+                finally:
+                    os.close(fd)
+
     def unlinked(self, entry: VInode) -> None:
         """The last name is gone.  Descriptors may still be open."""
         if self.table.get(entry.key) is entry:
@@ -383,23 +406,25 @@ def link_name(entry: VInode, real: bytes) -> bytes:
     return real
 
 
-def blocks_of(size: int) -> int:
+def blocks_of(entry: VInode, size: int) -> int:
     """st_blocks of a regular file in units of 512 bytes.
 
-    All of a file counts as written, since holes could only be found by reading it, and what the host has allocated says
-    something about the host.  But who copies files looks for holes (SEEK_HOLE) only where blocks are missing, and
-    would fill the disk with the zeros of a file of a terabyte: so a large file misses one.
+    All of an input counts as written, since what the host has allocated says something about the host.  But who copies
+    files looks for holes (SEEK_HOLE) only where blocks are missing, and would fill the disk with the zeros of a file
+    of a terabyte: so a large input misses one.
     """
-    blocks = (size + 4095) // 4096 * 8
-    return blocks if size < _LARGE else blocks - 8
+    blocks = (size + PAGE - 1) // PAGE * (PAGE // 512)
+    if entry.missing is not None:
+        return blocks - entry.missing
+    return blocks if size < _LARGE else blocks - PAGE // 512
 
 
 def size_and_blocks(entry: VInode, real_size: int) -> tuple[int, int]:
-    """st_size in bytes and st_blocks in units of 512 bytes: functions of the content alone."""
+    """st_size in bytes and st_blocks in units of 512 bytes: functions of what the guest has been given and has done."""
     if entry.mode:
         return 0, 0
     if entry.fmt == S_IFREG:
-        return real_size, blocks_of(real_size)
+        return real_size, blocks_of(entry, real_size)
     if entry.fmt == S_IFDIR:
         return (0, 0) if entry.dev == PROC_DEV else (4096, 8)
     return (real_size, 0) if entry.fmt == S_IFLNK else (0, 0)

@@ -33,7 +33,7 @@ LEFT = "counting"
 #: time that it takes (some 20 us).
 STEPS, STEP_WEIGHT = 300_000, 80_000
 #: Copies that are made together with one that is needed, since to make one takes some 5 us, and the stop at which it is
-#: found missing 60; for a measurement only those are made that are needed.
+#: found missing 60.
 AHEAD = 12
 #: Of a process that has executed so many instructions that cannot be copied it is assumed that it generates code.
 FEW_STEPS = 100
@@ -258,7 +258,7 @@ class Copying:
             regs = _native.get_regs(task.tid)
             address = register(regs, RIP)
             returns = register(regs, OFFSET["rax"]) == _SIGRETURN and self._at_call(memory, address)
-            entry = None if returns else copies.entry(memory, address, ahead=0 if gauge else AHEAD)
+            entry = None if returns else copies.entry(memory, address, ahead=AHEAD)
             if entry is not None:
                 copies.set_left(memory, left)
                 self._at(task, entry)
@@ -350,8 +350,7 @@ class Copying:
             self._at(task, why.target)
             self._too_dear(task, copies.left(memory))
             return True
-        ahead = 0 if gauge else AHEAD
-        if why.why in ("jump", "computed") and (entry := copies.follow(memory, address, why, ahead=ahead)) is not None:
+        if why.why in ("jump", "computed") and (entry := copies.follow(memory, address, why, ahead=AHEAD)) is not None:
             self._at(task, entry)
             self.sup.cont(task, 0)
             return True

@@ -44,6 +44,8 @@ LONG = 4_000_000_000
 #: looks in a row.  Python looks at the clock with each lock, 1,600 times to import asyncio, and from many places: after
 #: a look that is between others, as many are left alone as there were before it.
 PLACES, ROW = 2, 20
+#: From a single place it takes fewer looks: who doubles the work from one to the next has done much by then.
+ALIKE = 10
 #: So many places that are known to be between others are remembered.
 MANY = 1_000
 #: Looks between two measurements: so many, and a quarter of those that were made before; half of them where
@@ -52,17 +54,17 @@ BETWEEN, ENOUGH = 4, 3
 #: What the measurements of one program may take, in us by the figures below: at first (with several threads its looks
 #: are many, and most of them a runtime's own), and for each look that it makes.
 ALLOWED, ALLOWED_THREADS, EARNED, TOO_LITTLE = 40_000, 15_000, 1, 2_000
-COPY_US, STRETCH_US, STEP_US = 70, 150, 20
+COPY_US, STRETCH_US, STEP_US = 14, 150, 20
 #: What the measurements of rows may take: at first, and so many us less for each instruction that was counted in them.
 ALLOWED_ROWS, PER_US = 25_000, 16_000
 #: Rows from one that begins with a call to the next (it may be another one now), and from one measurement to the next.
 NEAR, FAR = 15, 1023
 #: Copies that the measurement of one row may make.
-ROW_COPIES = 128
+ROW_COPIES = 640
 #: In ns: work that is worth a measurement each time, as long as it grows; it may do so as often as that.
 MUCH, MOST_GROWTH = 200_000, 64
 #: Copies that one measurement may make: more and more with each look.
-AT_ONCE, MOST_AT_ONCE = 48, 256
+AT_ONCE, MOST_AT_ONCE = 240, 1_280
 
 
 #: Looks with fewer than two arguments.
@@ -165,7 +167,7 @@ class Gauging:
         elif (wanting := TOO_LITTLE - self._allowed(task)) > 0:
             # A measurement has to be earned by so many looks first.
             cpu.measure_at, cpu.places = cpu.looks + max(wanting // EARNED, BETWEEN), ()
-        elif len(cpu.places) < ROW:
+        elif len(cpu.places) < (ROW if len(places) > 1 else ALIKE):
             cpu.measure_at = cpu.looks + 1
         else:
             strays -= places
@@ -289,8 +291,8 @@ class Gauging:
         else:
             self._count(task, gauge, gauge.budget - left)
             self._known(task, gauge, max(gauge.total // (gauge.stretches + 1) // PER_NS, gauge.former or 0))
-        if gauge.stretches and not gauge.row and task.cpu.looks < 2 * (FIRST_MEASURE + ROW):
-            # Most of this code is known now.
+        if gauge.steps > 0 and not gauge.row and self._allowed(task) >= TOO_LITTLE:
+            # More of this code is known now.
             task.cpu.measure_at = task.cpu.looks + 1
         self._go_on(task)
 

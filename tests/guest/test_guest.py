@@ -81,6 +81,7 @@ GUESTS = (
     Guest("signal_restart.c"),
     Guest("signal_threads.c", quick=True),
     Guest("socket_tables.py"),
+    Guest("sparse_files.sh", quick=True),
     Guest("spawn_kinds.c"),
     Guest("spin_traps.c"),
     Guest("spin_waits.c", limit_s=120),

@@ -281,6 +281,7 @@ INSIDE = (
     ("t=$(mktemp ./tmp.XXXX); cp a1 $t; sh -c 'cat $0; rm $0' $t", "hit hit hit"),
     ("sh -c 'cp a1 b1; cat b1; rm b1'; bash -c 'umask 27; cd /tmp; ls -ld .'; sh -c 'ulimit -n 99; cat a1'", "hit hit hit"),
     ("sh -c 'ln a1 h1; ln h1 h2; rm a1; mv h2 a1'", "hit hit not not not"),
+    ("truncate -s 9999 b1; truncate -s 9999 a1; du b1 a1; cp b1 c1; stat -c %b c1 b1", "not hit hit not hit"),
     ("sh -c 'kill -0 $PPID'; mkfifo p; cat a1 > p & cat p; rm p", "not hit not not hit"),
 )
 
