@@ -173,7 +173,9 @@ class Supervisor:
             self.counting.after_look(task)
         native = decision is CONTINUE
         value = 0 if decision is CONTINUE else decision
-        if type(value) is not int or self.observers or task.process.counted or task.data or m.scheduler.awaited:
+        process = task.process
+        special = process.counted or process.signalled or task.data or m.scheduler.awaited
+        if type(value) is not int or self.observers or special:
             self.perform(task, decision)
             return
         # As finish() and finish_native() would do it, without their calls.
@@ -208,6 +210,9 @@ class Supervisor:
 
     def perform(self, task: Task, decision: Decision) -> None:
         """Carry a decision out."""
+        returns = task.process.signalled and not isinstance(decision, (Park, InstallFd))
+        if returns and signals.stands_aside(self.m, task, partial(self.perform, task, decision)):
+            return
         if self.observers:
             for observer in self.observers:
                 decision = observer(task, decision)
@@ -313,6 +318,8 @@ class Supervisor:
 
     def proceed(self, task: Task) -> None:
         """Let a thread that is stopped at a deterministic point go on, counted if need be."""
+        if task.process.signalled and signals.stands_aside(self.m, task, partial(self.proceed, task)):
+            return
         self.grant(task)
         if not self.counting.on_pause(task):
             self.cont(task, 0)
@@ -340,13 +347,9 @@ class Supervisor:
         elif event in (EVENT_FORK, EVENT_VFORK, EVENT_CLONE):
             lifecycle.on_clone(self, task, event == EVENT_VFORK)
         elif event == EVENT_EXEC:
-            self.on_exec(task)
+            lifecycle.on_exec(self, task)
         else:
             self.m.scheduler.make_ready(task, lambda: self.cont(task, 0))
-
-    def on_exec(self, task: Task) -> None:
-        """PTRACE_EVENT_EXEC: the new program waits for its turn."""
-        lifecycle.on_exec(self, task)
 
     def on_signal(self, task: Task, signo: int) -> None:
         """Signal-delivery stop: trapped instructions are emulated, all else is delivered."""

@@ -113,7 +113,8 @@ class _State:
 class OtherProcesses:
     """The accounts of one run.
 
-    ``heard(task)``: called when a thread is counted, for who keeps the results of programs.
+    ``heard(task)``: called when a thread is counted (the first process: when it gives way), for who keeps the results
+    of programs.
     """
 
     def __init__(self, sup: Supervisor, copying: Copying) -> None:
@@ -206,7 +207,8 @@ class OtherProcesses:
             account.spent += BEGIN_US if reason is Reason.FIRST else ENTRY_US
         if new and reason is not Reason.FIRST:
             account.spent += PROCESS_US
-        self.heard(task)
+        if reason is not Reason.FIRST:
+            self.heard(task)
         clock = self.sup.m.clock
         deadline = clock.next_deadline()
         if deadline is not None:
@@ -293,6 +295,7 @@ class OtherProcesses:
 
     def reached(self, task: Task, stretch: Stretch) -> None:
         """The whole stretch was counted."""
+        self.heard(task)
         self._spend(task, BEGIN_US, min(stretch.total, WAITED))
         self.sup.m.scheduler.collect()
         task.data[GAVE_WAY] = task.data.get(GAVE_WAY, 0) + 1

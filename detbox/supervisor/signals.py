@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from detbox.decision import CONTINUE, Wake
@@ -112,9 +113,28 @@ def notice(m: Machine, process: Process, *, again: bool = False) -> None:
         shared_taken |= shared
         awaited = task.park.extra.get("sigwait", 0) if task.park is not None else 0
         if (mine or shared or awaited & (sets.private | sets.shared)) and task.state is State.PARKED:
-            interrupt(m, task, can_wait=mine | shared == bit(signal.SIGCHLD))
+            several = len(process.tasks) > 1
+            if several:
+                process.signalled.append(task)
+            interrupt(m, task, can_wait=mine | shared == bit(signal.SIGCHLD) and not several)
     if not again:
         m.wake(("pending signal", process.pid))
+
+
+def stands_aside(m: Machine, task: Task, then: Callable[[], None]) -> bool:
+    """Whether a held thread lets others of its process go first, since a signal waits for them; ``then`` is queued.
+
+    It would take the signal from the one that the kernel has chosen, if it were stopped before that one has gone on: a
+    stop leads through get_signal() (kernel/signal.c), which takes whatever there is for the process.
+    """
+    process = task.process
+    if task in process.signalled:
+        process.signalled.remove(task)
+        return False
+    process.signalled = [other for other in process.signalled if other.state is State.READY]
+    if process.signalled:
+        m.scheduler.make_ready(task, then)
+    return bool(process.signalled)
 
 
 def interrupt(m: Machine, task: Task, *, can_wait: bool = False) -> None:

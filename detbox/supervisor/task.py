@@ -42,7 +42,7 @@ class Process:
     __slots__ = (
         "pid", "parent", "children", "tasks", "lineage", "mm", "files", "fs", "creds", "rng", "comm", "exe",
         "argv", "forks", "threads", "status", "exiting", "execs", "start_ns", "vfork_parent", "cpu",
-        "data", "job_stop", "namespaces", "program", "path", "forks_before", "timed", "counted",
+        "data", "job_stop", "namespaces", "program", "path", "forks_before", "timed", "counted", "signalled",
     )  # fmt: skip
 
     def __init__(self, pid: int, parent: Process | None, lineage: str) -> None:
@@ -75,6 +75,8 @@ class Process:
         self.namespaces = False  # has made namespaces of its own
         #: Threads that wait for a time to come, or for their turn after it: their deadlines, by the monotonic clock.
         self.timed: dict[Task, int] = {}
+        #: Threads whose calls a signal has ended and that still wait for their turn to take it.
+        self.signalled: list[Task] = []
         self.counted = False  # its instructions may be counted (supervisor/counting.py): spares others the question
 
     @property

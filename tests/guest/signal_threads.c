@@ -10,6 +10,13 @@ static void take(int signo)
     taken_by = gettid();
 }
 
+static void compute(int rounds)
+{
+    volatile double x = 1;
+    for (int k = 0; k < rounds; k++)
+        x = x * 1.0000001 + 0.1;
+}
+
 /* Waits for a child to write, and then computes while the child's signal is still to be taken. */
 static void *reader(void *unused)
 {
@@ -18,9 +25,7 @@ static void *reader(void *unused)
     for (int i = 0; i < 4; i++) {
         struct pollfd end = {ends[0], POLLIN, 0};
         CHECK(poll(&end, 1, -1) == 1); /* not read(): what follows that may still be the kernel's work */
-        volatile double x = 1;
-        for (int k = 0; k < 60000000; k++)
-            x = x * 1.0000001 + 0.1;
+        compute(60000000);
         CHECK(read(ends[0], &byte, 1) == 1);
     }
     return NULL;
@@ -52,7 +57,7 @@ int main(void)
         taken_by = 0;
         pid_t pid = fork();
         if (pid == 0) {
-            sleep_ms(20);
+            sleep_ms(20); /* until the other one is asleep */
             CHECK(write(ends[1], "x", 1) == 1);
             _exit(3);
         }
