@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from detbox.decision import CONTINUE
 from detbox.handlers import claim, paths
 from detbox.kernel import _native
+from detbox.kernel.holes import ZEROS, seek
 from detbox.machine import constants
 from detbox.machine.files import Kind
 
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
 _SYS_FALLOCATE = 285
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
 _SEEK_DATA, _SEEK_HOLE = 3, 4
-_PAGE = 4096
-_CHUNK = 1 << 20
-_ZERO = bytes(_PAGE)
-_ZEROES = bytes(_CHUNK)
 
 
 def truncate(m: Machine, t: Task, a: Args) -> Decision:
@@ -103,7 +100,7 @@ def _clear(fd: int, offset: int, length: int) -> None:
     if length == 0 or _native.raw_syscall(_SYS_FALLOCATE, fd, _KEEP_SIZE | _PUNCH_HOLE, offset, length) == 0:
         return
     while length > 0:
-        written = os.pwrite(fd, _ZEROES[:length], offset)
+        written = os.pwrite(fd, ZEROS[:length], offset)
         offset += written
         length -= written
 
@@ -123,7 +120,7 @@ def lseek(m: Machine, t: Task, a: Args) -> Decision:
         # A description that cannot read (or only names the file) is asked through another one.
         reader = os.open(b"self/fd/%d" % fd, os.O_RDONLY | os.O_CLOEXEC, dir_fd=m.proc_fd)
         try:
-            found = _seek(reader, a[1], whence == _SEEK_DATA)
+            found = seek(reader, a[1], data=whence == _SEEK_DATA)
         finally:
             os.close(reader)
         if found < 0:
@@ -131,43 +128,3 @@ def lseek(m: Machine, t: Task, a: Args) -> Decision:
         return os.lseek(fd, found, os.SEEK_SET)
     finally:
         os.close(fd)
-
-
-def _seek(fd: int, offset: int, data: bool) -> int:
-    """Where the next data (or hole) at or after ``offset`` begins; -1 if there is none."""
-    size = os.fstat(fd).st_size
-    if offset >= size:
-        return -1
-    start = offset
-    while offset < size:
-        try:
-            extent = os.lseek(fd, offset, os.SEEK_DATA)
-        except OSError as e:
-            if e.errno != errno.ENXIO:
-                raise
-            extent = size  # nothing but a hole up to the end
-        if extent > offset:
-            hole = -(-offset // _PAGE) * _PAGE  # whole pages only; the file system's blocks may be smaller
-            if hole + _PAGE <= extent or extent == size:
-                if not data:
-                    return max(start, min(hole, size)) if offset > start else start
-                offset = extent // _PAGE * _PAGE if extent < size else size
-                continue
-        found = _scan(fd, offset, size, data)
-        if found[1]:
-            return max(start, found[0])
-        offset = found[0]
-    return -1 if data else size
-
-
-def _scan(fd: int, offset: int, size: int, data: bool) -> tuple[int, bool]:
-    """Look through one chunk.  ``(position, found)``."""
-    base = offset // _PAGE * _PAGE
-    chunk = os.pread(fd, _CHUNK, base)
-    if not chunk:
-        return size, False
-    for at in range(0, len(chunk), _PAGE):
-        page = chunk[at : at + _PAGE]
-        if (page != _ZERO[: len(page)]) == data:
-            return base + at, True
-    return min(base + len(chunk), size), False

@@ -7,7 +7,8 @@ import os
 
 PAGE = 4096
 CHUNK = 1 << 20
-_ZEROS = bytes(CHUNK)
+ZEROS = bytes(CHUNK)
+_ZERO_PAGE = bytes(PAGE)
 
 
 def missing_blocks(fd: int) -> int:
@@ -38,7 +39,47 @@ def missing_blocks(fd: int) -> int:
 
 
 def _pages_with_data(data: bytes) -> int:
-    if data == _ZEROS[: len(data)]:
+    if data == ZEROS[: len(data)]:
         return 0
     pages = (data[at : at + PAGE] for at in range(0, len(data), PAGE))
-    return sum(page != _ZEROS[: len(page)] for page in pages)
+    return sum(page != _ZERO_PAGE[: len(page)] for page in pages)
+
+
+def seek(fd: int, offset: int, *, data: bool) -> int:
+    """Where the next data (or hole) at or after ``offset`` begins; -1 if there is none.  Raises OSError."""
+    size = os.fstat(fd).st_size
+    if offset >= size:
+        return -1
+    start = offset
+    while offset < size:
+        try:
+            extent = os.lseek(fd, offset, os.SEEK_DATA)
+        except OSError as e:
+            if e.errno != errno.ENXIO:
+                raise
+            extent = size  # nothing but a hole up to the end
+        if extent > offset:
+            hole = -(-offset // PAGE) * PAGE  # whole pages only; the file system's blocks may be smaller
+            if hole + PAGE <= extent or extent == size:
+                if not data:
+                    return max(start, min(hole, size)) if offset > start else start
+                offset = extent // PAGE * PAGE if extent < size else size
+                continue
+        found = _scan(fd, offset, size, data)
+        if found[1]:
+            return max(start, found[0])
+        offset = found[0]
+    return -1 if data else size
+
+
+def _scan(fd: int, offset: int, size: int, data: bool) -> tuple[int, bool]:
+    """Look through one chunk.  ``(position, found)``."""
+    base = offset // PAGE * PAGE
+    chunk = os.pread(fd, CHUNK, base)
+    if not chunk:
+        return size, False
+    for at in range(0, len(chunk), PAGE):
+        page = chunk[at : at + PAGE]
+        if (page != _ZERO_PAGE[: len(page)]) == data:
+            return base + at, True
+    return min(base + len(chunk), size), False

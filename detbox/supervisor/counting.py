@@ -118,13 +118,13 @@ class Counting:
         stretch: Stretch | None = data.pop(STRETCH, None)
         if stretch is not None and self.copying.in_call(task):
             used = max(stretch.before + stretch.piece - self.copying.left(task) - CALL_WEIGHT, 0)
-            if (stretch.reason is None and not stretch.idle) or used >= LONG_WORK:
+            if not stretch.for_other_processes or used >= LONG_WORK:
                 self.sup.m.clock.work(task.cpu, used // stretch.per_ns)
             if stretch.others:
                 self._account(stretch).counted(task, stretch, used)
 
     def _account(self, stretch: Stretch) -> GivingWay | OtherProcesses:
-        return self.giving_way if stretch.reason is None and not stretch.idle else self.others
+        return self.others if stretch.for_other_processes else self.giving_way
 
     def before_return(self, task: Task) -> None:
         """A call is about to be answered: if the thread is to be counted, it goes on in a copy or stops at its end."""

@@ -131,14 +131,9 @@ class Gauging:
             if cpu.measure_at == 1:
                 cpu.measure_at = FIRST_MEASURE
                 gauge = self._new_row(task)
-                if gauge is None:
-                    return
-            elif not self._at_its_place(task):
-                return
-            else:
+            elif self._at_its_place(task):
                 gauge = self._new(task)
             if gauge is None:
-                self._later(task)
                 return
             task.data[GAUGE] = gauge
         cpu.work_ns = 0  # it is counted
@@ -179,10 +174,8 @@ class Gauging:
         at_first = ALLOWED if len(task.process.tasks) == 1 else ALLOWED_THREADS
         return at_first + EARNED * task.cpu.looked - self._program(task).spent
 
-    def _new(self, task: Task) -> Gauge | None:
+    def _new(self, task: Task) -> Gauge:
         cpu, allowed = task.cpu, self._allowed(task)
-        if allowed < TOO_LITTLE:
-            return None
         made = self.copying.made(task)
         more = min(allowed // COPY_US, AT_ONCE * (1 + cpu.looks // 8), MOST_AT_ONCE)
         budget = min(max(LEAST, 4 * PER_NS * (cpu.work_ns or 0)), MOST)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from detbox.records import record
+from detbox.scheduler.core import FAR
 from detbox.supervisor.copying import FEW_STEPS
 from detbox.supervisor.lifecycle import CLONE_CHILD_CLEARTID, clone_flags
 from detbox.supervisor.stretch import GAVE_WAY, PER_NS, Stretch
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Process, Task
 
-#: A wait for a time that is so far away (in ns) is no reason.
-FAR = 10_000_000_000
 #: After so many ns others that are ready have their turns, and no sooner those that wait for a time; where all of the
 #: ready ones have given way, too, after twice as many each time.  When a thread has given way to others that have not,
 #: its next turns are that short: enough to see what they have done meanwhile.

@@ -21,15 +21,13 @@ from detbox.guest.vdso import BOOT, COST, LIMIT, NOW, PAGE, WALL
 from detbox.handlers.mapping import OWN_MAPPING
 from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
-from detbox.machine.clock import BOOT_NS, CALL_NS, LOOK_NS, WATCHING, WINDOW, alike, price
+from detbox.machine.clock import BOOT_NS, CALL_NS, LOOK_NS, WATCHING, alike, price
 
 if TYPE_CHECKING:
     from detbox.machine.clock import Clock, CpuTime, Timers
 
 #: Before every time: no look is allowed.
 _NEVER = -1
-#: What the first look of a row costs.
-_FIRST = CALL_NS + LOOK_NS
 #: The shared page, and the code above it.
 SIZE = 2 * PAGE
 _READ_WRITE, _READ_EXECUTE = 3, 5
@@ -53,7 +51,7 @@ class GuestClock:
         #: Where in the vDSO the code is that stands for rdtsc.
         self.ticks = page.index(code) + ticks
         self._page = memoryview(mmap.mmap(self.fd, PAGE)).cast("q")
-        self._page[COST], self._page[WALL] = _FIRST, clock.realtime(0)
+        self._page[COST], self._page[WALL] = CALL_NS + LOOK_NS, clock.realtime(0)
         self._page[BOOT] = BOOT_NS
         self._page[NOW] = self._given = clock.now
         self._page[LIMIT] = _NEVER
@@ -83,16 +81,9 @@ class GuestClock:
         self.open = allowed = allowed and cpu.watching > 0
         if allowed:
             # As when the supervisor answers it.
-            if cpu.looks or cpu.work_ns is not None:
-                cost = CALL_NS + price(cpu)
-                limit = now + alike(cpu) * cost
-            else:
-                # The same for the first look of a row, which is the usual one.
-                cost = _FIRST
-                limit = now + (min(cpu.measure_at, WINDOW) - 1) * cost
-            page[COST] = cost
-            if clock.timers.first <= limit:
-                limit = _before(clock.timers, 0, limit)
+            page[COST] = cost = CALL_NS + price(cpu)
+            limit = now + alike(cpu) * cost
+            limit = _before(clock.timers, 0, limit)
             time: CpuTime | None = cpu
             while time is not None:
                 if time.timers is not None:

@@ -267,11 +267,9 @@ def _death_signals(sup: Supervisor, orphans: list[Process]) -> None:
 
 def _reaper(process: Process) -> Process | None:
     """Who adopts the children: the nearest living subreaper, otherwise PID 1 (None)."""
-    ancestor = process.parent
-    while ancestor is not None:
+    for ancestor in process.ancestors():
         if ancestor.data.get("subreaper") and ancestor.status is None:
             return ancestor
-        ancestor = ancestor.parent
     return None
 
 

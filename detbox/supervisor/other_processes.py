@@ -138,7 +138,7 @@ class OtherProcesses:
             child.counted = True
         if parent.pid == self.sup.main_pid and self.accounts[Reason.FIRST].open:
             parent.counted = True
-        if any(self._timer(each) is not None for each in _above(child) if each.counted):
+        if any(self._timer(each) is not None for each in child.ancestors() if each.counted):
             child.counted = True
 
     def armed(self, process: Process) -> None:
@@ -146,7 +146,7 @@ class OtherProcesses:
         if self._timer(process) is not None:
             process.data[_HAS_TIMER] = True
             for other in self.sup.m.processes.values():
-                if process in _above(other):
+                if process in other.ancestors():
                     other.counted = True
 
     def _watched(self, handler: Handler) -> Handler:
@@ -231,7 +231,7 @@ class OtherProcesses:
     def _candidates(self, task: Task, state: _State | None) -> Iterator[_Candidate]:
         process, scheduler, now = task.process, self.sup.m.scheduler, self.sup.m.clock.now
         for other, awaited in scheduler.awaited.items():
-            if other.process is not process and (self._heeded_by_all(awaited) or other.process in _above(process)):
+            if other.process is not process and (self._heeded_by_all(awaited) or other.process in process.ancestors()):
                 left = awaited.deadline - now if other.state is State.PARKED else 0
                 if not awaited.sleeps and GAVE_WAY not in task.data:
                     left = min(left, TURN_FIRST)  # what it waits for may be there
@@ -240,7 +240,7 @@ class OtherProcesses:
                 yield left, reason, PER_NS if awaited.sleeps else PER_NS_LIMIT
         if not process.counted:
             return
-        for each in _above(process):
+        for each in process.ancestors():
             due = self._timer(each) if each.counted and each.mm is not process.mm else None
             if due is not None:
                 yield due, Reason.LONG, PER_NS_LIMIT
@@ -255,7 +255,7 @@ class OtherProcesses:
         """When others that are ready have their turns."""
         process, times = task.process, task.data.get(GAVE_WAY, 0)
         scheduler, shell = self.sup.m.scheduler, process.data.get(BACKGROUND)
-        limited = [each for each in _above(process) if _HAS_TIMER in each.data]
+        limited = [each for each in process.ancestors() if _HAS_TIMER in each.data]
         first = process.pid == self.sup.main_pid and self.accounts[Reason.FIRST].open
         if not (times or shell or limited or first):
             return
@@ -317,13 +317,6 @@ class OtherProcesses:
             self.sup.m.scheduler.heed_nobody()
 
 
-def _above(process: Process) -> Iterator[Process]:
-    above = process.parent
-    while above is not None:
-        yield above
-        above = above.parent
-
-
 def _foreground(process: Process, shell: Process) -> bool:
     """Whether a process is what a shell has started other than as a background job."""
-    return process.data.get(BACKGROUND) is not shell and shell in _above(process)
+    return process.data.get(BACKGROUND) is not shell and shell in process.ancestors()

@@ -95,7 +95,7 @@ class Overdue:
         """Nanoseconds to the first signal of a timer of an ancestor that waits; None if there is none."""
         left = [
             due[0]
-            for process in _above(task.process)
+            for process in task.process.ancestors()
             if process.mm is not task.process.mm and (due := timers.next_signal(process)) is not None
         ]
         return min(left, default=None)
@@ -145,12 +145,3 @@ class Overdue:
         if found is None or not found.name:
             return f"{rip:#x}"
         return f"{rip:#x} ({os.fsdecode(found.name)}+{rip - found.start + found.offset:#x})"
-
-
-def _above(process: Process) -> list[Process]:
-    found = []
-    ancestor = process.parent
-    while ancestor is not None:
-        found.append(ancestor)
-        ancestor = ancestor.parent
-    return found

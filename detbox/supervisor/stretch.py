@@ -43,3 +43,8 @@ class Stretch:
     idle: bool = False
     most: int = NO_LIMIT
     per_ns: int = PER_NS
+
+    @property
+    def for_other_processes(self) -> bool:
+        """Whether it is counted for the sake of other processes, or would be."""
+        return self.reason is not None or self.idle

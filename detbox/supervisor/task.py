@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +83,13 @@ class Process:
     def ppid(self) -> int:
         """PID of the parent as the guest sees it; orphans belong to PID 1."""
         return self.parent.pid if self.parent is not None else 1
+
+    def ancestors(self) -> Iterator[Process]:
+        """The processes above it, its parent first."""
+        ancestor = self.parent
+        while ancestor is not None:
+            yield ancestor
+            ancestor = ancestor.parent
 
     def __repr__(self) -> str:
         return f"<process {self.pid} {self.comm!r} {self.lineage}>"
