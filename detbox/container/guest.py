@@ -85,8 +85,7 @@ def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
     machine.listener = _take_listener(launcher, cell)
     _native.sync_wake_up(machine.listener)
     first_process(sup, launcher)
-    if sup.image.cpuid_faulting:
-        _native.arm_cpuid_faulting()
+    _native.trap_like_guest(sup.image.cpuid_faulting)
     ready = time.perf_counter()
     try:
         status = sup.run()
