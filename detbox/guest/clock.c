@@ -10,6 +10,8 @@
  *
  * The rules are those of machine/clock.py: a look costs `cost`, and one that would pass `limit` is
  * left to the supervisor, as are all clocks that are not simply the monotonic time plus a constant.
+ * CPU time is that for as long as the thread runs.  If another one has run in the middle of a look at it,
+ * the page has another difference then, and the supervisor is asked.
  */
 #include <stdint.h>
 #include <sys/syscall.h>
@@ -29,11 +31,14 @@ struct guest_clock {
 	int64_t cost;  /* of a look */
 	int64_t wall;  /* what the time of day is ahead of the monotonic time */
 	int64_t boot;  /* what the time stamp counter is behind it */
+	int64_t cpu[2]; /* what the process's and the thread's CPU time are ahead of it */
+	int64_t work;  /* from when on a look at CPU time costs what any look does */
 };
 
-/* Clocks by number, as bits: those that show the time of day, and those that count from boot. */
+/* Clocks by number, as bits: those that show the time of day, count from boot, or show CPU time. */
 #define WALL_CLOCKS (1U << CLOCK_REALTIME | 1U << CLOCK_REALTIME_COARSE | 1U << CLOCK_TAI)
 #define BOOT_CLOCKS (1U << CLOCK_MONOTONIC | 1U << CLOCK_MONOTONIC_RAW | 1U << CLOCK_MONOTONIC_COARSE | 1U << CLOCK_BOOTTIME)
+#define CPU_CLOCKS (1U << CLOCK_PROCESS_CPUTIME_ID | 1U << CLOCK_THREAD_CPUTIME_ID)
 
 GUEST_INLINE long guest_call(long number, long a, void *b)
 {
@@ -42,24 +47,39 @@ GUEST_INLINE long guest_call(long number, long a, void *b)
 	return result;
 }
 
-/* The monotonic time after one look, or -1 if the supervisor has to be asked. */
-GUEST_INLINE int64_t guest_look(volatile struct guest_clock **page)
+GUEST_INLINE volatile struct guest_clock *guest_page(void)
 {
 	uintptr_t here;
 	__asm__("lea 0(%%rip), %0" : "=r"(here));
-	volatile struct guest_clock *p = (volatile struct guest_clock *)((here & ~(GUEST_PAGE - 1)) - GUEST_PAGE);
-	*page = p;
+	return (volatile struct guest_clock *)((here & ~(GUEST_PAGE - 1)) - GUEST_PAGE);
+}
+
+/* The monotonic time after one look, or -1 if the supervisor has to be asked. */
+GUEST_INLINE int64_t guest_look(volatile struct guest_clock *p)
+{
 	int64_t cost = p->cost, now = cost;
 	if (p->now + cost > p->limit) return -1;
 	__asm__ volatile("xaddq %0, %1" : "+r"(now), "+m"(p->now));
 	return now + cost;
 }
 
+/* CPU time after one look, or -1 if the supervisor has to be asked. */
+GUEST_INLINE int64_t guest_look_at_work(int thread)
+{
+	volatile struct guest_clock *page = guest_page();
+	int64_t ahead = page->cpu[thread];
+	if (page->now < page->work) return -1;
+	int64_t now = guest_look(page);
+	return now < 0 || page->cpu[thread] != ahead ? -1 : now + ahead;
+}
+
 GUEST int detbox_guest_gettime(int clock, struct timespec *time)
 {
-	volatile struct guest_clock *page;
+	volatile struct guest_clock *page = guest_page();
 	unsigned bit = (unsigned)clock < 32 ? 1U << clock : 0;
-	int64_t now = bit & (WALL_CLOCKS | BOOT_CLOCKS) ? guest_look(&page) : -1;
+	int64_t now = -1;
+	if (bit & (WALL_CLOCKS | BOOT_CLOCKS)) now = guest_look(page);
+	else if (bit & CPU_CLOCKS) now = guest_look_at_work(clock == CLOCK_THREAD_CPUTIME_ID);
 	if (now < 0) return (int)guest_call(SYS_clock_gettime, clock, time);
 	if (bit & WALL_CLOCKS) now += page->wall;
 	time->tv_sec = (int64_t)((uint64_t)now / SECOND);
@@ -69,8 +89,8 @@ GUEST int detbox_guest_gettime(int clock, struct timespec *time)
 
 GUEST int detbox_guest_timeofday(struct timeval *time, struct timezone *zone)
 {
-	volatile struct guest_clock *page;
-	int64_t now = guest_look(&page);
+	volatile struct guest_clock *page = guest_page();
+	int64_t now = guest_look(page);
 	if (now < 0) return (int)guest_call(SYS_gettimeofday, (long)time, zone);
 	now += page->wall;
 	if (time) {
@@ -83,8 +103,8 @@ GUEST int detbox_guest_timeofday(struct timeval *time, struct timezone *zone)
 
 GUEST time_t detbox_guest_time(time_t *time)
 {
-	volatile struct guest_clock *page;
-	int64_t now = guest_look(&page);
+	volatile struct guest_clock *page = guest_page();
+	int64_t now = guest_look(page);
 	if (now < 0) return guest_call(SYS_time, (long)time, 0);
 	time_t seconds = (time_t)((uint64_t)(now + page->wall) / SECOND);
 	if (time) *time = seconds;

@@ -2,8 +2,9 @@
 
 A look is what `machine.clock` says that it is, wherever it is made: it costs the same, and the supervisor accounts
 for it when it next hears of the thread.  One thread runs at a time, so the page is that thread's: before it
-goes on, the page gets the time, what a look costs, and the latest time that the thread may see without asking.  That is
-where the next timer expires, or where the thread will have looked so often in a row that its looks get dearer.
+goes on, the page gets the time, its CPU time, what a look costs, and the latest time that the thread may see without
+asking.  That is where the next timer expires, or where the thread will have looked so often in a row that its looks
+get dearer.
 
 Most threads never look at a clock, and pay nothing for this: a thread's first look is a call, and the page is
 prepared for it until it has made a number of other calls without a look.
@@ -17,11 +18,11 @@ from typing import TYPE_CHECKING
 
 from detbox.cpu.stub import Call, Result
 from detbox.guest import vdso
-from detbox.guest.vdso import BOOT, COST, LIMIT, NOW, PAGE, WALL
+from detbox.guest.vdso import BOOT, COST, LIMIT, NOW, PAGE, PROCESS, THREAD, WALL, WORK
 from detbox.handlers.mapping import OWN_MAPPING
 from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
-from detbox.machine.clock import BOOT_NS, CALL_NS, LOOK_NS, WATCHING, alike, price
+from detbox.machine.clock import BOOT_NS, CALL_NS, LOOK_NS, WATCHING, WORK_LOOKS, alike, price
 
 if TYPE_CHECKING:
     from detbox.machine.clock import Clock, CpuTime, Timers
@@ -89,6 +90,10 @@ class GuestClock:
                 if time.timers is not None:
                     limit = _before(time.timers, now - time.ns, limit)
                 time = time.parent
+            page[THREAD] = cpu.ns - now
+            page[PROCESS] = (cpu.parent or cpu).ns - now
+            # The same look is left to a call whenever this is asked.
+            page[WORK] = now + max(WORK_LOOKS - cpu.looks, 0) * cost
         else:
             limit = _NEVER
         self._cpu = cpu

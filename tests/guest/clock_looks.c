@@ -3,6 +3,8 @@
 
 /* Fewer than make detbox measure what the program does between them. */
 enum { LOOKS = 15 };
+/* So many in a row that most of those at CPU time need no call. */
+enum { CPU_LOOKS = 60 };
 
 static int64_t by_call(void) { return called_clock_ns(CLOCK_MONOTONIC); }
 static int64_t by_itself(void) { return clock_ns(CLOCK_MONOTONIC); }
@@ -30,6 +32,49 @@ static void same_costs(void)
     for (int i = 0; i < 30; i++) by_itself();
     note("30 looks take %lld, and of the processor %lld\n", (long long)(by_itself() - start),
          (long long)(clock_ns(CLOCK_THREAD_CPUTIME_ID) - cpu));
+}
+
+/* CPU time advances as the time does, whoever answers a look at it. */
+static void same_cpu_time(clockid_t clock)
+{
+    begin_anew();
+    int64_t start = by_itself(), first = clock_ns(clock), last = first;
+    for (int i = 0; i < CPU_LOOKS; i++) {
+        CHECK((i % 3 ? by_itself() : by_call()) > start);
+        int64_t now = i % 2 ? clock_ns(clock) : called_clock_ns(clock);
+        CHECK(now > last);
+        last = now;
+    }
+    /* But for what a look costs, which is what is computed in between once that has been measured. */
+    int64_t took = by_itself() - start, used = clock_ns(clock) - first;
+    CHECK(took > 2 * MS && llabs(took - used) < 300000);
+    note("%d looks take %lld, and of clock %d %lld\n", CPU_LOOKS, (long long)took, (int)clock, (long long)used);
+}
+
+static atomic_int stop;
+
+static void *computes(void *unused)
+{
+    (void)unused;
+    while (!stop) CHECK(clock_ns(CLOCK_MONOTONIC) > 0);
+    return NULL;
+}
+
+/* What other threads use is not the thread's own, but the process's. */
+static void other_threads(void)
+{
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, computes, NULL) == 0);
+    int64_t own = 0, all = 0;
+    for (int i = 0; i < 2000; i++) {
+        int64_t now_own = clock_ns(CLOCK_THREAD_CPUTIME_ID), now_all = clock_ns(CLOCK_PROCESS_CPUTIME_ID);
+        CHECK(now_own > own && now_all > all && now_all >= now_own);
+        own = now_own, all = now_all;
+        if (i % 100 == 0) sched_yield();
+    }
+    stop = 1;
+    CHECK(pthread_join(thread, NULL) == 0);
+    note("of %lld the thread used %lld\n", (long long)all, (long long)own);
 }
 
 static atomic_int awake;
@@ -112,6 +157,9 @@ static void hidden(void)
 int main(void)
 {
     same_costs();
+    same_cpu_time(CLOCK_THREAD_CPUTIME_ID);
+    same_cpu_time(CLOCK_PROCESS_CPUTIME_ID);
+    other_threads();
     others();
     processes();
     hidden();

@@ -105,16 +105,19 @@ static void signals(void)
     int status;
     pid_t middle = fork();
     if (middle == 0) {
-        CHECK(setpgid(0, 0) == 0);
+        int prepared[2];
+        char byte = 0;
+        CHECK(setpgid(0, 0) == 0 && pipe(prepared) == 0);
         pid_t root = getpid(), equal = fork();
         if (equal == 0) {
             CHECK(setresuid(0, 0, 1) == 0);
             signal(SIGUSR1, SIG_IGN);
+            CHECK(write(prepared[1], &byte, 1) == 1);
             for (;;) pause();
         }
         pid_t child = fork();
         if (child == 0) {
-            sleep_ms(1);
+            CHECK(read(prepared[0], &byte, 1) == 1);
             refused(root, equal);
             kill(0, SIGKILL);
         }

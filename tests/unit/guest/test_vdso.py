@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from detbox.guest import vdso
-from detbox.guest.vdso import COST, LIMIT, NOW, PAGE, WALL
+from detbox.guest.vdso import COST, LIMIT, NOW, PAGE, PROCESS, THREAD, WALL, WORK
 from detbox.kernel import _native
 
-MONOTONIC, REALTIME, THREAD_CPU = 1, 0, 3
+REALTIME, MONOTONIC, PROCESS_CPU, THREAD_CPU = range(4)
 NAMES = ("__vdso_clock_gettime", "__vdso_gettimeofday", "__vdso_time")
 
 
@@ -65,10 +65,24 @@ def test_clocks(mapped: Mapped) -> None:
     assert mapped.clock(REALTIME) == (0, 1005, 11)
     assert mapped.clock(11) == (0, 1005, 22)  # TAI
     now = mapped.page[NOW]
-    for number in (THREAD_CPU, 2):
-        assert mapped.clock(number)[0] == 0
     assert mapped.clock(77)[0] == -22
     assert mapped.page[NOW] == now
+
+
+def test_cpu_time(mapped: Mapped) -> None:
+    start = mapped.page[NOW]
+    mapped.page[PROCESS], mapped.page[THREAD] = -2_000_000_000, -4_000_000_000
+    mapped.page[WORK] = start + 1
+    for number in (PROCESS_CPU, THREAD_CPU):  # not yet
+        used = time.clock_gettime_ns(number)
+        result, seconds, rest = mapped.clock(number)
+        assert result == 0 and used < seconds * 10**9 + rest < used + 10**9  # the kernel was asked
+    assert mapped.page[NOW] == start
+    mapped.page[WORK] = start
+    assert mapped.clock(PROCESS_CPU) == (0, 3, 11)
+    assert mapped.clock(THREAD_CPU) == (0, 1, 22)
+    mapped.page[LIMIT] = mapped.page[NOW]
+    assert mapped.clock(PROCESS_CPU)[:2] != (0, 3)
 
 
 def test_time_of_day(mapped: Mapped) -> None:

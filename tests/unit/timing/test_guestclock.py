@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from detbox.guest.vdso import COST, LIMIT, NOW
-from detbox.machine.clock import BOOT_NS, CALL_NS, FIRST_MEASURE, LOOK_NS, WATCHING, WINDOW, Clock, CpuTime
+from detbox.guest.vdso import COST, LIMIT, NOW, PROCESS, THREAD, WORK
+from detbox.machine.clock import BOOT_NS, CALL_NS, FIRST_MEASURE, LOOK_NS, WATCHING, WINDOW, WORK_LOOKS, Clock, CpuTime
 from detbox.supervisor.guestclock import GuestClock
 
 LOOK = CALL_NS + LOOK_NS
@@ -69,6 +69,25 @@ def test_some_looks_are_calls(guest: Guest) -> None:
     assert guest.looks(3) == 3
     guest.shared.grant(cpu, True)
     assert guest.looks(9999) == FIRST_MEASURE - 1 - 3
+
+
+def test_cpu_time_is_shown_from_the_same_look_on(guest: Guest) -> None:
+    """However often the thread has been stopped meanwhile."""
+    cpu = watcher()
+    cpu.measure_at = 1000
+    cpu.ns = 5_000
+    assert cpu.parent is not None
+    cpu.parent.ns = 70_000
+    guest.shared.grant(cpu, True)
+    shown = []
+    for look in range(30):
+        if look in (11, 20, 21):
+            guest.shared.grant(cpu, True)
+        shown.append(guest.page[NOW] >= guest.page[WORK])
+        assert guest.looks(1) == 1
+        assert guest.page[NOW] + guest.page[THREAD] == 5_000 + (look + 1) * LOOK
+        assert guest.page[NOW] + guest.page[PROCESS] == 70_000 + (look + 1) * LOOK
+    assert shown == [look >= WORK_LOOKS for look in range(30)]
 
 
 def test_a_deadline_is_met_by_a_call(guest: Guest) -> None:
