@@ -21,6 +21,7 @@ class Gauge:
     ``budget``: instructions that are counted of one stretch.  ``counting``: whether the thread is in a stretch now.
     ``first``: copies that its program had at the beginning; ``made``: that it may have at the end; ``steps``: that it
     may still make.  ``former``: what was known before.  ``row``: looks of the row that is measured as a whole, or 0.
+    ``following``: each stretch is counted, and the thread stays in its copies.
     """
 
     budget: int
@@ -32,6 +33,7 @@ class Gauge:
     stretches: int = 0
     total: int = 0
     row: int = 0
+    following: bool = False
 
     def may_go_on(self, made: int, left: int) -> bool:
         """Whether the measurement is still worth it, with so many copies made, and so much of its budget left."""

@@ -10,6 +10,10 @@ a few looks (machine.clock.Rows).  When there have been several of the same leng
 measured: from its first look to its last, time passes as it is counted.  Work that grows goes on being measured; if it
 stays as it is, the rows after it cost what it does, and if it is little, they are left alone for longer and longer.
 
+Who looks at its CPU time again and again by a call (``times``, ``getrusage``) measures work, and between many short
+stretches there may be a long one: Perl's Benchmark waits for a tick, works, and looks once more.  So it is *followed*:
+as long as it does nothing else it stays in its copies, each stretch is counted, and what was counted passes.
+
 A stretch begins behind a look and is counted up to the next call, or for a number of instructions: both are places in
 the guest's own code.  What is counted depends on the guest alone, and so do the limits here.
 """
@@ -28,9 +32,11 @@ from detbox.supervisor import signals
 from detbox.supervisor.gauge import GAUGE, STEPS, Gauge
 
 if TYPE_CHECKING:
+    from detbox.decision import Decision
     from detbox.supervisor.copying import Copying
-    from detbox.supervisor.loop import Supervisor
-    from detbox.supervisor.task import Process, Task
+    from detbox.supervisor.loop import Handler, Supervisor
+    from detbox.supervisor.machine import Machine
+    from detbox.supervisor.task import Args, Process, Task
 
 #: How many instructions stand for a nanosecond: other ones than in stretches that are counted throughout (stretch.py).
 PER_NS = 16
@@ -67,6 +73,13 @@ MUCH, MOST_GROWTH = 200_000, 64
 AT_ONCE, MOST_AT_ONCE = 240, 1_280
 
 
+#: Who has made so many looks, and makes one by such a call, is followed.
+WORKED, _WORK_CALLS = 20, ("times", "getrusage")
+#: What that may take, as above.
+ALLOWED_FOLLOWED, EARNED_FOLLOWED = 100_000, 20
+#: How many instructions stand for a nanosecond then (about what they take), and how many of one program are counted,
+#: with so many for each call.
+FOLLOWED_PER_NS, FOLLOWED, FOLLOWED_CALL = 4, 1 << 36, 10_000
 #: Looks with fewer than two arguments.
 _ARGUMENTS = {NUMBERS["times"]: 1, NUMBERS["time"]: 1, NUMBERS["sched_yield"]: 0}
 
@@ -80,24 +93,34 @@ def _place(task: Task) -> Hashable:
 class _Program:
     """What is known of one program: the time that was spent on it, in us, and (ns, measurements) by place.
 
-    ``rows``: what was spent on rows.  ``strays``: places that were found between others.
+    ``rows``: what was spent on rows.  ``strays``: places that were found between others.  ``work_looks``: those
+    of which the next ones may be followed; ``followed``: instructions; ``follow_spent``: what was spent on that.
     """
 
     spent: int = 0
     rows: int = 0
     known: dict[Hashable, tuple[int, int]] = field(default_factory=dict)
     strays: set[Hashable] = field(default_factory=set)
+    work_looks: int = 0
+    followed: int = 0
+    follow_spent: int = 0
 
 
 class Gauging:
     """The measurements of one run."""
 
-    def __init__(self, sup: Supervisor, copying: Copying) -> None:
+    def __init__(self, sup: Supervisor, copying: Copying, counted: Callable[[Task], bool]) -> None:
+        """``counted``: whether a thread's instructions are counted anyway."""
         self.sup = sup
         self.copying = copying
+        self._counted = counted
         self._programs: dict[object, _Program] = {}  # by address space
         sup.exec_hooks.append(lambda m, task: self._begins(task))
         sup.exit_hooks.append(lambda m, process: self._ends(process))
+        for number in map(NUMBERS.__getitem__, _WORK_CALLS):
+            handler = sup.table[number]
+            if handler is not None:
+                sup.table[number] = self._watched(handler)
 
     def _begins(self, task: Task) -> None:
         task.cpu.looked = 0
@@ -121,6 +144,35 @@ class Gauging:
         """Instructions that a thread stopped behind its look is to be followed for; 0 if it is not."""
         gauge: Gauge | None = task.data.get(GAUGE)
         return gauge.budget if gauge is not None and gauge.counting else 0
+
+    @staticmethod
+    def followed(task: Task) -> int:
+        """Instructions that a thread may make in its copies behind the call that it has made there; 0: not followed."""
+        gauge: Gauge | None = task.data.get(GAUGE)
+        return gauge.budget if gauge is not None and gauge.following else 0
+
+    def _watched(self, handler: Handler) -> Handler:
+        def look(m: Machine, task: Task, arguments: Args) -> Decision:
+            decision = handler(m, task, arguments)
+            program = self._program(task)
+            program.work_looks += 1
+            if GAUGE not in task.data and program.work_looks > WORKED and self._may_follow(task):
+                self._follow(task)
+            return decision
+
+        return look
+
+    def _may_follow(self, task: Task) -> bool:
+        program = self._program(task)
+        allowed = ALLOWED_FOLLOWED + EARNED_FOLLOWED * program.work_looks - program.follow_spent
+        return allowed >= TOO_LITTLE and max(program.spent, program.followed) < FOLLOWED and not self._counted(task)
+
+    def _follow(self, task: Task) -> None:
+        """A thread's look at CPU time is about to be answered: it stops behind it, and is followed."""
+        made = self.copying.made(task)
+        task.data[GAUGE] = Gauge(LEAST, None, made, made + ROW_COPIES, counting=True, stretches=1, following=True)
+        task.cpu.work_ns, task.cpu.measure_at = 0, NEVER
+        _native.ptrace_request(signals.PTRACE_INTERRUPT, task.tid, 0, 0)
 
     # -- begin -------------------------------------------------------------------------
 
@@ -232,6 +284,9 @@ class Gauging:
     def on_call(self, task: Task, looking: bool) -> None:
         """A thread with a measurement has made a call."""
         gauge: Gauge = task.data[GAUGE]
+        if gauge.following:
+            self._on_followed(task, gauge, looking)
+            return
         if gauge.counting:
             gauge.counting = False
             self._count(task, gauge, gauge.budget - self.copying.left(task) - CALL_WEIGHT)
@@ -248,6 +303,21 @@ class Gauging:
                 self._missed(task.cpu.rows)
             self._close(task)
 
+    def _on_followed(self, task: Task, gauge: Gauge, looking: bool) -> None:
+        """A thread that is followed has made a call: its next stretch is counted, too, if this was a look."""
+        self._count(task, gauge, gauge.budget - self.copying.left(task) - CALL_WEIGHT)
+        self._program(task).followed += FOLLOWED_CALL
+        if looking and self._program(task).followed < FOLLOWED and self.copying.in_call(task):
+            gauge.budget = LEAST
+        else:
+            self.unfollow(task)
+
+    def unfollow(self, task: Task) -> None:
+        """A thread is not followed any more."""
+        task.cpu.work_ns = None
+        task.cpu.measure_at = task.cpu.looks + FIRST_MEASURE
+        self._close(task)
+
     def reached(self, task: Task) -> None:
         """What was to be counted of a stretch has been: more is, or else the next look costs as much."""
         gauge: Gauge = task.data[GAUGE]
@@ -255,12 +325,14 @@ class Gauging:
         self._count(task, gauge, counted)
         gauge.budget = min(GROWTH * counted, MOST)
         gauge.made, gauge.steps = self.copying.made(task) + MOST_AT_ONCE, STEPS
-        if counted < LONG:
+        if counted < LONG or gauge.following and self._program(task).followed < FOLLOWED:
             self._others_first(task, lambda: self.sup.proceed(task))
             return
         gauge.counting = False
         task.cpu.work_ns = counted // PER_NS
-        if not gauge.row:
+        if gauge.following:
+            self.unfollow(task)
+        elif not gauge.row:
             gauge.former = task.cpu.work_ns
             task.cpu.measure_at = task.cpu.looks + 1
             gauge.stretches = gauge.total = 0
@@ -275,6 +347,9 @@ class Gauging:
             task.cpu.work_ns = gauge.former
             self._close(task)
             self._later(task)
+        elif gauge.following:
+            self._count(task, gauge, gauge.budget - left)
+            self.unfollow(task)
         elif gauge.row:
             # More of this code is known when the next row begins.
             self._count(task, gauge, gauge.budget - left)
@@ -284,7 +359,7 @@ class Gauging:
         else:
             self._count(task, gauge, gauge.budget - left)
             self._known(task, gauge, max(gauge.total // (gauge.stretches + 1) // PER_NS, gauge.former or 0))
-        if gauge.steps > 0 and not gauge.row and self._allowed(task) >= TOO_LITTLE:
+        if gauge.steps > 0 and not gauge.row and not gauge.following and self._allowed(task) >= TOO_LITTLE:
             # More of this code is known now.
             task.cpu.measure_at = task.cpu.looks + 1
         self._go_on(task)
@@ -311,7 +386,9 @@ class Gauging:
     def _count(self, task: Task, gauge: Gauge, instructions: int) -> None:
         instructions = max(instructions, 0)
         gauge.total += instructions
-        self.sup.m.clock.work(task.cpu, instructions // PER_NS)
+        if gauge.following:
+            self._program(task).followed += instructions
+        self.sup.m.clock.work(task.cpu, instructions // (FOLLOWED_PER_NS if gauge.following else PER_NS))
 
     def _known(self, task: Task, gauge: Gauge, ns: int) -> None:
         cpu, known = task.cpu, self._program(task).known
@@ -349,7 +426,9 @@ class Gauging:
         program = self._program(task)
         spent = COPY_US * (self.copying.made(task) - gauge.first) + STRETCH_US * gauge.stretches
         spent += STEP_US * (STEPS - gauge.steps)
-        if gauge.row:
+        if gauge.following:
+            program.follow_spent += spent - gauge.total // PER_US
+        elif gauge.row:
             program.rows += spent - gauge.total // PER_US
         else:
             program.spent += spent

@@ -77,6 +77,27 @@ static void in_three(void)
     note("%ld turns, %lld and %lld\n", turns, (long long)(second - first), (long long)(third - second));
 }
 
+/* Waits for the next tick with short stretches between its looks, works, and looks once more: all in one row. */
+static int64_t from_a_tick(int64_t (*look)(void), long turns)
+{
+    int64_t before = look(), start;
+    for (long wait = 100; (start = look()) < before + SECOND / 100; wait += wait / 10) compute(wait);
+    compute(turns);
+    return look() - start;
+}
+
+static void ticks(int64_t (*look)(void))
+{
+    long turns = 1;
+    int64_t ns, sum = 0;
+    for (int i = 0; i < 25; i++) look(); /* which take long */
+    while ((ns = from_a_tick(look, turns)) < SECOND / 10) CHECK((turns *= 2) < 1l << 33);
+    for (int i = 0; i < 5; i++) sum += from_a_tick(look, 2 * turns);
+    CHECK(sum > 5 * SECOND / 10 && sum < 40 * SECOND / 10);
+    note("%ld turns take %lld, five times twice as many %lld\n", turns, (long long)ns, (long long)sum);
+    something_else();
+}
+
 /* Much and little by turns, and nothing. */
 static void changing(void)
 {
@@ -113,9 +134,18 @@ static void disturbed(void)
         CHECK((turns *= 2) < 1l << 33);
     } while (ns < SECOND / 20);
     note("%ld turns, %lld\n", turns, (long long)ns);
+    for (int i = 0; i < 30; i++) {
+        start = usage_ns();
+        if (i % 3) raise(SIGUSR1);
+        compute(500000);
+        if (i % 4) kill(getpid(), SIGUSR1);
+        CHECK(usage_ns() > start);
+    }
+    note("%d signals, %lld\n", (int)alarms, (long long)usage_ns());
     pid_t child = fork();
     if (child == 0) {
         grow(now_ns, 2, 1);
+        ticks(usage_ns);
         _exit(0);
     }
     int status;
@@ -129,6 +159,8 @@ int main(void)
     repeat(now_ns);
     repeat(usage_ns);
     in_three();
+    ticks(by_ticks);
+    ticks(usage_ns);
     changing();
     disturbed();
     return done();
