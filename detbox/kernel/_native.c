@@ -1,7 +1,7 @@
 /* Thin wrappers for kernel interfaces that Python's standard library lacks.
  *
  * Rules for code here: one kernel interface per function; no policy; no state
- * that outlives a call, except the SIGCHLD handler, `more_stops`, and what it takes
+ * that outlives a call, except what is known of events (events.c), and what it takes
  * longer to ask for again (`last_cstr`, `kept`); a failure raises OSError, unless the
  * comment of the function says that it returns -errno.
  */
@@ -172,119 +172,7 @@ static PyObject *read_cstr(PyObject *self, PyObject *const *a, Py_ssize_t n)
 
 /* ---- seccomp user notification ------------------------------------------ */
 
-static void on_sigchld(int s) { (void)s; }
-
-/* SIGCHLD does not queue: one of them may stand for several stops, so after a
- * stop has been taken, wait_event() looks for another before it sleeps. */
-static int more_stops;
-
-static PyObject *take_stop(void)
-{
-	int status;
-	pid_t tid = waitpid(-1, &status, WNOHANG | __WALL);
-	more_stops = tid > 0;
-	return tid > 0 ? Py_BuildValue("ii", tid, status) : NULL;
-}
-
-/* The signal mask while something is waited for: a stop is told by SIGCHLD. */
-static sigset_t open_mask;
-
-/* Prepares this process for wait_event(): SIGCHLD stays blocked except while
- * wait_event() sleeps, so that no stop of a tracee can be missed. */
-static PyObject *prepare_events(PyObject *self, PyObject *args)
-{
-	struct sigaction sa;
-	memset(&sa, 0, sizeof sa);
-	sa.sa_handler = on_sigchld;
-	sigset_t s;
-	sigemptyset(&s);
-	sigaddset(&s, SIGCHLD);
-	if (sigaction(SIGCHLD, &sa, NULL) || sigprocmask(SIG_BLOCK, &s, &open_mask)) return fail();
-	sigdelset(&open_mask, SIGCHLD);
-	Py_RETURN_NONE;
-}
-
-static PyObject *receive(int listener)
-{
-	struct seccomp_notif q;
-	memset(&q, 0, sizeof q);
-	if (ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, &q)) {
-		if (errno == ENOENT || errno == EINTR) Py_RETURN_NONE; /* the thread was killed meanwhile */
-		return fail();
-	}
-	PyObject *args = PyTuple_New(6);
-	if (!args) return NULL;
-	for (int i = 0; i < 6; i++) PyTuple_SET_ITEM(args, i, PyLong_FromUnsignedLongLong(q.data.args[i]));
-	PyObject *out = PyTuple_New(5);
-	if (!out) { Py_DECREF(args); return NULL; }
-	PyTuple_SET_ITEM(out, 0, PyLong_FromUnsignedLongLong(q.id));
-	PyTuple_SET_ITEM(out, 1, PyLong_FromLong((long)q.pid));
-	PyTuple_SET_ITEM(out, 2, PyLong_FromLong(q.data.nr));
-	PyTuple_SET_ITEM(out, 3, args);
-	PyTuple_SET_ITEM(out, 4, PyLong_FromUnsignedLongLong(q.data.instruction_pointer));
-	return out;
-}
-
-/* wait_event(listener, control, timeout_ms) -> what happened next:
- *   (id, tid, nr, args, ip)  a notification
- *   (tid, status)            a ptrace stop or an exit of a child
- *   True                     control has input or was closed
- *   False                    the listener has no more users
- *   None                     the time is over */
-static PyObject *wait_event(PyObject *self, PyObject *const *a, Py_ssize_t n)
-{
-	if (n != 3) { PyErr_SetString(PyExc_TypeError, "wait_event(listener, control, timeout_ms)"); return NULL; }
-	forget_cstr();
-	int listener = (int)PyLong_AsLong(a[0]), control = (int)PyLong_AsLong(a[1]);
-	long ms = PyLong_AsLong(a[2]);
-	if (PyErr_Occurred()) return NULL;
-	struct timespec ts = {ms / 1000, ms % 1000 * 1000000};
-	for (;;) {
-		PyObject *stop;
-		if (more_stops && ((stop = take_stop()) || PyErr_Occurred())) return stop;
-		struct pollfd p[2] = {{listener, POLLIN, 0}, {control, POLLIN, 0}};
-		int r;
-		Py_BEGIN_ALLOW_THREADS
-		r = ppoll(p, control >= 0 ? 2 : 1, ms >= 0 ? &ts : NULL, &open_mask);
-		Py_END_ALLOW_THREADS
-		int err = errno;
-		if (r < 0 && err == EINTR) {
-			if ((stop = take_stop()) || PyErr_Occurred() || PyErr_CheckSignals()) return stop;
-			continue;
-		}
-		if (r < 0) return fail_with(err);
-		if (r == 0) Py_RETURN_NONE;
-		if (p[0].revents & POLLIN) return receive(listener);
-		/* A stop is looked for before the hang-up is believed. */
-		if ((stop = take_stop()) || PyErr_Occurred()) return stop;
-		if (control >= 0 && p[1].revents) Py_RETURN_TRUE;
-		Py_RETURN_FALSE;
-	}
-}
-
-/* await_call(listener, tid, timeout_ms) -> what comes next of one thread: a notification, as wait_event()
- * has it, or the wait status of a stop.  None if the time is over. */
-static PyObject *await_call(PyObject *self, PyObject *const *a, Py_ssize_t n)
-{
-	if (n != 3) { PyErr_SetString(PyExc_TypeError, "await_call(listener, tid, timeout_ms)"); return NULL; }
-	forget_cstr();
-	int listener = (int)PyLong_AsLong(a[0]), tid = (int)PyLong_AsLong(a[1]), status;
-	long ms = PyLong_AsLong(a[2]);
-	if (PyErr_Occurred()) return NULL;
-	struct timespec ts = {ms / 1000, ms % 1000 * 1000000};
-	for (;;) {
-		struct pollfd p = {listener, POLLIN, 0};
-		int r = ppoll(&p, 1, &ts, &open_mask);
-		if (r < 0 && errno != EINTR) return fail();
-		if (r == 0) Py_RETURN_NONE;
-		if (r > 0 && p.revents & POLLIN) return receive(listener);
-		/* This SIGCHLD may have been another thread's. */
-		more_stops = 1;
-		pid_t got = waitpid(tid, &status, WNOHANG | __WALL);
-		if (got < 0) return fail();
-		if (got > 0) return PyLong_FromLong(status);
-	}
-}
+#include "events.c"
 
 /* A stop of the supervisor (SIGSTOP, a debugger, the freezer of a suspended host) can end these requests
  * with EINTR before they have done anything (seccomp_notify_send() in kernel/seccomp.c). */
