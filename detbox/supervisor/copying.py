@@ -244,6 +244,13 @@ class Copying:
         self.rearm(task)
         self.sup.cont(task, 0)
 
+    def in_turn(self, task: Task, then: Callable[[], None]) -> None:
+        """Do what comes next of a stopped thread, after others if it has used its turn up."""
+        if self.sup.m.scheduler.used_up():
+            self.sup.m.scheduler.make_ready(task, then)
+        else:
+            then()
+
     def _go_on(self, task: Task, left: int) -> None:
         memory, data = _TaskMemory(task.tid), task.process.data
         copies = self._copies[task.process.mm]

@@ -19,6 +19,7 @@ from detbox.kernel.numbers import NUMBERS
 from detbox.machine.clock import WINDOW
 from detbox.supervisor import arming, signals
 from detbox.supervisor.copying import LEFT, Copying
+from detbox.supervisor.following import Following
 from detbox.supervisor.gauge import GAUGE
 from detbox.supervisor.gauging import Gauging
 from detbox.supervisor.giving_way import CLOSER, CLOSEST, LONGER, GivingWay
@@ -54,7 +55,8 @@ class Counting:
         self.copying = Copying(
             sup, self._reached, lambda task, left: self.gauging.give_up(task, left), self._too_dear
         )
-        self.gauging = Gauging(sup, self.copying, self._counts)
+        self.following = Following(sup, self.copying, self._counts)
+        self.gauging = Gauging(sup, self.copying, self.following)
         self.giving_way = GivingWay(sup, self.copying)
         self.others = OtherProcesses(sup, self.copying)
         arming.watch(sup, arming.TIMERS + arming.LIMITS, self._armed)
@@ -82,7 +84,7 @@ class Counting:
 
     def measures(self, task: Task) -> bool:
         """Whether a thread is counted up to its next look at a clock, which therefore has to be seen."""
-        return bool(task.data) and self.gauging.counting(task) and not self.gauging.followed(task)
+        return bool(task.data) and self.gauging.counting(task) and not self.following.left(task)
 
     def to_stop(self, task: Task) -> bool:
         """Whether a thread that runs in its own code has been asked to stop as soon as its call ends."""
@@ -129,10 +131,10 @@ class Counting:
     def before_return(self, task: Task) -> None:
         """A call is about to be answered: if the thread is to be counted, it goes on in a copy or stops at its end."""
         task.data.pop(LEFT, None)
-        if self.gauging.followed(task) and self._counts(task):
-            self.gauging.unfollow(task)
+        if self.following.left(task) and self._counts(task):
+            self.following.end(task)
         if self.copying.in_call(task):
-            if followed := self.gauging.followed(task):
+            if followed := self.following.left(task):
                 self.copying.before_return(task, followed)
             elif not self.gauging.counting(task):
                 self.copying.before_return(task, task.data[LEFT] if self._begin(task) else 0)

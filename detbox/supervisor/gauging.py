@@ -10,9 +10,7 @@ a few looks (machine.clock.Rows).  When there have been several of the same leng
 measured: from its first look to its last, time passes as it is counted.  Work that grows goes on being measured; if it
 stays as it is, the rows after it cost what it does, and if it is little, they are left alone for longer and longer.
 
-Who looks at its CPU time again and again by a call (``times``, ``getrusage``) measures work, and between many short
-stretches there may be a long one: Perl's Benchmark waits for a tick, works, and looks once more.  So it is *followed*:
-as long as it does nothing else it stays in its copies, each stretch is counted, and what was counted passes.
+Who looks at CPU time by calls is followed instead (following.py).
 
 A stretch begins behind a look and is counted up to the next call, or for a number of instructions: both are places in
 the guest's own code.  What is counted depends on the guest alone, and so do the limits here.
@@ -20,7 +18,7 @@ the guest's own code.  What is counted depends on the guest alone, and so do the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
 from detbox.counted.translate import CALL_WEIGHT
@@ -29,21 +27,18 @@ from detbox.kernel.numbers import NUMBERS
 from detbox.machine.clock import FIRST_MEASURE, NEVER, Rows
 from detbox.records import field, record
 from detbox.supervisor import signals
-from detbox.supervisor.gauge import GAUGE, STEPS, Gauge
+from detbox.supervisor.gauge import COPY_US, GAUGE, LEAST, MOST, MOST_AT_ONCE, PER_US, TOO_LITTLE, Gauge
 
 if TYPE_CHECKING:
-    from detbox.decision import Decision
     from detbox.supervisor.copying import Copying
-    from detbox.supervisor.loop import Handler, Supervisor
-    from detbox.supervisor.machine import Machine
-    from detbox.supervisor.task import Args, Process, Task
+    from detbox.supervisor.following import Following
+    from detbox.supervisor.loop import Supervisor
+    from detbox.supervisor.task import Process, Task
 
 #: How many instructions stand for a nanosecond: other ones than in stretches that are counted throughout (stretch.py).
 PER_NS = 16
 #: Stretches of one measurement: one in two may be the program's own account of the time.
 STRETCHES = 4
-#: Instructions of a stretch that are counted; so many times more if they were not enough.
-LEAST, MOST, GROWTH = 1_000_000, 16_000_000_000, 8
 #: Having counted so many, the rest of a stretch is not.
 LONG = 4_000_000_000
 #: A loop looks from the same places, by what the calls' arguments tell of the stack: no more than these, of so many
@@ -57,29 +52,19 @@ MANY = 1_000
 #: Looks between two measurements: so many, and a quarter of those that were made before; half of them where
 #: something is known from so many measurements.
 BETWEEN, ENOUGH = 4, 3
-#: What the measurements of one program may take, in us by the figures below: at first (with several threads its looks
-#: are many, and most of them a runtime's own), and for each look that it makes.
-ALLOWED, ALLOWED_THREADS, EARNED, TOO_LITTLE = 40_000, 15_000, 1, 2_000
-COPY_US, STRETCH_US, STEP_US = 14, 150, 20
-#: What the measurements of rows may take: at first, and so many us less for each instruction that was counted in them.
-ALLOWED_ROWS, PER_US = 25_000, 16_000
+#: What the measurements of one program may take, in us (gauge.py): at first (with several threads its looks are many,
+#: and most of them a runtime's own), and for each look that it makes.
+ALLOWED, ALLOWED_THREADS, EARNED = 40_000, 15_000, 1
+#: What the measurements of rows may take at first.
+ALLOWED_ROWS = 25_000
 #: Rows from one that begins with a call to the next (it may be another one now), and from one measurement to the next.
 NEAR, FAR = 15, 1023
 #: Copies that the measurement of one row may make.
 ROW_COPIES = 640
 #: In ns: work that is worth a measurement each time, as long as it grows; it may do so as often as that.
 MUCH, MOST_GROWTH = 200_000, 64
-#: Copies that one measurement may make: more and more with each look.
-AT_ONCE, MOST_AT_ONCE = 240, 1_280
-
-
-#: Who has made so many looks, and makes one by such a call, is followed.
-WORKED, _WORK_CALLS = 20, ("times", "getrusage")
-#: What that may take, as above.
-ALLOWED_FOLLOWED, EARNED_FOLLOWED = 100_000, 20
-#: How many instructions stand for a nanosecond then (about what they take), and how many of one program are counted,
-#: with so many for each call.
-FOLLOWED_PER_NS, FOLLOWED, FOLLOWED_CALL = 4, 1 << 36, 10_000
+#: Copies that one measurement may make: more and more with each look, up to MOST_AT_ONCE.
+AT_ONCE = 240
 #: Looks with fewer than two arguments.
 _ARGUMENTS = {NUMBERS["times"]: 1, NUMBERS["time"]: 1, NUMBERS["sched_yield"]: 0}
 
@@ -93,34 +78,25 @@ def _place(task: Task) -> Hashable:
 class _Program:
     """What is known of one program: the time that was spent on it, in us, and (ns, measurements) by place.
 
-    ``rows``: what was spent on rows.  ``strays``: places that were found between others.  ``work_looks``: those
-    of which the next ones may be followed; ``followed``: instructions; ``follow_spent``: what was spent on that.
+    ``rows``: what was spent on rows.  ``strays``: places that were found between others.
     """
 
     spent: int = 0
     rows: int = 0
     known: dict[Hashable, tuple[int, int]] = field(default_factory=dict)
     strays: set[Hashable] = field(default_factory=set)
-    work_looks: int = 0
-    followed: int = 0
-    follow_spent: int = 0
 
 
 class Gauging:
     """The measurements of one run."""
 
-    def __init__(self, sup: Supervisor, copying: Copying, counted: Callable[[Task], bool]) -> None:
-        """``counted``: whether a thread's instructions are counted anyway."""
+    def __init__(self, sup: Supervisor, copying: Copying, following: Following) -> None:
         self.sup = sup
         self.copying = copying
-        self._counted = counted
+        self.following = following
         self._programs: dict[object, _Program] = {}  # by address space
         sup.exec_hooks.append(lambda m, task: self._begins(task))
         sup.exit_hooks.append(lambda m, process: self._ends(process))
-        for number in map(NUMBERS.__getitem__, _WORK_CALLS):
-            handler = sup.table[number]
-            if handler is not None:
-                sup.table[number] = self._watched(handler)
 
     def _begins(self, task: Task) -> None:
         task.cpu.looked = 0
@@ -144,35 +120,6 @@ class Gauging:
         """Instructions that a thread stopped behind its look is to be followed for; 0 if it is not."""
         gauge: Gauge | None = task.data.get(GAUGE)
         return gauge.budget if gauge is not None and gauge.counting else 0
-
-    @staticmethod
-    def followed(task: Task) -> int:
-        """Instructions that a thread may make in its copies behind the call that it has made there; 0: not followed."""
-        gauge: Gauge | None = task.data.get(GAUGE)
-        return gauge.budget if gauge is not None and gauge.following else 0
-
-    def _watched(self, handler: Handler) -> Handler:
-        def look(m: Machine, task: Task, arguments: Args) -> Decision:
-            decision = handler(m, task, arguments)
-            program = self._program(task)
-            program.work_looks += 1
-            if GAUGE not in task.data and program.work_looks > WORKED and self._may_follow(task):
-                self._follow(task)
-            return decision
-
-        return look
-
-    def _may_follow(self, task: Task) -> bool:
-        program = self._program(task)
-        allowed = ALLOWED_FOLLOWED + EARNED_FOLLOWED * program.work_looks - program.follow_spent
-        return allowed >= TOO_LITTLE and max(program.spent, program.followed) < FOLLOWED and not self._counted(task)
-
-    def _follow(self, task: Task) -> None:
-        """A thread's look at CPU time is about to be answered: it stops behind it, and is followed."""
-        made = self.copying.made(task)
-        task.data[GAUGE] = Gauge(LEAST, None, made, made + ROW_COPIES, counting=True, stretches=1, following=True)
-        task.cpu.work_ns, task.cpu.measure_at = 0, NEVER
-        _native.ptrace_request(signals.PTRACE_INTERRUPT, task.tid, 0, 0)
 
     # -- begin -------------------------------------------------------------------------
 
@@ -285,7 +232,7 @@ class Gauging:
         """A thread with a measurement has made a call."""
         gauge: Gauge = task.data[GAUGE]
         if gauge.following:
-            self._on_followed(task, gauge, looking)
+            self.following.on_call(task, looking)
             return
         if gauge.counting:
             gauge.counting = False
@@ -303,36 +250,21 @@ class Gauging:
                 self._missed(task.cpu.rows)
             self._close(task)
 
-    def _on_followed(self, task: Task, gauge: Gauge, looking: bool) -> None:
-        """A thread that is followed has made a call: its next stretch is counted, too, if this was a look."""
-        self._count(task, gauge, gauge.budget - self.copying.left(task) - CALL_WEIGHT)
-        self._program(task).followed += FOLLOWED_CALL
-        if looking and self._program(task).followed < FOLLOWED and self.copying.in_call(task):
-            gauge.budget = LEAST
-        else:
-            self.unfollow(task)
-
-    def unfollow(self, task: Task) -> None:
-        """A thread is not followed any more."""
-        task.cpu.work_ns = None
-        task.cpu.measure_at = task.cpu.looks + FIRST_MEASURE
-        self._close(task)
-
     def reached(self, task: Task) -> None:
         """What was to be counted of a stretch has been: more is, or else the next look costs as much."""
         gauge: Gauge = task.data[GAUGE]
+        if gauge.following:
+            self.following.reached(task)
+            return
         counted = gauge.budget
         self._count(task, gauge, counted)
-        gauge.budget = min(GROWTH * counted, MOST)
-        gauge.made, gauge.steps = self.copying.made(task) + MOST_AT_ONCE, STEPS
-        if counted < LONG or gauge.following and self._program(task).followed < FOLLOWED:
-            self._others_first(task, lambda: self.sup.proceed(task))
+        gauge.extend(self.copying.made(task))
+        if counted < LONG:
+            self.copying.in_turn(task, lambda: self.sup.proceed(task))
             return
         gauge.counting = False
         task.cpu.work_ns = counted // PER_NS
-        if gauge.following:
-            self.unfollow(task)
-        elif not gauge.row:
+        if not gauge.row:
             gauge.former = task.cpu.work_ns
             task.cpu.measure_at = task.cpu.looks + 1
             gauge.stretches = gauge.total = 0
@@ -341,15 +273,15 @@ class Gauging:
     def give_up(self, task: Task, left: int) -> None:
         """To go on measuring a thread would take too long; it is stopped in its own code."""
         gauge: Gauge = task.data[GAUGE]
+        if gauge.following:
+            self.following.give_up(task, left)
+            return
         gauge.counting = False
         if gauge.steps <= 0:
             self._program(task).spent = NEVER
             task.cpu.work_ns = gauge.former
             self._close(task)
             self._later(task)
-        elif gauge.following:
-            self._count(task, gauge, gauge.budget - left)
-            self.unfollow(task)
         elif gauge.row:
             # More of this code is known when the next row begins.
             self._count(task, gauge, gauge.budget - left)
@@ -359,7 +291,7 @@ class Gauging:
         else:
             self._count(task, gauge, gauge.budget - left)
             self._known(task, gauge, max(gauge.total // (gauge.stretches + 1) // PER_NS, gauge.former or 0))
-        if gauge.steps > 0 and not gauge.row and not gauge.following and self._allowed(task) >= TOO_LITTLE:
+        if gauge.steps > 0 and not gauge.row and self._allowed(task) >= TOO_LITTLE:
             # More of this code is known now.
             task.cpu.measure_at = task.cpu.looks + 1
         self._go_on(task)
@@ -367,28 +299,22 @@ class Gauging:
     def cancel(self, task: Task) -> None:
         """A signal has stopped a thread that was measured."""
         gauge: Gauge = task.data[GAUGE]
-        task.cpu.work_ns = gauge.former
-        self._close(task)
-        self._later(task)
+        if gauge.following:
+            self.following.end(task)
+        else:
+            task.cpu.work_ns = gauge.former
+            self._close(task)
+            self._later(task)
         self.copying.rearm(task)
 
     def _go_on(self, task: Task) -> None:
         self.copying.rearm(task)
-        self._others_first(task, lambda: self.sup.cont(task, 0))
-
-    def _others_first(self, task: Task, then: Callable[[], None]) -> None:
-        scheduler = self.sup.m.scheduler
-        if scheduler.used_up():
-            scheduler.make_ready(task, then)
-        else:
-            then()
+        self.copying.in_turn(task, lambda: self.sup.cont(task, 0))
 
     def _count(self, task: Task, gauge: Gauge, instructions: int) -> None:
         instructions = max(instructions, 0)
         gauge.total += instructions
-        if gauge.following:
-            self._program(task).followed += instructions
-        self.sup.m.clock.work(task.cpu, instructions // (FOLLOWED_PER_NS if gauge.following else PER_NS))
+        self.sup.m.clock.work(task.cpu, instructions // PER_NS)
 
     def _known(self, task: Task, gauge: Gauge, ns: int) -> None:
         cpu, known = task.cpu, self._program(task).known
@@ -424,11 +350,8 @@ class Gauging:
     def _close(self, task: Task) -> None:
         gauge: Gauge = task.data.pop(GAUGE)
         program = self._program(task)
-        spent = COPY_US * (self.copying.made(task) - gauge.first) + STRETCH_US * gauge.stretches
-        spent += STEP_US * (STEPS - gauge.steps)
-        if gauge.following:
-            program.follow_spent += spent - gauge.total // PER_US
-        elif gauge.row:
+        spent = gauge.spent(self.copying.made(task))
+        if gauge.row:
             program.rows += spent - gauge.total // PER_US
         else:
             program.spent += spent

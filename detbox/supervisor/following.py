@@ -1,0 +1,148 @@
+"""Programs that look at their CPU time again and again by a call (``times``, ``getrusage``): they measure work.
+
+Between many short stretches there may be a long one: Perl's Benchmark waits for a tick, works, and looks once more.  So
+measuring some of them (gauging.py) is not enough.  Such a program is *followed*: from a look to its next other call it
+stays in its copies, each stretch is counted, and what was counted passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from detbox.counted.translate import CALL_WEIGHT
+from detbox.kernel import _native
+from detbox.kernel.numbers import NUMBERS
+from detbox.machine.clock import FIRST_MEASURE, NEVER
+from detbox.records import record
+from detbox.supervisor import signals
+from detbox.supervisor.gauge import GAUGE, LEAST, PER_US, TOO_LITTLE, Gauge
+
+if TYPE_CHECKING:
+    from detbox.decision import Decision
+    from detbox.supervisor.copying import Copying
+    from detbox.supervisor.loop import Handler, Supervisor
+    from detbox.supervisor.machine import Machine
+    from detbox.supervisor.task import Args, Process, Task
+
+_CALLS = ("times", "getrusage")
+#: Who has made so many such looks is followed.
+LOOKS = 20
+#: What may be spent on a program, in us (gauge.py): at first, and for each such look.
+ALLOWED, EARNED = 100_000, 20
+#: How many instructions stand for a nanosecond (about what they take).
+PER_NS = 4
+#: How many of a program are counted, and what a call stands for.
+MOST_COUNTED, CALL = 1 << 36, 10_000
+#: Copies that may be made from one look to the next call.
+COPIES = 640
+
+
+@record
+class _Program:
+    """How often a program has looked at CPU time, what was ``spent`` on it, in us, and instructions."""
+
+    looks: int = 0
+    spent: int = 0
+    counted: int = 0
+    unable: bool = False  # its code cannot be copied
+
+
+class Following:
+    """Who is followed in one run.  ``counted``: whether a thread's instructions are counted anyway."""
+
+    def __init__(self, sup: Supervisor, copying: Copying, counted: Callable[[Task], bool]) -> None:
+        self.sup = sup
+        self.copying = copying
+        self._counted = counted
+        self._programs: dict[object, _Program] = {}  # by address space
+        sup.exit_hooks.append(lambda m, process: self._ends(process))
+        for number in map(NUMBERS.__getitem__, _CALLS):
+            handler = sup.table[number]
+            if handler is not None:
+                sup.table[number] = self._watched(handler)
+
+    def _ends(self, process: Process) -> None:
+        if self._programs:
+            living = {other.mm for other in self.sup.m.processes.values() if other is not process}
+            self._programs = {mm: program for mm, program in self._programs.items() if mm in living}
+
+    def _program(self, task: Task) -> _Program:
+        return self._programs.setdefault(task.process.mm, _Program())
+
+    @staticmethod
+    def left(task: Task) -> int:
+        """Instructions that a thread may make in its copies behind the call that it has made there; 0: not followed."""
+        gauge: Gauge | None = task.data.get(GAUGE)
+        return gauge.budget if gauge is not None and gauge.following else 0
+
+    # -- begin -------------------------------------------------------------------------
+
+    def _watched(self, handler: Handler) -> Handler:
+        def look(m: Machine, task: Task, arguments: Args) -> Decision:
+            decision = handler(m, task, arguments)
+            program = self._program(task)
+            program.looks += 1
+            if program.looks > LOOKS and GAUGE not in task.data and self._allowed(program) and not self._counted(task):
+                self._begin(task)
+            return decision
+
+        return look
+
+    @staticmethod
+    def _allowed(program: _Program) -> bool:
+        allowed = ALLOWED + EARNED * program.looks - program.spent
+        return allowed >= TOO_LITTLE and program.counted < MOST_COUNTED and not program.unable
+
+    def _begin(self, task: Task) -> None:
+        """A thread's look is about to be answered: it stops behind it, and goes on in its copies."""
+        made = self.copying.made(task)
+        task.data[GAUGE] = Gauge(LEAST, None, made, made + COPIES, counting=True, stretches=1, following=True)
+        task.cpu.work_ns, task.cpu.measure_at = 0, NEVER
+        _native.ptrace_request(signals.PTRACE_INTERRUPT, task.tid, 0, 0)
+
+    # -- end ---------------------------------------------------------------------------
+
+    def on_call(self, task: Task, looking: bool) -> None:
+        """A thread that is followed has made a call: its next stretch is counted, too, if this was a look."""
+        gauge, program = task.data[GAUGE], self._program(task)
+        self._count(task, gauge.budget - self.copying.left(task) - CALL_WEIGHT)
+        program.counted += CALL
+        if looking and program.counted < MOST_COUNTED and self.copying.in_call(task):
+            gauge.budget = LEAST
+        else:
+            self.end(task)
+
+    def reached(self, task: Task) -> None:
+        """What was to be counted of a stretch has been: more is."""
+        gauge: Gauge = task.data[GAUGE]
+        self._count(task, gauge.budget)
+        gauge.extend(self.copying.made(task))
+        if self._program(task).counted < MOST_COUNTED:
+            self.copying.in_turn(task, lambda: self.sup.proceed(task))
+        else:
+            self._let_go(task)
+
+    def give_up(self, task: Task, left: int) -> None:
+        """To go on would take too long; the thread is stopped in its own code."""
+        gauge: Gauge = task.data[GAUGE]
+        self._count(task, gauge.budget - left)
+        self._program(task).unable |= gauge.steps <= 0
+        self._let_go(task)
+
+    def end(self, task: Task) -> None:
+        """A thread is not followed any more, until it looks again."""
+        gauge: Gauge = task.data.pop(GAUGE)
+        self._program(task).spent += gauge.spent(self.copying.made(task)) - gauge.total // PER_US
+        task.cpu.work_ns, task.cpu.measure_at = None, task.cpu.looks + FIRST_MEASURE
+
+    def _let_go(self, task: Task) -> None:
+        self.end(task)
+        self.copying.rearm(task)
+        self.copying.in_turn(task, lambda: self.sup.cont(task, 0))
+
+    def _count(self, task: Task, instructions: int) -> None:
+        gauge, program, instructions = task.data[GAUGE], self._program(task), max(instructions, 0)
+        gauge.total += instructions
+        program.counted += instructions
+        self.sup.m.clock.work(task.cpu, instructions // PER_NS)
