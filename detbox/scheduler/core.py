@@ -69,6 +69,7 @@ class Readiness(Protocol):
 
 
 _WAITED = "waited"  # in a process's data: how long it has waited for a time when it did so last
+_RESTS = "rests"  # in a process's data: a wait for more than a nap has come to its end since
 
 
 @record
@@ -76,7 +77,8 @@ class Awaited:
     """A wait for a time.
 
     ``length``: in ns.  ``sleeps``: it is for nothing else.  ``nap``: it is short, and not twice as long as the
-    process's last one, as with who waits for longer and longer until something is done.  ``first``: there was no last.
+    process's last one, as with who waits for longer and longer until something is done, nor what a longer one has
+    left: who rounds its timeout down waits a second time for the rest.  ``first``: there was no last.
     """
 
     deadline: int
@@ -155,7 +157,8 @@ class Scheduler:
         if length < FAR and (sleeps or (park.fds and task.process.children)):
             last = task.process.data.get(_WAITED, 0)
             grows = 3 * last <= 2 * length <= 8 * last if last else length <= NAP // 10
-            nap = length <= NAP and not grows
+            rest = "nap" not in park.extra and task.process.data.pop(_RESTS, False)
+            nap = length <= NAP and not grows and not rest
             self.awaited[task] = Awaited(park.deadline, length, sleeps, nap, first=not last)
             task.process.data[_WAITED] = length
 
@@ -182,6 +185,8 @@ class Scheduler:
                 self.awaited[task] = awaited
             if wake.kind == "deadline":
                 self._note_deadline(task, park)
+                if awaited is not None and awaited.length > NAP:
+                    task.process.data[_RESTS] = True
             queue = self.defer if "can wait" in park.extra else self.make_ready
             queue(task, lambda: self.resume(task, park, wake))
 

@@ -1,6 +1,7 @@
-"""Child processes that compute without a call until their parent's time limit: multiprocessing, subprocess."""
+"""Child processes that compute without a call until their parent's time limit: multiprocessing, subprocess, poll."""
 
 import multiprocessing
+import select
 import subprocess
 import sys
 import time
@@ -53,6 +54,22 @@ def programs() -> None:
         print(expired, expired.stdout)
 
 
+def rounded() -> None:
+    """A limit that is rounded down, and another wait for its rest, behind many short ones."""
+    child = subprocess.Popen([sys.executable, "-I", "-c", "import json, argparse"])
+    while child.poll() is None:
+        time.sleep(0.001)
+    child = subprocess.Popen([sys.executable, "-I", "-c", LOOP], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    poll = select.poll()
+    poll.register(child.stdout)
+    print("events", poll.poll(300), poll.poll(1))
+    child.kill()
+    print("status", child.wait())
+    child.stdout.close()
+
+
+rounded()
 processes()
 programs()
 print(time.monotonic_ns(), time.process_time_ns())

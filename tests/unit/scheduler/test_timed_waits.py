@@ -101,3 +101,14 @@ def test_who_waits_for_longer_and_longer_takes_no_naps() -> None:
         scheduler.park(task, Park(resumed, deadline=clock.now + ns))
         naps.append(scheduler.awaited[task].nap)
     assert naps == [False, False, True, True, False]
+
+
+def test_what_a_long_wait_has_left_is_no_nap() -> None:
+    """Go's runtime waits for its timers once more, for a millisecond; its monitor sleeps meanwhile."""
+    scheduler, clock, task = waiting(deadline=Clock(0).now + 20 * NAP)
+    naps = []
+    for ns, extra in ((NAP // 500, {"nap": True}), (NAP // 10, {}), (NAP // 10, {})):
+        scheduler.next()
+        scheduler.park(task, Park(resumed, deadline=clock.now + ns, extra=extra))
+        naps.append(scheduler.awaited[task].nap)
+    assert naps == [True, False, True]
