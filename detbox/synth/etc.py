@@ -24,7 +24,8 @@ FILES: dict[str, bytes | Symlink | None] = {
         b"passwd: files\ngroup: files\nshadow: files\ngshadow: files\nhosts: files dns\nnetworks: files\n"
         b"protocols: files\nservices: files\nethers: files\nrpc: files\nnetgroup: files\n"
     ),
-    "/etc/resolv.conf": b"# no name servers\n",
+    # Nobody listens there: a refusal at once.  Libraries that find no line at all fail before they ask (libevent's).
+    "/etc/resolv.conf": b"nameserver 127.0.0.1\n",
     "/etc/shadow-": None,
     "/etc/timezone": b"Etc/UTC\n",
     "/run/utmp": b"",
