@@ -15,6 +15,7 @@ from detbox.decision import CONTINUE, ContinueThen, Decision, Park, Wake
 from detbox.handlers import futex_exit, identity, paths
 from detbox.handlers.futex_core import Args, signed
 from detbox.handlers.stat import of_fd
+from detbox.kernel import siginfo
 from detbox.machine import usage
 from detbox.machine.limits import TASKS_AT_MOST
 
@@ -119,7 +120,7 @@ def wait4(m: Machine, t: Task, a: Args) -> Decision:
         return _group_of(child) == group
 
     wanted = options | WEXITED
-    return _wait(m, t, chosen, wanted, rusage, bool(options & WNOHANG))
+    return _wait(m, t, chosen, wanted, rusage, 0)
 
 
 def waitid(m: Machine, t: Task, a: Args) -> Decision:
@@ -144,7 +145,7 @@ def waitid(m: Machine, t: Task, a: Args) -> Decision:
         def chosen(child: Process) -> bool:
             return True
 
-    return _wait(m, t, chosen, options, rusage, bool(options & WNOHANG))
+    return _wait(m, t, chosen, options, rusage, a[2])
 
 
 def _group_of(child: Process) -> int:
@@ -165,15 +166,16 @@ def pidfd_target(m: Machine, t: Task, fd: int) -> int:
     return -1
 
 
-def _wait(m: Machine, t: Task, chosen, options: int, rusage: int, nohang: bool) -> Decision:  # type: ignore[no-untyped-def]
+def _wait(m: Machine, t: Task, chosen, options: int, rusage: int, info: int) -> Decision:  # type: ignore[no-untyped-def]
+    """``rusage``, ``info``: where the caller wants a struct rusage and a siginfo_t, or 0."""
     process = t.process
 
     def attempt(wake: Wake | None) -> Decision:
         m.forget_reaped(process)
         children = [c for c in process.children if _of_kind(c, options) and chosen(c)]
         changed = [c for c in children if _reportable(c, options)]
-        if changed or not children or nohang:
-            return _let_through(m, t, options, rusage, changed)
+        if changed or not children or options & WNOHANG:
+            return _let_through(m, t, options, rusage, info, changed)
         return Park(
             attempt, events=(("child", process.pid),), why="waits for a child process", extra={"can wait": True}
         )
@@ -196,9 +198,11 @@ def _reportable(child: Process, options: int) -> bool:
     return bool(options & WCONTINUED and child.data.get("continued"))
 
 
-def _let_through(m: Machine, t: Task, options: int, rusage: int, changed: list[Process]) -> Decision:
+def _let_through(m: Machine, t: Task, options: int, rusage: int, info: int, changed: list[Process]) -> Decision:
     jobs = [c for c in changed if c.status is None]
-    if not rusage and not jobs:
+    if info and not any(c.creds.ruid for c in changed):
+        info = 0  # the kernel's is right
+    if not rusage and not jobs and not info:
         return CONTINUE
 
     def look(task: Task, result: int) -> int | None:
@@ -210,6 +214,8 @@ def _let_through(m: Machine, t: Task, options: int, rusage: int, changed: list[P
             child.data.pop("continued", None)
         if rusage and child is not None:
             task.write(rusage, usage.rusage(child.cpu.ns + child.cpu.children_ns))
+        if info and child is not None:
+            task.write(info + siginfo.UID, child.creds.ruid.to_bytes(4, "little"))
         return None
 
     return ContinueThen(look)

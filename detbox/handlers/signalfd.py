@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import struct
 from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
 from detbox.decision import ContinueThen, Decision, Park
 from detbox.handlers.waiting import POLLIN, Segments, gather, nonblocking, own_fdinfo, scatter
+from detbox.kernel import siginfo
 from detbox.machine.files import Kind
 from detbox.machine.io import SIGNALS_SEEN, io_state
 
@@ -19,20 +19,17 @@ if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Task
 
-#: struct signalfd_siginfo: its size, and where ssi_utime and ssi_stime are.
-_RECORD = 128
-_TIMES = slice(56, 72)
 _SIGCHLD = 17
 # A member of a set in /proc/PID/fdinfo/FD (ep_show_fdinfo() in fs/eventpoll.c).
 _MEMBER = re.compile(r"tfd: *(\d+) events: *([0-9a-f]+) data: *([0-9a-f]+)")
 
 
 def read_signals(m: Machine, t: Task, fd: int, segments: Segments) -> Decision:
-    """Park until a signal of the set is pending; the CPU times of dead children are the host's, and go."""
+    """Park until a signal of the set is pending; what is told of it is what a handler would be told."""
     borrowed = t.process.files.borrow(t, fd)
     try:
         if nonblocking(borrowed) or ready(m, t, borrowed, POLLIN):
-            return ContinueThen(lambda task, result: _hide_times(task, segments, result))
+            return ContinueThen(lambda task, result: _repair(m, task, segments, result))
     finally:
         os.close(borrowed)
     return Park(
@@ -40,15 +37,21 @@ def read_signals(m: Machine, t: Task, fd: int, segments: Segments) -> Decision:
     )
 
 
-def _hide_times(t: Task, segments: Segments, result: int) -> None:
-    if result < _RECORD:
+def _repair(m: Machine, t: Task, segments: Segments, result: int) -> None:
+    if result < siginfo.RECORD:
         return
     t.process.data.pop(SIGNALS_SEEN, None)  # the same ones may come again
-    data = bytearray(gather(t, segments, 0, result))
-    for start in range(0, len(data) - _RECORD + 1, _RECORD):
-        if struct.unpack_from("<I", data, start)[0] == _SIGCHLD:
-            data[start + _TIMES.start : start + _TIMES.stop] = bytes(16)
-    scatter(t, segments, 0, bytes(data))
+    data = gather(t, segments, 0, result)
+    records = [data[start : start + siginfo.RECORD] for start in range(0, len(data), siginfo.RECORD)]
+    scatter(t, segments, 0, b"".join(_repaired(m, t, record) for record in records))
+
+
+def _repaired(m: Machine, t: Task, record: bytes) -> bytes:
+    info = siginfo.of_record(record)
+    signo, code = int.from_bytes(record[:4], "little"), siginfo.code_of(info)
+    if code > 0 and signo != _SIGCHLD:
+        return record  # a fault's, or the terminal's: the same everywhere
+    return siginfo.record_of(m.repaired_siginfo(t, signo, info))
 
 
 def events_of(t: Task) -> tuple[Hashable, ...]:

@@ -7,11 +7,18 @@ import struct
 SIZE = 128
 SI_USER, SI_KERNEL, SI_QUEUE, SI_TIMER, SI_TKILL = 0, 0x80, -1, -2, -6
 SEGV_MAPERR = 1
+UID = 20  # offset of si_uid
 
 _HEAD = struct.Struct("<iiii")  # signo, errno, code, padding
 _CHILD = struct.Struct("<iIi4xqq")  # pid, uid, status, utime, stime
 _USER = struct.Struct("<iIQ")  # pid, uid, value
 _TIMER = struct.Struct("<iiQ")  # timer id, overrun, value
+
+
+#: struct signalfd_siginfo (signalfd(2)): its size, and signo, errno, code, pid, uid, fd, timer, band, overrun, trap,
+#: status, integer, pointer, user and system time.
+RECORD = 128
+_SIGNALFD = struct.Struct("<IiiIIiiIiIiiQQQ")
 
 
 def code_of(info: bytes) -> int:
@@ -24,9 +31,9 @@ def fault_address(info: bytes) -> int:
     return int.from_bytes(info[16:24], "little")
 
 
-def without_times(info: bytes) -> bytes:
-    """A SIGCHLD siginfo whose CPU times (host dependent) are zero."""
-    pid, uid, status, _, _ = _CHILD.unpack_from(info, _HEAD.size)
+def child(info: bytes, uid: int) -> bytes:
+    """A SIGCHLD siginfo of a child that is this user's; its CPU times (host dependent) are zero."""
+    pid, _, status, _, _ = _CHILD.unpack_from(info, _HEAD.size)
     return info[:_HEAD.size] + _CHILD.pack(pid, uid, status, 0, 0).ljust(SIZE - _HEAD.size, b"\0")
 
 
@@ -55,3 +62,29 @@ def timer_of(info: bytes) -> tuple[int, int, int]:
     """``si_timerid``, ``si_overrun`` and ``si_value`` of a timer's signal."""
     ident, overrun, value = _TIMER.unpack_from(info, _HEAD.size)
     return ident, overrun, value
+
+
+def of_record(record: bytes) -> bytes:
+    """The siginfo of what a signal descriptor tells, as far as there are other fields than those of a fault."""
+    signo, _, code, pid, uid, _, ident, _, overrun, _, status, _, pointer, _, _ = _SIGNALFD.unpack_from(record)
+    if code == SI_TIMER:
+        return timer(signo, code, ident, overrun, pointer)
+    if code > 0:
+        return _HEAD.pack(signo, 0, code, 0) + _CHILD.pack(pid, uid, status, 0, 0).ljust(SIZE - _HEAD.size, b"\0")
+    return user(signo, code, pid, uid, pointer)
+
+
+def record_of(info: bytes) -> bytes:
+    """The other way round."""
+    signo, _, code, _ = _HEAD.unpack_from(info)
+    pid, uid, ident, overrun, status, pointer = 0, 0, 0, 0, 0, 0
+    if code == SI_TIMER:
+        ident, overrun, pointer = timer_of(info)
+    elif code > 0:
+        pid, uid, status, _, _ = _CHILD.unpack_from(info, _HEAD.size)
+    else:
+        pid, uid, pointer = _USER.unpack_from(info, _HEAD.size)
+    low = pointer & 0xFFFFFFFF
+    number = low - (1 << 32) if low >> 31 else low
+    fields = signo, 0, code, pid, uid, 0, ident, 0, overrun, 0, status, number, pointer, 0, 0
+    return _SIGNALFD.pack(*fields).ljust(RECORD, b"\0")

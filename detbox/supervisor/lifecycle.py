@@ -225,6 +225,8 @@ def _drain(sup: Supervisor, process: Process) -> None:
 def _process_exit(sup: Supervisor, process: Process, status: int) -> None:
     m = sup.m
     process.status = status if process.status is None else process.status
+    if process.creds.ruid:
+        m.former_users[process.pid] = process.creds.ruid
     release_vfork_parent(sup, process)
     if process.path == "1":
         sup.numbering.program_ends()

@@ -363,7 +363,7 @@ class Supervisor:
             if task.cpu.looks == looks or not self._turn_ends(task, self.proceed):
                 self.proceed(task)
             return
-        signals.repair(task, signo, info)
+        signals.repair(self.m, task, signo, info)
         if self.image.hot is not None:
             self.image.hot.before_signal(task)
         self.spinning.before_signal(task)

@@ -51,6 +51,8 @@ class Machine:
         self.futexes = FutexTable()
         self.tasks: dict[int, Task] = {}
         self.processes: dict[int, Process] = {}
+        #: Real user ids, other than root's, of processes that have ended.
+        self.former_users: dict[int, int] = {}
         self.listener = -1
         self.doubts: dict[str, int] = {}
         self.unknown_calls: dict[str, int] = {}
@@ -178,10 +180,9 @@ class Machine:
         """The names in a procfs or sysfs directory; see :func:`procview.synth_listing`."""
         return self._procview().synth_listing(self, task, path, names, dev)
 
-    @staticmethod
-    def repaired_siginfo(task: Task, signo: int, info: bytes) -> bytes:
+    def repaired_siginfo(self, task: Task, signo: int, info: bytes) -> bytes:
         """A siginfo without host-dependent values."""
-        return signals.repaired(task, signo, info) or info
+        return signals.repaired(self, task, signo, info) or info
 
     def need_loopback(self, task: Task) -> None:
         """Bring the loopback device up, the first time that the guest wants a socket."""

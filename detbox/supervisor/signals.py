@@ -216,14 +216,18 @@ def send(
     notice(m, process)
 
 
-def repaired(task: Task, signo: int, info: bytes) -> bytes | None:
+def repaired(m: Machine, task: Task, signo: int, info: bytes) -> bytes | None:
     """The siginfo of a signal that a thread takes, without what is host dependent, or None if nothing changes.
 
-    A timer's signal tells of the expirations that came while it was pending.
+    A timer's signal tells of the expirations that came while it was pending.  To the kernel every process is root's.
     """
     code = siginfo.code_of(info)
     if signo == signal.SIGCHLD and code > 0:
-        return siginfo.without_times(info)
+        return siginfo.child(info, _user(m, siginfo.sender_of(info)[0]))
+    if code in (siginfo.SI_USER, siginfo.SI_TKILL):
+        sender, uid = siginfo.sender_of(info)
+        user = _user(m, sender)
+        return None if user == uid else siginfo.user(signo, code, sender, user, siginfo.value_of(info))
     if code == siginfo.SI_TIMER:
         ident, _, value = siginfo.timer_of(info)
         if ident == ITIMER:
@@ -235,8 +239,14 @@ def repaired(task: Task, signo: int, info: bytes) -> bytes | None:
     return None
 
 
-def repair(task: Task, signo: int, info: bytes) -> None:
+def _user(m: Machine, pid: int) -> int:
+    """The real user id of a process that may have ended; 0 of one outside of the container."""
+    process = m.processes.get(pid)
+    return process.creds.ruid if process is not None else m.former_users.get(pid, 0)
+
+
+def repair(m: Machine, task: Task, signo: int, info: bytes) -> None:
     """Do so in a delivery stop."""
-    better = repaired(task, signo, info)
+    better = repaired(m, task, signo, info)
     if better is not None:
         _native.set_siginfo(task.tid, better)

@@ -2,6 +2,7 @@
 #include "guest.h"
 #include <sys/epoll.h>
 #include <sys/signalfd.h>
+#include <sys/time.h>
 
 static volatile int log_[64], logged;
 static siginfo_t last;
@@ -196,6 +197,100 @@ static void to_threads(void)
     CHECK(handled_by == getpid()); /* the main thread is preferred */
 }
 
+static void expire(int descriptor, int code, int overrun, int value)
+{
+    struct signalfd_siginfo info;
+    CHECK(read(descriptor, &info, sizeof info) == sizeof info && info.ssi_signo == SIGALRM);
+    CHECK(info.ssi_code == code && (int)info.ssi_overrun >= overrun && info.ssi_int == value && info.ssi_uid == 0);
+}
+
+/* What a descriptor tells of timers. */
+static void timers(void)
+{
+    sigset_t alarms = set_of(SIGALRM, SIGALRM), old;
+    sigprocmask(SIG_BLOCK, &alarms, &old);
+    int descriptor = signalfd(-1, &alarms, SFD_CLOEXEC);
+    struct itimerval once = {.it_value.tv_usec = 2000};
+    CHECK(setitimer(ITIMER_REAL, &once, NULL) == 0);
+    expire(descriptor, SI_KERNEL, 0, 0);
+    struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGALRM, .sigev_value.sival_int = -5};
+    struct itimerspec often = {{0, MS}, {0, MS}};
+    timer_t timer;
+    CHECK(timer_create(CLOCK_MONOTONIC, &event, &timer) == 0 && timer_settime(timer, 0, &often, NULL) == 0);
+    sleep_ms(20);
+    expire(descriptor, SI_TIMER, 5, -5);
+    CHECK(timer_delete(timer) == 0);
+    close(descriptor);
+    sigprocmask(SIG_SETMASK, &old, NULL);
+}
+
+enum { USER = 7, OTHER = 8 };
+
+/* A child that is USER's: it signals its parent in three ways. */
+static pid_t another_users(int to_stop)
+{
+    pid_t pid = fork();
+    if (pid) return pid;
+    pid_t parent = getppid();
+    CHECK(setresuid(USER, 0, OTHER) == 0);
+    CHECK(kill(parent, SIGUSR1) == 0);
+    CHECK(syscall(SYS_tgkill, parent, parent, SIGUSR2) == 0);
+    CHECK(sigqueue(parent, SIGRTMIN, (union sigval){.sival_int = 3}) == 0);
+    if (to_stop) raise(SIGSTOP);
+    _exit(9);
+}
+
+static void from(siginfo_t *info, int number, int code, pid_t pid)
+{
+    CHECK(info->si_signo == number && info->si_code == code && info->si_pid == pid && info->si_uid == USER);
+}
+
+/* Whose process has sent a signal, or has ended: the real user's. */
+static void users(void)
+{
+    if (geteuid()) return;
+    sigset_t all = set_of(1, SIGRTMIN), old;
+    siginfo_t info;
+    sigprocmask(SIG_BLOCK, &all, &old);
+    pid_t pid = another_users(0);
+    const int numbers[] = {SIGUSR1, SIGUSR2, SIGRTMIN, SIGCHLD}, codes[] = {SI_USER, SI_USER, SI_QUEUE, CLD_EXITED};
+    for (int i = 0; i < 4; i++) {
+        sigset_t one = set_of(numbers[i], numbers[i]);
+        CHECK(sigwaitinfo(&one, &info) == numbers[i]);
+        from(&info, numbers[i], codes[i], pid);
+    }
+    CHECK(info.si_status == 9);
+    CHECK(waitid(P_PID, pid, &info, WEXITED | WNOWAIT) == 0);
+    from(&info, SIGCHLD, CLD_EXITED, pid);
+    CHECK(waitid(P_ALL, 0, &info, WEXITED) == 0);
+    from(&info, SIGCHLD, CLD_EXITED, pid);
+
+    pid = another_users(1);
+    CHECK(waitid(P_PID, pid, &info, WSTOPPED) == 0 && info.si_status == SIGSTOP);
+    from(&info, SIGCHLD, CLD_STOPPED, pid);
+    int descriptor = signalfd(-1, &all, SFD_CLOEXEC);
+    struct signalfd_siginfo told[4];
+    CHECK(kill(pid, SIGKILL) == 0 && waitid(P_PID, pid, &info, WEXITED) == 0);
+    from(&info, SIGCHLD, CLD_KILLED, pid);
+    /* The sender is gone by now. */
+    CHECK(read(descriptor, told, sizeof told) == sizeof told);
+    for (int i = 0; i < 4; i++) CHECK(told[i].ssi_pid == (uint32_t)pid && told[i].ssi_uid == USER);
+    close(descriptor);
+
+    pid = another_users(0);
+    sigset_t some = set_of(SIGUSR2, SIGUSR2);
+    CHECK(waitid(P_PID, pid, &info, WEXITED) == 0 && sigwaitinfo(&some, &info) == SIGUSR2);
+    from(&info, SIGUSR2, SI_USER, pid); /* sigwaitinfo() says so of SI_TKILL, too */
+    catch_with(SIGUSR1, 0);
+    catch_with(SIGRTMIN, 0);
+    for (int i = 0; i < 2; i++) {
+        some = set_of(i ? SIGRTMIN : SIGUSR1, i ? SIGRTMIN : SIGUSR1);
+        sigprocmask(SIG_UNBLOCK, &some, NULL);
+        from(&last, i ? SIGRTMIN : SIGUSR1, i ? SI_QUEUE : SI_USER, pid);
+    }
+    sigprocmask(SIG_SETMASK, &old, NULL);
+}
+
 int main(void)
 {
     sigset_t none;
@@ -205,5 +300,7 @@ int main(void)
     stacks();
     suspend();
     to_threads();
+    timers();
+    users();
     return done();
 }
