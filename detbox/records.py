@@ -106,6 +106,11 @@ def as_dict(given: object) -> dict[str, Any]:
     return {name: getattr(given, name) for name in names(type(given))}
 
 
+_names: dict[type, tuple[str, ...]] = {}
+
+
 def names(cls: type) -> tuple[str, ...]:
     """The fields of a record class, those of its bases first."""
-    return tuple(name for base in reversed(cls.__mro__) for name in base.__dict__.get("__slots__", ()))
+    if cls not in _names:
+        _names[cls] = tuple(name for base in reversed(cls.__mro__) for name in base.__dict__.get("__slots__", ()))
+    return _names[cls]

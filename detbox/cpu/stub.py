@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 from functools import lru_cache
 
 from detbox.records import record
@@ -33,8 +32,9 @@ class Result:
 Call = tuple[int | Result, ...]
 
 
-def code(calls: Sequence[Call]) -> bytes:
-    """Machine code that makes ``calls`` (number and arguments each), in order."""
+@lru_cache(maxsize=64)
+def code(calls: tuple[Call, ...]) -> bytes:
+    """Machine code that makes ``calls`` (number and arguments each), in order: mostly the same for each program."""
     if len(calls) > len(RESULTS):
         raise ValueError(f"{len(calls)} calls, and registers for {len(RESULTS)} results")
     values, shape = [], []

@@ -63,7 +63,7 @@ def at_exec(
     regs, saved = registers.get(tid), registers.get(tid)
     mask = _native.get_sigmask(tid)
     place = regs.rip - regs.rip % _PAGE if code_at is None else code_at
-    code = stub.code(calls)
+    code = stub.code(tuple(calls))
     old = peek(tid, place, len(code))
     poke(tid, place, code)
     regs.rip = place
