@@ -31,8 +31,9 @@ TURN, GLANCE = 1_000_000, 50_000
 #: goes in and out with each call.
 LINGER, LINGER_NS = 64, 10_000_000
 #: What a process may spend, in us by the figures below: at first, for each call, and for each signal that it handles (a
-#: handler begins with a stop, which costs as much as a beginning).
-ALLOWED, EARNED, EARNED_BY_SIGNAL = 150_000, 5, 150
+#: handler begins with a stop, which costs as much as a beginning).  The reserve is for the sake of threads that wait
+#: for a time or are new: the ready ones would leave nothing for a limit of time that is set later on.
+ALLOWED, RESERVE, EARNED, EARNED_BY_SIGNAL = 150_000, 50_000, 5, 150
 COPY_US, BEGIN_US, CALL_US, STEP_US = 12, 150, 12, 30
 #: Instructions of a process that may be counted: they run at a third to nine tenths of their speed.  Of a stretch that
 #: others have waited for to its end, no more than :data:`WAITED` are taken: an endless loop takes as long natively.
@@ -93,7 +94,7 @@ class GivingWay:
 
     def _able(self, process: Process, account: _Account) -> bool:
         return (
-            account.spent < ALLOWED + EARNED * account.calls
+            account.spent < ALLOWED + RESERVE + EARNED * account.calls
             and account.counted < COUNTED
             and account.spins < SPINS
             and self.copying.stepped(process)[0] < FEW_STEPS
@@ -136,7 +137,10 @@ class GivingWay:
         left = min(process.timed.values()) - m.clock.now if process.timed else FAR
         counts = left < FAR or (account.for_ready < FOR_READY and _OWN_RUNTIME not in process.data)
         if left > TURN and m.scheduler.ready and counts:
-            ready = [GAVE_WAY in other.data for other in process.tasks.values() if other.state is State.READY]
+            others = [other for other in process.tasks.values() if other.state is State.READY]
+            if account.spent >= ALLOWED + EARNED * account.calls:
+                others = [other for other in others if other.nr < 0]
+            ready = [GAVE_WAY in other.data for other in others]
             times = task.data.get(GAVE_WAY, 0)
             if not all(ready):
                 return GLANCE if times else TURN, True

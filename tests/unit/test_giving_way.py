@@ -127,7 +127,8 @@ def test_the_budgets() -> None:
 
         return spend
 
-    assert not spent(copies(100)) and spent(copies(giving_way.ALLOWED))
+    most = giving_way.ALLOWED + giving_way.RESERVE
+    assert not spent(copies(100)) and spent(copies(most))
     assert not spent(lambda host, stretch: host.way.counted(host.task, stretch, giving_way.COUNTED // 2))
     assert spent(lambda host, stretch: host.way.counted(host.task, stretch, giving_way.COUNTED))
     long = Stretch(giving_way.COUNTED, 1, others=True)
@@ -144,9 +145,24 @@ def test_the_budgets() -> None:
 
         return spend
 
-    calls = giving_way.ALLOWED // giving_way.STEP_US
+    calls = most // giving_way.STEP_US
     assert not spent(steps(calls // 2, 0)) and spent(steps(calls, 0))
     assert not spent(steps(calls, calls)) and not spent(steps(0, calls))
+
+
+def test_the_last_of_the_budget_is_for_who_waits_for_a_time_or_is_new() -> None:
+    host = Host(3)
+    host.is_ready()
+    host.tasks[1].nr = 0
+    stretch = host.way.begin(host.task)
+    assert stretch is not None
+    host.copying.copies = giving_way.ALLOWED // giving_way.COPY_US + 1
+    host.way.counted(host.task, stretch, 1)
+    assert host.ns() is None
+    host.waits(5 * TURN, which=2)
+    assert host.ns() == 5 * TURN
+    host.tasks[1].nr = -1  # it has made no call
+    assert host.ns() == TURN
 
 
 def test_turns_for_those_that_are_ready_have_a_budget_of_their_own() -> None:
