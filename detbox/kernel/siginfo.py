@@ -18,7 +18,7 @@ _TIMER = struct.Struct("<iiQ")  # timer id, overrun, value
 #: struct signalfd_siginfo (signalfd(2)): its size, and signo, errno, code, pid, uid, fd, timer, band, overrun, trap,
 #: status, integer, pointer, user and system time.
 RECORD = 128
-_SIGNALFD = struct.Struct("<IiiIIiiIiIiiQQQ")
+_SIGNALFD = struct.Struct("<IiiiIiiIiIiiQQQ")
 
 
 def code_of(info: bytes) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from detbox.decision import Decision, Park, Wake
-from detbox.kernel import _native
+from detbox.kernel import _native, siginfo
 from detbox.machine.clock import Clock
 from detbox.machine.files import Kind, OpenFile, kind_of
 
@@ -103,6 +103,11 @@ class Machine:
         self.woken: list[object] = []
         self.signals: list[int] = []
         self.doubts: list[str] = []
+
+    @staticmethod
+    def repaired_siginfo(task: object, signo: int, info: bytes) -> bytes:
+        """Children are user 7's."""
+        return siginfo.child(info, 7) if siginfo.code_of(info) > 0 else info
 
     def _fill(self) -> None:
         self.fills += 1

@@ -71,6 +71,16 @@ def test_timer_is_recognised_after_dup_and_can_be_disarmed(world: Any) -> None:
     assert readwrite.read(m, t, args(fd, BASE, 8)) == -EAGAIN
 
 
+def record(
+    *, signo: int, code: int, pid: int, uid: int, status: int = 0, integer: int = 0, pointer: int = 0,
+    user: int = 0, system: int = 0,
+) -> bytes:  # fmt: skip
+    """struct signalfd_siginfo."""
+    fields = (signo, 0, code, pid, uid, 0, 0, 0, 0, 0, status, integer, pointer, user, system)
+    head = struct.pack("<IiiIIiIIIIiiQQQ", *fields)
+    return head.ljust(128, b"\0")
+
+
 def test_signal_descriptor_follows_the_guests_signals(world: Any) -> None:
     m, t = world
     mask = ctypes.c_uint64(1 << 9)
@@ -80,9 +90,11 @@ def test_signal_descriptor_follows_the_guests_signals(world: Any) -> None:
     m.pending = 1 << 9
     step = resume(parked, "event")
     assert isinstance(step, ContinueThen)
-    t.write(BASE, struct.pack("<I", 17) + b"\xff" * 124)
-    step.look(t, 128)
-    assert t.read(BASE + 50, 24) == b"\xff" * 6 + bytes(16) + b"\xff" * 2
+    told = {"signo": 17, "code": 1, "pid": 5, "uid": 0, "status": 3, "user": 123, "system": 456}
+    t.write(BASE, record(**told) + record(signo=17, code=-1, pid=6, uid=8, integer=-2, pointer=(1 << 64) - 2))
+    step.look(t, 256)
+    assert t.read(BASE, 128) == record(**told | {"uid": 7, "user": 0, "system": 0})
+    assert t.read(BASE + 128, 128) == record(signo=17, code=-1, pid=6, uid=8, integer=-2, pointer=(1 << 64) - 2)
 
 
 def test_rename_cookies_count_from_one(world: Any, tmp_path: Path) -> None:
