@@ -12,7 +12,7 @@ from collections.abc import Callable
 from errno import EAGAIN, EINVAL, ENOSYS
 from typing import TYPE_CHECKING
 
-from detbox.decision import ERESTARTNOHAND, ERESTARTSYS, Decision
+from detbox.decision import ERESTARTNOHAND, ERESTARTSYS, Decision, Park
 from detbox.handlers import futex_core as core
 from detbox.handlers import futex_pi
 from detbox.handlers.futex2 import futex_requeue, futex_wait, futex_waitv, futex_wake
@@ -31,7 +31,10 @@ def futex(m: Machine, t: Task, a: Args) -> Decision:
     command = a[1] & 0xFFFFFFFF & ~(core.PRIVATE_FLAG | core.CLOCK_REALTIME_FLAG)
     if command in (core.WAKE, core.WAKE_BITSET):
         bitset = MATCH_ANY if command == core.WAKE else a[5] & 0xFFFFFFFF
-        return core.wake(m, t, a[0], signed(a[2]), bitset, private=bool(a[1] & core.PRIVATE_FLAG))
+        woken = core.wake(m, t, a[0], signed(a[2]), bitset, private=bool(a[1] & core.PRIVATE_FLAG))
+        if woken > 0 and len(t.process.tasks) > 1 and m.lets_go_first(t):
+            return Park(lambda wake: woken, extra={"first": woken}, why="lets those go first that it has woken")
+        return woken
     if a[1] & core.CLOCK_REALTIME_FLAG and command not in core.WITH_REALTIME:
         return -ENOSYS
     operation = _OPERATIONS.get(command)

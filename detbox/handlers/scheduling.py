@@ -59,7 +59,7 @@ def _may_change(t: Task, other: Task, errno: int = EPERM) -> None:
 def sched_yield(m: Machine, t: Task, a: Args) -> Decision:
     """``sched_yield()``: go to the end of the run queue."""
     m.clock.look(t.cpu)
-    return Park(_done, extra={"yield": True}, why="yield")
+    return Park(_done, extra={"first": None}, why="yield")
 
 
 def _done(wake: Wake) -> Decision:

@@ -35,6 +35,8 @@ QUANTUM = 256
 #: Turns of others after which a thread that can wait is ready like any other.
 PATIENCE = 256
 #: Who has forked has at least so many calls left of its turn, once in each: mostly it begins to wait soon, and when the
+#: Turns of a thread for which another one stays behind it that has let it go first.
+LEADS = 256
 #: child runs, it can be seen for what.
 AFTER_FORK = 192
 # How far a turn's length may be from that: a power of two.
@@ -118,6 +120,34 @@ class Scheduler:
         task.exposed = True
         task.action = action
         self.ready.append(task)
+        if task.leads is not None:
+            self._lead(task)
+
+    def yield_to(self, task: Task, park: Park, action: Callable[[], None]) -> None:
+        """Queue a held task that lets others go first: all, or as many as were queued last, who come before the rest.
+
+        In the latter case it stays behind them for some of their turns, until they wait for something.  Its own turn
+        goes on then: who does that again and again is not always the next.
+        """
+        others = park.extra["first"]
+        first = [self.ready.pop() for _ in range(others or 0)]
+        self.make_ready(task, action)
+        if others is None:
+            return
+        for other in first:
+            other.leads = task, LEADS
+        self.ready.remove(task)
+        self.ready.extendleft((task, *first))
+        task.rest = task.quantum
+
+    def _lead(self, task: Task) -> None:
+        """Who has let a task go first stays behind it."""
+        assert task.leads is not None
+        (other, times), task.leads = task.leads, None
+        if times and other.state is State.READY and other in self.ready:
+            self.ready.remove(other)
+            self.ready.append(other)
+            task.leads = other, times - 1
 
     def defer(self, task: Task, action: Callable[[], None]) -> None:
         """Queue a held task that can wait until nobody else is ready."""
@@ -129,7 +159,7 @@ class Scheduler:
     def park(self, task: Task, park: Park) -> None:
         """Hold a task until a condition of ``park`` holds."""
         self._seq += 1
-        task.seq = self._seq
+        task.seq, task.leads = self._seq, None
         task.state = State.PARKED
         task.park = park
         self.parked[task] = None
@@ -262,7 +292,7 @@ class Scheduler:
             self.collect()
             if self.ready or self.deferred:
                 task = self.ready.popleft() if self.ready else self._deepest()
-                task.quantum, task.forked = turn_length(task.turns), False
+                task.quantum, task.forked, task.rest = task.rest or turn_length(task.turns), False, 0
                 task.process.timed.pop(task, None)
                 self.awaited.pop(task, None)
                 self.turns += 1

@@ -221,8 +221,8 @@ class Supervisor:
         elif decision is CONTINUE:
             self.finish_native(task)
         elif isinstance(decision, Park):
-            if decision.extra.get("yield"):
-                self.m.scheduler.make_ready(task, lambda: self.perform(task, 0))
+            if "first" in decision.extra:
+                self.m.scheduler.yield_to(task, decision, lambda: self.perform(task, decision.resume(Wake("event"))))
             else:
                 self.m.scheduler.park(task, decision)
                 if decision.extra.get("sigwait") or task.data.pop("signal_check", None):

@@ -104,6 +104,12 @@ class Machine:
         """Connect the loop."""
         self._sup = sup
 
+    def lets_go_first(self, task: Task) -> bool:
+        """Whether those that a thread has woken go first; see :mod:`detbox.supervisor.generated`."""
+        from detbox.supervisor.generated import lets_go_first
+
+        return lets_go_first(self, task)
+
     @property
     def nested(self) -> Nested:
         """The PID namespaces of the guest's own."""

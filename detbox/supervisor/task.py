@@ -99,8 +99,8 @@ class Task:
     """One guest thread."""
 
     __slots__ = (
-        "tid", "process", "lineage", "state", "action", "park", "notif", "nr", "args", "ip", "seq", "quantum", "forked",
-        "turns", "look", "restart", "data", "pace", "exposed", "native", "text_at", "text",
+        "tid", "process", "lineage", "state", "action", "park", "notif", "nr", "args", "ip", "seq", "quantum", "rest",
+        "leads", "forked", "turns", "look", "restart", "data", "pace", "exposed", "native", "text_at", "text",
         "cpu",
     )  # fmt: skip
 
@@ -118,6 +118,8 @@ class Task:
         self.ip = 0
         self.seq = 0  # order of parking
         self.quantum = 0
+        self.rest = 0  # of its turn, which others interrupt
+        self.leads: tuple[Task, int] | None = None  # who stays behind it, and for how many turns
         self.forked = False  # it has made a process in this turn, which was about to end
         self.turns = 0  # quanta used up
         self.look: Callable[[Task, int], int | None] | None = None

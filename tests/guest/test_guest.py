@@ -56,6 +56,7 @@ GUESTS = (
     Guest("giving_way_shared.c", flags=(*FLAGS, "-lm")),
     Guest("giving_way_signals.c"),
     Guest("guest_filter.c"),
+    Guest("generated_code.c"),
     Guest("identity.c", quick=True),
     Guest("inet_sockets.c"),
     Guest("inodes.c"),

@@ -37,6 +37,7 @@ class FakeProcess:
         self.memory = memory
         self.mm = id(memory)
         self.pid = 2
+        self.tasks: dict[int, Any] = {}
 
 
 class FakeTask:

@@ -1,0 +1,58 @@
+"""Processes that execute code which they have generated: a just-in-time compiler's.
+
+Generated code cannot be counted, so that its thread is never made to give way; and those that it wakes do things for
+it: they compile what is executed often.  HotSpot's compiler would get nowhere while a loop without a call is
+interpreted: such a loop took ten times as long, or never ended if another thread was to end it.  So who wakes others
+lets them go first.  Not always: where all is compiled at once there is much more to compile, since the thresholds fall
+with the length of the compiler's queue (`javac` takes twice as long).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from detbox.kernel.mappings import mappings
+from detbox.machine.constants import COPIES
+from detbox.records import record
+from detbox.supervisor.image import OWN_MEMORY
+
+if TYPE_CHECKING:
+    from detbox.supervisor.machine import Machine
+    from detbox.supervisor.task import Task
+
+_KEY = "generated code"  # in a process's data
+#: How often those that were woken go first: at first, and of so many times once.
+ALLOWED, ONE_IN = 256, 16
+
+
+@record
+class _Known:
+    """Of the address space ``mm``: how often somebody has ``woken`` others, and has let them go ``first``; and whether
+    there is memory for code that is in no file."""
+
+    mm: object
+    woken: int = 0
+    first: int = 0
+    generates: bool = False
+
+
+def lets_go_first(m: Machine, task: Task) -> bool:
+    """Whether those that a thread has woken go first.
+
+    To look for generated code takes as long as some calls do, so that is done for the 1st, 2nd, 4th, 8th … time.
+    """
+    data, mm = task.process.data, task.process.mm
+    known: _Known | None = data.get(_KEY)
+    if known is None or known.mm is not mm:
+        known = data[_KEY] = _Known(mm)
+    known.woken += 1
+    if not known.generates and known.woken & (known.woken - 1) == 0:
+        own = (COPIES, data.get(OWN_MEMORY, (0, 0)))
+        known.generates = any(
+            each.perms[2:3] == b"x" and not each.ino and not each.name and not any(a <= each.start < b for a, b in own)
+            for each in mappings(m.proc_fd, task.tid)
+        )
+    if not known.generates or known.first >= ALLOWED + known.woken // ONE_IN:
+        return False
+    known.first += 1
+    return True
