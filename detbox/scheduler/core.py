@@ -130,7 +130,8 @@ class Scheduler:
         goes on then: who does that again and again is not always the next.
         """
         others = park.extra["first"]
-        first = [self.ready.pop() for _ in range(others or 0)]
+        # Who is stopped is not queued when it is woken.
+        first = [self.ready.pop() for _ in range(min(others or 0, len(self.ready)))]
         self.make_ready(task, action)
         if others is None:
             return
