@@ -26,6 +26,10 @@ def code_of(info: bytes) -> int:
     return int(_HEAD.unpack_from(info)[2])
 
 
+def _info(signo: int, code: int, fields: bytes) -> bytes:
+    return (_HEAD.pack(signo, 0, code, 0) + fields).ljust(SIZE, b"\0")
+
+
 def fault_address(info: bytes) -> int:
     """``si_addr`` of a fault."""
     return int.from_bytes(info[16:24], "little")
@@ -34,17 +38,17 @@ def fault_address(info: bytes) -> int:
 def child(info: bytes, uid: int) -> bytes:
     """A SIGCHLD siginfo of a child that is this user's; its CPU times (host dependent) are zero."""
     pid, _, status, _, _ = _CHILD.unpack_from(info, _HEAD.size)
-    return info[:_HEAD.size] + _CHILD.pack(pid, uid, status, 0, 0).ljust(SIZE - _HEAD.size, b"\0")
+    return _info(_HEAD.unpack_from(info)[0], code_of(info), _CHILD.pack(pid, uid, status, 0, 0))
 
 
 def timer(signo: int, code: int, timerid: int, overrun: int, value: int) -> bytes:
     """The siginfo of a timer's expiration."""
-    return _HEAD.pack(signo, 0, code, 0) + _TIMER.pack(timerid, overrun, value).ljust(SIZE - _HEAD.size, b"\0")
+    return _info(signo, code, _TIMER.pack(timerid, overrun, value))
 
 
 def user(signo: int, code: int, pid: int, uid: int, value: int) -> bytes:
     """The siginfo of a signal that a process sent."""
-    return _HEAD.pack(signo, 0, code, 0) + _USER.pack(pid, uid, value).ljust(SIZE - _HEAD.size, b"\0")
+    return _info(signo, code, _USER.pack(pid, uid, value))
 
 
 def sender_of(info: bytes) -> tuple[int, int]:
@@ -70,7 +74,7 @@ def of_record(record: bytes) -> bytes:
     if code == SI_TIMER:
         return timer(signo, code, ident, overrun, pointer)
     if code > 0:
-        return _HEAD.pack(signo, 0, code, 0) + _CHILD.pack(pid, uid, status, 0, 0).ljust(SIZE - _HEAD.size, b"\0")
+        return _info(signo, code, _CHILD.pack(pid, uid, status, 0, 0))
     return user(signo, code, pid, uid, pointer)
 
 

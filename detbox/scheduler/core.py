@@ -123,7 +123,7 @@ class Scheduler:
         if task.leads is not None:
             self._lead(task)
 
-    def yield_to(self, task: Task, park: Park, action: Callable[[], None]) -> None:
+    def yield_to(self, task: Task, park: Park) -> None:
         """Queue a held task that lets others go first: all, or as many as were queued last, who come before the rest.
 
         In the latter case it stays behind them for some of their turns, until they wait for something.  Its own turn
@@ -132,7 +132,7 @@ class Scheduler:
         others = park.extra["first"]
         # Who is stopped is not queued when it is woken.
         first = [self.ready.pop() for _ in range(min(others or 0, len(self.ready)))]
-        self.make_ready(task, action)
+        self.make_ready(task, lambda: self.resume(task, park, Wake("event")))
         if others is None:
             return
         for other in first:

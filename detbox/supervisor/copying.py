@@ -251,6 +251,11 @@ class Copying:
         else:
             then()
 
+    def let_go_in_turn(self, task: Task) -> None:
+        """Let a stopped thread go on in its own code, uncounted, after others if it has used its turn up."""
+        self.rearm(task)
+        self.in_turn(task, lambda: self.sup.cont(task, 0))
+
     def _go_on(self, task: Task, left: int) -> None:
         memory, data = _TaskMemory(task.tid), task.process.data
         copies = self._copies[task.process.mm]

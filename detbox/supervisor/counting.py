@@ -53,10 +53,10 @@ class Counting:
     def __init__(self, sup: Supervisor) -> None:
         self.sup = sup
         self.copying = Copying(
-            sup, self._reached, lambda task, left: self.gauging.give_up(task, left), self._too_dear
+            sup, self._reached, lambda task, left: self._measurer(task).give_up(task, left), self._too_dear
         )
         self.following = Following(sup, self.copying, self._counts)
-        self.gauging = Gauging(sup, self.copying, self.following)
+        self.gauging = Gauging(sup, self.copying)
         self.giving_way = GivingWay(sup, self.copying)
         self.others = OtherProcesses(sup, self.copying)
         arming.watch(sup, arming.TIMERS + arming.LIMITS, self._armed)
@@ -115,7 +115,7 @@ class Counting:
         """A thread has made a call: what it has computed since the one before takes time, if that was counted."""
         data = task.data
         if GAUGE in data:
-            self.gauging.on_call(task, looking)
+            self._measurer(task).on_call(task, looking)
         data.pop(GAVE_WAY, None)
         stretch: Stretch | None = data.pop(STRETCH, None)
         if stretch is not None and self.copying.in_call(task):
@@ -124,6 +124,10 @@ class Counting:
                 self.sup.m.clock.work(task.cpu, used // stretch.per_ns)
             if stretch.others:
                 self._account(stretch).counted(task, stretch, used)
+
+    def _measurer(self, task: Task) -> Gauging | Following:
+        """Whose the measurement of a thread is."""
+        return self.following if self.following.left(task) else self.gauging
 
     def _account(self, stretch: Stretch) -> GivingWay | OtherProcesses:
         return self.others if stretch.for_other_processes else self.giving_way
@@ -181,7 +185,7 @@ class Counting:
         task.data.pop(LEFT, None)
         stretch: Stretch | None = task.data.pop(STRETCH, None)
         if self.gauging.counting(task):
-            self.gauging.reached(task)
+            self._measurer(task).reached(task)
             return
         if stretch is not None and stretch.others:
             self._give_way(task, stretch)
@@ -256,7 +260,7 @@ class Counting:
         self.copying.surface(task)
         if self.gauging.counting(task):
             task.data.pop(LEFT, None)
-            self.gauging.cancel(task)
+            self._measurer(task).cancel(task)
 
     def _again(self, task: Task) -> None:
         """Go on after an expiration; while others have to react to it, they are given turns."""

@@ -17,25 +17,25 @@ from detbox.machine.clock import FIRST_MEASURE, NEVER
 from detbox.records import record
 from detbox.supervisor import signals
 from detbox.supervisor.gauge import GAUGE, LEAST, PER_US, TOO_LITTLE, Gauge
+from detbox.supervisor.stretch import PER_NS
 
 if TYPE_CHECKING:
     from detbox.decision import Decision
     from detbox.supervisor.copying import Copying
     from detbox.supervisor.loop import Handler, Supervisor
     from detbox.supervisor.machine import Machine
-    from detbox.supervisor.task import Args, Process, Task
+    from detbox.supervisor.task import Args, Task
 
 _CALLS = ("times", "getrusage")
 #: Who has made so many such looks is followed.
 LOOKS = 20
 #: What may be spent on a program, in us (gauge.py): at first, and for each such look.
 ALLOWED, EARNED = 100_000, 20
-#: How many instructions stand for a nanosecond (about what they take).
-PER_NS = 4
 #: How many of a program are counted, and what a call stands for.
 MOST_COUNTED, CALL = 1 << 36, 10_000
 #: Copies that may be made from one look to the next call.
 COPIES = 640
+_PROGRAM = "followed program"  # in an address space's data
 
 
 @record
@@ -55,20 +55,15 @@ class Following:
         self.sup = sup
         self.copying = copying
         self._counted = counted
-        self._programs: dict[object, _Program] = {}  # by address space
-        sup.exit_hooks.append(lambda m, process: self._ends(process))
         for number in map(NUMBERS.__getitem__, _CALLS):
             handler = sup.table[number]
             if handler is not None:
                 sup.table[number] = self._watched(handler)
 
-    def _ends(self, process: Process) -> None:
-        if self._programs:
-            living = {other.mm for other in self.sup.m.processes.values() if other is not process}
-            self._programs = {mm: program for mm, program in self._programs.items() if mm in living}
-
-    def _program(self, task: Task) -> _Program:
-        return self._programs.setdefault(task.process.mm, _Program())
+    @staticmethod
+    def _program(task: Task) -> _Program:
+        program: _Program = task.process.mm.data.setdefault(_PROGRAM, _Program())
+        return program
 
     @staticmethod
     def left(task: Task) -> int:
@@ -121,25 +116,27 @@ class Following:
         if self._program(task).counted < MOST_COUNTED:
             self.copying.in_turn(task, lambda: self.sup.proceed(task))
         else:
-            self._let_go(task)
+            self.end(task)
+            self.copying.let_go_in_turn(task)
 
     def give_up(self, task: Task, left: int) -> None:
         """To go on would take too long; the thread is stopped in its own code."""
         gauge: Gauge = task.data[GAUGE]
         self._count(task, gauge.budget - left)
         self._program(task).unable |= gauge.steps <= 0
-        self._let_go(task)
+        self.end(task)
+        self.copying.let_go_in_turn(task)
+
+    def cancel(self, task: Task) -> None:
+        """A signal has stopped a thread that is followed."""
+        self.end(task)
+        self.copying.rearm(task)
 
     def end(self, task: Task) -> None:
         """A thread is not followed any more, until it looks again."""
         gauge: Gauge = task.data.pop(GAUGE)
         self._program(task).spent += gauge.spent(self.copying.made(task)) - gauge.total // PER_US
         task.cpu.work_ns, task.cpu.measure_at = None, task.cpu.looks + FIRST_MEASURE
-
-    def _let_go(self, task: Task) -> None:
-        self.end(task)
-        self.copying.rearm(task)
-        self.copying.in_turn(task, lambda: self.sup.cont(task, 0))
 
     def _count(self, task: Task, instructions: int) -> None:
         gauge, program, instructions = task.data[GAUGE], self._program(task), max(instructions, 0)

@@ -31,9 +31,8 @@ from detbox.supervisor.gauge import COPY_US, GAUGE, LEAST, MOST, MOST_AT_ONCE, P
 
 if TYPE_CHECKING:
     from detbox.supervisor.copying import Copying
-    from detbox.supervisor.following import Following
     from detbox.supervisor.loop import Supervisor
-    from detbox.supervisor.task import Process, Task
+    from detbox.supervisor.task import Task
 
 #: How many instructions stand for a nanosecond: other ones than in stretches that are counted throughout (stretch.py).
 PER_NS = 16
@@ -65,6 +64,7 @@ ROW_COPIES = 640
 MUCH, MOST_GROWTH = 200_000, 64
 #: Copies that one measurement may make: more and more with each look, up to MOST_AT_ONCE.
 AT_ONCE = 240
+_PROGRAM = "gauged program"  # in an address space's data
 #: Looks with fewer than two arguments.
 _ARGUMENTS = {NUMBERS["times"]: 1, NUMBERS["time"]: 1, NUMBERS["sched_yield"]: 0}
 
@@ -90,24 +90,19 @@ class _Program:
 class Gauging:
     """The measurements of one run."""
 
-    def __init__(self, sup: Supervisor, copying: Copying, following: Following) -> None:
+    def __init__(self, sup: Supervisor, copying: Copying) -> None:
         self.sup = sup
         self.copying = copying
-        self.following = following
-        self._programs: dict[object, _Program] = {}  # by address space
         sup.exec_hooks.append(lambda m, task: self._begins(task))
-        sup.exit_hooks.append(lambda m, process: self._ends(process))
 
     def _begins(self, task: Task) -> None:
         task.cpu.looked = 0
         task.cpu.rows = Rows()
 
-    def _ends(self, process: Process) -> None:
-        living = {other.mm for other in self.sup.m.processes.values() if other is not process}
-        self._programs = {mm: program for mm, program in self._programs.items() if mm in living}
-
-    def _program(self, task: Task) -> _Program:
-        return self._programs.setdefault(task.process.mm, _Program())
+    @staticmethod
+    def _program(task: Task) -> _Program:
+        program: _Program = task.process.mm.data.setdefault(_PROGRAM, _Program())
+        return program
 
     @staticmethod
     def counting(task: Task) -> bool:
@@ -231,9 +226,6 @@ class Gauging:
     def on_call(self, task: Task, looking: bool) -> None:
         """A thread with a measurement has made a call."""
         gauge: Gauge = task.data[GAUGE]
-        if gauge.following:
-            self.following.on_call(task, looking)
-            return
         if gauge.counting:
             gauge.counting = False
             self._count(task, gauge, gauge.budget - self.copying.left(task) - CALL_WEIGHT)
@@ -253,9 +245,6 @@ class Gauging:
     def reached(self, task: Task) -> None:
         """What was to be counted of a stretch has been: more is, or else the next look costs as much."""
         gauge: Gauge = task.data[GAUGE]
-        if gauge.following:
-            self.following.reached(task)
-            return
         counted = gauge.budget
         self._count(task, gauge, counted)
         gauge.extend(self.copying.made(task))
@@ -268,14 +257,11 @@ class Gauging:
             gauge.former = task.cpu.work_ns
             task.cpu.measure_at = task.cpu.looks + 1
             gauge.stretches = gauge.total = 0
-        self._go_on(task)
+        self.copying.let_go_in_turn(task)
 
     def give_up(self, task: Task, left: int) -> None:
         """To go on measuring a thread would take too long; it is stopped in its own code."""
         gauge: Gauge = task.data[GAUGE]
-        if gauge.following:
-            self.following.give_up(task, left)
-            return
         gauge.counting = False
         if gauge.steps <= 0:
             self._program(task).spent = NEVER
@@ -294,22 +280,15 @@ class Gauging:
         if gauge.steps > 0 and not gauge.row and self._allowed(task) >= TOO_LITTLE:
             # More of this code is known now.
             task.cpu.measure_at = task.cpu.looks + 1
-        self._go_on(task)
+        self.copying.let_go_in_turn(task)
 
     def cancel(self, task: Task) -> None:
         """A signal has stopped a thread that was measured."""
         gauge: Gauge = task.data[GAUGE]
-        if gauge.following:
-            self.following.end(task)
-        else:
-            task.cpu.work_ns = gauge.former
-            self._close(task)
-            self._later(task)
+        task.cpu.work_ns = gauge.former
+        self._close(task)
+        self._later(task)
         self.copying.rearm(task)
-
-    def _go_on(self, task: Task) -> None:
-        self.copying.rearm(task)
-        self.copying.in_turn(task, lambda: self.sup.cont(task, 0))
 
     def _count(self, task: Task, gauge: Gauge, instructions: int) -> None:
         instructions = max(instructions, 0)

@@ -20,17 +20,16 @@ if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Task
 
-_KEY = "generated code"  # in a process's data
+_KEY = "generated code"  # in an address space's data
 #: How often those that were woken go first: at first, and of so many times once.
 ALLOWED, ONE_IN = 256, 16
 
 
 @record
 class _Known:
-    """Of the address space ``mm``: how often somebody has ``woken`` others, and has let them go ``first``; and whether
-    there is memory for code that is in no file."""
+    """How often somebody has ``woken`` others, and has let them go ``first``; and whether there is memory for code that
+    is in no file."""
 
-    mm: object
     woken: int = 0
     first: int = 0
     generates: bool = False
@@ -41,13 +40,10 @@ def lets_go_first(m: Machine, task: Task) -> bool:
 
     To look for generated code takes as long as some calls do, so that is done for the 1st, 2nd, 4th, 8th … time.
     """
-    data, mm = task.process.data, task.process.mm
-    known: _Known | None = data.get(_KEY)
-    if known is None or known.mm is not mm:
-        known = data[_KEY] = _Known(mm)
+    known: _Known = task.process.mm.data.setdefault(_KEY, _Known())
     known.woken += 1
     if not known.generates and known.woken & (known.woken - 1) == 0:
-        own = (COPIES, data.get(OWN_MEMORY, (0, 0)))
+        own = (COPIES, task.process.data.get(OWN_MEMORY, (0, 0)))
         known.generates = any(
             each.perms[2:3] == b"x" and not each.ino and not each.name and not any(a <= each.start < b for a, b in own)
             for each in mappings(m.proc_fd, task.tid)

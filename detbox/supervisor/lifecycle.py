@@ -15,7 +15,7 @@ from detbox.kernel.numbers import NUMBERS
 from detbox.machine.limits import TASKS_AT_MOST
 from detbox.machine.rng import RandomStream
 from detbox.supervisor import injection, signals
-from detbox.supervisor.task import Process, State, Task
+from detbox.supervisor.task import AddressSpace, Process, State, Task
 
 if TYPE_CHECKING:
     from detbox.supervisor.loop import Supervisor
@@ -82,7 +82,7 @@ def _new_process(sup: Supervisor, parent: Task, tid: int, flags: int) -> Task:
     process = Process(tid, owner, lineage)
     if owner is not None:
         owner.children.append(process)
-    process.mm = old.mm if flags & CLONE_VM else object()
+    process.mm = old.mm if flags & CLONE_VM else AddressSpace()
     process.files = old.files if flags & CLONE_FILES else old.files.copy(tid)
     process.fs = old.fs if flags & CLONE_FS else old.fs.copy(tid)
     process.creds = old.creds.copy()
@@ -126,7 +126,7 @@ def on_exec(sup: Supervisor, task: Task) -> None:
         m.tasks[tid] = task
     task.look = None  # for a call that fails; the interrupt that came with it ends with this stop (ptrace_stop)
     futex_exit.after_exec(m, task, former)
-    process.mm = object()
+    process.mm = AddressSpace()
     process.execs += 1
     process.files = process.files.copy(tid)
     process.exe = os.fsencode(os.readlink(f"{tid}/exe", dir_fd=m.proc_fd))

@@ -222,7 +222,7 @@ class Supervisor:
             self.finish_native(task)
         elif isinstance(decision, Park):
             if "first" in decision.extra:
-                self.m.scheduler.yield_to(task, decision, lambda: self.perform(task, decision.resume(Wake("event"))))
+                self.m.scheduler.yield_to(task, decision)
             else:
                 self.m.scheduler.park(task, decision)
                 if decision.extra.get("sigwait") or task.data.pop("signal_check", None):

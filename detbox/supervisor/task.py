@@ -36,6 +36,15 @@ class State(Enum):
     DEAD = "dead"
 
 
+class AddressSpace:
+    """The memory of a process, or of several.  ``data``: what is known of it, as with theirs."""
+
+    __slots__ = ("data",)
+
+    def __init__(self) -> None:
+        self.data: dict[str, Any] = {}
+
+
 class Process:
     """A thread group."""
 
@@ -51,7 +60,7 @@ class Process:
         self.children: list[Process] = []
         self.tasks: dict[int, Task] = {}
         self.lineage = lineage
-        self.mm: object = object()  # identity of the address space
+        self.mm = AddressSpace()
         self.files: FileTable
         self.fs: FsContext
         self.creds: Creds

@@ -35,7 +35,7 @@ class Queue:
 
 def test_behind_all() -> None:
     queue = Queue()
-    queue.scheduler.yield_to(queue.next(), Park(resumed, extra={"first": None}), nothing)
+    queue.scheduler.yield_to(queue.next(), Park(resumed, extra={"first": None}))
     assert queue.order == [1, 2, 3, 4, 0]
 
 
@@ -43,7 +43,7 @@ def test_behind_those_that_were_queued_last() -> None:
     queue = Queue()
     waker = queue.next()
     waker.quantum = 7
-    queue.scheduler.yield_to(waker, Park(resumed, extra={"first": 2}), nothing)
+    queue.scheduler.yield_to(waker, Park(resumed, extra={"first": 2}))
     assert queue.order == [3, 4, 0, 1, 2]
     woken = queue.next()
     assert woken.quantum > 7
@@ -55,7 +55,7 @@ def test_behind_those_that_were_queued_last() -> None:
 
 def test_not_for_ever() -> None:
     queue = Queue()
-    queue.scheduler.yield_to(queue.next(), Park(resumed, extra={"first": 1}), nothing)
+    queue.scheduler.yield_to(queue.next(), Park(resumed, extra={"first": 1}))
     turns = 0
     while (task := queue.next()).tid:
         turns += task.tid == 4
@@ -65,7 +65,7 @@ def test_not_for_ever() -> None:
 
 def test_until_they_wait() -> None:
     queue = Queue()
-    queue.scheduler.yield_to(queue.next(), Park(resumed, extra={"first": 1}), nothing)
+    queue.scheduler.yield_to(queue.next(), Park(resumed, extra={"first": 1}))
     woken = queue.next()
     queue.scheduler.park(woken, Park(resumed, events=("event",)))
     assert queue.order == [0, 1, 2, 3]
@@ -75,7 +75,7 @@ def test_until_they_wait() -> None:
 
 def test_who_is_waited_for_may_do_the_same() -> None:
     queue = Queue()
-    queue.scheduler.yield_to(queue.next(), Park(resumed, extra={"first": 1}), nothing)
+    queue.scheduler.yield_to(queue.next(), Park(resumed, extra={"first": 1}))
     woken = queue.next()
-    queue.scheduler.yield_to(woken, Park(resumed, extra={"first": 1}), nothing)
+    queue.scheduler.yield_to(woken, Park(resumed, extra={"first": 1}))
     assert sorted(queue.order) == [0, 1, 2, 3, 4] and queue.order.index(4) < queue.order.index(0)

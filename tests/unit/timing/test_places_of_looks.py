@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from detbox.kernel.numbers import NUMBERS
 from detbox.machine.clock import FIRST_MEASURE, UNDECIDED, CpuTime
 from detbox.supervisor.gauging import ALIKE, ALLOWED, ROW, TOO_LITTLE, Gauging
+from detbox.supervisor.task import AddressSpace
 
 
 class Looker:
@@ -20,10 +21,9 @@ class Looker:
 
     def __init__(self, places: Iterator[Hashable]) -> None:
         self.gauging = Gauging.__new__(Gauging)
-        self.gauging._programs = {}
         self.cpu = CpuTime()
         self.places = places
-        process = SimpleNamespace(mm=1, tasks={1: None})
+        process = SimpleNamespace(mm=AddressSpace(), tasks={1: None})
         self.task = cast(Any, SimpleNamespace(cpu=self.cpu, nr=NUMBERS["clock_gettime"], process=process))
 
     def row(self, looks: int) -> tuple[int, bool]:
