@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import struct
 from functools import lru_cache
-
-from detbox.records import record
+from typing import NamedTuple
 
 #: Where each call's result is found at the breakpoint.  There can be no more calls.
 RESULTS = ("rbx", "rbp", "r12", "r13", "r14", "r15", "rdx")
@@ -21,11 +20,13 @@ _ALL_ONES = 0xFFFF_FFFF_FFFF_FFFF
 _PLAIN, _END = -1, -2
 
 
-@record(frozen=True)
-class Result:
-    """As an argument: the result of the call with this index, with these bits set as well."""
+class Result(NamedTuple):
+    """As an argument: the result of the call with the index ``of``, with these bits set as well.
 
-    index: int
+    No record: two that are alike have to be equal, so that code is found again.
+    """
+
+    of: int
     bits: int = 0
 
 
@@ -42,7 +43,7 @@ def code(calls: tuple[Call, ...]) -> bytes:
         for value in call:
             if isinstance(value, Result):
                 values.append(value.bits)
-                shape.append(value.index)
+                shape.append(value.of)
             else:
                 values.append(value & _ALL_ONES)
                 shape.append(_PLAIN)

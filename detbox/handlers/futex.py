@@ -17,7 +17,7 @@ from detbox.handlers import futex_core as core
 from detbox.handlers import futex_pi
 from detbox.handlers.futex2 import futex_requeue, futex_wait, futex_waitv, futex_wake
 from detbox.handlers.futex_core import Args, signed
-from detbox.handlers.futex_exit import get_robust_list, set_robust_list, set_tid_address
+from detbox.handlers.futex_exit import get_robust_list, set_tid_address
 from detbox.machine.futex_keys import key_of
 from detbox.machine.futexes import MATCH_ANY
 
@@ -141,6 +141,5 @@ __all__ = [
     "futex_waitv",
     "futex_wake",
     "get_robust_list",
-    "set_robust_list",
     "set_tid_address",
 ]

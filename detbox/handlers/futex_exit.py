@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 from detbox.decision import CONTINUE, Decision
 from detbox.handlers import futex_pi
 from detbox.handlers.futex_core import Args, wake_key
+from detbox.kernel import _native
+from detbox.kernel.numbers import NUMBERS
 from detbox.machine.futex_keys import key_of
 from detbox.machine.futexes import Bequest
 
@@ -27,13 +29,6 @@ if TYPE_CHECKING:
 _HEAD_SIZE = 24
 # The kernel stops walking after so many entries (ROBUST_LIST_LIMIT): lists may be circular.
 _LIST_LIMIT = 2048
-
-
-def set_robust_list(m: Machine, t: Task, a: Args) -> Decision:
-    """Remember the head; the kernel keeps it as well, and does the marking."""
-    if a[1] == _HEAD_SIZE:
-        m.futexes.robust_head[t.tid] = a[0]
-    return CONTINUE
 
 
 def get_robust_list(m: Machine, t: Task, a: Args) -> Decision:
@@ -76,14 +71,13 @@ def after_exec(m: Machine, t: Task, former_tid: int | None = None) -> None:
 
 def _release(m: Machine, t: Task, tid: int) -> None:
     table = m.futexes
-    bequest, head = table.bequests.get(tid), table.robust_head.get(tid)
-    address = table.clear_tid.get(tid)
+    bequest, address = table.bequests.get(tid), table.clear_tid.get(tid)
     table.forget_task(tid)
     if not table:
         return
     for key in bequest.wake if bequest is not None else ():
         wake_key(m, key, 1)
-    if bequest is None and head:
+    if bequest is None:
         _wake_orphans(m)
     if address:
         _wake_cleared(m, t, address)
@@ -114,7 +108,7 @@ def _wake_orphans(m: Machine) -> None:
 
 
 def _collect_robust(m: Machine, t: Task, bequest: Bequest) -> None:
-    head = m.futexes.robust_head.get(t.tid)
+    head = _robust_head(t.tid)
     if not head:
         return
     try:
@@ -132,6 +126,16 @@ def _collect_robust(m: Machine, t: Task, bequest: Bequest) -> None:
     except OSError:
         # A broken list ends the kernel's walk as well.
         return
+
+
+def _robust_head(tid: int) -> int:
+    """Where the thread's list begins, 0 if it has none.
+
+    Every thread registers one at its start, and hardly any exits while others wait for futexes: so the kernel is asked.
+    """
+    head, size = bytearray(8), bytearray(8)
+    failed = _native.raw_syscall(NUMBERS["get_robust_list"], tid, head, size)
+    return 0 if failed else int.from_bytes(head, "little")
 
 
 def _collect_word(

@@ -2,7 +2,7 @@
  *
  * Rules for code here: one kernel interface per function; no policy; no state
  * that outlives a call, except what is known of events (events.c), and what it takes
- * longer to ask for again (`last_cstr`, `kept`); a failure raises OSError, unless the
+ * longer to ask for again (`last_cstr`, `last_regs`, `kept`); a failure raises OSError, unless the
  * comment of the function says that it returns -errno.
  */
 #define _GNU_SOURCE
@@ -85,9 +85,20 @@ static PyObject *read_mem(PyObject *self, PyObject *const *a, Py_ssize_t n)
  * run or its memory was written. */
 static struct { pid_t tid; unsigned long addr; PyObject *text; } last_cstr;
 
+/* The registers that get_regs() has found last, of a thread that has been stopped ever since: several parts of the
+ * supervisor look at them in one stop. */
+static struct { pid_t tid; struct user_regs_struct regs; } last_regs;
+
 static void forget_cstr(void)
 {
 	Py_CLEAR(last_cstr.text);
+}
+
+/* Threads may have gone on, or something was changed about one. */
+static void forget_thread(void)
+{
+	last_regs.tid = 0;
+	forget_cstr();
 }
 
 static PyObject *write_mem(PyObject *self, PyObject *const *a, Py_ssize_t n)
@@ -135,6 +146,8 @@ static PyObject *write_places(PyObject *self, PyObject *args)
 	}
 	Py_RETURN_NONE;
 }
+
+#include "exchange.c"
 
 /* Reads page by page, so that a string that ends before an unmapped page is
  * read whole. */
@@ -188,7 +201,7 @@ static int patient_ioctl(int fd, unsigned long request, void *q)
 static PyObject *reply(PyObject *self, PyObject *const *a, Py_ssize_t n)
 {
 	if (n != 5) { PyErr_SetString(PyExc_TypeError, "reply(listener, id, value, error, flags)"); return NULL; }
-	forget_cstr();
+	forget_thread();
 	struct seccomp_notif_resp r;
 	int listener = (int)PyLong_AsLong(a[0]);
 	r.id = PyLong_AsUnsignedLongLong(a[1]);
@@ -205,7 +218,7 @@ static PyObject *reply(PyObject *self, PyObject *const *a, Py_ssize_t n)
 static PyObject *add_fd(PyObject *self, PyObject *const *a, Py_ssize_t n)
 {
 	if (n != 6) { PyErr_SetString(PyExc_TypeError, "add_fd(listener, id, fd, at, cloexec, send)"); return NULL; }
-	forget_cstr();
+	forget_thread();
 	struct seccomp_notif_addfd q;
 	memset(&q, 0, sizeof q);
 	int listener = (int)PyLong_AsLong(a[0]);
@@ -425,7 +438,7 @@ static PyObject *seize(PyObject *self, PyObject *args)
 static PyObject *ptrace_request(PyObject *self, PyObject *const *a, Py_ssize_t n)
 {
 	if (n != 4) { PyErr_SetString(PyExc_TypeError, "ptrace_request(request, tid, addr, data)"); return NULL; }
-	forget_cstr();
+	forget_thread();
 	long req = PyLong_AsLong(a[0]), tid = PyLong_AsLong(a[1]);
 	unsigned long addr = PyLong_AsUnsignedLongMask(a[2]), data = PyLong_AsUnsignedLongMask(a[3]);
 	if (PyErr_Occurred()) return NULL;
@@ -490,10 +503,13 @@ static PyObject *set_sigmask(PyObject *self, PyObject *args)
 static PyObject *get_regs(PyObject *self, PyObject *args)
 {
 	int tid;
-	struct user_regs_struct r;
 	if (!PyArg_ParseTuple(args, "i", &tid)) return NULL;
-	if (ptrace(PTRACE_GETREGS, tid, NULL, &r)) return fail();
-	return PyBytes_FromStringAndSize((char *)&r, sizeof r);
+	if (last_regs.tid != tid) {
+		last_regs.tid = 0;
+		if (ptrace(PTRACE_GETREGS, tid, NULL, &last_regs.regs)) return fail();
+		last_regs.tid = tid;
+	}
+	return PyBytes_FromStringAndSize((char *)&last_regs.regs, sizeof last_regs.regs);
 }
 
 static PyObject *set_regs(PyObject *self, PyObject *args)
@@ -501,6 +517,7 @@ static PyObject *set_regs(PyObject *self, PyObject *args)
 	int tid;
 	Py_buffer b;
 	if (!PyArg_ParseTuple(args, "iy*", &tid, &b)) return NULL;
+	last_regs.tid = 0; /* the kernel may take some bits otherwise */
 	int bad = b.len != sizeof(struct user_regs_struct) || ptrace(PTRACE_SETREGS, tid, NULL, b.buf);
 	PyBuffer_Release(&b);
 	if (bad) return fail();
@@ -575,7 +592,7 @@ static PyObject *single_step(PyObject *self, PyObject *args)
 {
 	int tid, status;
 	struct user_regs_struct r;
-	forget_cstr();
+	forget_thread();
 	if (!PyArg_ParseTuple(args, "i", &tid)) return NULL;
 	uint64_t mask = open_trap(tid);
 	if (ptrace(PTRACE_SINGLESTEP, tid, NULL, NULL)) return fail();
@@ -647,7 +664,7 @@ static PyObject *step_many(PyObject *self, PyObject *args)
 	long count, done = 0;
 	Py_buffer known;
 	struct meeting place;
-	forget_cstr();
+	forget_thread();
 	if (!PyArg_ParseTuple(args, "ily*", &tid, &count, &known)) return NULL;
 	meet(tid, &place);
 	while (done < count && (why = one_step(tid, known.buf, (size_t)known.len, &status)) == STEPPED_ALL) done++;
@@ -696,7 +713,7 @@ static PyObject *survey(PyObject *self, PyObject *args)
 	int tid, status = 0, why = STEPPED_ALL;
 	long count, done = 0;
 	struct meeting place;
-	forget_cstr();
+	forget_thread();
 	if (!PyArg_ParseTuple(args, "il", &tid, &count)) return NULL;
 	if (count > MOST_MOMENTS) count = MOST_MOMENTS;
 	meet(tid, &place);
@@ -713,6 +730,7 @@ static PyObject *wait_tid(PyObject *self, PyObject *args)
 {
 	int tid, options, status = 0;
 	pid_t got;
+	forget_thread();
 	if (!PyArg_ParseTuple(args, "ii", &tid, &options)) return NULL;
 	do got = waitpid(tid, &status, options | __WALL);
 	while (got < 0 && errno == EINTR);
@@ -1032,6 +1050,7 @@ static PyMethodDef methods[] = {
 	{"make_directories", make_directories, METH_VARARGS, NULL},
 	{"make_copies", make_copies, METH_VARARGS, NULL},
 	{"write_places", write_places, METH_VARARGS, NULL},
+	{"exchange", exchange, METH_VARARGS, NULL},
 	{"unshare", py_unshare, METH_VARARGS, NULL},
 	{"mount", py_mount, METH_VARARGS, NULL},
 	{"umount", py_umount, METH_VARARGS, NULL},

@@ -165,7 +165,7 @@ static PyObject *receive_next(int listener)
 static PyObject *wait_event(PyObject *self, PyObject *const *a, Py_ssize_t n)
 {
 	if (n != 3) { PyErr_SetString(PyExc_TypeError, "wait_event(listener, control, timeout_ms)"); return NULL; }
-	forget_cstr();
+	forget_thread();
 	int listener = (int)PyLong_AsLong(a[0]), control = (int)PyLong_AsLong(a[1]);
 	long ms = PyLong_AsLong(a[2]);
 	if (PyErr_Occurred()) return NULL;
@@ -207,7 +207,7 @@ static PyObject *wait_event(PyObject *self, PyObject *const *a, Py_ssize_t n)
 static PyObject *await_call(PyObject *self, PyObject *const *a, Py_ssize_t n)
 {
 	if (n != 3) { PyErr_SetString(PyExc_TypeError, "await_call(listener, tid, timeout_ms)"); return NULL; }
-	forget_cstr();
+	forget_thread();
 	int listener = (int)PyLong_AsLong(a[0]), tid = (int)PyLong_AsLong(a[1]), status;
 	long ms = PyLong_AsLong(a[2]);
 	if (PyErr_Occurred()) return NULL;

@@ -67,7 +67,6 @@ class FutexTable:
     """All futex queues of a run, and the futex state of its threads."""
 
     def __init__(self) -> None:
-        self.robust_head: dict[int, int] = {}
         self.clear_tid: dict[int, int] = {}
         self.bequests: dict[int, Bequest] = {}
         # Thread id of the lock's owner, for each PI word that has waiters.
@@ -152,7 +151,6 @@ class FutexTable:
         sleeper = self._sleepers.get(tid)
         if sleeper is not None:
             self.remove(sleeper)
-        self.robust_head.pop(tid, None)
         self.clear_tid.pop(tid, None)
         self.bequests.pop(tid, None)
         self.restart.pop(tid, None)

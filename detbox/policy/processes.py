@@ -113,10 +113,8 @@ ROWS: tuple[Row, ...] = (
         futex=futex.futex, futex_waitv=futex2.futex_waitv, futex_wake=futex2.futex_wake,
         futex_wait=futex2.futex_wait, futex_requeue=futex2.futex_requeue,
     ),
-    *emulated(
-        FUTEXES, "the supervisor walks the list when the thread ends",
-        set_robust_list=futex_exit.set_robust_list, get_robust_list=futex_exit.get_robust_list,
-    ),
+    allow("set_robust_list", FUTEXES, "the supervisor asks the kernel for the list when the thread ends"),
+    watch("get_robust_list", futex_exit.get_robust_list, FUTEXES, "the kernel knows the answer"),
 
     *emulated(
         IPC, "identifiers and the order of waiters are fixed; times are virtual",

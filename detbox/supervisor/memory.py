@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from detbox.cpu.edits import Edit
+from detbox.kernel import _native
+
+if TYPE_CHECKING:
+    from detbox.cpu.edits import Edit
 
 
 def peek(tid: int, address: int, length: int) -> bytes:
@@ -27,23 +30,15 @@ def poke(tid: int, address: int, data: bytes) -> None:
         os.close(fd)
 
 
-def apply(tid: int, edits: Sequence[Edit], base: int = 0) -> bool:
+def apply(tid: int, edits: list[Edit], base: int = 0) -> bool:
     """Make all edits, or none and return False if the memory is not what one of them expects.
 
     ``base``: what is added to their addresses.
     """
-    fd = _open(tid)
     try:
-        for edit in edits:
-            if _read(fd, base + edit.address, len(edit.old)) != edit.old:
-                return False
-        for edit in edits:
-            os.pwrite(fd, edit.new, base + edit.address)
+        return _native.exchange(tid, edits, base)
     except OSError:
         return False
-    finally:
-        os.close(fd)
-    return True
 
 
 def _read(fd: int, address: int, length: int) -> bytes:

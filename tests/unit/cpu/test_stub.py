@@ -52,3 +52,10 @@ def test_a_result_is_an_argument() -> None:
 def test_too_many_calls() -> None:
     with pytest.raises(ValueError, match="registers"):
         stub.code(((SYS_GETPID,),) * 8)
+
+
+def test_code_is_put_together_once() -> None:
+    def calls() -> tuple[stub.Call, ...]:
+        return (SYS_DUP, 1), (SYS_CLOSE, stub.Result(0, 1 << 62))
+
+    assert stub.code(calls()) is stub.code(calls())
