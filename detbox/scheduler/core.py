@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 QUANTUM = 256
 #: Turns of others after which a thread that can wait is ready like any other.
 PATIENCE = 256
-#: Who has forked has at least so many calls left of its turn, once in each: mostly it begins to wait soon, and when the
 #: Turns of a thread for which another one stays behind it that has let it go first.
 LEADS = 256
+#: Who has forked has at least so many calls left of its turn, once in each: mostly it begins to wait soon, and when the
 #: child runs, it can be seen for what.
 AFTER_FORK = 192
 # How far a turn's length may be from that: a power of two.
@@ -78,7 +78,8 @@ _RESTS = "rests"  # in a process's data: a wait for more than a nap has come to 
 class Awaited:
     """A wait for a time.
 
-    ``length``: in ns.  ``sleeps``: it is for nothing else.  ``nap``: it is short, and not twice as long as the
+    ``length``: in ns.  ``sleeps``: it is for nothing else.  ``told``: what else it is for is announced when it comes,
+    and need not be looked for.  ``nap``: it is short, and not twice as long as the
     process's last one, as with who waits for longer and longer until something is done, nor what a longer one has
     left: who rounds its timeout down waits a second time for the rest.  ``first``: there was no last.
     """
@@ -86,6 +87,7 @@ class Awaited:
     deadline: int
     length: int
     sleeps: bool
+    told: bool
     nap: bool
     first: bool
 
@@ -181,16 +183,24 @@ class Scheduler:
             task.process.timed[task] = park.deadline
 
     def _note_wait(self, task: Task, park: Park) -> None:
-        """Other processes heed a sleep, and what the process has started its wait for descriptors, too."""
+        """Other processes heed a sleep, and what the process has started any wait with a timeout.
+
+        Such a wait for another thread of the process is one if it is no nap: interpreters have many of them.
+        """
         assert park.deadline is not None
         length = park.deadline - self.clock.now
         sleeps = not park.fds and not park.events
-        if length < FAR and (sleeps or (park.fds and task.process.children)):
+        if length >= FAR or not (sleeps or task.process.children):
+            return
+        if not (sleeps or park.fds):
+            if length > NAP:
+                self.awaited[task] = Awaited(park.deadline, length, sleeps=False, told=True, nap=False, first=False)
+        else:
             last = task.process.data.get(_WAITED, 0)
             grows = 3 * last <= 2 * length <= 8 * last if last else length <= NAP // 10
             rest = "nap" not in park.extra and task.process.data.pop(_RESTS, False)
             nap = length <= NAP and not grows and not rest
-            self.awaited[task] = Awaited(park.deadline, length, sleeps, nap, first=not last)
+            self.awaited[task] = Awaited(park.deadline, length, sleeps, told=False, nap=nap, first=not last)
             task.process.data[_WAITED] = length
 
     def heed_nobody(self) -> None:
@@ -216,7 +226,7 @@ class Scheduler:
                 self.awaited[task] = awaited
             if wake.kind == "deadline":
                 self._note_deadline(task, park)
-                if awaited is not None and awaited.length > NAP:
+                if awaited is not None and awaited.length > NAP and not awaited.told:
                     task.process.data[_RESTS] = True
             queue = self.defer if "can wait" in park.extra else self.make_ready
             queue(task, lambda: self.resume(task, park, wake))

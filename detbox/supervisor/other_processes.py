@@ -233,7 +233,7 @@ class OtherProcesses:
         for other, awaited in scheduler.awaited.items():
             if other.process is not process and (self._heeded_by_all(awaited) or other.process in process.ancestors()):
                 left = awaited.deadline - now if other.state is State.PARKED else 0
-                if not awaited.sleeps and GAVE_WAY not in task.data:
+                if not (awaited.sleeps or awaited.told) and GAVE_WAY not in task.data:
                     left = min(left, TURN_FIRST)  # what it waits for may be there
                 reason = Reason.SHORT if awaited.length <= SHORT else Reason.LONG
                 reason = Reason.NAP if awaited.nap else reason

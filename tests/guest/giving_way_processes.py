@@ -1,9 +1,10 @@
-"""Child processes that compute without a call until their parent's time limit: multiprocessing, subprocess, poll."""
+"""Child processes that compute without a call until a time limit of their parent: by descriptors, by a thread."""
 
 import multiprocessing
 import select
 import subprocess
 import sys
+import threading
 import time
 
 LOOP = "x = 0\nwhile True: x += 1"
@@ -69,8 +70,18 @@ def rounded() -> None:
     child.stdout.close()
 
 
+def timer() -> None:
+    """The parent waits for the child, and another thread of it for the time."""
+    child = subprocess.Popen([sys.executable, "-I", "-c", LOOP])
+    thread = threading.Timer(0.3, child.kill)
+    thread.start()
+    print("status", child.wait())
+    thread.join()
+
+
 rounded()
 processes()
 programs()
+timer()
 print(time.monotonic_ns(), time.process_time_ns())
 print("EXIT-SUCCESS")

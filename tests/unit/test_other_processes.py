@@ -79,9 +79,11 @@ class Host:
         process.counted = True
         return task
 
-    def awaits(self, task: Task, ns: int, *, sleeps: bool = True, first: bool = True) -> None:
+    def awaits(
+        self, task: Task, ns: int, *, sleeps: bool = True, told: bool = False, first: bool = True
+    ) -> None:
         nap = ns <= NAP
-        self.scheduler.awaited[task] = Awaited(NOW + ns, ns, sleeps, nap, first)
+        self.scheduler.awaited[task] = Awaited(NOW + ns, ns, sleeps, told, nap, first)
 
     def is_ready(self, task: Task) -> None:
         task.state = State.READY
@@ -125,6 +127,14 @@ def test_a_wait_for_descriptors_is_heeded_by_those_below_it() -> None:
     assert host.begin() == (SECOND, Reason.LONG)
     host.is_ready(host.shell)
     assert host.begin() == (TURN, Reason.LONG)
+
+
+def test_a_wait_for_another_thread_is_heeded_by_those_below_it_and_needs_no_look() -> None:
+    host = Host()
+    host.awaits(host.other, SECOND, sleeps=False, told=True)
+    assert host.begin() is None
+    host.awaits(host.shell, SECOND, sleeps=False, told=True)
+    assert host.begin() == (SECOND, Reason.LONG)
 
 
 def test_a_background_job_lets_the_foreground_go_on() -> None:

@@ -83,6 +83,26 @@ def test_which_waits_other_processes_do_not_heed() -> None:
     assert not waiting(deadline=Clock(0).now + 5, events=("key",))[0].awaited
 
 
+def test_a_long_wait_for_an_event_is_heeded_if_the_process_has_children() -> None:
+    scheduler, clock, task = waiting(deadline=Clock(0).now + FAR)
+    task.process.children.append(Process(2, task.process, "1.1"))
+    for ns, heeded in ((NAP, False), (NAP + 1, True), (FAR, False)):
+        scheduler.withdraw(task)
+        scheduler.park(task, Park(resumed, events=("key",), deadline=clock.now + ns))
+        assert (task in scheduler.awaited) is heeded
+
+
+def test_a_wait_for_an_event_is_none_that_leaves_a_rest() -> None:
+    scheduler, clock, task = waiting(deadline=Clock(0).now + 5)
+    task.process.children.append(Process(2, task.process, "1.1"))
+    scheduler.next()
+    scheduler.park(task, Park(resumed, events=("key",), deadline=clock.now + 2 * NAP))
+    assert scheduler.awaited[task].told and not scheduler.awaited[task].sleeps
+    assert scheduler.next() is task
+    scheduler.park(task, Park(resumed, deadline=clock.now + 5))
+    assert scheduler.awaited[task].nap
+
+
 def test_who_has_forked_goes_on_for_a_while_once_in_a_turn() -> None:
     task = waiting()[2]
     task.quantum = 3
