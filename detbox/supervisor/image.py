@@ -14,13 +14,13 @@ from detbox.cpu.service import Finder
 from detbox.cpu.sites import UNTRAPPED
 from detbox.cpu.trap import TrapValues
 from detbox.errors import InternalError
-from detbox.guest import vdso
+from detbox.guest.vdso import PAGE
 from detbox.handlers import dispositions
 from detbox.kernel import _native, registers, siginfo
 from detbox.kernel.mappings import mappings
 from detbox.kernel.numbers import NUMBERS
 from detbox.machine.clock import BOOT_NS
-from detbox.supervisor import guestclock, injection, placing, signals
+from detbox.supervisor import again, guestclock, injection, placing, signals
 from detbox.supervisor.hotsites import ROUTINE, HotSites
 from detbox.supervisor.memory import peek
 from detbox.supervisor.patching import AREA, ExecPlan, Patching
@@ -72,6 +72,7 @@ class Image:
         self.cpuid_faulting = False
         self.patching: Patching | None = None
         self.hot: HotSites | None = None
+        self._known: dict[again.Key, again.Again] = {}
         # Of the vDSO and its data together: distance from the vDSO's own address, and length.
         self._vdso: tuple[int, int] | None = None
 
@@ -93,28 +94,67 @@ class Image:
         rsp = int(registers.get(task.tid).rsp)
         return Start(rsp, task.read(rsp, min(STACK_TOP - rsp, MAX_INITIAL_STACK)))
 
-    def prepare(self, m: Machine, task: Task, start: Start) -> None:
-        """At PTRACE_EVENT_EXEC: rewrite the initial stack, arm CPUID faulting (exec resets it), patch."""
+    def prepare(self, m: Machine, task: Task, start: Start) -> bool:
+        """At PTRACE_EVENT_EXEC: rewrite the initial stack, arm CPUID faulting (exec resets it), patch.
+
+        Whether the thread goes on already.
+        """
         st = os.stat(f"{task.tid}/exe", dir_fd=m.proc_fd)
-        creds = task.process.creds
         secure = self._set_user_ids(m, task, st)
         parsed = auxv.parse(start.stack)
-        plan, has_area, shown = self._own_memory(m, task, st, parsed[1])
-        task.process.data[ROUTINE] = shown + self.sup.guest_clock.ticks if shown else 0
-        values = auxv.AuxValues(
-            hwcap=model.hwcap(m.cpu_model, m.spec.cpus), hwcap2=model.HWCAP2, random=task.rng.at_random(),
-            uid=creds.ruid, euid=creds.euid, gid=creds.rgid, egid=creds.egid, secure=secure,
-            vdso=shown,
-        )  # fmt: skip
-        rewritten = auxv.rewrite(start.stack, start.rsp, values, parsed)
-        for address, data in rewritten.edits:
-            task.write(address, data)
-        regs = registers.get(task.tid)
-        regs.rsp = rewritten.rsp
-        registers.put(task.tid, regs)
-        task.process.data[AUXV] = rewritten.auxv
+        random, data = task.rng.at_random(), task.process.data
+
+        def rewritten(shown: int) -> auxv.Rewrite:
+            """The stack, if the guest's vDSO is at this address."""
+            creds = task.process.creds
+            values = auxv.AuxValues(
+                hwcap=model.hwcap(m.cpu_model, m.spec.cpus), hwcap2=model.HWCAP2, random=random,
+                uid=creds.ruid, euid=creds.euid, gid=creds.rgid, egid=creds.egid, secure=secure,
+                vdso=shown,
+            )  # fmt: skip
+            result = auxv.rewrite(start.stack, start.rsp, values, parsed)
+            data[ROUTINE], data[AUXV] = shown + self.sup.guest_clock.ticks if shown else 0, result.auxv
+            return result
+
         assert self.patching is not None
+        key = again.key(st, parsed[1])
+        known = self._known.get(key)
+        if known is not None and known.begin(self.sup, task, rewritten):
+            data[OWN_MEMORY] = known.own.area, known.own.interpreter
+            return True
+        plan, has_area, shown = self._own_memory(m, task, st, parsed[1])
+        result = rewritten(shown)
+        for address, text in result.edits:
+            task.write(address, text)
+        regs = registers.get(task.tid)
+        regs.rsp = result.rsp
+        registers.put(task.tid, regs)
         self.patching.carry_out(task, plan, has_area, m.clock.now - BOOT_NS)
+        if has_area and shown and known is None:
+            area, interpreter = data[OWN_MEMORY]
+            own = again.Own(area, interpreter, shown)
+            known = self._learn(task, key, plan, own, parsed[1].get(auxv.AT_SYSINFO_EHDR, 0))
+        if has_area and known is not None:
+            known.leave_alike(task)
+        return False
+
+    def _learn(
+        self, task: Task, key: again.Key, plan: ExecPlan, own: again.Own, vdso: int
+    ) -> again.Again | None:
+        """A thread's program was given all that is ours: the next like it takes less.  ``vdso``: 0 if it was moved."""
+        if not vdso or self._vdso is None:
+            return None
+        first = (NUMBERS["munmap"], vdso + self._vdso[0], self._vdso[1]), _area(own.area)
+        trap = self._trap_cpuid()
+        (number,), *rest = self.sup.guest_clock.calls(own.shown - PAGE, len(trap))
+        calls = *trap, (number, stub.Result(0) if trap else 0), *rest
+        known = again.learn(task, own, plan, first, calls)
+        if known is not None:
+            self._known[key] = known
+        return known
+
+    def _trap_cpuid(self) -> list[stub.Call]:
+        return [(NUMBERS["arch_prctl"], ARCH_SET_CPUID, 0, dispositions.OWN_CALL)] if self.cpuid_faulting else []
 
     def _own_memory(
         self, m: Machine, task: Task, st: os.stat_result, found: dict[int, int]
@@ -130,15 +170,13 @@ class Image:
         start, length = kernel if auxv.AT_SYSINFO_EHDR in found else (0, 0)
         interpreter = found.get(auxv.AT_BASE, 0)
         plan = self.patching.plan(task, st, interpreter, found[auxv.AT_ENTRY])
-        calls: list[stub.Call] = []
-        if self.cpuid_faulting:
-            calls.append((NUMBERS["arch_prctl"], ARCH_SET_CPUID, 0, dispositions.OWN_CALL))
+        calls = self._trap_cpuid()
         if length:
             calls.append((NUMBERS["munmap"], start, length))
         end = interpreter or large or start + length
         if interpreter:
             end -= AREA
-            calls.append((NUMBERS["mmap"], end, AREA, _AREA_PROTECTION, _AREA_FLAGS, -1, 0))
+            calls.append(_area(end))
         area = len(calls) - 1
         clock = self.sup.guest_clock
         place = end - guestclock.SIZE
@@ -148,9 +186,9 @@ class Image:
         if self.cpuid_faulting and results[0]:
             raise InternalError(f"CPUID faulting cannot be switched on: {os.strerror(-results[0])}")
         has_area = bool(interpreter) and results[area] == end
-        has_clock = results[-3:-1] == [place, place + vdso.PAGE]
+        has_clock = results[-3:-1] == [place, place + PAGE]
         task.process.data[OWN_MEMORY] = (end, interpreter) if has_area else (0, 0)
-        return plan, has_area, place + vdso.PAGE if has_clock else 0
+        return plan, has_area, place + PAGE if has_clock else 0
 
     def _kernel_mappings(self, m: Machine, task: Task, vdso: int) -> tuple[int, int]:
         """Address and length of the vDSO with its data: their sizes, and so the addresses of what is mapped
@@ -226,6 +264,11 @@ class Image:
         task.write(place, saved)
         if result not in (0, -errno.EINVAL):
             self.sup.m.doubt(task, f"the handler of signal {signo} was lost")
+
+
+def _area(address: int) -> stub.Call:
+    """The call that makes room for trampolines."""
+    return NUMBERS["mmap"], address, AREA, _AREA_PROTECTION, _AREA_FLAGS, -1, 0
 
 
 def _code(task: Task, address: int) -> bytes:

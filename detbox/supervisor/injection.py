@@ -81,6 +81,35 @@ def at_exec(
     return [_signed(getattr(after, name)) for name in stub.RESULTS[: len(calls)]]
 
 
+def up_to_call(task: Task, code_at: int, rsp: int, listener: int) -> tuple[int, int, int, tuple[int, ...], int]:
+    """Let a thread that is in its PTRACE_EVENT_EXEC stop execute code at an address, up to its first trapped call.
+
+    No signal reaches it any more: its code has to open them again.  The call, as wait_event() has it.
+    """
+    tid = task.tid
+    regs = registers.get(tid)
+    regs.rip, regs.rsp, regs.rax, regs.orig_rax = code_at, rsp, 0, _NO_CALL
+    registers.put(tid, regs)
+    _native.set_sigmask(tid, _EVERY_SIGNAL)
+    stopped = False
+    while True:
+        _native.ptrace_request(_PTRACE_CONT, tid, 0, 0)
+        event = _native.await_call(listener, tid, _PATIENCE_MS)
+        if isinstance(event, tuple):
+            break
+        # As _resume() has it.
+        if event is None or not os.WIFSTOPPED(event):
+            raise InternalError(f"thread {tid} is lost in the supervisor's code ({event})")
+        if event >> 16 != _EVENT_STOP and os.WSTOPSIG(event) != signal.SIGSTOP:
+            raise InternalError(f"thread {tid} got signal {os.WSTOPSIG(event)} in the supervisor's code")
+        stopped = stopped or os.WSTOPSIG(event) == signal.SIGSTOP
+    if event[1] != tid:
+        raise InternalError(f"thread {event[1]} runs while {tid} executes a program")
+    if stopped:
+        os.kill(tid, signal.SIGSTOP)
+    return event
+
+
 def _next(tid: int, listener: int, fd: int) -> int:
     """The wait status of the thread's next stop; calls are answered meanwhile."""
     while True:

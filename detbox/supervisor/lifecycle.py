@@ -146,10 +146,10 @@ def begin(sup: Supervisor, task: Task) -> None:
     process.path, process.forks_before = "1", process.forks
     process.rng = RandomStream(sup.m.spec.seed, process.program.name)
     status = sup.answer(task, start) if sup.answer is not None else None
-    if status is None:
-        sup.image.prepare(sup.m, task, start)
-    else:
+    if status is not None:
         injection.leave(task, status)
+    elif sup.image.prepare(sup.m, task, start):
+        return
     sup.cont(task, 0)
 
 

@@ -255,7 +255,7 @@ class Supervisor:
         os.close(decision.fd)
         if number < 0:
             if number == -2:  # ENOENT: the thread is dying
-                self._release(task)
+                self.released(task)
                 return
             if number == -errno.EMFILE:
                 limits.descriptors_ran_out(self.m, task)
@@ -264,7 +264,7 @@ class Supervisor:
         task.process.files.set(number, decision.info)
         if decision.then is not None:
             decision.then(number)
-        self._release(task)
+        self.released(task)
 
     def finish(self, task: Task, result: int) -> None:
         """Answer a call: the signed result, a negative errno or a negative restart code."""
@@ -275,7 +275,7 @@ class Supervisor:
             _native.reply(self.m.listener, task.notif, 0, result, 0)
         else:
             _native.reply(self.m.listener, task.notif, result, 0, 0)
-        self._release(task)
+        self.released(task)
 
     def finish_native(self, task: Task) -> None:
         """Let the kernel execute the call."""
@@ -283,10 +283,10 @@ class Supervisor:
             self.counting.before_return(task)
         self.grant(task)
         _native.reply(self.m.listener, task.notif, 0, 0, NOTIF_CONTINUE)
-        self._release(task)
+        self.released(task)
         task.native = True
 
-    def _release(self, task: Task) -> None:
+    def released(self, task: Task) -> None:
         task.notif = 0
         task.state = _RUNNING
         task.exposed = task.native = False

@@ -42,6 +42,11 @@ class ExecPlan(NamedTuple):
     code_at: int = 0
     counter: int = 0
 
+    def code_from(self, counter: int) -> bytes:
+        """The trampolines' code; ``counter``: where those for rdtsc begin to count."""
+        at = self.counter - self.code_at
+        return self.code and self.code[:at] + counter.to_bytes(8, "little") + self.code[at + 8 :]
+
 
 class _Part(NamedTuple):
     """What is to be overwritten where a part of a file is mapped; addresses count from the mapping's start."""
@@ -76,8 +81,7 @@ class Patching:
         if plan.code_at and not has_area:
             return
         if plan.code:
-            at = plan.counter - plan.code_at
-            task.write(plan.code_at, plan.code[:at] + counter.to_bytes(8, "little") + plan.code[at + 8 :])
+            task.write(plan.code_at, plan.code_from(counter))
         if not memory.apply(task.tid, plan.edits):
             self.m.doubt(task, f"the code of {os.fsdecode(task.process.exe)} is not what its file says")
         task.process.data[ORIGINALS] = plan.originals

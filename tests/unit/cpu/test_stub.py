@@ -59,3 +59,26 @@ def test_code_is_put_together_once() -> None:
         return (SYS_DUP, 1), (SYS_CLOSE, stub.Result(0, 1 << 62))
 
     assert stub.code(calls()) is stub.code(calls())
+
+
+def test_code_that_goes_on_elsewhere_and_to_the_program() -> None:
+    program = Traced(["/bin/true"], {})
+    regs = ptrace_getregs(program.pid)
+    first = (SYS_MMAP, 0x7FFF0000, 4096, 7, 0x100022, -1, 0)
+    entry = regs.rip + 3000  # where there is a breakpoint
+    ending = stub.ending(((SYS_DUP, 1), (SYS_CLOSE, stub.Result(0))), entry)
+    program.write(entry, b"\xcc")
+    program.write(regs.rip, stub.leading_on((first,), ending, 0x7FFF0000))
+    for name in ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rbp"):
+        setattr(regs, name, 0x1234_5678_9ABC)
+    ptrace_setregs(program.pid, regs)
+    ptrace_cont(program.pid)
+    _, status = os.waitpid(program.pid, 0)
+    assert os.WIFSTOPPED(status) and os.WSTOPSIG(status) == signal.SIGTRAP
+    after = ptrace_getregs(program.pid)
+    assert (after.rip, after.rsp) == (entry + 1, regs.rsp)
+    general = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", *(f"r{n}" for n in range(8, 16)))
+    assert not any(getattr(after, name) for name in general)
+    assert after.eflags == 0x202  # only that interrupts are on, and a bit that always is
+    os.kill(program.pid, signal.SIGKILL)
+    os.waitpid(program.pid, 0)
