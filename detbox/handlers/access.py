@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from detbox.handlers import claim, paths
 from detbox.handlers.stat import of_fd, of_path
 from detbox.handlers.statfs import flags_of
+from detbox.kernel import _native
 from detbox.machine import constants
 from detbox.machine.inodes import link_name
 
@@ -100,12 +101,15 @@ def _readlink(m: Machine, t: Task, dirfd: int, path: bytes, buf: int, size: int)
             at, name = paths.at(m, t, dirfd, path)
             if t.process.creds.fsuid and not paths.check_search(m, t, at, name, path, follow=False):
                 return -errno.ENOENT
-            text = os.readlink(name, dir_fd=at)
+            found = _native.link_text(at, name)
+            if found == -errno.EINVAL:
+                return found  # exists, and is no link: the commonest answer in builds
+            if isinstance(found, int):
+                raise OSError(-found, "no text")
+            text = found
         else:
             text = _descriptor_text(m, t, dirfd)
     except OSError as e:
-        if e.errno == errno.EINVAL:
-            return -errno.EINVAL  # exists, and is no link: the commonest answer in builds
         if e.errno != errno.ELOOP:
             paths.check_dirfd(t, dirfd, path, e)
             raise

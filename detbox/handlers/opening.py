@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from detbox.decision import ContinueThen, InstallFd
 from detbox.handlers import claim, fifo, paths, procfs
+from detbox.kernel import _native
 from detbox.machine.files import Kind, OpenFile, device_kind, is_tty
 from detbox.machine.inodes import VInode
 
@@ -74,7 +75,9 @@ def open_at(m: Machine, t: Task, dirfd: int, path: bytes, flags: int, mode: int)
             if found.st_dev not in m.inodes.odd_devs:
                 known = found
         # Of a regular file nothing has to be waited for.
-        fd = os.open(path, flags & _KEPT | (_OURS if known is None else _OURS & ~os.O_NONBLOCK), dir_fd=at)
+        fd = _native.open_at(at, path, flags & _KEPT | (_OURS if known is None else _OURS & ~os.O_NONBLOCK))
+        if fd < 0:
+            return fd if fd == -errno.ENOENT else _checked(m, t, dirfd, path, flags & 0x7FFFFFFF)
     except OSError as e:
         if e.errno == errno.ENOENT:
             return -errno.ENOENT

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from detbox.handlers import claim, paths
 from detbox.handlers.cover import shown_mode
+from detbox.kernel import _native
 from detbox.machine.inodes import PROC_DEV, VInode, blocks_of, procfs_ino, size_and_blocks
 
 if TYPE_CHECKING:
@@ -87,7 +88,12 @@ def _stat(m: Machine, t: Task, dirfd: int, path: bytes, buf: int, follow: bool) 
                 return -errno.ENOENT
             st = found
         else:
-            st = os.stat(name, dir_fd=at, follow_symlinks=follow)
+            status = _native.stat_at(at, name, follow)
+            if isinstance(status, int):
+                if status == -errno.ENOENT and name is path and not fs.special:
+                    return status
+                raise OSError(-status, "no status")
+            st = status
     except OSError as e:
         if e.errno == errno.ENOENT and not fs.special:
             paths.check_dirfd(t, dirfd, path, e)

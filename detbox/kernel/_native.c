@@ -148,6 +148,7 @@ static PyObject *write_places(PyObject *self, PyObject *args)
 }
 
 #include "exchange.c"
+#include "status.c"
 
 /* Reads page by page, so that a string that ends before an unmapped page is
  * read whole. */
@@ -1019,6 +1020,9 @@ static PyMethodDef methods[] = {
 	FAST("reply", reply),
 	FAST("add_fd", add_fd),
 	FAST("ptrace_request", ptrace_request),
+	FAST("stat_at", stat_at),
+	FAST("open_at", open_at),
+	FAST("link_text", link_text),
 	FAST("borrow_fd", borrow_fd),
 	FAST("borrow_blocking", borrow_blocking),
 	FAST("raw_syscall", raw_syscall),
@@ -1063,4 +1067,4 @@ static PyMethodDef methods[] = {
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", NULL, -1, methods, NULL, NULL, NULL, NULL};
 
-PyMODINIT_FUNC PyInit__native(void) { return PyModule_Create(&module); }
+PyMODINIT_FUNC PyInit__native(void) { return PyType_Ready(&status_type) ? NULL : PyModule_Create(&module); }

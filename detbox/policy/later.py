@@ -17,21 +17,37 @@ if TYPE_CHECKING:
 class Later:
     """Stands for a handler."""
 
-    __slots__ = ("_found", "_module", "_name")
+    __slots__ = ("_found", "_module", "_name", "places")
 
     def __init__(self, module: str, name: str) -> None:
         self._module = module
         self._name = name
         self._found: Handler | None = None
+        #: Where the handler itself is to be put when it has been loaded.
+        self.places: list[tuple[list[Handler | None], int]] = []
 
     def __call__(self, m: Any, t: Any, args: Args) -> Decision:
-        return (self._found or self.load())(m, t, args)
+        found = self._found or self.load()
+        while self.places:
+            table, number = self.places.pop()
+            if table[number] is self:
+                table[number] = found
+        return found(m, t, args)
 
     def load(self) -> Handler:
         """The handler itself.  Raises ImportError or AttributeError."""
         if self._found is None:
             self._found = getattr(importlib.import_module("detbox.handlers." + self._module), self._name)
         return self._found
+
+
+def call_table(handlers: dict[int, Handler], size: int) -> list[Handler | None]:
+    """The handlers by the numbers of their calls, each without what stands for it as soon as it has been called."""
+    table = [handlers.get(number) for number in range(size)]
+    for number, handler in enumerate(table):
+        if isinstance(handler, Later):
+            handler.places.append((table, number))
+    return table
 
 
 class _Module:

@@ -19,6 +19,7 @@ from detbox.handlers import futex_exit, limits
 from detbox.kernel import _native, siginfo
 from detbox.kernel.numbers import NAMES
 from detbox.machine.clock import WINDOW, WINDOW_WEIGHT
+from detbox.policy.later import call_table
 from detbox.scheduler.core import turn_length
 from detbox.supervisor import lifecycle, signals
 from detbox.supervisor.counting import Counting
@@ -60,7 +61,7 @@ class Supervisor:
         self.m = machine
         self.control = control
         self.looking = looking
-        self.table: list[Handler | None] = [handlers.get(nr) for nr in range(max(NAMES) + 1)]
+        self.table: list[Handler | None] = call_table(handlers, max(NAMES) + 1)
         self.calls = [0] * (max(NAMES) + 1)
         self.running = 0  # threads in state RUNNING
         self.main_pid = 0
@@ -139,14 +140,12 @@ class Supervisor:
             self.calls[nr] += 1
         if task.data:
             self.counting.on_call(task, nr in self.looking)
-        if not self._turn_ends(task, self.decide):
+        task.quantum -= WINDOW_WEIGHT if task.cpu.looks % WINDOW == WINDOW - 1 else 1
+        if task.quantum > 0 or not self._turn_ends(task, self.decide):
             self.decide(task)
 
     def _turn_ends(self, task: Task, then: Callable[[Task], None]) -> bool:
-        """A held thread has used one of its turn's calls; True if others go first, and ``then`` is queued."""
-        task.quantum -= WINDOW_WEIGHT if task.cpu.looks % WINDOW == WINDOW - 1 else 1
-        if task.quantum > 0:
-            return False
+        """A held thread has used its turn's calls; True if others go first, and ``then`` is queued."""
         task.turns += 1
         task.quantum = turn_length(task.turns)
         scheduler = self.m.scheduler
@@ -360,7 +359,9 @@ class Supervisor:
                 return
         if signo in (signal.SIGSEGV, signal.SIGILL, signal.SIGTRAP) and self.image.trapped(task, signo, info):
             # Who waits by looking at the time stamp counter makes no calls.  Other traps depend on the processor.
-            if task.cpu.looks == looks or not self._turn_ends(task, self.proceed):
+            if task.cpu.looks != looks:
+                task.quantum -= WINDOW_WEIGHT if task.cpu.looks % WINDOW == WINDOW - 1 else 1
+            if task.quantum > 0 or not self._turn_ends(task, self.proceed):
                 self.proceed(task)
             return
         signals.repair(self.m, task, signo, info)

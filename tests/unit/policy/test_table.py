@@ -5,13 +5,17 @@ from __future__ import annotations
 import inspect
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from detbox.decision import Decision
+from detbox.handlers import identity
 from detbox.kernel.numbers import NAMES, NUMBERS, name_of
 from detbox.policy import BY_NAME, BY_NUMBER, LOOKING, TABLE, Action, Row
-from detbox.policy.later import Later
-from detbox.policy.row import Case, Op, Test, watch
+from detbox.policy.later import Later, call_table
+from detbox.policy.row import Args, Case, Op, Test, watch
 
 HEADER = Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h")
 
@@ -70,3 +74,18 @@ def test_impossible_rows_are_refused() -> None:
 def test_names() -> None:
     assert name_of(0) == "read"
     assert name_of(400) == "call_400"
+
+
+def test_what_stands_for_a_handler_leaves_the_table() -> None:
+    stand_in, wrapped = Later("identity", "getuid"), Later("identity", "getgid")
+    table = call_table({3: stand_in, 4: wrapped}, 6)
+
+    def wrapper(m: Any, t: Any, a: Args) -> Decision:
+        return wrapped(m, t, a)
+
+    table[4] = wrapper
+    task = SimpleNamespace(process=SimpleNamespace(creds=SimpleNamespace(ruid=7, rgid=8)))
+    for number, expected in (3, 7), (4, 8):
+        handler = table[number]
+        assert handler is not None and handler(None, task, (0,) * 6) == expected
+    assert table == [None, None, None, identity.getuid, wrapper, None]

@@ -1,0 +1,40 @@
+"""What native status functions tell is what os tells, and an error is a number."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from detbox.kernel import _native
+
+FIELDS = (
+    "st_dev", "st_ino", "st_nlink", "st_mode", "st_uid", "st_gid", "st_rdev", "st_size", "st_blksize", "st_blocks",
+    "st_mtime_ns", "st_ctime_ns",
+)  # fmt: skip
+
+
+def test_like_os(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"some text")
+    (tmp_path / "link").symlink_to("file")
+    here = os.open(tmp_path, os.O_PATH)
+    for place, name in (here, b"link"), (here, b"."), (None, b"/dev/null"), (None, os.fsencode(tmp_path / "link")):
+        for follow in True, False:
+            found, expected = _native.stat_at(place, name, follow), os.stat(name, dir_fd=place, follow_symlinks=follow)
+            assert [getattr(found, field) for field in FIELDS] == [getattr(expected, field) for field in FIELDS]
+    assert _native.link_text(here, b"link") == b"file"
+    fd = _native.open_at(here, b"link", os.O_RDONLY | os.O_CLOEXEC)
+    assert os.read(fd, 99) == b"some text"
+    os.close(fd)
+    os.close(here)
+
+
+def test_errors_are_numbers(tmp_path: Path) -> None:
+    file, absent = os.fsencode(tmp_path / "file"), os.fsencode(tmp_path / "absent")
+    (tmp_path / "file").touch()
+    assert _native.stat_at(None, absent, True) == -errno.ENOENT
+    assert _native.stat_at(None, file + b"/x", True) == -errno.ENOTDIR
+    assert _native.open_at(None, absent, os.O_RDONLY) == -errno.ENOENT
+    assert _native.open_at(None, file, os.O_RDONLY | os.O_DIRECTORY) == -errno.ENOTDIR
+    assert _native.link_text(None, file) == -errno.EINVAL
+    assert _native.link_text(99, b"file") == -errno.EBADF
