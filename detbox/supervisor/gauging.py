@@ -42,8 +42,9 @@ STRETCHES = 4
 LONG = 4_000_000_000
 #: A loop looks from the same places, by what the calls' arguments tell of the stack: no more than these, of so many
 #: looks in a row.  Python looks at the clock with each lock, 1,600 times to import asyncio, and from many places: after
-#: a look that is between others, as many are left alone as there were before it.
-PLACES, ROW = 2, 20
+#: a look that is between others, as many are left alone as there were before it.  An interpreter that looks whether its
+#: time is over does so from wherever it happens to be: with each doubling of so many looks there may be one place more.
+PLACES, ROW, LONG_ROW = 2, 20, 40
 #: From a single place it takes fewer looks: who doubles the work from one to the next has done much by then.
 ALIKE = 10
 #: So many places that are known to be between others are remembered.
@@ -146,12 +147,13 @@ class Gauging:
                 self._later(task)
                 return False
         places, strays = set(cpu.places), program.strays
-        if len(places) > PLACES:
+        longer = (cpu.looks // LONG_ROW).bit_length()
+        if len(places) > PLACES + longer:
             if len(strays) > MANY:
                 strays.clear()
             strays |= places
             cpu.measure_at, cpu.places = 2 * cpu.looks + 1, ()
-        elif place in strays and len(places) == len(cpu.places):
+        elif not longer and place in strays and len(places) == len(cpu.places):
             cpu.measure_at = 2 * cpu.looks + 1
         elif (wanting := TOO_LITTLE - self._allowed(task)) > 0:
             # A measurement has to be earned by so many looks first.

@@ -98,6 +98,22 @@ static void ticks(int64_t (*look)(void))
     something_else();
 }
 
+/* An interpreter that looks whether its time is over from wherever it happens to be, and does nothing else. */
+__attribute__((noipa)) static int64_t look_at_depth(int depth)
+{
+    return depth ? look_at_depth(depth - 1) - 1 : now_ns();
+}
+
+static void limited(int places, long turns)
+{
+    int64_t end = now_ns() + SECOND / 2;
+    long looks = 0;
+    while (look_at_depth((x >> 33) % places) < end) compute(turns), looks++;
+    CHECK(looks < 4000);
+    note("%ld looks from %d places, %lld\n", looks, places, (long long)now_ns());
+    something_else();
+}
+
 /* Much and little by turns, and nothing. */
 static void changing(void)
 {
@@ -161,6 +177,9 @@ int main(void)
     in_three();
     ticks(by_ticks);
     ticks(usage_ns);
+    limited(3, 1000000);
+    limited(5, 300000);
+    limited(1, 300000);
     changing();
     disturbed();
     return done();
