@@ -63,6 +63,8 @@ _CUT_SHORT = frozenset(
                  "write", "writev", "pwrite64", "read", "readv", "pread64", "sendto", "sendmsg", "recvfrom", "recvmsg")
 )  # fmt: skip
 _CALL_DELAY = 5.0
+# Nobody's calls are received while a thread is to stop; after so many ms it may have ended.
+_NOBODY, _PATIENCE_MS = -1, 20
 # A walk takes at most so many times the processor time of the supervisor alone: the kernel works for the other thread.
 _WALK_SHARE = 5
 #: The two forms of the instruction.
@@ -163,7 +165,9 @@ class Spinning:
             return False
         if _native.ptrace_request(signals.PTRACE_INTERRUPT, task.tid, 0, 0) < 0:
             return False
-        _, status = _native.wait_tid(task.tid, 0)
+        status = self._stopped(task)
+        if status is None:
+            return False
         if status >> 16 != _EVENT_STOP or (status >> 8) & 0xFF != signal.SIGTRAP:
             sup.on_stop(task.tid, status)
             return False
@@ -176,6 +180,24 @@ class Spinning:
             sup.cont(task, 0)
             return False
         return True
+
+    def _stopped(self, task: Task) -> int | None:
+        """Wait until a thread stops that has been asked to; its status, or None if it has ended instead.
+
+        The kernel reports the end of a process's first thread after those of the others, which the loop has to hear of.
+        """
+        while True:
+            stopped, status = _native.wait_tid(task.tid, os.WNOHANG)
+            if stopped:
+                return status
+            status = _native.await_call(_NOBODY, task.tid, _PATIENCE_MS)
+            if status is not None:
+                return int(status)
+            try:
+                if signals.is_zombie(self.sup.m, task):
+                    return None
+            except OSError:
+                return None
 
     def _prove(self, task: Task, watch: _Watch) -> None:
         self.proofs += 1

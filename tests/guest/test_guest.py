@@ -42,6 +42,7 @@ GUESTS = (
     Guest("count_far.c", limit_s=120),
     Guest("count_until_timer.c"),
     Guest("directories.c"),
+    Guest("dying_leaders.c"),
     Guest("exec_again.c", quick=True),
     Guest("file_calls.c"),
     Guest("file_locks.c"),
