@@ -44,7 +44,7 @@ LONG = 4_000_000_000
 #: looks in a row.  Python looks at the clock with each lock, 1,600 times to import asyncio, and from many places: after
 #: a look that is between others, as many are left alone as there were before it.  An interpreter that looks whether its
 #: time is over does so from wherever it happens to be: with each doubling of so many looks there may be one place more.
-PLACES, ROW, LONG_ROW = 2, 20, 40
+PLACES, ROW, LONG_ROW = 2, 20, 80
 #: From a single place it takes fewer looks: who doubles the work from one to the next has done much by then.
 ALIKE = 10
 #: So many places that are known to be between others are remembered.

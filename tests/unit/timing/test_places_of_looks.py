@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from detbox.kernel.numbers import NUMBERS
 from detbox.machine.clock import FIRST_MEASURE, UNDECIDED, CpuTime
-from detbox.supervisor.gauging import ALIKE, ALLOWED, ROW, TOO_LITTLE, Gauging
+from detbox.supervisor.gauging import ALIKE, ALLOWED, LONG_ROW, PLACES, ROW, TOO_LITTLE, Gauging
 from detbox.supervisor.task import AddressSpace
 
 
@@ -53,6 +53,15 @@ def test_looks_from_many_places_are_left_alone() -> None:
     looker.places = cycle(range(7))  # the same places again and again
     looker.row(50)
     assert sum(looker.row(50)[0] for _ in range(20)) <= 20 * 4
+
+
+def test_a_long_row_may_come_from_more_places() -> None:
+    for places in (3, 4, 5):
+        looker = Looker(cycle(range(places)))
+        asked, found = looker.row(1000)
+        assert found and LONG_ROW << places - PLACES - 1 <= looker.cpu.looks < 4 * LONG_ROW << places - PLACES - 1
+        assert asked < 2 * ROW + 10 * places
+    assert not Looker(cycle(range(7))).row(1000)[1]
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=200), st.integers(1, 2))
