@@ -147,13 +147,19 @@ def cache_directory(given: Any, host_env: Mapping[bytes, bytes], cwd: str) -> st
     return os.path.abspath(os.path.join(cwd, os.fsdecode(given)))
 
 
-def site_directory(host_env: Mapping[bytes, bytes]) -> str | None:
-    """Where sites of files are remembered; None if there is no place."""
+def cache_place(host_env: Mapping[bytes, bytes]) -> str | None:
+    """detbox's own directory for what only makes it faster; None if there is no place."""
     declared = host_env.get(b"XDG_CACHE_HOME", b"").startswith(b"/")
     # A home that does not exist is a way to say that there is none.
     if not declared and not os.path.isdir(host_env.get(b"HOME", b"")):
         return None
-    return os.path.join(own_directory("cache", host_env), "sites")
+    return own_directory("cache", host_env)
+
+
+def site_directory(host_env: Mapping[bytes, bytes]) -> str | None:
+    """Where sites of files are remembered; None if there is no place."""
+    place = cache_place(host_env)
+    return None if place is None else os.path.join(place, "sites")
 
 
 def choice(given: Any, option: str, known: Sequence[str]) -> str:

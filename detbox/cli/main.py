@@ -82,6 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         words = sys.argv[1:] if argv is None else argv
+        if words[:1] == ["run"] and os.geteuid() and not any(word.startswith("--image") for word in words):
+            from detbox.container import ahead
+
+            ahead.begin(os.environb)
         arguments = _parser(words[0] if words else "").parse_args(words, argparse.Namespace(stdin_closed=stdin_closed))
         return int(arguments.body(arguments))
 

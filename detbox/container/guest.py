@@ -14,7 +14,8 @@ import struct
 import time
 from typing import TYPE_CHECKING, Any
 
-from detbox.container import modules, operations, placement, plan
+from detbox.container import ahead, modules, operations, overlay, placement, plan, skeleton
+from detbox.container.overlay import Overlay
 from detbox.cpu import model
 from detbox.cpu.siteindex import SiteIndex
 from detbox.errors import CommandNotFound, CommandNotInvocable, HostError, InternalError
@@ -33,6 +34,8 @@ from detbox.supervisor.machine import Machine
 from detbox.supervisor.setup import Observation, first_process, install_hooks, user_ids
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from detbox.cache.observed import Observed
     from detbox.cache.store import Store
 
@@ -166,17 +169,18 @@ def _host_streams(spec: RunSpec) -> tuple[int, int, int]:
 def build(spec: RunSpec) -> tuple[int, Layers]:
     """Assemble the container's file system and enter it; a descriptor of a procfs mount of our own."""
     steps = plan.steps(spec)
-    limited = operations.limited()
+    limited = overlay.limited()
     _native.unshare(0x20000)  # CLONE_NEWNS: the keeper keeps the host's view
     _native.mount(None, b"/", None, operations.MS_REC | operations.MS_PRIVATE, None)
     trees = modules.open_trees()
+    kept = None if spec.image else _use_tree(steps)
     # Sources are opened in the new namespace: the kernel mounts nothing from another one.
     for step in steps:
         step.prepare()
     os.umask(0o022)
     makers = len(os.sched_getaffinity(0)) if os.access(NEXT_PROCESS, os.W_OK) else 1
     for step in steps:
-        if isinstance(step, operations.Overlay):
+        if isinstance(step, Overlay):
             step.makers = makers
         try:
             step.execute()
@@ -192,12 +196,28 @@ def build(spec: RunSpec) -> tuple[int, Layers]:
         _native.raw_syscall(NUMBERS["setdomainname"], constants.DOMAINNAME.encode(), len(constants.DOMAINNAME))
     os.chdir(spec.guest_workdir)
     os.umask(0)  # the guest's own is applied by the handlers
-    return proc_fd, _layers(spec, steps, limited)
+    return proc_fd, _layers(spec, steps, limited, None if kept is None else skeleton.Wholeness(kept.lock).demand)
 
 
-def _layers(spec: RunSpec, steps: list[operations.Step], limited: bool) -> Layers:
-    overlays = [step for step in steps if isinstance(step, operations.Overlay)]
-    images = [step for step in steps if isinstance(step, (operations.Overlay, operations.Unpack))]
+def _use_tree(steps: list[operations.Step]) -> ahead.Ahead | None:
+    """Give the overlays of the host's system the directories that are kept from run to run; None without any."""
+    kept = ahead.begun()
+    hidden = None if kept is None else kept.hidden()
+    if kept is None or hidden is None:
+        return None
+    for step in steps:
+        if isinstance(step, Overlay):
+            top = step.path[1:] + "/"
+            step.middle = f"{skeleton.tree(kept.place)}{step.path}"
+            step.hidden = [path[len(top) :] for path in hidden if path.startswith(top)]
+    return kept
+
+
+def _layers(
+    spec: RunSpec, steps: list[operations.Step], limited: bool, refused: Callable[[], None] | None
+) -> Layers:
+    overlays = [step for step in steps if isinstance(step, Overlay)]
+    images = [step for step in steps if isinstance(step, (Overlay, operations.Unpack))]
     # An image's overlay has become the root by way of another mount.
     mounts = [_native.statx(-1, b"/", 0)[12]] if spec.image else [step.mount_id for step in overlays]
     return Layers(
@@ -208,6 +228,7 @@ def _layers(spec: RunSpec, steps: list[operations.Step], limited: bool) -> Layer
         uppers={os.fsencode(step.path): os.fsencode(step.upper) for step in overlays},
         emptied=frozenset(os.fsencode(path) for step in overlays for path in step.emptied),
         owners={path: owner for step in images for path, owner in step.owners.items()},
+        refused=refused,
     )
 
 

@@ -19,7 +19,7 @@ import signal
 from typing import Any
 
 from detbox import errors
-from detbox.container import guest, placement, storeimage, usage
+from detbox.container import ahead, guest, placement, storeimage, usage
 from detbox.container.outcome import Outcome
 from detbox.cpu import service
 from detbox.cpu.sitecache import SiteCache
@@ -72,6 +72,8 @@ def _run(spec: RunSpec) -> Outcome:
             with contextlib.suppress(OSError):
                 os.close(fd)
         _end(keeper)
+        if (looking := ahead.begun()) is not None:
+            looking.end()
     return _outcome(text)
 
 

@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from detbox.container import storeimage
 from detbox.errors import HostError, UserError
 from detbox.kernel import _native
 from detbox.records import field, record
@@ -20,20 +19,12 @@ from detbox.synth import sysfs
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 0x20, 0x1000, 0x4000, 0x40000
-_MNT_ID = 12  # of what _native.statx returns
 #: Where the new root is assembled; any directory that exists everywhere will do,
 #: since the mount is seen in the container's own namespace only.
 STAGE = "/tmp"
 
 
-_ALL_LEVELS = 1 << 20
 _MOST_LINKS = 40  # as many as the kernel follows (MAXSYMLINKS)
-
-
-def limited() -> bool:
-    """Whether the user namespace maps one user only: an ordinary user made it."""
-    with open("/proc/self/uid_map", encoding="utf-8") as lines:
-        return int(lines.read().split()[2]) == 1
 
 
 def staged(path: str, *, last: bool = True) -> str:
@@ -95,74 +86,7 @@ class Tmpfs(Step):
     def execute(self) -> None:
         os.makedirs(staged(self.path), exist_ok=True)
         options = f"mode={self.mode:o}" + (f",size={self.size}" if self.size else "")
-        _mount("tmpfs", self.path, "tmpfs", MS_NOSUID | MS_NODEV, options)
-
-
-@record
-class Overlay(Step):
-    """A host directory, read-only, under a layer in memory that takes all changes.
-
-    An ordinary user's namespace does not map the owner of the host's directories, so that nothing could be
-    created in them.  What exists in the upper layer is the user's own, so all directories are made there.
-    For root something else is done there: a directory that an ordinary user may not list or search is shown empty
-    to both, and ``depth`` levels are looked through for such directories.
-    """
-
-    source: str
-    path: str
-    scratch: str  # guest path of the directory on a tmpfs that holds the upper layer
-    depth: int = 2  # 0: what its owner alone may see is shown to the guest
-    makers: int = 1  # threads that make directories
-    emptied: list[str] = field(default_factory=list)  # guest paths of directories shown empty
-    owners: dict[bytes, tuple[int, int]] = field(default_factory=dict)  # as the image's manifest says
-    mount_id: int = -1  # known once it is mounted; something may cover the path later
-    _fd: int = -1
-
-    @property
-    def upper(self) -> str:
-        """The upper layer's path below what all scratch directories lie in."""
-        return f"{os.path.basename(self.scratch)}/upper"
-
-    def describe(self) -> str:
-        return f"overlay  {self.path} <- {self.source} (changes vanish)"
-
-    def prepare(self) -> None:
-        self._fd = os.open(self.source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.owners = storeimage.owners(self.source)
-
-    def execute(self) -> None:
-        target = staged(self.path)
-        os.makedirs(target, exist_ok=True)
-        upper, work = f"{staged(self.scratch)}/upper", f"{staged(self.scratch)}/work"
-        os.makedirs(upper)
-        os.makedirs(work)
-        # The upper directory's own attributes are those of the merged root.
-        mode = os.fstat(self._fd).st_mode & 0o7777
-        os.chmod(upper, mode)
-        self._make_directories(upper)
-        # What the host's kernel was configured to do by default must not show.  With xino a directory keeps its inode
-        # number when the kernel forgets it for want of memory (Documentation/filesystems/overlayfs.rst): without, it
-        # was another one afterwards, with none of the times, owners and modes that the run had given it.
-        options = f"lowerdir=/proc/self/fd/{self._fd},upperdir={upper},workdir={work},userxattr,index=off,xino=on"
-        _mount("overlay", self.path, "overlay", MS_NODEV | MS_NOSUID, options)
-        self.mount_id = _native.statx(-1, os.fsencode(target), 0)[_MNT_ID]
-        os.close(self._fd)
-
-    def _make_directories(self, upper: str) -> None:
-        everything = limited()
-        depth, makers = (_ALL_LEVELS, self.makers) if everything else (self.depth, 1)
-        if not depth:
-            return
-        top = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        mask = os.umask(0)  # modes are copied
-        try:
-            refused = 0o5 if self.depth else 0
-            for path in _native.make_directories(self._fd, top, depth, refused, makers, everything):
-                if path.count(b"/") <= self.depth:
-                    self.emptied.append(self.path + os.fsdecode(path))
-        finally:
-            os.umask(mask)
-            os.close(top)
+        mount("tmpfs", self.path, "tmpfs", MS_NOSUID | MS_NODEV, options)
 
 
 @record
@@ -190,7 +114,7 @@ class Bind(Step):
         else:
             os.makedirs(os.path.dirname(target), exist_ok=True)
             os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
-        _mount(f"/proc/self/fd/{self._fd}", self.path, None, MS_BIND | MS_REC, None)
+        mount(f"/proc/self/fd/{self._fd}", self.path, None, MS_BIND | MS_REC, None)
         if self.read_only:
             # Flags that the host's mount has locked must be repeated (mount_namespaces(7)).
             flags = os.statvfs(target).f_flag & (MS_NOSUID | MS_NODEV | MS_NOEXEC)
@@ -219,7 +143,7 @@ class Special(Step):
     def execute(self) -> None:
         os.makedirs(staged(self.path), exist_ok=True)
         devices = 0 if self.kind == "devpts" else MS_NODEV
-        _mount(self.kind, self.path, self.kind, MS_NOSUID | MS_NOEXEC | devices, self.options)
+        mount(self.kind, self.path, self.kind, MS_NOSUID | MS_NOEXEC | devices, self.options)
 
 
 @record
@@ -433,7 +357,8 @@ def detach(place: bytes) -> int:
     return fd
 
 
-def _mount(source: str, path: str, kind: str | None, flags: int, options: str | None) -> None:
+def mount(source: str, path: str, kind: str | None, flags: int, options: str | None) -> None:
+    """mount(2) at a guest path of the tree that is being assembled.  Raises HostError."""
     try:
         _native.mount(source, os.fsencode(staged(path)), kind, flags, options)
     except OSError as error:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 
+from detbox.container import hostroot
 from detbox.container import operations as ops
 from detbox.container.operations import Step
+from detbox.container.overlay import Overlay
 from detbox.cpu import model
 from detbox.errors import UserError
 from detbox.machine import constants
@@ -13,15 +15,11 @@ from detbox.spec import RunSpec
 from detbox.synth import dev, etc, sysfs
 from detbox.synth.view import MachineView
 
-#: Top-level directories of the host that the container makes itself.  Homes are not
-#: part of the machine's software: what a run needs of them is declared.
-_OWN = frozenset(("proc", "sys", "dev", "tmp", "run", "home", "root", "mnt", "media", "lost+found", "boot", "srv"))
 #: Directories that stay in memory, and their modes.
 _FRESH = {"/tmp": 0o1777, "/run": 0o755, "/home": 0o755, "/root": 0o700, "/mnt": 0o755, "/srv": 0o755}
-_SCRATCH = "/.detbox"
+_SCRATCH = f"/{hostroot.SCRATCH}"
 #: File systems in memory that the guest can fill.
 _LIMITED = ("/", _SCRATCH, "/tmp", "/run", "/dev/shm")
-_FOR_ALL = 0o005  # a directory that everybody may list and search: what only root could see is nobody's
 #: How many levels of directories are looked through for private ones, where it is not two (see Overlay).
 _PRIVATE_DEPTH = {"etc": 8, "var": 8}
 
@@ -73,14 +71,14 @@ def _covered(spec: RunSpec) -> bool:
 
 def _host_root(spec: RunSpec) -> list[Step]:
     plan: list[Step] = [ops.Tmpfs("/", 0o755), ops.Tmpfs(_SCRATCH, 0o700)]
-    for name in sorted(os.listdir("/")):
+    for name in hostroot.names():
         path = "/" + name
-        if name in _OWN or path in (_SCRATCH, spec.guest_workdir):
+        if path == spec.guest_workdir:
             continue
         if os.path.islink(path):
             plan.append(ops.Symlink(path, os.readlink(path)))
-        elif os.path.isdir(path) and os.stat(path).st_mode & _FOR_ALL == _FOR_ALL:
-            plan.append(ops.Overlay(path, path, f"{_SCRATCH}/{name}", _PRIVATE_DEPTH.get(name, 2)))
+        elif hostroot.shown(name):
+            plan.append(Overlay(path, path, f"{_SCRATCH}/{name}", _PRIVATE_DEPTH.get(name, 2)))
     plan.append(ops.Detach(_SCRATCH))
     plan += [ops.Directory(path, mode) for path, mode in _FRESH.items()]
     plan.append(ops.Tmpfs("/tmp", _FRESH["/tmp"]))
@@ -98,7 +96,7 @@ def image_root(image: str) -> list[Step]:
     return [
         ops.Tmpfs("/", 0o755),
         ops.Directory("/scratch", 0o700),
-        ops.Overlay(image, "/root-of-image", "/scratch/image", 0),
+        Overlay(image, "/root-of-image", "/scratch/image", 0),
         ops.Restage("/root-of-image"),
         *_fresh_in_image(),
     ]

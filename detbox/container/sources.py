@@ -7,6 +7,7 @@ import os
 from detbox.cache.places import Sources
 from detbox.container import operations as ops
 from detbox.container import plan
+from detbox.container.overlay import Overlay
 from detbox.spec import RunSpec
 
 
@@ -18,7 +19,7 @@ def sources(spec: RunSpec) -> Sources:
     remade: dict[str, str] = {}
     fixed: list[str] = []
     for step in plan.steps(spec):
-        if isinstance(step, (ops.Overlay, ops.Bind)):
+        if isinstance(step, (Overlay, ops.Bind)):
             shown.append((_guest_path(spec, step), step.source))
         elif isinstance(step, ops.Tmpfs):
             fresh.append(step.path)
@@ -34,8 +35,8 @@ def sources(spec: RunSpec) -> Sources:
     return Sources(tuple(shown), ("/", *inside), frozenset(made), tuple(remade.items()), tuple(sorted(fixed)))
 
 
-def _guest_path(spec: RunSpec, step: ops.Overlay | ops.Bind) -> str:
+def _guest_path(spec: RunSpec, step: Overlay | ops.Bind) -> str:
     """An image's overlay becomes the root."""
-    if isinstance(step, ops.Overlay) and spec.image is not None and os.path.abspath(step.source) == spec.image:
+    if isinstance(step, Overlay) and spec.image is not None and os.path.abspath(step.source) == spec.image:
         return "/"
     return step.path

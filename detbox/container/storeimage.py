@@ -21,6 +21,12 @@ def owners(image: str) -> dict[bytes, tuple[int, int]]:
         return {b"/" + os.fsencode(path): (uid, gid) for path, uid, gid in json.load(file)}
 
 
+def own(image: str) -> bool:
+    """Whether all its files belong to the caller, as those of a store do."""
+    st = os.stat(image)
+    return place_of(image) is not None and (st.st_uid, st.st_gid) == (os.geteuid(), os.getegid())
+
+
 @contextlib.contextmanager
 def held(image: str | None) -> Iterator[None]:
     """Keeps a store's image from being removed meanwhile.  Raises UserError if that has happened already."""

@@ -4,7 +4,7 @@ In a container that an ordinary user has made, the system's files belong to some
 does not map.  The kernel refuses to change such a file even though an overlay would take the change, because
 it could not give the copy the same owner.  The guest is root all the same; so the supervisor does by hand what
 the overlay would have done: it puts a copy in the file's place, which then belongs to the user.  (All
-directories are the user's own from the start, see ``container.operations.Overlay``.)
+directories are the user's own from the start, see ``container.overlay.Overlay``.)
 
 Files that not everybody may read cannot be copied.  For the guest to see the same whoever started detbox,
 they cannot be read or changed in root's containers either, unless the run has made them.
@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_REFUSED = (errno.EACCES, errno.EPERM, errno.EOVERFLOW)
+#: How the kernel refuses to change what belongs to others.
+REFUSED = (errno.EACCES, errno.EPERM, errno.EOVERFLOW)
 _TAKEN = "copies of the system's files"  # key of Machine.data: real (device, inode) → path of its copy
+_CLOSED = "directories that the run has closed"  # key of Machine.data: their inodes
 _TEMPORARY = b"/.detbox-copy"
 _OTHERS_READ = 0o004
 _CHUNK = 1 << 30
@@ -47,7 +49,7 @@ def owned(m: Machine, at: int | None, name: bytes, follow: bool, change: Change[
     try:
         return change(at, name)
     except OSError as e:
-        if e.errno not in _REFUSED:
+        if e.errno not in REFUSED:
             raise
         path = take(m, at, name, follow)
         if path is None:
@@ -162,7 +164,7 @@ def private(m: Machine, fd: int, st: os.stat_result, vnode: VInode) -> bool:
         return False  # nothing is hidden in an empty file, such as the lock of dpkg's data base
     path = paths.path_of(m, fd)
     if S_ISDIR(st.st_mode):
-        return path not in layers.emptied
+        return path not in layers.emptied and vnode not in m.data.get(_CLOSED, ())
     # What the run has changed is in the upper layer.  The device's number does not tell: a copied file keeps
     # the lower one's (Documentation/filesystems/overlayfs.rst, "Inode properties").
     top = path[: path.index(b"/", 1)]
@@ -171,6 +173,12 @@ def private(m: Machine, fd: int, st: os.stat_result, vnode: VInode) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return True
     return False
+
+
+def closed(m: Machine, vnode: VInode) -> None:
+    """The run has taken others' rights from a directory of the system, whose content stays known to it."""
+    if m.layers.host and vnode.btime == m.inodes.epoch_ns:
+        m.data.setdefault(_CLOSED, set()).add(vnode)
 
 
 def check(

@@ -7,7 +7,7 @@ import fcntl
 import os
 import struct
 from collections.abc import Callable
-from stat import S_IFMT, S_IMODE, S_ISCHR, S_ISGID, S_ISLNK, S_ISREG, S_ISUID
+from stat import S_IFMT, S_IMODE, S_ISCHR, S_ISDIR, S_ISGID, S_ISLNK, S_ISREG, S_ISUID
 from typing import TYPE_CHECKING
 
 from detbox.handlers import claim, paths
@@ -109,6 +109,8 @@ def _chmod(m: Machine, t: Task, dirfd: int, path: bytes, mode: int, flags: int) 
             new &= ~S_ISGID
         if not _bound_device(m, st):
             os.chmod(name, new, dir_fd=at)
+            if S_ISDIR(st.st_mode):
+                claim.closed(m, vnode)
             if paths.closes(S_IFMT(st.st_mode) | new):
                 paths.ways_change(m)
         elif new != S_IMODE(st.st_mode):

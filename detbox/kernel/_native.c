@@ -1052,6 +1052,7 @@ static PyMethodDef methods[] = {
 	{"read_directory", read_directory, METH_VARARGS, NULL},
 	{"pack_dirents", pack_dirents, METH_VARARGS, NULL},
 	{"make_directories", make_directories, METH_VARARGS, NULL},
+	{"check_directories", check_directories, METH_VARARGS, NULL},
 	{"make_copies", make_copies, METH_VARARGS, NULL},
 	{"write_places", write_places, METH_VARARGS, NULL},
 	{"exchange", exchange, METH_VARARGS, NULL},

@@ -198,3 +198,106 @@ static PyObject *make_directories(PyObject *self, PyObject *args)
 	}
 	return refused;
 }
+
+/* What is known of a directory: a record of the list that container/skeleton.py writes. */
+struct directory_record {
+	uint64_t inode;
+	int64_t changed; /* st_ctim in nanoseconds */
+	uint32_t mode;
+	uint16_t flags, length;
+	char path[]; /* relative, ends with a 0; the next record is at a multiple of 8 */
+};
+
+struct checking {
+	const struct directory_record **records;
+	char *changed; /* one for each record */
+	size_t first, last;
+	int root, same;
+};
+
+static void *checker(void *arg)
+{
+	struct checking *c = arg;
+	struct stat st;
+	for (size_t i = c->first; i < c->last; i++) {
+		const struct directory_record *r = c->records[i];
+		c->changed[i] = fstatat(c->root, r->path, &st, AT_SYMLINK_NOFOLLOW) || !S_ISDIR(st.st_mode) ||
+				(c->same && (st.st_ino != r->inode || st.st_ctim.tv_sec * 1000000000 + st.st_ctim.tv_nsec != r->changed));
+	}
+	return NULL;
+}
+
+static void check_all(const struct directory_record **records, char *changed, size_t n, int root, int checkers, int same)
+{
+	struct checking parts[MAKERS_MAX];
+	pthread_t threads[MAKERS_MAX];
+	int started[MAKERS_MAX] = {0};
+	if (checkers > MAKERS_MAX) checkers = MAKERS_MAX;
+	for (int i = checkers - 1; i >= 0; i--) {
+		parts[i] = (struct checking){records, changed, n * i / checkers, n * (i + 1) / checkers, root, same};
+		started[i] = i && !pthread_create(&threads[i], NULL, checker, &parts[i]);
+		if (!started[i]) checker(&parts[i]);
+	}
+	for (int i = 1; i < checkers; i++)
+		if (started[i]) pthread_join(threads[i], NULL);
+}
+
+/* The records from `at` on, in an array that becomes `*records`; their number, or -1 for a list that is damaged. */
+static long find_records(const char *at, const char *end, const struct directory_record ***records)
+{
+	size_t n = 0, most = (end - at) / (sizeof(struct directory_record) + 8) + 1;
+	*records = malloc(most * sizeof **records);
+	while (*records && at < end) {
+		const struct directory_record *r = (const void *)at;
+		if (end - at < (long)sizeof *r || end - at - (long)sizeof *r <= r->length || r->path[r->length]) return -1;
+		(*records)[n++] = r;
+		at += (sizeof *r + r->length + 1 + 7) & ~7UL;
+	}
+	return n;
+}
+
+static int append_path(PyObject *list, const struct directory_record *r)
+{
+	PyObject *path = PyBytes_FromStringAndSize(r->path, r->length);
+	int failed = !path || PyList_Append(list, path);
+	Py_XDECREF(path);
+	return failed;
+}
+
+/* check_directories(root, records, flags, checkers, same) -> (paths of those that have changed, paths of those with any of the flags)
+ *
+ * As many threads as `checkers` call fstatat once for each record, relative to the descriptor `root`.  Unless they must be the
+ * `same` as the records say, it is enough that they are directories.
+ * Raises ValueError for a list that is damaged. */
+static PyObject *check_directories(PyObject *self, PyObject *args)
+{
+	int root, flags, checkers, same, failed = 0;
+	Py_buffer list;
+	if (!PyArg_ParseTuple(args, "iy*iip", &root, &list, &flags, &checkers, &same)) return NULL;
+	PyObject *changed = PyList_New(0), *flagged = PyList_New(0);
+	const struct directory_record **records;
+	long n = find_records(list.buf, (const char *)list.buf + list.len, &records);
+	char *differs = malloc(n > 0 ? n : 1);
+	failed = !changed || !flagged || !records || !differs;
+	if (failed) {
+		PyErr_NoMemory();
+	} else if (n < 0) {
+		PyErr_SetString(PyExc_ValueError, "a damaged list of directories");
+		failed = 1;
+	} else {
+		Py_BEGIN_ALLOW_THREADS
+		check_all(records, differs, n, root, checkers > 0 ? checkers : 1, same);
+		Py_END_ALLOW_THREADS
+	}
+	for (long i = 0; i < n && !failed; i++) {
+		failed |= differs[i] && append_path(changed, records[i]);
+		failed |= records[i]->flags & flags && append_path(flagged, records[i]);
+	}
+	free(records);
+	free(differs);
+	PyBuffer_Release(&list);
+	if (!failed) return Py_BuildValue("NN", changed, flagged);
+	Py_XDECREF(changed);
+	Py_XDECREF(flagged);
+	return NULL;
+}

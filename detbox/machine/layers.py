@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from detbox.records import field, record
 
@@ -17,6 +17,7 @@ class Layers:
     what has changed, by the overlay's path; relative to the descriptor ``scratch``, since no path leads there.
     ``emptied``: paths of the directories that are shown empty.
     ``owners``: (uid, gid) of the image's files that are not root's, by path.
+    ``refused``: called when the kernel has refused something; raises DetboxError if the container's layers are why.
     """
 
     mounts: frozenset[int] = frozenset()
@@ -26,3 +27,4 @@ class Layers:
     uppers: Mapping[bytes, bytes] = field(default_factory=dict)
     emptied: frozenset[bytes] = frozenset()
     owners: Mapping[bytes, tuple[int, int]] = field(default_factory=dict)
+    refused: Callable[[], None] | None = None

@@ -18,6 +18,7 @@ from typing import Any
 
 from detbox.container import operations as ops
 from detbox.container import plan
+from detbox.container.overlay import Overlay
 from detbox.errors import CommandNotFound, CommandNotInvocable, DetboxError, HostError
 from detbox.kernel import _native
 
@@ -184,6 +185,6 @@ def _host_root() -> list[ops.Step]:
             found.append(ops.Symlink(path, os.readlink(path)))
         elif os.path.isdir(path) and os.access(path, os.R_OK | os.X_OK):
             with contextlib.suppress(PermissionError):
-                overlay = ops.Overlay(path, path, f"{_SCRATCH}/{name}", 0)
+                overlay = Overlay(path, path, f"{_SCRATCH}/{name}", 0)
                 found.append(ops.Bind(path, path, True) if name in _PRIVATE else overlay)
     return [*found, ops.Detach(_SCRATCH)]

@@ -167,7 +167,7 @@ class Supervisor:
             try:
                 decision = handler(m, task, task.args)
             except OSError as error:
-                decision = self._failed(error)
+                decision = self.m.failed(error)
         if looking and task.cpu.looks >= task.cpu.measure_at:
             self.counting.after_look(task)
         native = decision is CONTINUE
@@ -187,11 +187,6 @@ class Supervisor:
         task.exposed, task.native = False, native
         self.running += 1
 
-    def _failed(self, error: OSError) -> int:
-        if not error.errno:
-            raise error
-        return -error.errno
-
     def unknown(self, task: Task, nr: int) -> int:
         """A call without a policy row: ENOSYS, counted and named at the end."""
         name = NAMES.get(nr, str(nr))
@@ -204,7 +199,7 @@ class Supervisor:
         try:
             decision = park.resume(wake)
         except OSError as error:
-            decision = self._failed(error)
+            decision = self.m.failed(error)
         self.perform(task, decision)
 
     def perform(self, task: Task, decision: Decision) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from detbox.cpu import service
 from detbox.decision import Decision
 from detbox.errors import NotDeterministic
+from detbox.handlers.claim import REFUSED
 from detbox.handlers.limits import descriptors_ran_out
 from detbox.kernel import _native
 from detbox.machine.clock import Clock
@@ -103,6 +104,14 @@ class Machine:
     def bind(self, sup: Supervisor) -> None:
         """Connect the loop."""
         self._sup = sup
+
+    def failed(self, error: OSError) -> int:
+        """What the guest gets for a handler's failure: -errno; what is no failure of a call is raised again."""
+        if not error.errno:
+            raise error
+        if error.errno in REFUSED and self.layers.refused is not None:
+            self.layers.refused()
+        return -error.errno
 
     def lets_go_first(self, task: Task) -> bool:
         """Whether those that a thread has woken go first; see :mod:`detbox.supervisor.generated`."""

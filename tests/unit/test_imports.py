@@ -53,7 +53,8 @@ ALLOWED: dict[str, set[str]] = {
         *_VALUES,
     },
     "cache": {"", "handlers", "images", "spec", *_VALUES},
-    "container": {"cache", "cpu", "guest", "handlers", "images", "policy", "spec", "supervisor", "synth", *_VALUES},
+    "container": {"cache", "cpu", "guest", "handlers", "images", "policy", "spec", "supervisor", "synth", "values",
+                  *_VALUES},  # fmt: skip
     "report": {"", "api", "container", "images", "recorder", "spec", *_VALUES},
     "deb": {"", "container", "images", "report", "spec", "values", *_VALUES},
     "cli": {

@@ -37,4 +37,6 @@ def test_errors_are_numbers(tmp_path: Path) -> None:
     assert _native.open_at(None, absent, os.O_RDONLY) == -errno.ENOENT
     assert _native.open_at(None, file, os.O_RDONLY | os.O_DIRECTORY) == -errno.ENOTDIR
     assert _native.link_text(None, file) == -errno.EINVAL
-    assert _native.link_text(99, b"file") == -errno.EBADF
+    closed = os.dup(0)
+    os.close(closed)
+    assert _native.link_text(closed, b"file") == -errno.EBADF

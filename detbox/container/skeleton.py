@@ -1,0 +1,322 @@
+"""The directories of the host's system once more, kept on disk for the containers of an ordinary user.
+
+Nothing can be created in a directory whose owner the user namespace does not map.  So all directories of the system
+must exist a second time as the user's own, above the host's in the overlay (see ``overlay.Overlay``).  A large
+installation has 30,000 of them: made in memory for each run they are the greater part of its start.  Here they are
+kept in the user's cache, as a layer between the host's files and the layer in memory that takes all changes.
+
+A list says what each directory of the host was like.  Whatever is made, removed or renamed in a directory changes its
+ctime, and so does a change of its mode (inode(7)); so the tree is right as long as each directory has the
+inode number and the ctime of the list, one fstatat(2) for each.  A directory that had changed within the last moments
+when it was noted counts as changed the next time: the clock of a file system has its ticks.
+
+Runs hold a shared lock (flock(2)) on the place, since a layer must not change under a mounted overlay; who has to
+change the tree wants an exclusive one, and does without the tree if another run is using it.  The list is removed
+before the tree is changed, and written anew afterwards, so that whatever ends a run halfway leaves no wrong tree
+behind.  Nothing depends on the tree but how soon a run starts: where there is none, the directories are made in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import struct
+import time
+import zlib
+from collections.abc import Iterable, Sequence
+from stat import S_IMODE, S_ISDIR
+from typing import NamedTuple
+
+from detbox.errors import HostError
+from detbox.kernel import _native
+
+_RECORD = struct.Struct("<QqIHH")  # struct directory_record of kernel/directories.c
+_PLAIN, _HIDDEN, _MOUNTED = 0, 1, 2  # kinds: shown, shown empty, the root of another file system
+_TOP = 4  # is written besides the kind of a directory in the root itself
+_FOR_ALL = 0o005
+_SEARCHED = 0o555
+_MAGIC = b"detbox directories 1\n"
+_CHECKSUM = struct.Struct("<I")
+_UNKEPT = b"not kept\n"  # instead of records
+_UNKEPT_S = 7 * 86400  # seconds until it is tried again
+_MOST = 100_000  # directories: 400 MB on a file system that gives each a block of its own
+_FRESH_NS = 2_000_000_000  # the coarsest clock of a file system in use (FAT's) ticks every two seconds
+_NEVER = -1  # no directory's time of change
+
+
+class Directory(NamedTuple):
+    """What the list says of one: inode number, ctime in nanoseconds, mode, and which of the kinds it is."""
+
+    inode: int
+    changed: int
+    mode: int
+    kind: int
+
+
+class Change(NamedTuple):
+    """What is to be done in the tree: "make", "remove" or "mode"; the last two fields say what it becomes."""
+
+    what: str
+    path: bytes
+    mode: int = 0
+    kind: int = _PLAIN
+
+
+def tree(place: str) -> str:
+    """The path of the tree; each of the system's top-level directories lies in it under its own name."""
+    return f"{place}/tree"
+
+
+def renew(place: str, lock: int, tops: Sequence[str], root: int) -> list[bytes] | None:
+    """Bring the tree up to date; the paths of the directories that are shown empty, relative to ``root``.
+
+    ``lock``: a descriptor of ``place`` with a shared lock.  ``tops``: names of the directories that are kept with all
+    below them.  ``root``: a descriptor of the directory that they lie in.  None: the tree cannot be used now.
+    """
+    listing = f"{place}/list"
+    try:
+        records = found = _read(listing)
+        if found == _UNKEPT:
+            return None
+        if not all(os.path.isdir(f"{tree(place)}/{top}") for top in tops):
+            records = None
+        changed, flagged = _native.check_directories(
+            root, records or b"", _HIDDEN | _TOP, len(os.sched_getaffinity(0)), True
+        )
+        changed += {os.fsencode(top) for top in tops}.difference(flagged)
+        if not changed:
+            return [path for path in flagged if b"/" in path]
+        news = Listing(root, _parsed(records or b""))
+        changes = news.look(changed)
+        kept = len(news.directories) <= _MOST
+        if changes or records is None:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _read(listing) != found:
+                return None  # somebody else has changed it between the two locks
+            _apply(place, changes if kept else [], anew=records is None or not kept)
+        _write(listing, _packed(news.directories) if kept else _UNKEPT)
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return news.hidden() if kept else None
+    except (OSError, ValueError):
+        return None
+
+
+class Wholeness:
+    """Whether the tree still has all that the list says; ``lock``: a descriptor of its place.
+
+    No run looks for that when it starts.  Where somebody has removed directories, a guest lacks the right to create.
+    """
+
+    def __init__(self, lock: int) -> None:
+        self._lock = lock
+        self._checked = False
+
+    def demand(self) -> None:
+        """Raises HostError if directories are missing; looks once only."""
+        records = None if self._checked else _read("list", dir_fd=self._lock)
+        self._checked = True
+        if records is None:
+            return
+        top = os.open("tree", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._lock)
+        try:
+            gone, _ = _native.check_directories(top, records, 0, 1, False)
+        finally:
+            os.close(top)
+        if gone:
+            os.unlink("list", dir_fd=self._lock)
+            what = f"{len(gone)} directories are gone from detbox's cache, such as {os.fsdecode(gone[0])}"
+            raise HostError(what, "run the command again: all of them are made anew")
+
+
+class Listing:
+    """The list while it is brought up to date.
+
+    ``directories``: what is known of them, by path relative to ``root``.
+    """
+
+    def __init__(self, root: int, directories: dict[bytes, Directory]) -> None:
+        self.directories = directories
+        self._root = root
+        self._changes: list[Change] = []
+        self._devices: dict[bytes, int] = {}  # those of the top-level directories
+        self._below: dict[bytes, set[bytes]] = {}  # a directory's subdirectories
+        for path in directories:
+            self._below.setdefault(os.path.dirname(path), set()).add(path)
+
+    def hidden(self) -> list[bytes]:
+        """The paths of the directories that are shown empty."""
+        return [path for path, directory in self.directories.items() if directory.kind == _HIDDEN]
+
+    def look(self, paths: Iterable[bytes]) -> list[Change]:
+        """Look at the directories ``paths`` and at what is new in them; what follows for the tree, in order."""
+        self._changes = []
+        left = sorted(paths, reverse=True)
+        while left and len(self.directories) <= _MOST:
+            path = left.pop()
+            parent = os.path.dirname(path)
+            if not parent or parent in self.directories:  # else it has gone together with its parent
+                left += self._look(path)
+        return self._changes
+
+    def _look(self, path: bytes) -> list[bytes]:
+        """One directory; the paths of the new ones in it."""
+        try:
+            # Before its names are read: what changes meanwhile is found the next time.
+            st = os.stat(path, dir_fd=self._root, follow_symlinks=False)
+        except OSError:
+            st = None
+        if st is None or not S_ISDIR(st.st_mode):
+            self._remove(path)
+            return []
+        kind, names = self._content(path, st)
+        mode = S_IMODE(st.st_mode)
+        old = self.directories.get(path)
+        if old is not None and old.kind != kind:
+            self._remove(path)
+            old = None
+        if old is None:
+            self._changes.append(Change("make", path, mode, kind))
+            self._below.setdefault(os.path.dirname(path), set()).add(path)
+        elif old.mode != mode:
+            self._changes.append(Change("mode", path, mode))
+        fresh = abs(time.time_ns() - st.st_ctime_ns) < _FRESH_NS
+        self.directories[path] = Directory(st.st_ino, _NEVER if fresh else st.st_ctime_ns, mode, kind)
+        known, now = self._below.get(path, set()), {path + b"/" + name for name in names}
+        for gone in known - now:
+            self._remove(gone)
+        return sorted(now - known, reverse=True)
+
+    def _content(self, path: bytes, st: os.stat_result) -> tuple[int, list[bytes]]:
+        """The directory's kind, and the names of the directories in it that the tree needs."""
+        if st.st_mode & _FOR_ALL != _FOR_ALL:
+            return _HIDDEN, []
+        if st.st_dev != self._device(path.split(b"/", 1)[0], st):
+            return _MOUNTED, []
+        # Two links are its own name and its ".".  File systems that do not count subdirectories say 1.
+        if st.st_nlink == 2 and st.st_mode & _SEARCHED == _SEARCHED:
+            return _PLAIN, []
+        fd = -1
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._root)
+            with os.scandir(fd) as entries:
+                return _PLAIN, [os.fsencode(entry.name) for entry in entries if entry.is_dir(follow_symlinks=False)]
+        except (FileNotFoundError, NotADirectoryError):  # it has just been removed, which the next look finds out
+            return _PLAIN, []
+        except PermissionError:
+            return _HIDDEN, []
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    def _device(self, top: bytes, st: os.stat_result) -> int:
+        if top not in self._devices:
+            self._devices[top] = os.stat(top, dir_fd=self._root, follow_symlinks=False).st_dev
+        return self._devices[top]
+
+    def _remove(self, path: bytes) -> None:
+        """A directory is no longer, or no longer of its kind."""
+        if path in self.directories:
+            self._changes.append(Change("remove", path))
+        self._below.get(os.path.dirname(path), set()).discard(path)
+        left = [path]
+        while left:
+            gone = left.pop()
+            self.directories.pop(gone, None)
+            left += self._below.pop(gone, ())
+
+
+def _read(path: str, dir_fd: int | None = None) -> bytes | None:
+    """The records of a list, or what stands instead; None for a list that is missing, damaged or out of date."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=dir_fd), "rb") as file:
+            if file.read(len(_MAGIC)) != _MAGIC:
+                return None
+            sum_, records = file.read(_CHECKSUM.size), file.read()
+            if sum_ != _CHECKSUM.pack(zlib.crc32(records)):
+                return None
+            late = records == _UNKEPT and time.time() - os.fstat(file.fileno()).st_mtime > _UNKEPT_S
+            return None if late else records
+    except FileNotFoundError:
+        return None
+
+
+def _write(path: str, records: bytes) -> None:
+    temporary = f"{path}.{os.getpid()}"
+    try:
+        with open(temporary, "wb") as file:
+            file.write(_MAGIC + _CHECKSUM.pack(zlib.crc32(records)) + records)
+        os.rename(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _packed(directories: dict[bytes, Directory]) -> bytes:
+    parts = []
+    for path, (inode, changed, mode, kind) in directories.items():
+        flags = kind if b"/" in path else kind | _TOP
+        parts.append(_RECORD.pack(inode, changed, mode, flags, len(path)) + path)
+        parts.append(bytes(8 - (_RECORD.size + len(path)) % 8))  # at least one 0
+    return b"".join(parts)
+
+
+def _parsed(records: bytes) -> dict[bytes, Directory]:
+    directories, at = {}, 0
+    while at < len(records):
+        inode, changed, mode, flags, length = _RECORD.unpack_from(records, at)
+        at += _RECORD.size
+        directories[records[at : at + length]] = Directory(inode, changed, mode, flags & ~_TOP)
+        at += length + 8 - (_RECORD.size + length) % 8
+    return directories
+
+
+def _apply(place: str, changes: Iterable[Change], *, anew: bool) -> None:
+    """Change the tree; without a list, which the caller writes, it counts for nothing.  ``anew``: from nothing."""
+    top = os.fsencode(tree(place))
+    for name in os.listdir(place):
+        if name != os.path.basename(tree(place)):  # the list, and what a killed process has left of one
+            os.unlink(f"{place}/{name}")
+    if anew:
+        _clear(top)
+        os.mkdir(top, 0o755)
+    modes: dict[bytes, int] = {}
+    try:
+        for what, path, mode, kind in changes:
+            target = top + b"/" + path
+            _unlock(os.path.dirname(target), modes)
+            if what == "remove":
+                _clear(target)
+                continue
+            if what == "mode":
+                os.chmod(target, 0o700)
+            else:
+                os.mkdir(target, 0o700)
+                if kind == _HIDDEN:
+                    os.setxattr(target, "user.overlay.opaque", b"y")
+            modes[target] = mode
+        for target, mode in modes.items():
+            with contextlib.suppress(FileNotFoundError):  # it was removed after all
+                os.chmod(target, mode)
+    except OSError:
+        _clear(top)
+        _write(f"{place}/list", _UNKEPT)
+        raise
+
+
+def _unlock(directory: bytes, modes: dict[bytes, int]) -> None:
+    """Let its owner change a directory, whose mode is noted to be given back."""
+    if directory not in modes:
+        modes[directory] = S_IMODE(os.stat(directory).st_mode)
+        os.chmod(directory, 0o700)
+
+
+def _clear(top: bytes) -> None:
+    """Remove a directory and all below it, some of which their owner may not change."""
+    import shutil
+
+    for directory, _, _ in os.walk(top):
+        os.chmod(directory, 0o700)
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(top)
