@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, ContinueThen, Decision, Park, Wake
@@ -20,6 +21,8 @@ from detbox.machine import usage
 from detbox.machine.limits import TASKS_AT_MOST
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Process, Task
 
@@ -110,42 +113,25 @@ def exit_group(m: Machine, t: Task, a: Args) -> Decision:
 def wait4(m: Machine, t: Task, a: Args) -> Decision:
     """Wait for a child; resource usage is the virtual one."""
     which, options, rusage = signed(a[0], 32), a[2], a[3]
-
-    def chosen(child: Process) -> bool:
-        if which > 0:
-            return child.pid == which
-        if which == -1:
-            return True
-        group = -which if which else os.getpgid(t.tid)
-        return _group_of(child) == group
-
-    wanted = options | WEXITED
-    return _wait(m, t, chosen, wanted, rusage, 0)
+    chosen = None if which == -1 or which > 0 else _in_group(-which or os.getpgid(t.tid))
+    return _wait(m, t, which if which > 0 else None, chosen, options | WEXITED, rusage, 0)
 
 
 def waitid(m: Machine, t: Task, a: Args) -> Decision:
     """Wait for a change of a child's state."""
     kind, ident, options, rusage = a[0] & 0xFFFFFFFF, signed(a[1], 32), a[3], a[4]
+    pid, chosen = None, None
     if kind == P_PIDFD:
-        target = pidfd_target(m, t, ident)
-
-        def chosen(child: Process) -> bool:
-            return child.pid == target
+        pid = pidfd_target(m, t, ident)
     elif kind == P_PID:
-
-        def chosen(child: Process) -> bool:
-            return child.pid == ident
+        pid = ident
     elif kind == P_PGID:
-        group = ident or os.getpgid(t.tid)
+        chosen = _in_group(ident or os.getpgid(t.tid))
+    return _wait(m, t, pid, chosen, options, rusage, a[2])
 
-        def chosen(child: Process) -> bool:
-            return _group_of(child) == group
-    else:
 
-        def chosen(child: Process) -> bool:
-            return True
-
-    return _wait(m, t, chosen, options, rusage, a[2])
+def _in_group(group: int) -> Callable[[Process], bool]:
+    return lambda child: _group_of(child) == group
 
 
 def _group_of(child: Process) -> int:
@@ -166,15 +152,32 @@ def pidfd_target(m: Machine, t: Task, fd: int) -> int:
     return -1
 
 
-def _wait(m: Machine, t: Task, chosen, options: int, rusage: int, info: int) -> Decision:  # type: ignore[no-untyped-def]
-    """``rusage``, ``info``: where the caller wants a struct rusage and a siginfo_t, or 0."""
+def _wait(
+    m: Machine,
+    t: Task,
+    pid: int | None,
+    chosen: Callable[[Process], bool] | None,
+    options: int,
+    rusage: int,
+    info: int,
+) -> Decision:
+    """Wait for child ``pid``, those ``chosen``, or all; ``rusage``, ``info``: where these structures go, or 0."""
     process = t.process
+
+    def wanted(child: Process) -> bool:
+        return _of_kind(child, options) and (chosen is None or chosen(child))
 
     def attempt(wake: Wake | None) -> Decision:
         m.forget_reaped(process)
-        children = [c for c in process.children if _of_kind(c, options) and chosen(c)]
-        changed = [c for c in children if _reportable(c, options)]
-        if changed or not children or options & WNOHANG:
+        children = process.children
+        if pid is not None:
+            child = m.processes.get(pid)
+            children = [child] if child is not None and child.parent is process else []
+        jobs = bool(options & (WUNTRACED | WCONTINUED))
+        found = (c for c in children if (jobs or c.status is not None) and _reportable(c, options) and wanted(c))
+        # There may be thousands of them, and most waits take the first.
+        changed = list(found) if jobs else list(islice(found, 1))
+        if changed or options & WNOHANG or not any(wanted(c) for c in children):
             return _let_through(m, t, options, rusage, info, changed)
         return Park(
             attempt, events=(("child", process.pid),), why="waits for a child process", extra={"can wait": True}
@@ -200,6 +203,8 @@ def _reportable(child: Process, options: int) -> bool:
 
 def _let_through(m: Machine, t: Task, options: int, rusage: int, info: int, changed: list[Process]) -> Decision:
     jobs = [c for c in changed if c.status is None]
+    if changed and not options & WNOWAIT:
+        t.process.waits.append(changed[0])
     if info and not any(c.creds.ruid for c in changed):
         info = 0  # the kernel's is right
     if not rusage and not jobs and not info:
@@ -207,7 +212,9 @@ def _let_through(m: Machine, t: Task, options: int, rusage: int, info: int, chan
 
     def look(task: Task, result: int) -> int | None:
         # waitid answers 0; the child is the first in the order of creation, as in the kernel's list.
-        child = next((c for c in changed if c.pid == result), changed[0] if changed and result == 0 else None)
+        child = m.processes.get(result) if result > 0 else None
+        if result >= 0 and changed and (child is None or child.parent is not task.process):
+            child = changed[0]  # of waitid, or numbered in another namespace
         if child is not None and not options & WNOWAIT:
             if child.status is None and child.data.get("stopped"):
                 child.data["stop_reported"] = True

@@ -237,6 +237,8 @@ def _process_exit(sup: Supervisor, process: Process, status: int) -> None:
         child.parent = heir
         if heir is not None:
             heir.children.append(child)
+            if child.status is not None:
+                heir.ended.append(child)
         elif child.status is not None:
             m.processes.pop(child.pid, None)
     orphans, process.children = process.children, []
@@ -248,6 +250,7 @@ def _process_exit(sup: Supervisor, process: Process, status: int) -> None:
     if parent is None:
         m.processes.pop(process.pid, None)
         return
+    parent.ended.append(process)
     m.wake(("child", parent.pid))
     if heir is not None and heir is not parent:
         m.wake(("child", heir.pid))
@@ -276,11 +279,28 @@ def _reaper(process: Process) -> Process | None:
 
 
 def forget_reaped(sup: Supervisor, process: Process) -> None:
-    """Drop the zombie children that the process has waited for, and count what they have used."""
-    for child in [c for c in process.children if c.status is not None]:
-        try:
-            os.stat(str(child.pid), dir_fd=sup.m.proc_fd)
-        except FileNotFoundError:
-            process.children.remove(child)
-            process.cpu.reap(child.cpu)
-            sup.m.processes.pop(child.pid, None)
+    """Drop the zombie children that the process has waited for, and count what they have used.
+
+    These are the child that a wait should have taken, or another one if that is still there, and of those that have
+    ended since the last time whom the kernel has forgotten at once, since SIGCHLD is ignored.  To look at all zombies
+    each time would cost who has thousands of them seconds.
+    """
+    ended, waits, process.ended, process.waits = process.ended, process.waits, [], []
+    if not all([_forgotten(sup, process, child) for child in waits]):
+        ended = [child for child in process.children if child.status is not None]
+    for child in ended:
+        _forgotten(sup, process, child)
+
+
+def _forgotten(sup: Supervisor, process: Process, child: Process) -> bool:
+    """Whether a zombie child has just been found to be gone."""
+    if sup.m.processes.get(child.pid) is not child:
+        return False
+    try:
+        os.stat(str(child.pid), dir_fd=sup.m.proc_fd)
+    except FileNotFoundError:
+        process.children.remove(child)
+        process.cpu.reap(child.cpu)
+        sup.m.processes.pop(child.pid, None)
+        return True
+    return False

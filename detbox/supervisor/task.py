@@ -52,12 +52,16 @@ class Process:
         "pid", "parent", "children", "tasks", "lineage", "mm", "files", "fs", "creds", "rng", "comm", "exe",
         "argv", "forks", "threads", "status", "exiting", "execs", "start_ns", "vfork_parent", "cpu",
         "data", "job_stop", "namespaces", "program", "path", "forks_before", "timed", "counted", "signalled",
+        "ended", "waits",
     )  # fmt: skip
 
     def __init__(self, pid: int, parent: Process | None, lineage: str) -> None:
         self.pid = pid
         self.parent = parent
         self.children: list[Process] = []
+        #: Since it was last looked at who is reaped: children that have ended, and those that waits should have taken.
+        self.ended: list[Process] = []
+        self.waits: list[Process] = []
         self.tasks: dict[int, Task] = {}
         self.lineage = lineage
         self.mm = AddressSpace()
