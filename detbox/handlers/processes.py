@@ -32,43 +32,42 @@ CLONE_NEWUTS, CLONE_NEWUSER, CLONE_NEWPID = 0x4000000, 0x10000000, 0x20000000
 WNOHANG, WUNTRACED, WEXITED, WCONTINUED = 1, 2, 4, 8
 WNOWAIT, WNOTHREAD, WALL, WCLONE = 0x1000000, 0x20000000, 0x40000000, 0x80000000
 P_ALL, P_PID, P_PGID, P_PIDFD = range(4)
-SIGCHLD = 17
+#: Key of Process.data: with what it tells its parent of its end, if not with SIGCHLD.
+EXIT_SIGNAL = "exit_signal"
 _CLONE_ARGS = struct.Struct("<5Q")  # flags, pidfd, child_tid, parent_tid, exit_signal
 
 
 def clone(m: Machine, t: Task, a: Args) -> Decision:
     """Create a thread or process; the new one is caught before its first instruction."""
-    return _create(m, t, a[0] & ~0xFF, a[0] & 0xFF)
+    return _create(m, t, a[0] & ~0xFF)
 
 
 def clone3(m: Machine, t: Task, a: Args) -> Decision:
     """As clone, with its arguments in memory (struct clone_args)."""
     if a[1] < _CLONE_ARGS.size:
         return -errno.EINVAL
-    flags, _, _, _, exit_signal = _CLONE_ARGS.unpack(t.read(a[0], _CLONE_ARGS.size))
-    return _create(m, t, flags, exit_signal)
+    flags, *_ = _CLONE_ARGS.unpack(t.read(a[0], _CLONE_ARGS.size))
+    return _create(m, t, flags)
 
 
-def _create(m: Machine, t: Task, flags: int, exit_signal: int) -> Decision:
+def _create(m: Machine, t: Task, flags: int) -> Decision:
     if flags & CLONE_UNTRACED:
         return -errno.EPERM  # the child would run outside the supervisor's hands
     if flags & CLONE_THREAD and len(m.tasks) >= TASKS_AT_MOST:
         return -errno.EAGAIN
     if flags & CLONE_PIDFD:
         t.process.files.forget_all()
-    t.data["exit_signal"] = exit_signal
-    t.data["clone_flags"] = flags
     return CONTINUE
 
 
 def fork(m: Machine, t: Task, a: Args) -> Decision:
     """clone(SIGCHLD)."""
-    return _create(m, t, 0, SIGCHLD)
+    return _create(m, t, 0)
 
 
 def vfork(m: Machine, t: Task, a: Args) -> Decision:
     """clone(CLONE_VM | CLONE_VFORK | SIGCHLD): the parent waits in the kernel until the child executes or exits."""
-    return _create(m, t, CLONE_VM | CLONE_VFORK, SIGCHLD)
+    return _create(m, t, CLONE_VM | CLONE_VFORK)
 
 
 def execve(m: Machine, t: Task, a: Args) -> Decision:
@@ -190,7 +189,7 @@ def _of_kind(child: Process, options: int) -> bool:
     """Whether __WCLONE and __WALL select this child (wait(2)): "clone" children signal something else."""
     if options & WALL:
         return True
-    return (child.data.get("exit_signal", SIGCHLD) != SIGCHLD) == bool(options & WCLONE)
+    return (EXIT_SIGNAL in child.data) == bool(options & WCLONE)
 
 
 def _reportable(child: Process, options: int) -> bool:

@@ -129,10 +129,14 @@ def of_fd(m: Machine, t: Task, fd: int) -> tuple[os.stat_result, VInode]:
     if fd & _M32 == _AT_FDCWD:
         st = os.stat(t.process.fs.cwd_fd())
     else:
-        try:
-            st = os.stat(b"%d/fd/%d" % (t.tid, fd & _M32), dir_fd=m.proc_fd)
-        except FileNotFoundError:
-            return _bad_descriptor()
+        # A thread but the first may have descriptors of its own, which only /proc leads to.
+        found = _native.stat_fd(t.tid, fd & _M32) if t.tid == t.process.pid and not fd & 1 << 31 else -errno.EBADF
+        if isinstance(found, int):
+            try:
+                found = os.stat(b"%d/fd/%d" % (t.tid, fd & _M32), dir_fd=m.proc_fd)
+            except FileNotFoundError:
+                return _bad_descriptor()
+        st = found
     inodes = m.inodes
     if st.st_dev in inodes.odd_devs:
         place = b"%d/cwd" % t.tid if fd & _M32 == _AT_FDCWD else b"%d/fd/%d" % (t.tid, fd & _M32)

@@ -148,7 +148,6 @@ static PyObject *write_places(PyObject *self, PyObject *args)
 }
 
 #include "exchange.c"
-#include "status.c"
 
 /* Reads page by page, so that a string that ends before an unmapped page is
  * read whole. */
@@ -814,6 +813,8 @@ static PyObject *borrow_blocking(PyObject *self, PyObject *const *a, Py_ssize_t 
 	return PyLong_FromLong(r);
 }
 
+#include "status.c"
+
 static PyObject *py_pidfd_getfd(PyObject *self, PyObject *args)
 {
 	int pidfd, fd;
@@ -1021,6 +1022,7 @@ static PyMethodDef methods[] = {
 	FAST("add_fd", add_fd),
 	FAST("ptrace_request", ptrace_request),
 	FAST("stat_at", stat_at),
+	FAST("stat_fd", stat_fd),
 	FAST("open_at", open_at),
 	FAST("link_text", link_text),
 	FAST("borrow_fd", borrow_fd),

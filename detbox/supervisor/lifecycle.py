@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import struct
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from detbox.errors import LimitExceeded
 from detbox.handlers import futex_exit, identity
+from detbox.handlers.processes import EXIT_SIGNAL
 from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
 from detbox.machine.limits import TASKS_AT_MOST
@@ -24,7 +26,8 @@ CLONE_VM, CLONE_FS, CLONE_FILES = 0x100, 0x200, 0x400
 CLONE_PARENT, CLONE_THREAD, CLONE_CHILD_CLEARTID = 0x8000, 0x10000, 0x200000
 CLONE_NEWNS, CLONE_NAMESPACES = 0x20000, 0x20000 | 0x10000000 | 0x20000000  # NEWNS, NEWUSER, NEWPID
 CLONE_NEWUTS = 0x4000000
-_CLONE3_ARGS = struct.Struct("<QQQQ")  # flags, pidfd, child_tid, parent_tid
+_KILL = NUMBERS["kill"]
+_CLONE3_ARGS = struct.Struct("<QQQQQ")  # flags, pidfd, child_tid, parent_tid, exit_signal
 
 
 def clone_flags(task: Task) -> tuple[int, int]:
@@ -32,11 +35,20 @@ def clone_flags(task: Task) -> tuple[int, int]:
     if task.nr == NUMBERS["clone"]:
         return task.args[0], task.args[3]
     if task.nr == NUMBERS["clone3"]:
-        flags, _, child_tid, _ = _CLONE3_ARGS.unpack(task.read(task.args[0], _CLONE3_ARGS.size))
+        flags, _, child_tid, _, _ = _CLONE3_ARGS.unpack(task.read(task.args[0], _CLONE3_ARGS.size))
         return flags, child_tid
     if task.nr == NUMBERS["vfork"]:
         return 0x4000 | CLONE_VM, 0
     return 0, 0
+
+
+def _exit_signal(task: Task) -> int:
+    """What the process that the call creates sends to its parent at its end."""
+    if task.nr == NUMBERS["clone"]:
+        return task.args[0] & 0xFF
+    if task.nr == NUMBERS["clone3"]:
+        return int(_CLONE3_ARGS.unpack(task.read(task.args[0], _CLONE3_ARGS.size))[4])
+    return signal.SIGCHLD
 
 
 def on_clone(sup: Supervisor, parent: Task, vfork: bool) -> None:
@@ -91,6 +103,9 @@ def _new_process(sup: Supervisor, parent: Task, tid: int, flags: int) -> Task:
     process.rng = RandomStream(sup.m.spec.seed, f"{old.program.name}/{process.path}")
     process.comm, process.exe, process.argv = old.comm, old.exe, old.argv
     process.start_ns = sup.m.clock.now
+    last = old.data.get(EXIT_SIGNAL, signal.SIGCHLD) if flags & CLONE_PARENT else _exit_signal(parent)
+    if last != signal.SIGCHLD:
+        process.data[EXIT_SIGNAL] = last
     process.namespaces = old.namespaces or bool(flags & CLONE_NAMESPACES)
     if flags & CLONE_NEWNS:
         process.fs.special = True
@@ -128,6 +143,7 @@ def on_exec(sup: Supervisor, task: Task) -> None:
     futex_exit.after_exec(m, task, former)
     process.mm = AddressSpace()
     process.execs += 1
+    process.data.pop(EXIT_SIGNAL, None)  # SIGCHLD from now on (begin_new_exec)
     process.files = process.files.copy(tid)
     process.exe = os.fsencode(os.readlink(f"{tid}/exe", dir_fd=m.proc_fd))
     process.comm = process.exe.rsplit(b"/", 1)[-1][:15]
@@ -296,11 +312,10 @@ def _forgotten(sup: Supervisor, process: Process, child: Process) -> bool:
     """Whether a zombie child has just been found to be gone."""
     if sup.m.processes.get(child.pid) is not child:
         return False
-    try:
-        os.stat(str(child.pid), dir_fd=sup.m.proc_fd)
-    except FileNotFoundError:
-        process.children.remove(child)
-        process.cpu.reap(child.cpu)
-        sup.m.processes.pop(child.pid, None)
-        return True
-    return False
+    # No signal is sent: only whether there is anybody.
+    if _native.raw_syscall(_KILL, child.pid, 0) != -errno.ESRCH:
+        return False
+    process.children.remove(child)
+    process.cpu.reap(child.cpu)
+    sup.m.processes.pop(child.pid, None)
+    return True

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from detbox.cpu import edits, sites, trampoline
 from detbox.cpu.edits import Edit
 from detbox.cpu.emulate import decode
+from detbox.kernel import _native
 from detbox.kernel.mappings import mappings
 from detbox.records import field, record
 from detbox.supervisor import memory
@@ -147,14 +148,23 @@ class Patching:
         """What to do once a part of the guest's file ``fd`` is mapped as private code; None: nothing."""
         if _TRANSLATOR.fullmatch(task.process.exe):
             return None
+        part = self._known_part(task, fd, length, offset) or self._found_part(task, fd, length, offset)
+        if part is None or not part.places:
+            return None
+        return lambda thread, address: self._overwrite(thread, address, part)
+
+    def _known_part(self, task: Task, fd: int, length: int, offset: int) -> _Part | None:
+        st = _native.stat_fd(task.tid, fd) if task.tid == task.process.pid else 0
+        return None if isinstance(st, int) else self._parts.get((_key(st), length, offset))
+
+    def _found_part(self, task: Task, fd: int, length: int, offset: int) -> _Part | None:
         mine = task.process.files.borrow(task, fd)
         try:
-            part = self._part(mine, length, offset)
+            return self._part(mine, length, offset)
         except OSError:
             return None  # not readable, so it cannot be mapped either
         finally:
             os.close(mine)
-        return (lambda thread, address: self._overwrite(thread, address, part)) if part.places else None
 
     def _part(self, fd: int, length: int, offset: int) -> _Part:
         key = (_key(os.fstat(fd)), length, offset)

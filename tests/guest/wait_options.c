@@ -35,6 +35,30 @@ static void stop_and_continue(void)
     FAILS(waitpid(pid, &status, 0), ECHILD);
 }
 
+/* A child that tells its end by something else than SIGCHLD is waited for when that is asked for. */
+static void other_kinds(void)
+{
+    int status;
+    for (int told = 0; told <= SIGURG; told += SIGURG) {
+        pid_t pid = (pid_t)syscall(SYS_clone, told, 0, 0, 0, 0);
+        if (pid == 0) {
+            sleep_ms(200);
+            _exit(4);
+        }
+        int64_t before = clock_ns(CLOCK_MONOTONIC);
+        FAILS(waitpid(pid, &status, 0), ECHILD);
+        FAILS(waitpid(-1, &status, 0), ECHILD);
+        CHECK(clock_ns(CLOCK_MONOTONIC) - before < 100 * MS);
+        CHECK(waitpid(pid, &status, __WCLONE) == pid && WEXITSTATUS(status) == 4);
+        pid = (pid_t)syscall(SYS_clone, told, 0, 0, 0, 0);
+        if (pid == 0) _exit(5);
+        CHECK(waitpid(-1, &status, __WALL) == pid && WEXITSTATUS(status) == 5);
+    }
+    pid_t usual = child(6, 10);
+    FAILS(waitpid(usual, &status, __WCLONE), ECHILD);
+    CHECK(waitpid(usual, &status, 0) == usual && WEXITSTATUS(status) == 6);
+}
+
 static void groups(void)
 {
     pid_t a = fork();
@@ -156,6 +180,7 @@ int main(void)
     usage();
     stop_and_continue();
     groups();
+    other_kinds();
     any_order();
     sigchld();
     return done();

@@ -19,7 +19,7 @@ def _mapping(exe: bytes) -> object:
         raise _Borrowed
 
     anything: Any = None
-    task: Any = SimpleNamespace(process=SimpleNamespace(exe=exe, files=SimpleNamespace(borrow=borrow)))
+    task: Any = SimpleNamespace(tid=2, process=SimpleNamespace(pid=1, exe=exe, files=SimpleNamespace(borrow=borrow)))
     return Patching(anything, anything, ()).mapping(task, 3, 4096, 0)
 
 

@@ -40,3 +40,14 @@ def test_errors_are_numbers(tmp_path: Path) -> None:
     closed = os.dup(0)
     os.close(closed)
     assert _native.link_text(closed, b"file") == -errno.EBADF
+
+
+def test_a_process_s_descriptor(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"some text")
+    for flags in os.O_RDONLY, os.O_WRONLY, os.O_PATH:
+        fd = os.open(tmp_path / "file", flags)
+        found, expected = _native.stat_fd(os.getpid(), fd), os.fstat(fd)
+        assert [getattr(found, field) for field in FIELDS] == [getattr(expected, field) for field in FIELDS]
+        os.close(fd)
+        assert _native.stat_fd(os.getpid(), fd) == -errno.EBADF
+    assert _native.stat_fd(0x3FFFFFFF, 0) in (-errno.ESRCH, -errno.EINVAL)
