@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import compileall
+import os
 import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +19,7 @@ PROGRAMS = Path(__file__).with_name("programs")
 #: Rounds of compute.c: about a second on a processor of 2020.
 ROUNDS = 400_000_000
 MIB = 1024
+NOBODY = 65534
 #: (what, argument of calls.c, how often natively, how often under detbox, limit in µs more than native)
 CALLS = (
     ("`stat`", "stat", 400_000, 20_000, 15.0),
@@ -93,6 +97,28 @@ def start(bench: Bench) -> Iterator[Result]:
     more = boxed - native
     yield Result("start: `detbox run -- true`", seconds(native), seconds(boxed), f"{seconds(more)} more",
                  "150 ms more", more <= 0.150)  # fmt: skip
+
+
+def ordinary_start(bench: Bench) -> Iterator[Result]:
+    """The same for an ordinary user who has run detbox before; only root can become one."""
+    if os.geteuid():
+        return
+    with tempfile.TemporaryDirectory(prefix="detbox-bench-user-") as home:
+        os.chown(home, NOBODY, NOBODY)
+        become = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+        become += ["env", f"XDG_CACHE_HOME={home}/cache"]
+        there = Path("/")
+        readable = '"$0" -c "import detbox.kernel._native" || :'
+        if run([*become, "sh", "-c", readable, sys.executable], there)[1]:
+            return  # such a user may not read the interpreter or the package
+        boxed = [*become, *detbox_command(["true"], ["-C", home])]
+        for _ in range(2):
+            run(boxed, there)  # from the third run on the directories of the system are kept
+        costs = [(run([*become, "true"], there)[0].wall, run(boxed, there)[0].wall) for _ in range(bench.repetitions)]
+    native, theirs = (median(column) for column in zip(*costs, strict=True))
+    more = theirs - native
+    yield Result("start: `detbox run -- true`, as an ordinary user", seconds(native), seconds(theirs),
+                 f"{seconds(more)} more", "150 ms more", more <= 0.150)  # fmt: skip
 
 
 def compute(bench: Bench) -> Iterator[Result]:
@@ -208,8 +234,8 @@ def memory(bench: Bench) -> Iterator[Result]:
 
 #: By the name that ``--only`` takes.
 ROWS: dict[str, Row] = {
-    "start": start, "compute": compute, "calls": calls, "gcc": compiler, "python": interpreter,
-    "configure": configure, "recording": recording, "memory": memory,
+    "start": start, "ordinary-start": ordinary_start, "compute": compute, "calls": calls, "gcc": compiler,
+    "python": interpreter, "configure": configure, "recording": recording, "memory": memory,
 }  # fmt: skip
 
 
