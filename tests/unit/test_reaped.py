@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from pathlib import Path
+import errno
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from detbox.kernel.numbers import NUMBERS
 from detbox.supervisor import lifecycle
 from detbox.supervisor.task import Process
 
@@ -17,24 +16,22 @@ from detbox.supervisor.task import Process
 class Host:
     """A process with children 10 to 19, all zombies that the kernel knows, but for the last."""
 
-    def __init__(self, proc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.proc, self.looks = proc, 0
-        self.fd = os.open(proc, os.O_PATH)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.looks = 0
         self.parent = Process(2, None, "1")
         self.children = {pid: Process(pid, self.parent, f"1.{pid}") for pid in range(10, 20)}
+        self.known = set(self.children)
         for pid, child in self.children.items():
-            (proc / str(pid)).mkdir()
             self.parent.children.append(child)
             if pid < 19:
                 self.ends(pid)
-        self.sup: Any = SimpleNamespace(m=SimpleNamespace(proc_fd=self.fd, processes=dict(self.children)))
-        real = os.stat
+        self.sup: Any = SimpleNamespace(m=SimpleNamespace(processes=dict(self.children)))
+        monkeypatch.setattr(lifecycle, "_native", SimpleNamespace(raw_syscall=self._kill))
 
-        def stat(*args: Any, **kwargs: Any) -> os.stat_result:
-            self.looks += 1
-            return real(*args, **kwargs)
-
-        monkeypatch.setattr(lifecycle.os, "stat", stat)
+    def _kill(self, number: int, pid: int, signo: int) -> int:
+        assert (number, signo) == (NUMBERS["kill"], 0)
+        self.looks += 1
+        return 0 if pid in self.known else -errno.ESRCH
 
     def ends(self, pid: int) -> None:
         self.children[pid].status = 0
@@ -42,7 +39,7 @@ class Host:
         self.parent.ended.append(self.children[pid])
 
     def is_gone(self, pid: int) -> None:
-        (self.proc / str(pid)).rmdir()
+        self.known.remove(pid)
 
     def forget(self) -> tuple[set[int], int]:
         """Who was forgotten, and after how many looks."""
@@ -53,10 +50,8 @@ class Host:
 
 
 @pytest.fixture
-def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
-    host = Host(tmp_path, monkeypatch)
-    yield host
-    os.close(host.fd)
+def host(monkeypatch: pytest.MonkeyPatch) -> Host:
+    return Host(monkeypatch)
 
 
 def test_who_has_ended_is_looked_at_once(host: Host) -> None:
