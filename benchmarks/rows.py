@@ -111,7 +111,8 @@ def ordinary_start(bench: Bench) -> Iterator[Result]:
         readable = '"$0" -c "import detbox.kernel._native" || :'
         if run([*become, "sh", "-c", readable, sys.executable], there)[1]:
             return  # such a user may not read the interpreter or the package
-        boxed = [*become, *detbox_command(["true"], ["-C", home])]
+        Path(home, "work").mkdir()
+        boxed = [*become, *detbox_command(["true"], ["-C", f"{home}/work"])]
         for _ in range(2):
             run(boxed, there)  # from the third run on the directories of the system are kept
         costs = [(run([*become, "true"], there)[0].wall, run(boxed, there)[0].wall) for _ in range(bench.repetitions)]

@@ -101,7 +101,7 @@ def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
     failed = struct.unpack_from("i", cell, 4)[0]
     if failed:
         raise CommandNotInvocable(f"cannot execute {os.fsdecode(path)}: {os.strerror(failed)}")
-    machine.inodes.finish([os.fsencode(top) for top in plan.kept(spec)])
+    _write_times(machine, spec)
     if observed is not None:
         observed.tell(spec.observe_fd, plan.kept(spec))
     report = _report(sup, observation, status) | {"stats": statistics(sup, started, ready), "trouble": trouble}
@@ -144,7 +144,13 @@ def end_early(machine: Machine, spec: RunSpec) -> None:
             tid, status = os.waitpid(-1, WALL)
             if os.WIFSTOPPED(status):
                 _native.ptrace_request(PTRACE_CONT, tid, 0, 0)
-    machine.inodes.finish([os.fsencode(top) for top in plan.kept(spec)])
+    _write_times(machine, spec)
+
+
+def _write_times(machine: Machine, spec: RunSpec) -> None:
+    """Give the files that the run keeps the times that the guest has seen."""
+    own = {os.stat(path).st_dev for path in (b"/", *machine.layers.uppers)}
+    machine.inodes.finish([os.fsencode(top) for top in plan.kept(spec)], own)
 
 
 def _store(spec: RunSpec) -> Store | None:

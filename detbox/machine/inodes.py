@@ -363,26 +363,37 @@ class InodeTable:
         """User and group of a real (device, inode) that has not been seen yet."""
         return self._owned.get(key, (0, 0))
 
-    def finish(self, tops: Iterable[bytes], *, unchanged: bool = False) -> None:
+    def finish(self, tops: Iterable[bytes], elsewhere: Iterable[int] = ()) -> None:
         """Give the changed inodes at and below the kept directories ``tops`` their virtual times for real.
 
-        ``unchanged``: the others too, which then have the epoch's time, as ``tops`` themselves always
-        have: a fresh directory's own time would be the host's.  Setting times moves no other time, so any
-        order serves.
+        ``tops`` themselves get theirs in any case: a fresh directory's own time would be the host's.  Setting times
+        moves no other time, so any order serves.  ``elsewhere``: device numbers (real st_dev) of file systems that
+        nothing below ``tops`` lies in; a large tree is looked through only as far as there is something to be found.
         """
+        others = {*elsewhere, *self.devices}
+        left = {
+            entry for key, entry in self.table.items()
+            if entry.changed and entry.fmt != S_IFCHR and key[0] not in others
+        }  # fmt: skip
         for top in tops:
-            for _, dirs, files, at in os.fwalk(top, topdown=False, follow_symlinks=False):
-                for name in (*dirs, *files):
-                    self._write_back(name, at, unchanged)
-            self._write_back(top, None, True)  # now that it has been read
+            if left:
+                for _, dirs, files, at in os.fwalk(top, follow_symlinks=False):
+                    for name in (*dirs, *files):
+                        self._write_back(name, at, left)
+                    if not left:
+                        break
+            self._write_back(top, None, None)  # now that it has been read
 
-    def _write_back(self, name: bytes, at: int | None, unchanged: bool) -> None:
+    def _write_back(self, name: bytes, at: int | None, left: set[VInode] | None) -> None:
+        """``left``: what has changed and was not found yet (None: it gets its time even if it has not changed)."""
         try:
             st = os.stat(name, dir_fd=at, follow_symlinks=False)
             entry = self.table.get((st.st_dev, st.st_ino))
             if entry is not None and entry.changed:
                 os.utime(name, ns=(entry.atime, entry.mtime), dir_fd=at, follow_symlinks=False)
-            elif unchanged:
+                if left is not None:
+                    left.discard(entry)
+            elif left is None:
                 os.utime(name, ns=(self.epoch_ns, self.epoch_ns), dir_fd=at, follow_symlinks=False)
         except (FileNotFoundError, PermissionError):
             return  # not ours (an input owned by somebody else), so not changed either

@@ -200,6 +200,32 @@ def test_times_are_kept_and_written_back(guest: Guest, tmp_path: Path) -> None:
     assert os.lstat("input-link").st_mtime_ns == before
 
 
+def test_no_more_is_looked_through_than_needed(guest: Guest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+    walk = os.fwalk
+
+    def counted(top: bytes, **options: bool) -> Iterator[object]:
+        for step in walk(top, **options):
+            looked.append(step[0])
+            yield step
+
+    monkeypatch.setattr(os, "fwalk", counted)
+    for name in ("a/b/c", "d/e/f"):
+        os.makedirs(name)
+    guest.stat(stat.stat, "a/b")
+    guest.m.inodes.finish([os.fsencode(tmp_path)])
+    assert not looked  # nothing has changed
+    opened(guest, "f", O.O_CREAT | O.O_WRONLY)
+    dev = os.stat("f").st_dev
+    guest.m.inodes.finish([os.fsencode(tmp_path)], [dev])
+    assert not looked
+    os.utime("f", ns=(1, 1))
+    os.utime(".", ns=(1, 1))
+    guest.m.inodes.finish([os.fsencode(tmp_path)])
+    assert os.stat("f").st_mtime_ns == guest.stat(stat.stat, "f").mtime_ns
+    assert os.stat(".").st_mtime_ns == guest.stat(stat.stat, ".").mtime_ns
+
+
 def test_owners_are_virtual_and_decide(guest: Guest) -> None:
     os.chmod(".", 0o755)
     opened(guest, "f", O.O_CREAT | O.O_WRONLY, 0o600)
