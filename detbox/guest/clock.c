@@ -33,11 +33,14 @@ struct guest_clock {
 	int64_t boot;  /* what the time stamp counter is behind it */
 	int64_t cpu[2]; /* what the process's and the thread's CPU time are ahead of it */
 	int64_t work;  /* from when on a look at CPU time costs what any look does */
+	int64_t day;   /* the same for looks at clocks that stopwatches look at: always, or never */
 };
 
-/* Clocks by number, as bits: those that show the time of day, count from boot, or show CPU time. */
+/* Clocks by number, as bits: those that show the time of day, count from boot, or show CPU time; and those of the
+ * first two that runtimes do not look at for themselves. */
 #define WALL_CLOCKS (1U << CLOCK_REALTIME | 1U << CLOCK_REALTIME_COARSE | 1U << CLOCK_TAI)
 #define BOOT_CLOCKS (1U << CLOCK_MONOTONIC | 1U << CLOCK_MONOTONIC_RAW | 1U << CLOCK_MONOTONIC_COARSE | 1U << CLOCK_BOOTTIME)
+#define DAY_CLOCKS (1U << CLOCK_REALTIME | 1U << CLOCK_TAI | 1U << CLOCK_MONOTONIC_RAW)
 #define CPU_CLOCKS (1U << CLOCK_PROCESS_CPUTIME_ID | 1U << CLOCK_THREAD_CPUTIME_ID)
 
 GUEST_INLINE long guest_call(long number, long a, void *b)
@@ -63,6 +66,12 @@ GUEST_INLINE int64_t guest_look(volatile struct guest_clock *p)
 	return now + cost;
 }
 
+/* The same by a clock that stopwatches look at. */
+GUEST_INLINE int64_t guest_look_at_day(volatile struct guest_clock *p)
+{
+	return p->now < p->day ? -1 : guest_look(p);
+}
+
 /* CPU time after one look, or -1 if the supervisor has to be asked. */
 GUEST_INLINE int64_t guest_look_at_work(int thread)
 {
@@ -78,7 +87,8 @@ GUEST int detbox_guest_gettime(int clock, struct timespec *time)
 	volatile struct guest_clock *page = guest_page();
 	unsigned bit = (unsigned)clock < 32 ? 1U << clock : 0;
 	int64_t now = -1;
-	if (bit & (WALL_CLOCKS | BOOT_CLOCKS)) now = guest_look(page);
+	if (bit & DAY_CLOCKS) now = guest_look_at_day(page);
+	else if (bit & (WALL_CLOCKS | BOOT_CLOCKS)) now = guest_look(page);
 	else if (bit & CPU_CLOCKS) now = guest_look_at_work(clock == CLOCK_THREAD_CPUTIME_ID);
 	if (now < 0) return (int)guest_call(SYS_clock_gettime, clock, time);
 	if (bit & WALL_CLOCKS) now += page->wall;
@@ -90,7 +100,7 @@ GUEST int detbox_guest_gettime(int clock, struct timespec *time)
 GUEST int detbox_guest_timeofday(struct timeval *time, struct timezone *zone)
 {
 	volatile struct guest_clock *page = guest_page();
-	int64_t now = guest_look(page);
+	int64_t now = guest_look_at_day(page);
 	if (now < 0) return (int)guest_call(SYS_gettimeofday, (long)time, zone);
 	now += page->wall;
 	if (time) {
@@ -104,7 +114,7 @@ GUEST int detbox_guest_timeofday(struct timeval *time, struct timezone *zone)
 GUEST time_t detbox_guest_time(time_t *time)
 {
 	volatile struct guest_clock *page = guest_page();
-	int64_t now = guest_look(page);
+	int64_t now = guest_look_at_day(page);
 	if (now < 0) return guest_call(SYS_time, (long)time, 0);
 	time_t seconds = (time_t)((uint64_t)(now + page->wall) / SECOND);
 	if (time) *time = seconds;

@@ -178,9 +178,8 @@ def _wait(
         changed = list(found) if jobs else list(islice(found, 1))
         if changed or options & WNOHANG or not any(wanted(c) for c in children):
             return _let_through(m, t, options, rusage, info, changed)
-        return Park(
-            attempt, events=(("child", process.pid),), why="waits for a child process", extra={"can wait": True}
-        )
+        extra = {"can wait": True, "child": pid}
+        return Park(attempt, events=(("child", process.pid),), why="waits for a child process", extra=extra)
 
     return attempt(None)
 

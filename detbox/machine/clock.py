@@ -154,6 +154,8 @@ class CpuTime:
     ``places``: where the last looks before were made, as long as it is not decided whether they come from a loop;
     ``undecided``: rows that ended like that.
     ``looked``: all looks of its program.  ``rows``: its rows of looks.
+    ``timing``: those of its looks in a row that may be a stopwatch's (supervisor/stopwatch.py), as long as they are
+    calls; ``rest`` (a process's): rows of looks for which its threads may make these by themselves.
     ``watching``: calls for which it may look at clocks by itself.
     ``timers`` expire by this CPU time (ITIMER_PROF, ITIMER_VIRTUAL, timers on a CPU clock).
     """
@@ -169,6 +171,8 @@ class CpuTime:
     undecided: int = 0
     looked: int = 0
     rows: Rows = field(default_factory=Rows)
+    timing: int = 0
+    rest: int = 0
     watching: int = 0
     timers: Timers | None = None
 
@@ -184,9 +188,12 @@ class CpuTime:
         """The thread has done something else than to look at clocks."""
         if self.places:
             self.undecided += 1
+        whole = self.parent or self
+        if whole.rest:
+            whole.rest -= 1
         later = min(self.undecided // UNDECIDED, LATER)
         self.measure_at = 1 if self.rows.ended(self.looks) else FIRST_MEASURE << later
-        self.looks = self.asked = 0
+        self.looks = self.asked = self.timing = 0
         self.work_ns = None
         self.places = ()
 

@@ -105,6 +105,8 @@ class Scheduler:
         self.parked: dict[Task, None] = {}
         self.watched = 0  # parked tasks with descriptors
         self.release_spinners: Callable[[], None] | None = None
+        #: Hears of who waits while several of its children live.
+        self.parent_waits: Callable[[Task, Park], None] = lambda task, park: None
         #: Looks for what nobody has announced, before time passes; True if a task is ready now.
         self.sweep: Callable[[], bool] | None = None
         #: Threads that wait for a time to come, or for their turn after such a wait: other processes heed them.
@@ -176,6 +178,8 @@ class Scheduler:
             self._note_deadline(task, park)
             if self._heeding:
                 self._note_wait(task, park)
+        elif len(task.process.children) > 1:
+            self.parent_waits(task, park)
 
     @staticmethod
     def _note_deadline(task: Task, park: Park) -> None:

@@ -20,10 +20,11 @@ from detbox.machine.clock import WINDOW
 from detbox.supervisor import arming, signals
 from detbox.supervisor.copying import LEFT, Copying
 from detbox.supervisor.following import Following
-from detbox.supervisor.gauge import GAUGE
+from detbox.supervisor.gauge import GAUGE, Gauge
 from detbox.supervisor.gauging import Gauging
 from detbox.supervisor.giving_way import CLOSER, CLOSEST, LONGER, GivingWay
 from detbox.supervisor.other_processes import LONG_WORK, OtherProcesses
+from detbox.supervisor.stopwatch import SHOWN, Stopwatch
 from detbox.supervisor.stretch import GAVE_WAY, PER_NS, SHORTEST, STRETCH, Stretch
 from detbox.supervisor.task import State
 
@@ -56,6 +57,7 @@ class Counting:
             sup, self._reached, lambda task, left: self._measurer(task).give_up(task, left), self._too_dear
         )
         self.following = Following(sup, self.copying, self._counts)
+        self.stopwatch = Stopwatch(sup, self.copying, self._counts)
         self.gauging = Gauging(sup, self.copying)
         self.giving_way = GivingWay(sup, self.copying)
         self.others = OtherProcesses(sup, self.copying)
@@ -84,7 +86,9 @@ class Counting:
 
     def measures(self, task: Task) -> bool:
         """Whether a thread is counted up to its next look at a clock, which therefore has to be seen."""
-        return bool(task.data) and self.gauging.counting(task) and not self.following.left(task)
+        if not task.data or SHOWN in task.data:
+            return bool(task.data)
+        return self.gauging.counting(task) and self._measurer(task) is not self.following
 
     def to_stop(self, task: Task) -> bool:
         """Whether a thread that runs in its own code has been asked to stop as soon as its call ends."""
@@ -106,7 +110,7 @@ class Counting:
 
     def after_look(self, task: Task) -> None:
         """A thread has looked at a clock, and it is time to measure what it does between its looks."""
-        if self._counts(task) and not self.gauging.counting(task):
+        if self.following.left(task) or (self._counts(task) and not self.gauging.counting(task)):
             task.cpu.measure_at = task.cpu.looks + WINDOW
         else:
             self.gauging.after_look(task)
@@ -118,16 +122,24 @@ class Counting:
             self._measurer(task).on_call(task, looking)
         data.pop(GAVE_WAY, None)
         stretch: Stretch | None = data.pop(STRETCH, None)
+        used = 0
         if stretch is not None and self.copying.in_call(task):
             used = max(stretch.before + stretch.piece - self.copying.left(task) - CALL_WEIGHT, 0)
             if not stretch.for_other_processes or used >= LONG_WORK:
                 self.sup.m.clock.work(task.cpu, used // stretch.per_ns)
             if stretch.others:
                 self._account(stretch).counted(task, stretch, used)
+        if SHOWN in data:
+            self.stopwatch.shown(task, looking, used)
 
     def _measurer(self, task: Task) -> Gauging | Following:
         """Whose the measurement of a thread is."""
-        return self.following if self.following.left(task) else self.gauging
+        return self._follower(task) if self.following.left(task) else self.gauging
+
+    def _follower(self, task: Task) -> Following:
+        """Who follows a thread."""
+        gauge: Gauge = task.data[GAUGE]
+        return self.stopwatch if gauge.looks else self.following
 
     def _account(self, stretch: Stretch) -> GivingWay | OtherProcesses:
         return self.others if stretch.for_other_processes else self.giving_way
@@ -136,7 +148,7 @@ class Counting:
         """A call is about to be answered: if the thread is to be counted, it goes on in a copy or stops at its end."""
         task.data.pop(LEFT, None)
         if self.following.left(task) and self._counts(task):
-            self.following.end(task)
+            self._follower(task).give_up_for(task)
         if self.copying.in_call(task):
             if followed := self.following.left(task):
                 self.copying.before_return(task, followed)
@@ -147,7 +159,7 @@ class Counting:
 
     def before_signal(self, task: Task) -> None:
         """A stopped thread is about to go on, maybe into a signal handler: it is to stop there."""
-        if not self.others.concerned(task):
+        if not self.others.concerned(task) and not task.data.get(LEFT):
             return
         if not task.data.get(LEFT) and self._begin(task) and not task.data[STRETCH].others:
             task.process.data[_BUDGET] -= 1
@@ -259,7 +271,6 @@ class Counting:
         # Something that has nothing to do with counting.
         self.copying.surface(task)
         if self.gauging.counting(task):
-            task.data.pop(LEFT, None)
             self._measurer(task).cancel(task)
 
     def _again(self, task: Task) -> None:

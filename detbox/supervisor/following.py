@@ -16,6 +16,7 @@ from detbox.kernel.numbers import NUMBERS
 from detbox.machine.clock import FIRST_MEASURE, NEVER
 from detbox.records import record
 from detbox.supervisor import signals
+from detbox.supervisor.copying import LEFT
 from detbox.supervisor.gauge import GAUGE, LEAST, PER_US, TOO_LITTLE, Gauge
 from detbox.supervisor.stretch import PER_NS
 
@@ -51,17 +52,19 @@ class _Program:
 class Following:
     """Who is followed in one run.  ``counted``: whether a thread's instructions are counted anyway."""
 
+    calls: tuple[str, ...] = _CALLS
+    most = MOST_COUNTED
+
     def __init__(self, sup: Supervisor, copying: Copying, counted: Callable[[Task], bool]) -> None:
         self.sup = sup
         self.copying = copying
         self._counted = counted
-        for number in map(NUMBERS.__getitem__, _CALLS):
+        for number in map(NUMBERS.__getitem__, self.calls):
             handler = sup.table[number]
             if handler is not None:
                 sup.table[number] = self._watched(handler)
 
-    @staticmethod
-    def _program(task: Task) -> _Program:
+    def _program(self, task: Task) -> _Program:
         program: _Program = task.process.mm.data.setdefault(_PROGRAM, _Program())
         return program
 
@@ -89,10 +92,12 @@ class Following:
         allowed = ALLOWED + EARNED * program.looks - program.spent
         return allowed >= TOO_LITTLE and program.counted < MOST_COUNTED and not program.unable
 
-    def _begin(self, task: Task) -> None:
+    def _begin(self, task: Task, copies: int = COPIES, looks: int = 0, calls: int = 0) -> None:
         """A thread's look is about to be answered: it stops behind it, and goes on in its copies."""
         made = self.copying.made(task)
-        task.data[GAUGE] = Gauge(LEAST, None, made, made + COPIES, counting=True, stretches=1, following=True)
+        task.data[GAUGE] = Gauge(
+            LEAST, None, made, made + copies, counting=True, stretches=1, following=True, looks=looks, calls=calls
+        )
         task.cpu.work_ns, task.cpu.measure_at = 0, NEVER
         _native.ptrace_request(signals.PTRACE_INTERRUPT, task.tid, 0, 0)
 
@@ -101,19 +106,25 @@ class Following:
     def on_call(self, task: Task, looking: bool) -> None:
         """A thread that is followed has made a call: its next stretch is counted, too, if this was a look."""
         gauge, program = task.data[GAUGE], self._program(task)
-        self._count(task, gauge.budget - self.copying.left(task) - CALL_WEIGHT)
+        instructions = gauge.budget - self.copying.left(task) - CALL_WEIGHT
+        self._count(task, instructions)
         program.counted += CALL
-        if looking and program.counted < MOST_COUNTED and self.copying.in_call(task):
+        more = self._goes_on(task, gauge, looking, instructions) and program.counted < self.most
+        if more and self.copying.in_call(task):
             gauge.budget = LEAST
         else:
             self.end(task)
+
+    def _goes_on(self, task: Task, gauge: Gauge, looking: bool, instructions: int) -> bool:
+        """Whether a thread is followed behind a call that it has made after so many instructions."""
+        return looking
 
     def reached(self, task: Task) -> None:
         """What was to be counted of a stretch has been: more is."""
         gauge: Gauge = task.data[GAUGE]
         self._count(task, gauge.budget)
         gauge.extend(self.copying.made(task))
-        if self._program(task).counted < MOST_COUNTED:
+        if self._program(task).counted < self.most:
             self.copying.in_turn(task, lambda: self.sup.proceed(task))
         else:
             self.end(task)
@@ -129,8 +140,13 @@ class Following:
 
     def cancel(self, task: Task) -> None:
         """A signal has stopped a thread that is followed."""
+        task.data.pop(LEFT, None)
         self.end(task)
         self.copying.rearm(task)
+
+    def give_up_for(self, task: Task) -> None:
+        """A thread that is followed is to be counted for another reason."""
+        self.end(task)
 
     def end(self, task: Task) -> None:
         """A thread is not followed any more, until it looks again."""

@@ -29,7 +29,8 @@ class Gauge:
     ``budget``: instructions that are counted of one stretch.  ``counting``: whether the thread is in a stretch now.
     ``first``: copies that its program had at the beginning; ``made``: that it may have at the end; ``steps``: that it
     may still make.  ``former``: what was known before.  ``row``: looks of the row that is measured as a whole, or 0.
-    ``following``: each stretch is counted, and the thread stays in its copies (following.py).
+    ``following``: each stretch is counted, and the thread stays in its copies (following.py), up to so many more
+    ``looks`` and ``calls`` (stopwatch.py).
     """
 
     budget: int
@@ -42,6 +43,8 @@ class Gauge:
     total: int = 0
     row: int = 0
     following: bool = False
+    looks: int = 0
+    calls: int = 0
 
     def may_go_on(self, made: int, left: int) -> bool:
         """Whether the measurement is still worth it, with so many copies made, and so much of its budget left."""

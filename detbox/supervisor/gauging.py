@@ -27,6 +27,7 @@ from detbox.kernel.numbers import NUMBERS
 from detbox.machine.clock import FIRST_MEASURE, NEVER, Rows
 from detbox.records import field, record
 from detbox.supervisor import signals
+from detbox.supervisor.copying import LEFT
 from detbox.supervisor.gauge import COPY_US, GAUGE, LEAST, MOST, MOST_AT_ONCE, PER_US, TOO_LITTLE, Gauge
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ class Gauging:
     def _begins(self, task: Task) -> None:
         task.cpu.looked = 0
         task.cpu.rows = Rows()
+        (task.cpu.parent or task.cpu).rest = 0
 
     @staticmethod
     def _program(task: Task) -> _Program:
@@ -286,6 +288,7 @@ class Gauging:
 
     def cancel(self, task: Task) -> None:
         """A signal has stopped a thread that was measured."""
+        task.data.pop(LEFT, None)
         gauge: Gauge = task.data[GAUGE]
         task.cpu.work_ns = gauge.former
         self._close(task)

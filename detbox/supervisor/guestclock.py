@@ -18,11 +18,21 @@ from typing import TYPE_CHECKING
 
 from detbox.cpu.stub import Call, Result
 from detbox.guest import vdso
-from detbox.guest.vdso import BOOT, COST, LIMIT, NOW, PAGE, PROCESS, THREAD, WALL, WORK
+from detbox.guest.vdso import BOOT, COST, DAY, LIMIT, NOW, PAGE, PROCESS, THREAD, WALL, WORK
 from detbox.handlers.mapping import OWN_MAPPING
 from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
-from detbox.machine.clock import BOOT_NS, CALL_NS, LOOK_NS, WATCHING, WORK_LOOKS, alike, price
+from detbox.machine.clock import (
+    BOOT_NS,
+    CALL_NS,
+    FIRST_MEASURE,
+    LOOK_NS,
+    NEVER,
+    WATCHING,
+    WORK_LOOKS,
+    alike,
+    price,
+)
 
 if TYPE_CHECKING:
     from detbox.machine.clock import Clock, CpuTime, Timers
@@ -94,6 +104,7 @@ class GuestClock:
             page[PROCESS] = (cpu.parent or cpu).ns - now
             # The same look is left to a call whenever this is asked.
             page[WORK] = now + max(WORK_LOOKS - cpu.looks, 0) * cost
+            page[DAY] = 0 if cpu.timing >= FIRST_MEASURE or (cpu.parent or cpu).rest else NEVER - 1
         else:
             limit = _NEVER
         self._cpu = cpu

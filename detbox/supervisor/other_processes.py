@@ -8,6 +8,7 @@ docs/counting.md.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -33,7 +34,7 @@ from detbox.supervisor.stretch import GAVE_WAY, PER_NS, Stretch
 from detbox.supervisor.task import State
 
 if TYPE_CHECKING:
-    from detbox.decision import Decision
+    from detbox.decision import Decision, Park
     from detbox.supervisor.copying import Copying
     from detbox.supervisor.loop import Handler, Supervisor
     from detbox.supervisor.machine import Machine
@@ -46,7 +47,10 @@ class Reason(Enum):
     NAP = "a process above it sleeps for 10 ms at most, again and again: it looks whether something is done"
     SHORT = "another process sleeps for 100 ms at most, or one above it waits with such a timeout"
     LONG = "another process sleeps, or one above it waits with a timeout or a timer"
-    BACKGROUND = "it is a shell's background job, and that shell, or what it runs in the foreground, is ready"
+    BACKGROUND = (
+        "it is a shell's background job, and that shell, or what it runs in the foreground, is ready; "
+        "or its parent waits for another child, and that one is ready"
+    )
     FIRST = "it is the run's first process, and another one is ready"
 
 
@@ -78,7 +82,11 @@ _STATE = "other_processes"  # in a process's data
 BACKGROUND = "background"
 #: Likewise: it has had a timer that expires soon.
 _HAS_TIMER = "has_timer"
+#: Likewise: the thread that waits for another child than its ancestor, and that child; and the job of a shell with job
+#: control that it belongs to.
+_ASIDE, OWN_GROUP = "aside", "own_group"
 _FIRST_CALLS = ("open", "openat", "ioctl")
+_READS = frozenset(NUMBERS[name] for name in ("read", "readv", "recvfrom", "recvmsg"))
 _JOB_SIGNALS = signals.bit(2) | signals.bit(3)  # SIGINT and SIGQUIT
 
 #: When others are to go on, in ns from now, why, and how many instructions stand for a nanosecond.
@@ -124,6 +132,7 @@ class OtherProcesses:
         self.heard: Callable[[Task], None] = lambda task: None
         sup.fork_hooks.append(self._on_fork)
         sup.exec_hooks.append(self._on_exec)
+        sup.m.scheduler.parent_waits = self._parent_waits
         for number in map(NUMBERS.__getitem__, _FIRST_CALLS):
             handler = sup.table[number]
             if handler is not None:
@@ -132,14 +141,33 @@ class OtherProcesses:
     # -- who may be concerned ------------------------------------------------------------
 
     def _on_fork(self, m: Machine, parent: Process, child: Process) -> None:
-        shell = parent.data.get(BACKGROUND)
-        if shell is not None:
-            child.data[BACKGROUND] = shell
-            child.counted = True
+        for key in (BACKGROUND, _ASIDE, OWN_GROUP):
+            if parent.data.get(key) is not None:
+                child.data[key] = parent.data[key]
+                child.counted = True
         if parent.pid == self.sup.main_pid and self.accounts[Reason.FIRST].open:
             parent.counted = True
         if any(self._timer(each) is not None for each in child.ancestors() if each.counted):
             child.counted = True
+
+    def _parent_waits(self, task: Task, park: Park) -> None:
+        """A thread waits without a limit of time while several children of its process live.
+
+        If it is for one of them (or it reads, most likely what the last one writes), the others are computing aside.
+        """
+        children = [child for child in task.process.children if child.status is None]
+        awaited = None
+        if park.extra.get("child"):
+            awaited = next((child for child in children if child.pid == park.extra["child"]), None)
+        elif park.fds and task.nr in _READS and children:
+            awaited = children[-1]
+        if awaited is None or len(children) == 1 or not self.accounts[Reason.BACKGROUND].open:
+            return
+        aside = [child for child in children if child is not awaited]
+        for other in self.sup.m.processes.values():
+            if other in aside or any(each in aside for each in other.ancestors()):
+                other.data[_ASIDE] = task, awaited
+                other.counted = True
 
     def armed(self, process: Process) -> None:
         """A process has got a timer: what is below it may have to give way."""
@@ -166,13 +194,17 @@ class OtherProcesses:
     def _look_at_job(m: Machine, task: Task) -> None:
         """A forked process opens its first file, or asks for its terminal, or executes a program: is it a shell's job?
 
-        A background job ignores the signals of the keyboard (POSIX, Asynchronous AND-OR Lists), before that or after.
+        A background job ignores the signals of the keyboard (POSIX, Asynchronous AND-OR Lists), before that or after;
+        where the shell has job control each job has a process group of its own.
         """
         process, shell = task.process, task.process.parent
         job = process.data.setdefault(BACKGROUND, None)
         if job is not None or shell is None or not shell.tasks or not (m.scheduler.ready or m.scheduler.deferred):
             return
         if signals.pending(m, task).ignored & _JOB_SIGNALS != _JOB_SIGNALS:
+            if process.path != "1" and os.getpgid(process.pid) == process.pid:
+                process.data[OWN_GROUP] = process
+                process.counted = True
             return
         if signals.pending(m, next(iter(shell.tasks.values()))).ignored & _JOB_SIGNALS != _JOB_SIGNALS:
             process.data[BACKGROUND] = shell
@@ -257,7 +289,8 @@ class OtherProcesses:
         scheduler, shell = self.sup.m.scheduler, process.data.get(BACKGROUND)
         limited = [each for each in process.ancestors() if _HAS_TIMER in each.data]
         first = process.pid == self.sup.main_pid and self.accounts[Reason.FIRST].open
-        if not (times or shell or limited or first):
+        aside, job = process.data.get(_ASIDE), process.data.get(OWN_GROUP)
+        if not (times or shell or limited or first or aside or job):
             return
         others = [each.process for each in (*scheduler.ready, *scheduler.deferred) if each.process is not process]
         again = TURN << min(times, LONGEST_TURN)
@@ -273,6 +306,12 @@ class OtherProcesses:
             any(each.process is shell for each in scheduler.ready) or any(_foreground(each, shell) for each in others)
         ):
             yield again if times else TURN_BACKGROUND, Reason.BACKGROUND, PER_NS
+        elif job is not None and any(_before(job, each) for each in others):
+            yield again if times else TURN_BACKGROUND, Reason.BACKGROUND, PER_NS
+        elif aside is not None:
+            waiting, child = aside
+            if waiting.state is State.PARKED and any(each is child or child in each.ancestors() for each in others):
+                yield again if times else TURN_BACKGROUND, Reason.BACKGROUND, PER_NS
 
     @staticmethod
     def _timer(process: Process) -> int | None:
@@ -320,3 +359,11 @@ class OtherProcesses:
 def _foreground(process: Process, shell: Process) -> bool:
     """Whether a process is what a shell has started other than as a background job."""
     return process.data.get(BACKGROUND) is not shell and shell in process.ancestors()
+
+
+def _before(job: Process, process: Process) -> bool:
+    """Whether a shell is ready that has started a job with a process group of its own, or what it has started since."""
+    shell, other = job.parent, process.data.get(OWN_GROUP, process)
+    if shell is None or process is shell:
+        return shell is not None
+    return other is not job and other.pid > job.pid and shell in process.ancestors()

@@ -55,6 +55,17 @@ def programs() -> None:
         print(expired, expired.stdout)
 
 
+def beside() -> None:
+    """A program that computes while another one is waited for, or read from, that was started later."""
+    shell = "n=0; while :; do n=$((n + 1)); done"
+    for command in ([sys.executable, "-I", "-c", LOOP], ["sh", "-c", shell]):
+        child = subprocess.Popen(command)
+        subprocess.run(["sleep", "0.3"], check=True)
+        print(subprocess.check_output(["echo", "read"]))
+        child.kill()
+        print("status", child.wait())
+
+
 def rounded() -> None:
     """A limit that is rounded down, and another wait for its rest, behind many short ones."""
     child = subprocess.Popen([sys.executable, "-I", "-c", "import json, argparse"])
@@ -83,5 +94,6 @@ rounded()
 processes()
 programs()
 timer()
+beside()
 print(time.monotonic_ns(), time.process_time_ns())
 print("EXIT-SUCCESS")

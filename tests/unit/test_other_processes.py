@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from detbox.decision import Park
+from detbox.kernel.numbers import NUMBERS
 from detbox.scheduler.core import NAP, Awaited
 from detbox.supervisor import other_processes
 from detbox.supervisor.giving_way import COPY_US, LINGER, SPINS, TURN
 from detbox.supervisor.other_processes import (
     BACKGROUND,
     LIMITS,
+    OWN_GROUP,
     SHORT,
     TURN_BACKGROUND,
     TURN_FIRST,
@@ -47,6 +51,7 @@ class Scheduler:
         self.deferred: dict[Task, int] = {}
         self.awaited: dict[Task, Awaited] = {}
         self.heeding = True
+        self.parent_waits: Callable[[Task, Park], None]
 
     def collect(self) -> None:
         pass
@@ -149,6 +154,59 @@ def test_a_background_job_lets_the_foreground_go_on() -> None:
     del host.task.data[GAVE_WAY]
     host.other.process.data[BACKGROUND] = host.shell.process
     assert host.begin() is None
+
+
+def test_who_computes_beside_the_child_that_is_waited_for() -> None:
+    host = Host()
+    shell, job, other = host.shell, host.task.process, host.other.process
+    shell.process.children = [job, other]
+    below = host._process(5, job).process
+    host.is_ready(host.other)
+
+    def park(child: int) -> Park:
+        return Park(lambda wake: 0, events=(("child", 2),), extra={"child": child})
+
+    host.scheduler.parent_waits(shell, park(0))  # for any of them
+    assert host.begin() is None
+    host.scheduler.parent_waits(shell, park(other.pid))
+    assert host.begin() == (TURN_BACKGROUND, Reason.BACKGROUND)
+    assert host.begin(below.tasks[5]) == (TURN_BACKGROUND, Reason.BACKGROUND)
+    assert host.begin(host.other) is None
+    host.task.data[GAVE_WAY] = 1
+    assert host.begin() == (TURN << 1, Reason.BACKGROUND)
+    del host.task.data[GAVE_WAY]
+    shell.state = State.READY  # it waits no more
+    assert host.begin() is None
+
+
+def test_who_computes_while_its_parent_reads() -> None:
+    """Most likely what the last child writes."""
+    host = Host()
+    host.shell.process.children = [host.task.process, host.other.process]
+    host.is_ready(host.other)
+    park = Park(lambda wake: 0, fds=((3, 1),))
+    host.shell.nr = NUMBERS["poll"]
+    host.scheduler.parent_waits(host.shell, park)
+    assert host.begin() is None
+    host.shell.nr = NUMBERS["read"]
+    host.scheduler.parent_waits(host.shell, park)
+    assert host.begin() == (TURN_BACKGROUND, Reason.BACKGROUND)
+    host.scheduler.ready.clear()
+    assert host.begin() is None
+
+
+def test_jobs_with_a_process_group_let_later_ones_go_on() -> None:
+    host = Host()
+    for each in (host.task, host.other):
+        each.process.data[OWN_GROUP] = each.process
+    host.is_ready(host.other)
+    assert host.begin() == (TURN_BACKGROUND, Reason.BACKGROUND)
+    assert host.begin(host.other) is None
+    host.scheduler.ready.clear()
+    host.is_ready(host.task)
+    assert host.begin(host.other) is None
+    host.is_ready(host.shell)
+    assert host.begin(host.other) == (TURN_BACKGROUND, Reason.BACKGROUND)
 
 
 def test_the_first_process() -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from detbox.guest import vdso
-from detbox.guest.vdso import COST, LIMIT, NOW, PAGE, PROCESS, THREAD, WALL, WORK
+from detbox.guest.vdso import COST, DAY, LIMIT, NOW, PAGE, PROCESS, THREAD, WALL, WORK
 from detbox.kernel import _native
 
-REALTIME, MONOTONIC, PROCESS_CPU, THREAD_CPU = range(4)
+REALTIME, MONOTONIC, PROCESS_CPU, THREAD_CPU, RAW = range(5)
 NAMES = ("__vdso_clock_gettime", "__vdso_gettimeofday", "__vdso_time")
 
 
@@ -94,6 +94,20 @@ def test_time_of_day(mapped: Mapped) -> None:
     assert (pair.seconds, pair.rest, list(zone)) == (1005, 2, [0, 0])
     assert function(None, None) == 0
     assert function(ctypes.addressof(pair), None) == 0 and abs(pair.seconds - time.time()) < 10
+
+
+def test_clocks_of_stopwatches_may_be_left_to_the_supervisor(mapped: Mapped) -> None:
+    now = mapped.page[NOW]
+    mapped.page[DAY] = 1 << 62
+    day = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(mapped.addresses[NAMES[1]])
+    pair = Pair(-1, -1)
+    assert day(ctypes.addressof(pair), None) == 0 and abs(pair.seconds - time.time()) < 10  # the kernel was asked
+    for number in (REALTIME, RAW):
+        assert mapped.clock(number)[1] != (1005 if number == REALTIME else 5)
+    assert mapped.page[NOW] == now
+    assert mapped.clock(MONOTONIC) == (0, 5, 11)
+    mapped.page[DAY] = 0
+    assert mapped.clock(RAW) == (0, 5, 22)
 
 
 def test_time(mapped: Mapped) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from detbox.guest.vdso import COST, LIMIT, NOW, PROCESS, THREAD, WORK
+from detbox.guest.vdso import COST, DAY, LIMIT, NOW, PROCESS, THREAD, WORK
 from detbox.machine.clock import BOOT_NS, CALL_NS, FIRST_MEASURE, LOOK_NS, WATCHING, WINDOW, WORK_LOOKS, Clock, CpuTime
 from detbox.supervisor.guestclock import GuestClock
 
@@ -88,6 +88,27 @@ def test_cpu_time_is_shown_from_the_same_look_on(guest: Guest) -> None:
         assert guest.page[NOW] + guest.page[THREAD] == 5_000 + (look + 1) * LOOK
         assert guest.page[NOW] + guest.page[PROCESS] == 70_000 + (look + 1) * LOOK
     assert shown == [look >= WORK_LOOKS for look in range(30)]
+
+
+def test_looks_of_stopwatches_are_calls_for_a_while(guest: Guest) -> None:
+    def shown(cpu: CpuTime) -> bool:
+        guest.shared.grant(cpu, True)
+        return bool(guest.page[NOW] >= guest.page[DAY])
+
+    one, other = watcher(), watcher()
+    other.parent = one.parent
+    assert one.parent is not None and not shown(one)
+    one.timing = FIRST_MEASURE  # so many in a row: it is a loop
+    assert shown(one) and not shown(other)
+    one.looks = 1
+    one.begin_anew()
+    assert not shown(one)
+    one.parent.rest = 2  # rows of all its threads
+    for cpu in (one, other):
+        assert shown(cpu)
+        cpu.looks = 1
+        cpu.begin_anew()
+    assert not shown(one)
 
 
 def test_a_deadline_is_met_by_a_call(guest: Guest) -> None:
