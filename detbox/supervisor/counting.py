@@ -245,7 +245,7 @@ class Counting:
             task.data.pop(key, None)
 
     def on_clone(self, parent: Task, child: Task) -> None:
-        """A thread has made another, which runs freely until its first call."""
+        """A thread has made another."""
         if self.copying.inside(parent):
             self.copying.come_out(child)
             stretch: Stretch | None = parent.data.get(STRETCH)
@@ -256,8 +256,8 @@ class Counting:
             self.before_signal(parent)
 
     def on_birth(self, task: Task) -> None:
-        """A new thread goes on for the first time: one of a forked process may be counted at once."""
-        if task.tid == task.process.pid and self.others.concerned(task) and self._begin(task):
+        """A new thread goes on for the first time: it may be counted at once, since it need not make a call."""
+        if self.others.concerned(task) and self._begin(task):
             self.sup.proceed(task)
         else:
             self.sup.cont(task, 0)
