@@ -38,8 +38,8 @@ COPY_US, BEGIN_US, CALL_US, STEP_US = 12, 150, 12, 30
 #: Instructions of a process that may be counted: they run at a third to nine tenths of their speed.  Of a stretch that
 #: others have waited for to its end, no more than :data:`WAITED` are taken: an endless loop takes as long natively.
 COUNTED, WAITED = 1 << 35, 1 << 32
-#: Those that may be counted for the sake of threads that are ready: others always are where several compute.  Of a
-#: stretch that came to its end a quarter is taken.
+#: Those that may be counted for the sake of threads that are ready, and as many again for new ones: others always are
+#: ready where several compute.  Of a stretch that came to its end a quarter is taken.
 FOR_READY = 1 << 28
 #: After so many instructions a thread is looked at, since it may be one that spins; each time so many times more.
 PIECE, LONGER = 40_000_000, 8
@@ -135,10 +135,11 @@ class GivingWay:
         """When others of the process are to go on, in ns from now, and whether they are ready; None: nobody waits."""
         process, m = task.process, self.sup.m
         left = min(process.timed.values()) - m.clock.now if process.timed else FAR
-        counts = left < FAR or (account.for_ready < FOR_READY and _OWN_RUNTIME not in process.data)
+        used_up = left >= FAR and account.for_ready >= FOR_READY
+        counts = left < FAR or (account.for_ready < 2 * FOR_READY and _OWN_RUNTIME not in process.data)
         if left > TURN and m.scheduler.ready and counts:
             others = [other for other in process.tasks.values() if other.state is State.READY]
-            if account.spent >= ALLOWED + EARNED * account.calls:
+            if used_up or account.spent >= ALLOWED + EARNED * account.calls:
                 others = [other for other in others if other.nr < 0]
             ready = [GAVE_WAY in other.data for other in others]
             times = task.data.get(GAVE_WAY, 0)
