@@ -86,6 +86,8 @@ _HAS_TIMER = "has_timer"
 #: control that it belongs to.
 _ASIDE, OWN_GROUP = "aside", "own_group"
 _FIRST_CALLS = ("open", "openat", "ioctl")
+#: Who has more children than that is not looked at.
+MANY = 64
 _READS = frozenset(NUMBERS[name] for name in ("read", "readv", "recvfrom", "recvmsg"))
 _JOB_SIGNALS = signals.bit(2) | signals.bit(3)  # SIGINT and SIGQUIT
 
@@ -155,13 +157,15 @@ class OtherProcesses:
 
         If it is for one of them (or it reads, most likely what the last one writes), the others are computing aside.
         """
+        if len(task.process.children) > MANY or not self.accounts[Reason.BACKGROUND].open:
+            return
         children = [child for child in task.process.children if child.status is None]
         awaited = None
         if park.extra.get("child"):
             awaited = next((child for child in children if child.pid == park.extra["child"]), None)
         elif park.fds and task.nr in _READS and children:
             awaited = children[-1]
-        if awaited is None or len(children) == 1 or not self.accounts[Reason.BACKGROUND].open:
+        if awaited is None or len(children) == 1:
             return
         aside = [child for child in children if child is not awaited]
         for other in self.sup.m.processes.values():
