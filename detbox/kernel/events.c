@@ -203,7 +203,11 @@ static PyObject *wait_event(PyObject *self, PyObject *const *a, Py_ssize_t n)
 }
 
 /* await_call(listener, tid, timeout_ms) -> what comes next of one thread: a notification, as wait_event()
- * has it, or the wait status of a stop.  None if the time is over. */
+ * has it, or the wait status of a stop.  None if the time is over.
+ *
+ * It is waited for in slices: where the whole machine, or this process, stands still for a long time, that ends one
+ * of them at most, and the thread gets its time afterwards. */
+#define SLICE_MS 1000
 static PyObject *await_call(PyObject *self, PyObject *const *a, Py_ssize_t n)
 {
 	if (n != 3) { PyErr_SetString(PyExc_TypeError, "await_call(listener, tid, timeout_ms)"); return NULL; }
@@ -211,19 +215,20 @@ static PyObject *await_call(PyObject *self, PyObject *const *a, Py_ssize_t n)
 	int listener = (int)PyLong_AsLong(a[0]), tid = (int)PyLong_AsLong(a[1]), status;
 	long ms = PyLong_AsLong(a[2]);
 	if (PyErr_Occurred()) return NULL;
-	struct timespec ts = {ms / 1000, ms % 1000 * 1000000};
 	end_receiving();
 	for (;;) {
 		struct pollfd p = {listener, POLLIN, 0};
+		long slice = ms < SLICE_MS ? ms : SLICE_MS;
+		struct timespec ts = {slice / 1000, slice % 1000 * 1000000};
 		/* What SIGCHLD has told may be about this thread, and about another one that wait_event() has to hear of. */
 		int look = __atomic_exchange_n(&told, 0, __ATOMIC_SEQ_CST) & STOPPED;
 		int r = look ? 0 : ppoll(&p, 1, &ts, &open_mask);
 		if (r < 0 && errno != EINTR) return fail();
-		if (r == 0 && !look) Py_RETURN_NONE;
 		if (r > 0 && p.revents & POLLIN) return receive(listener);
 		more_stops = 1;
 		pid_t got = waitpid(tid, &status, WNOHANG | __WALL);
 		if (got < 0) return fail();
 		if (got > 0) return PyLong_FromLong(status);
+		if (r == 0 && !look && (ms -= slice) <= 0) Py_RETURN_NONE;
 	}
 }

@@ -83,3 +83,17 @@ def test_call(signalled: Task, interrupted: bool) -> None:
         interrupt(signalled.tid)
     assert injection.call(signalled, NUMBERS["close"], 1 << 20) == -9
     assert injection.call(signalled, NUMBERS["getpid"]) == signalled.tid
+
+
+def test_a_stop_that_no_signal_tells_is_found(signalled: Task, listener: int) -> None:
+    """As where this process stood still while the thread went on."""
+    _native.ptrace_request(PTRACE_CONT, signalled.tid, 0, 0)
+    old = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        assert _native.await_call(listener, signalled.tid, 10) is None
+        interrupt(signalled.tid)
+        status = _native.await_call(listener, signalled.tid, 20_000)
+    finally:
+        signal.signal(signal.SIGCHLD, old or signal.SIG_DFL)
+    assert isinstance(status, int)
+    assert os.WSTOPSIG(status) == signal.SIGTRAP
