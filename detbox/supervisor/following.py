@@ -106,8 +106,8 @@ class Following:
     def on_call(self, task: Task, looking: bool) -> None:
         """A thread that is followed has made a call: its next stretch is counted, too, if this was a look."""
         gauge, program = task.data[GAUGE], self._program(task)
-        instructions = gauge.budget - self.copying.left(task) - CALL_WEIGHT
-        self._count(task, instructions)
+        self._count(task, gauge.budget - self.copying.left(task) - CALL_WEIGHT)
+        instructions, gauge.last = gauge.total - gauge.last, gauge.total
         program.counted += CALL
         more = self._goes_on(task, gauge, looking, instructions) and program.counted < self.most
         if more and self.copying.in_call(task):

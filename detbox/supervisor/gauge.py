@@ -30,7 +30,7 @@ class Gauge:
     ``first``: copies that its program had at the beginning; ``made``: that it may have at the end; ``steps``: that it
     may still make.  ``former``: what was known before.  ``row``: looks of the row that is measured as a whole, or 0.
     ``following``: each stretch is counted, and the thread stays in its copies (following.py), up to so many more
-    ``looks`` and ``calls`` (stopwatch.py).
+    ``looks`` and ``calls`` (stopwatch.py); ``last``: the total at the last call.
     """
 
     budget: int
@@ -45,6 +45,7 @@ class Gauge:
     following: bool = False
     looks: int = 0
     calls: int = 0
+    last: int = 0
 
     def may_go_on(self, made: int, left: int) -> bool:
         """Whether the measurement is still worth it, with so many copies made, and so much of its budget left."""
