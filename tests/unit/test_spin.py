@@ -18,6 +18,7 @@ from detbox.spin import LoopTable, NotSpin, Pace, PtraceStepper, Spin, attempt, 
 SOURCE = Path(__file__).with_name("spin_loops.c")
 LEVELS = ("-O0", "-O2")
 _INTERRUPT, _CONT = 0x4207, 7
+_CPUCLOCK_SCHED = 2  # include/linux/posix-timers.h: a process's clock has its number in the others of the bits
 
 SPINS = "wait_flag wait_pause barrier job cmpxchg exchange ticket backoff floating pthread_spin".split()
 COUNTING = ["counting", "counting_memory"]
@@ -50,8 +51,14 @@ class Guest:
         self.stepper = PtraceStepper(self.pid)
 
     def stop(self, after: float) -> None:
-        """Interrupt the thread as a tick would."""
-        time.sleep(after)
+        """Interrupt the thread as a tick would, once it has computed for so many seconds.
+
+        What passes on the host's clock meanwhile may be much more, and on a busy host all of it somebody else's.
+        """
+        clock = ~self.pid << 3 | _CPUCLOCK_SCHED
+        end = time.clock_gettime(clock) + after
+        while time.clock_gettime(clock) < end:
+            time.sleep(after)
         assert _native.ptrace_request(_INTERRUPT, self.pid, 0, 0) == 0
         self.wait()
 
