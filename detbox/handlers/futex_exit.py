@@ -31,6 +31,11 @@ _HEAD_SIZE = 24
 _LIST_LIMIT = 2048
 
 
+def set_robust_list(m: Machine, t: Task, a: Args) -> Decision:
+    """The kernel keeps it.  A thread's first call: if it computes without another one, it is counted from here on."""
+    return CONTINUE
+
+
 def get_robust_list(m: Machine, t: Task, a: Args) -> Decision:
     """The kernel knows the answer."""
     return CONTINUE

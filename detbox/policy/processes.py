@@ -113,7 +113,7 @@ ROWS: tuple[Row, ...] = (
         futex=futex.futex, futex_waitv=futex2.futex_waitv, futex_wake=futex2.futex_wake,
         futex_wait=futex2.futex_wait, futex_requeue=futex2.futex_requeue,
     ),
-    allow("set_robust_list", FUTEXES, "the supervisor asks the kernel for the list when the thread ends"),
+    watch("set_robust_list", futex_exit.set_robust_list, FUTEXES, "a new thread's first call: counted from here"),
     watch("get_robust_list", futex_exit.get_robust_list, FUTEXES, "the kernel knows the answer"),
 
     *emulated(

@@ -5,6 +5,7 @@ A record costs one ``struct.pack`` and, for a call that names a path or hands ov
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
@@ -45,6 +46,7 @@ _PATH_MAX, _DATA_MAX, _VECTORS_MAX = 4096, 1 << 20, 64
 _SEGMENT = struct.Struct("<QQ")  # struct iovec
 _MSGHDR_VECTOR, _MSGHDR_VECTOR_AT = struct.Struct("<QQ"), 16  # msg_iov and msg_iovlen in struct msghdr
 _NONE = (0, 0, 0, 0, 0, 0)
+_ROBUST_HEAD = 24  # sizeof(struct robust_list_head)
 _UNKNOWN: tuple[int, tuple[int, ...], bool, bool] = (6, (), False, False)
 _DEVICES = frozenset(("CHAR", "TTY"))  # names of machine.files.Kind
 # Plain numbers: an enumeration's members cost a look-up each.
@@ -55,9 +57,10 @@ _REPLY, _CONTINUE, _WATCH, _PARK, _INSTALL = (
 
 
 #: Calls that the kernel executes, and whose result is certain: each program makes them, and a stop costs much.
-#: (kernel/fork.c, set_tid_address)
+#: (kernel/fork.c, set_tid_address; kernel/futex/syscalls.c, set_robust_list)
 _FORESEEN: dict[int, Callable[[Task], int]] = {
     NUMBERS["set_tid_address"]: lambda task: task.tid,
+    NUMBERS["set_robust_list"]: lambda task: 0 if task.args[1] == _ROBUST_HEAD else -errno.EINVAL,
 }
 
 
