@@ -17,7 +17,7 @@ deadline; without a deadline the guest is deadlocked.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -153,6 +153,14 @@ class Scheduler:
             self.ready.remove(other)
             self.ready.append(other)
             task.leads = other, times - 1
+
+    def stand_aside(self, task: Task, others: Sequence[Task], action: Callable[[], None]) -> None:
+        """Queue a task that has been chosen directly behind some of those that are queued: they are the next."""
+        self.make_ready(task, action)
+        for each in (task, *others):
+            if self.deferred.pop(each, None) is None:
+                self.ready.remove(each)
+        self.ready.extendleft((task, *reversed(others)))
 
     def defer(self, task: Task, action: Callable[[], None]) -> None:
         """Queue a held task that can wait until nobody else is ready."""

@@ -125,7 +125,8 @@ def stands_aside(m: Machine, task: Task, then: Callable[[], None]) -> bool:
     """Whether a held thread lets others of its process go first, since a signal waits for them; ``then`` is queued.
 
     It would take the signal from the one that the kernel has chosen, if it were stopped before that one has gone on: a
-    stop leads through get_signal() (kernel/signal.c), which takes whatever there is for the process.
+    stop leads through get_signal() (kernel/signal.c), which takes whatever there is for the process.  If it was its
+    turn, it is the next one behind them: when that came again there could be another signal, and so on for ever.
     """
     process = task.process
     if task in process.signalled:
@@ -133,7 +134,10 @@ def stands_aside(m: Machine, task: Task, then: Callable[[], None]) -> bool:
         return False
     process.signalled = [other for other in process.signalled if other.state is State.READY]
     if process.signalled:
-        m.scheduler.make_ready(task, then)
+        if task.state is State.READY:
+            m.scheduler.stand_aside(task, process.signalled, then)
+        else:
+            m.scheduler.make_ready(task, then)
     return bool(process.signalled)
 
 

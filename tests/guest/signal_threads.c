@@ -45,6 +45,47 @@ static void own_thread(void)
     CHECK(clone(nothing, stack + sizeof stack, flags, NULL) > 0);
 }
 
+static atomic_int over, told;
+
+static void tell(int signo)
+{
+    (void)signo;
+    told++;
+}
+
+static void *told_again_and_again(void *unused)
+{
+    sigset_t told_of, usual;
+    (void)unused;
+    sigemptyset(&told_of);
+    sigaddset(&told_of, SIGUSR1);
+    CHECK(pthread_sigmask(SIG_BLOCK, &told_of, &usual) == 0);
+    while (!over) sigsuspend(&usual);
+    return NULL;
+}
+
+static void *ends_it(void *unused)
+{
+    (void)unused;
+    sleep_ms(1);
+    over = 1;
+    return NULL;
+}
+
+/* Who sends another thread one signal after the other does not keep a third one from its turn. */
+static void flood(void)
+{
+    pthread_t receiver, third;
+    on_signal(SIGUSR1, tell, 0);
+    CHECK(pthread_create(&receiver, NULL, told_again_and_again, NULL) == 0);
+    CHECK(pthread_create(&third, NULL, ends_it, NULL) == 0);
+    long sent = 0;
+    for (; !over; sent++) CHECK(pthread_kill(receiver, SIGUSR1) == 0);
+    note("%ld sent, %d handled\n", sent, (int)told);
+    CHECK(pthread_kill(receiver, SIGUSR1) == 0);
+    CHECK(pthread_join(receiver, NULL) == 0 && pthread_join(third, NULL) == 0);
+}
+
 int main(void)
 {
     struct sigaction act = {.sa_handler = take};
@@ -68,5 +109,6 @@ int main(void)
         CHECK(wait(&status) == pid && WEXITSTATUS(status) == 3);
     }
     CHECK(pthread_join(thread, NULL) == 0);
+    flood();
     return done();
 }

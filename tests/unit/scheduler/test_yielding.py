@@ -79,3 +79,13 @@ def test_who_is_waited_for_may_do_the_same() -> None:
     woken = queue.next()
     queue.scheduler.yield_to(woken, Park(resumed, extra={"first": 1}))
     assert sorted(queue.order) == [0, 1, 2, 3, 4] and queue.order.index(4) < queue.order.index(0)
+
+
+def test_directly_behind_some() -> None:
+    queue = Queue()
+    task, (_, _, third, _, fifth) = queue.next(), queue.tasks
+    queue.scheduler.ready.remove(fifth)
+    queue.scheduler.defer(fifth, nothing)
+    queue.scheduler.stand_aside(task, [third, fifth], nothing)
+    assert [queue.next().tid for _ in range(5)] == [2, 4, 0, 1, 3]
+    assert queue.scheduler.next() is None
