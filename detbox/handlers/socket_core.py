@@ -46,14 +46,18 @@ def python_socket(fd: int) -> Iterator[host.socket]:
 
 def when_ready(
     m: Machine, t: Task, fd: int, mask: int, option: int, again: Callable[[Wake], Decision], why: str,
-    deadline: int | None = None,
+    deadline: int | None = None, *, accepts: bool = False,
 ) -> Decision:  # fmt: skip
     """CONTINUE if the socket does not block or has an event of ``mask``; otherwise park.
 
-    ``option``: SO_RCVTIMEO or SO_SNDTIMEO, which count in virtual time.
+    ``option``: SO_RCVTIMEO or SO_SNDTIMEO, which count in virtual time.  ``accepts``: a connection is waited for; all
+    else fails at once on a socket that listens.
     """
     own = t.process.files.borrow_blocking(t, fd, mask)
     if own < 0:
+        return CONTINUE
+    if not accepts and _listens(own):
+        os.close(own)
         return CONTINUE
     if deadline is None:
         limit = timeout_ns(own, option)
@@ -68,6 +72,11 @@ def when_ready(
         resume, fds=((own, mask),), deadline=deadline, why=f"{why} socket {fd}",
         interrupted=ERESTARTSYS if deadline is None else EINTR,
     )  # fmt: skip
+
+
+def _listens(fd: int) -> bool:
+    with python_socket(fd) as sock:
+        return bool(sock.getsockopt(host.SOL_SOCKET, host.SO_ACCEPTCONN))
 
 
 def timeout_ns(fd: int, option: int) -> int | None:

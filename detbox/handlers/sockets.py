@@ -74,7 +74,9 @@ def accept(m: Machine, t: Task, a: Args) -> Decision:
     fd = fd_of(a[0])
     if t.process.files.get(fd).kind is not Kind.SOCKET:
         return CONTINUE
-    decision = when_ready(m, t, fd, POLLIN, host.SO_RCVTIMEO, lambda wake: accept(m, t, a), "accept on")
+    decision = when_ready(
+        m, t, fd, POLLIN, host.SO_RCVTIMEO, lambda wake: accept(m, t, a), "accept on", accepts=True
+    )
     if decision is CONTINUE:
         t.process.files.forget_all()
     return decision

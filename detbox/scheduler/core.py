@@ -111,6 +111,7 @@ class Scheduler:
         self.sweep: Callable[[], bool] | None = None
         #: Threads that wait for a time to come, or for their turn after such a wait: other processes heed them.
         self.awaited: dict[Task, Awaited] = {}
+        self._longer: set[Task] = set()  # those that wait for a time, other than for another thread, and for no nap
         self._heeding = True
         self.stirred = True  # some thread has run since RECHECK was last woken
         self.turns = 0  # that have been given, or used up
@@ -213,12 +214,15 @@ class Scheduler:
             rest = "nap" not in park.extra and task.process.data.pop(_RESTS, False)
             nap = length <= NAP and not grows and not rest
             self.awaited[task] = Awaited(park.deadline, length, sleeps, told=False, nap=nap, first=not last)
+            if length > NAP:
+                self._longer.add(task)
             task.process.data[_WAITED] = length
 
     def heed_nobody(self) -> None:
         """Forget who waits for a time, from now on."""
         self._heeding = False
         self.awaited.clear()
+        self._longer.clear()
 
     def wake(self, key: Hashable, count: int | None = None, value: Any = None) -> int:
         """Resume up to ``count`` (None: all) tasks parked on ``key``, oldest first; how many they were."""
@@ -231,14 +235,14 @@ class Scheduler:
 
     def unpark(self, task: Task, wake: Wake) -> None:
         """Move a parked task to the run queue."""
-        awaited = self.awaited.get(task)
+        awaited, longer = self.awaited.get(task), task in self._longer
         park = self.withdraw(task)
         if park is not None:
             if awaited is not None:
                 self.awaited[task] = awaited
             if wake.kind == "deadline":
                 self._note_deadline(task, park)
-                if awaited is not None and awaited.length > NAP and not awaited.told:
+                if longer:
                     task.process.data[_RESTS] = True
             queue = self.defer if "can wait" in park.extra else self.make_ready
             queue(task, lambda: self.resume(task, park, wake))
@@ -269,6 +273,7 @@ class Scheduler:
             self.timers.cancel(timer)
             task.process.timed.pop(task, None)
             self.awaited.pop(task, None)
+            self._longer.discard(task)
         return park
 
     def remove(self, task: Task) -> None:

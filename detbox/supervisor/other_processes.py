@@ -266,6 +266,7 @@ class OtherProcesses:
 
     def _candidates(self, task: Task, state: _State | None) -> Iterator[_Candidate]:
         process, scheduler, now = task.process, self.sup.m.scheduler, self.sup.m.clock.now
+        spent = []
         for other, awaited in scheduler.awaited.items():
             if other.process is not process and (self._heeded_by_all(awaited) or other.process in process.ancestors()):
                 left = awaited.deadline - now if other.state is State.PARKED else 0
@@ -273,7 +274,13 @@ class OtherProcesses:
                     left = min(left, TURN_FIRST)  # what it waits for may be there
                 reason = Reason.SHORT if awaited.length <= SHORT else Reason.LONG
                 reason = Reason.NAP if awaited.nap else reason
-                yield left, reason, PER_NS if awaited.sleeps else PER_NS_LIMIT
+                if self.accounts[reason].open:
+                    yield left, reason, PER_NS if awaited.sleeps else PER_NS_LIMIT
+                else:
+                    spent.append(other)
+        # Thousands may sleep, and all are gone through at each call.
+        for other in spent:
+            del scheduler.awaited[other]
         if not process.counted:
             return
         for each in process.ancestors():
@@ -302,10 +309,12 @@ class OtherProcesses:
             return
         if times and state is not None and state.reason is not None:
             yield again, state.reason, PER_NS
-        if any(each in limited for each in others):
+        if limited and any(each in limited for each in others):
             yield again if times else TURN_FIRST, Reason.LONG, PER_NS
         if first:
             yield min(again, TURN_FIRST) if times else TURN_FIRST, Reason.FIRST, PER_NS
+        if not self.accounts[Reason.BACKGROUND].open:
+            return
         if shell is not None and (
             any(each.process is shell for each in scheduler.ready) or any(_foreground(each, shell) for each in others)
         ):

@@ -212,9 +212,26 @@ static void closing(void)
     CHECK(bind(listener, (void *)&address, sizeof address) == 0 || !strstr(system.release, "detbox"));
 }
 
+/* On a socket that listens nothing but accept waits. */
+static void only_accept_waits(void)
+{
+    struct msghdr message = {0};
+    char byte;
+    int port, listener = listening(&port), local = socket(AF_UNIX, SOCK_STREAM, 0);
+    CHECK(read(listener, &byte, 1) == -1 && errno == ENOTCONN);
+    CHECK(recv(listener, &byte, 1, 0) == -1 && errno == ENOTCONN);
+    CHECK(recvmsg(listener, &message, 0) == -1 && errno == ENOTCONN);
+    CHECK(send(listener, &byte, 1, MSG_NOSIGNAL) == -1 && errno == EPIPE);
+    CHECK(bind(local, (struct sockaddr *)&(struct sockaddr){AF_UNIX, ""}, sizeof(sa_family_t)) == 0 && listen(local, 1) == 0);
+    CHECK(read(local, &byte, 1) == -1 && errno == EINVAL);
+    CHECK(send(local, &byte, 1, MSG_NOSIGNAL) == -1 && errno == ENOTCONN);
+    CHECK(close(listener) == 0 && close(local) == 0);
+}
+
 int main(void)
 {
     stream();
+    only_accept_waits();
     closing();
     bulk();
     nonblocking();

@@ -134,6 +134,15 @@ def test_a_wait_for_descriptors_is_heeded_by_those_below_it() -> None:
     assert host.begin() == (TURN, Reason.LONG)
 
 
+def test_who_sleeps_is_no_longer_gone_through_when_the_account_is_spent() -> None:
+    host = Host()
+    host.awaits(host.other, SECOND)
+    host.awaits(host.shell, SHORT)
+    host.others.accounts[Reason.LONG].spent = LIMITS[Reason.LONG][0]
+    assert host.begin() == (SHORT, Reason.SHORT)
+    assert set(host.scheduler.awaited) == {host.shell}
+
+
 def test_a_wait_for_another_thread_is_heeded_by_those_below_it_and_needs_no_look() -> None:
     host = Host()
     host.awaits(host.other, SECOND, sleeps=False, told=True)

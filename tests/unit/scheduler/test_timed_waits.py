@@ -92,6 +92,16 @@ def test_a_long_wait_for_an_event_is_heeded_if_the_process_has_children() -> Non
         assert (task in scheduler.awaited) is heeded
 
 
+def test_a_sleep_that_nobody_heeds_leaves_a_rest_all_the_same() -> None:
+    scheduler, clock, task = waiting(deadline=Clock(0).now + 5)
+    scheduler.next()
+    scheduler.park(task, Park(resumed, deadline=clock.now + 2 * NAP))
+    del scheduler.awaited[task]
+    assert scheduler.next() is task
+    scheduler.park(task, Park(resumed, deadline=clock.now + 5))
+    assert not scheduler.awaited[task].nap
+
+
 def test_a_wait_for_an_event_is_none_that_leaves_a_rest() -> None:
     scheduler, clock, task = waiting(deadline=Clock(0).now + 5)
     task.process.children.append(Process(2, task.process, "1.1"))
