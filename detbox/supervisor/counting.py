@@ -112,6 +112,8 @@ class Counting:
         """A thread has looked at a clock, and it is time to measure what it does between its looks."""
         if self.following.left(task) or (self._counts(task) and not self.gauging.counting(task)):
             task.cpu.measure_at = task.cpu.looks + WINDOW
+            if task.cpu.work_ns is None:
+                task.cpu.work_ns = 0  # its time passes as it computes: it need not be taken for one that waits
         else:
             self.gauging.after_look(task)
 

@@ -183,6 +183,20 @@ static void processor_time(void)
             (void)clock_ns(CLOCK_PROCESS_CPUTIME_ID);
 }
 
+/* Who computes, looks at a clock all the time and is interrupted by a profiler's timer is not waiting: its looks stay cheap. */
+static void looks_of_who_is_profiled(void)
+{
+    catch_alarm(SIGPROF);
+    struct itimerval timer = {{0, 10000}, {0, 10000}}, none = {{0, 0}, {0, 0}};
+    ticks = 0;
+    CHECK(setitimer(ITIMER_PROF, &timer, NULL) == 0);
+    for (int i = 0; i < 40000; i++)
+        for (volatile int k = now_ns() & 7; k < 100; k++)
+            ;
+    CHECK(setitimer(ITIMER_PROF, &none, NULL) == 0);
+    CHECK(ticks < 100);
+}
+
 int main(void)
 {
     by_alarm();
@@ -192,6 +206,7 @@ int main(void)
     by_timerfd_in_a_message();
     sleeps();
     processor_time();
+    looks_of_who_is_profiled();
     note("monotonic %lld\n", (long long)now_ns());
     return done();
 }
