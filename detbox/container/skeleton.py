@@ -95,8 +95,12 @@ def renew(place: str, lock: int, tops: Sequence[str], root: int) -> list[bytes] 
             if _read(listing) != found:
                 return None  # somebody else has changed it between the two locks
             _apply(place, changes if kept else [], anew=records is None or not kept)
-        _write(listing, _packed(news.directories) if kept else _UNKEPT)
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        records = _packed(news.directories) if kept else _UNKEPT
+        _write(listing, records)
+        if changes:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            if _read(listing) != records:
+                return None  # likewise
         return news.hidden() if kept else None
     except (OSError, ValueError):
         return None
@@ -114,19 +118,28 @@ class Wholeness:
 
     def demand(self) -> None:
         """Raises HostError if directories are missing; looks once only."""
-        records = None if self._checked else _read("list", dir_fd=self._lock)
-        self._checked = True
-        if records is None:
+        if self._checked:
             return
-        top = os.open("tree", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._lock)
-        try:
-            gone, _ = _native.check_directories(top, records, 0, 1, False)
-        finally:
-            os.close(top)
+        self._checked = True
+        gone = self._gone()
         if gone:
-            os.unlink("list", dir_fd=self._lock)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink("list", dir_fd=self._lock)
             what = f"{len(gone)} directories are gone from detbox's cache, such as {os.fsdecode(gone[0])}"
             raise HostError(what, "run the command again: all of them are made anew")
+
+    def _gone(self) -> list[bytes]:
+        records = _read("list", dir_fd=self._lock)
+        try:
+            top = os.open("tree", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._lock)
+        except FileNotFoundError:
+            records = None
+        if records is None:  # somebody removes all of it just now: runs of detbox may not
+            return [b"all"]
+        try:
+            return _native.check_directories(top, records, 0, 1, False)[0]
+        finally:
+            os.close(top)
 
 
 class Listing:

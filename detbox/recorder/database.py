@@ -233,7 +233,10 @@ def _fill(base: sqlite3.Connection, trace: Trace) -> None:
 
 
 def query(base: sqlite3.Connection, text: str) -> tuple[list[str], list[tuple[Any, ...]]]:
-    """Names of the columns, and the rows.  Raises UserError for what is no query."""
+    """Names of the columns, and the rows.  Raises UserError for what is no query, or one of another file."""
+    base.set_authorizer(
+        lambda action, *_: sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_ATTACH else sqlite3.SQLITE_OK
+    )
     try:
         cursor = base.execute(text)
         if cursor.description is None:

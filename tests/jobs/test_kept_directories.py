@@ -60,7 +60,7 @@ def tree(cache: Path) -> Path:
 
 def test_whether_they_are_kept_does_not_show(home: tuple[str, Path]) -> None:
     user, cache = home
-    roots = run(None, cache)
+    roots = run(None, cache / "root")
     assert (roots.returncode, roots.stderr) == (0, b"")
     for kept in (False, True, True):
         theirs = run(user, cache)
@@ -97,4 +97,4 @@ def test_killed_while_they_are_made(home: tuple[str, Path]) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait()
     theirs = run(user, cache)
-    assert (theirs.returncode, theirs.stdout) == (0, run(None, cache).stdout)
+    assert (theirs.returncode, theirs.stdout) == (0, run(None, cache / "root").stdout)

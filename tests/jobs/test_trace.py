@@ -218,8 +218,8 @@ def test_examples_and_tables_are_printed(build: Path) -> None:
     "sql, message",
     [
         ("DROP TABLE files", b"readonly"), ("DELETE FROM processes", b"readonly"), ("SELEC", b"syntax error"),
-        ("SELECT * FROM absent", b"no such table"), ("ATTACH '/tmp/x' AS y", b"no query"), ("", b"which query"),
-        ("SELECT 1; SELECT 2", b"one statement"),
+        ("SELECT * FROM absent", b"no such table"), ("ATTACH '/etc/passwd' AS y", b"not authorized"),
+        ("BEGIN", b"no query"), ("", b"which query"), ("SELECT 1; SELECT 2", b"one statement"),
     ],
 )  # fmt: skip
 def test_queries_that_are_none(sql: str, message: bytes, build: Path) -> None:

@@ -230,3 +230,15 @@ def test_a_tree_that_lacks_something_is_found_out(place: Place) -> None:
     whole.demand()  # who has been told once is not told again
     assert place.renew() is not None
     assert (place.tree / "a/a1/b1/c1/d/e").is_dir()
+
+
+@pytest.mark.parametrize("what", ["list", "tree", "place"])
+def test_a_tree_that_is_removed_while_it_is_used_is_missed(place: Place, what: str) -> None:
+    populate(place.system)
+    place.renew()
+    path = place.place if what == "place" else place.place / what
+    for directory, _, _ in os.walk(path):
+        os.chmod(directory, 0o700)
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(HostError, match="gone from detbox's cache"):
+        skeleton.Wholeness(place.lock).demand()
