@@ -91,12 +91,15 @@ def ratio_row(what: str, pair: Pair, limit: float, idle: tuple[float, float] = (
     )  # fmt: skip
 
 
+def start_row(what: str, native: float, boxed: float) -> Result:
+    """A row whose limit is what a start may take more; both times in seconds."""
+    more = boxed - native
+    return Result(what, seconds(native), seconds(boxed), f"{seconds(more)} more", "150 ms more", more <= 0.150)
+
+
 def start(bench: Bench) -> Iterator[Result]:
     """The price of a run that does nothing."""
-    native, boxed = bench.pair(["true"]).medians()
-    more = boxed - native
-    yield Result("start: `detbox run -- true`", seconds(native), seconds(boxed), f"{seconds(more)} more",
-                 "150 ms more", more <= 0.150)  # fmt: skip
+    yield start_row("start: `detbox run -- true`", *bench.pair(["true"]).medians())
 
 
 def ordinary_start(bench: Bench) -> Iterator[Result]:
@@ -116,10 +119,8 @@ def ordinary_start(bench: Bench) -> Iterator[Result]:
         for _ in range(2):
             run(boxed, there)  # from the third run on the directories of the system are kept
         costs = [(run([*become, "true"], there)[0].wall, run(boxed, there)[0].wall) for _ in range(bench.repetitions)]
-    native, theirs = (median(column) for column in zip(*costs, strict=True))
-    more = theirs - native
-    yield Result("start: `detbox run -- true`, as an ordinary user", seconds(native), seconds(theirs),
-                 f"{seconds(more)} more", "150 ms more", more <= 0.150)  # fmt: skip
+    medians = [median(column) for column in zip(*costs, strict=True)]
+    yield start_row("start: `detbox run -- true`, as an ordinary user", *medians)
 
 
 def compute(bench: Bench) -> Iterator[Result]:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from detbox.container import hostroot
 from detbox.values import cache_place
 
-_PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG = 1
 _END = b"."  # behind the paths: all have been told
 _NAME = "directories"  # of the place in detbox's cache
 
@@ -46,7 +46,7 @@ class Ahead:
         from detbox.container import skeleton
         from detbox.kernel import _native
 
-        _native.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        _native.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             return
         os.umask(0)
@@ -80,9 +80,9 @@ _begun: Ahead | None = None
 
 
 def begin(host_env: Mapping[bytes, bytes]) -> None:
-    """Start the process, if an ordinary user's run may have use for it."""
+    """Start the process, for a run of an ordinary user: root's has no use for it."""
     global _begun
-    directory = cache_place(host_env) if os.geteuid() else None
+    directory = cache_place(host_env)
     if directory is not None and _begun is None:
         place = os.path.join(directory, _NAME)
         lock = _take(place)

@@ -150,7 +150,7 @@ def end_early(machine: Machine, spec: RunSpec) -> None:
 def _write_times(machine: Machine, spec: RunSpec) -> None:
     """Give the files that the run keeps the times that the guest has seen."""
     # An image's overlay has become the root.
-    tops = [path for path in machine.layers.uppers if machine.layers.host]
+    tops = machine.layers.uppers if machine.layers.host else ()
     own = {os.stat(path).st_dev for path in (b"/", *tops)}
     machine.inodes.finish([os.fsencode(top) for top in plan.kept(spec)], own)
 

@@ -8,7 +8,7 @@ import os
 #: declared.
 OWN = frozenset(("proc", "sys", "dev", "tmp", "run", "home", "root", "mnt", "media", "lost+found", "boot", "srv"))
 SCRATCH = ".detbox"  # the container's, for upper layers
-_FOR_ALL = 0o005  # a directory that everybody may list and search: what only root could see is nobody's
+FOR_ALL = 0o005  # a directory that everybody may list and search: what only root could see is nobody's
 
 
 def names() -> list[str]:
@@ -19,4 +19,4 @@ def names() -> list[str]:
 def shown(name: str) -> bool:
     """Whether it is a directory, and one that is shown."""
     path = "/" + name
-    return not os.path.islink(path) and os.path.isdir(path) and os.stat(path).st_mode & _FOR_ALL == _FOR_ALL
+    return not os.path.islink(path) and os.path.isdir(path) and os.stat(path).st_mode & FOR_ALL == FOR_ALL

@@ -20,6 +20,7 @@ from typing import Any
 
 from detbox import errors
 from detbox.container import ahead, guest, placement, storeimage, usage
+from detbox.container.ahead import PR_SET_PDEATHSIG
 from detbox.container.outcome import Outcome
 from detbox.cpu import service
 from detbox.cpu.sitecache import SiteCache
@@ -35,7 +36,6 @@ CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 NAMESPACES = (
     CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP
 )
-PR_SET_PDEATHSIG = 1
 ALL_IDS = 4294967295  # the largest range that a map may have
 
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 
 from detbox.container import storeimage
+from detbox.container.hostroot import FOR_ALL
 from detbox.container.operations import MS_NODEV, MS_NOSUID, Step, mount, staged
 from detbox.errors import HostError
 from detbox.kernel import _native
@@ -113,7 +114,7 @@ class Overlay(Step):
         top = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         mask = os.umask(0)  # modes are copied
         try:
-            refused = 0o5 if self.depth else 0
+            refused = FOR_ALL if self.depth else 0
             made = _native.make_directories(self._fd, top, depth, refused, makers, everything)
             self._empty(os.fsdecode(path[1:]) for path in made)
         finally:

@@ -28,13 +28,13 @@ from collections.abc import Iterable, Sequence
 from stat import S_IMODE, S_ISDIR
 from typing import NamedTuple
 
+from detbox.container.hostroot import FOR_ALL
 from detbox.errors import HostError
 from detbox.kernel import _native
 
 _RECORD = struct.Struct("<QqIHH")  # struct directory_record of kernel/directories.c
 _PLAIN, _HIDDEN, _MOUNTED = 0, 1, 2  # kinds: shown, shown empty, the root of another file system
 _TOP = 4  # is written besides the kind of a directory in the root itself
-_FOR_ALL = 0o005
 _SEARCHED = 0o555
 _MAGIC = b"detbox directories 1\n"
 _CHECKSUM = struct.Struct("<I")
@@ -94,9 +94,9 @@ def renew(place: str, lock: int, tops: Sequence[str], root: int) -> list[bytes] 
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _read(listing) != found:
                 return None  # somebody else has changed it between the two locks
-            _apply(place, changes if kept else [], anew=records is None or not kept)
+            _apply(place, lock, changes if kept else [], anew=records is None or not kept)
         records = _packed(news.directories) if kept else _UNKEPT
-        _write(listing, records)
+        _write(lock, records)
         if changes:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             if _read(listing) != records:
@@ -202,7 +202,7 @@ class Listing:
 
     def _content(self, path: bytes, st: os.stat_result) -> tuple[int, list[bytes]]:
         """The directory's kind, and the names of the directories in it that the tree needs."""
-        if st.st_mode & _FOR_ALL != _FOR_ALL:
+        if st.st_mode & FOR_ALL != FOR_ALL:
             return _HIDDEN, []
         if st.st_dev != self._device(path.split(b"/", 1)[0], st):
             return _MOUNTED, []
@@ -254,16 +254,11 @@ def _read(path: str, dir_fd: int | None = None) -> bytes | None:
         return None
 
 
-def _write(path: str, records: bytes) -> None:
-    temporary = f"{path}.{os.getpid()}"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(_MAGIC + _CHECKSUM.pack(zlib.crc32(records)) + records)
-        os.rename(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+def _write(directory: int, records: bytes) -> None:
+    """Write the list in the place that the descriptor means, whole or not at all."""
+    from detbox.cpu import entries  # most runs write nothing
+
+    entries.store("list", _MAGIC + _CHECKSUM.pack(zlib.crc32(records)) + records, directory)
 
 
 def _packed(directories: dict[bytes, Directory]) -> bytes:
@@ -285,7 +280,7 @@ def _parsed(records: bytes) -> dict[bytes, Directory]:
     return directories
 
 
-def _apply(place: str, changes: Iterable[Change], *, anew: bool) -> None:
+def _apply(place: str, lock: int, changes: Iterable[Change], *, anew: bool) -> None:
     """Change the tree; without a list, which the caller writes, it counts for nothing.  ``anew``: from nothing."""
     top = os.fsencode(tree(place))
     for name in os.listdir(place):
@@ -314,7 +309,7 @@ def _apply(place: str, changes: Iterable[Change], *, anew: bool) -> None:
                 os.chmod(target, mode)
     except OSError:
         _clear(top)
-        _write(f"{place}/list", _UNKEPT)
+        _write(lock, _UNKEPT)
         raise
 
 

@@ -34,7 +34,7 @@ WNOWAIT, WNOTHREAD, WALL, WCLONE = 0x1000000, 0x20000000, 0x40000000, 0x80000000
 P_ALL, P_PID, P_PGID, P_PIDFD = range(4)
 #: Key of Process.data: with what it tells its parent of its end, if not with SIGCHLD.
 EXIT_SIGNAL = "exit_signal"
-_CLONE_ARGS = struct.Struct("<5Q")  # flags, pidfd, child_tid, parent_tid, exit_signal
+CLONE_ARGS = struct.Struct("<5Q")  # flags, pidfd, child_tid, parent_tid, exit_signal
 
 
 def clone(m: Machine, t: Task, a: Args) -> Decision:
@@ -44,9 +44,9 @@ def clone(m: Machine, t: Task, a: Args) -> Decision:
 
 def clone3(m: Machine, t: Task, a: Args) -> Decision:
     """As clone, with its arguments in memory (struct clone_args)."""
-    if a[1] < _CLONE_ARGS.size:
+    if a[1] < CLONE_ARGS.size:
         return -errno.EINVAL
-    flags, *_ = _CLONE_ARGS.unpack(t.read(a[0], _CLONE_ARGS.size))
+    flags, *_ = CLONE_ARGS.unpack(t.read(a[0], CLONE_ARGS.size))
     return _create(m, t, flags)
 
 

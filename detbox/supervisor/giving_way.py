@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from detbox.records import record
 from detbox.scheduler.core import FAR
 from detbox.supervisor.copying import FEW_STEPS
-from detbox.supervisor.lifecycle import CLONE_CHILD_CLEARTID, clone_flags
+from detbox.supervisor.lifecycle import CLONE_CHILD_CLEARTID, clone_arguments
 from detbox.supervisor.stretch import GAVE_WAY, PER_NS, Stretch
 from detbox.supervisor.task import State
 
@@ -83,7 +83,7 @@ class GivingWay:
     @staticmethod
     def _on_thread(parent: Task, child: Task) -> None:
         """Go's runtime has threads that are ready most of the time, and takes the processor from others by itself."""
-        if not clone_flags(parent)[0] & CLONE_CHILD_CLEARTID:
+        if not clone_arguments(parent)[0] & CLONE_CHILD_CLEARTID:
             parent.process.data[_OWN_RUNTIME] = True
 
     def _account(self, task: Task) -> _Account:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import struct
 import time
 from typing import TYPE_CHECKING
 
 from detbox.errors import LimitExceeded
 from detbox.handlers import futex_exit, identity
-from detbox.handlers.processes import EXIT_SIGNAL
+from detbox.handlers.processes import CLONE_ARGS, EXIT_SIGNAL
 from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
 from detbox.machine.limits import TASKS_AT_MOST
@@ -27,28 +26,18 @@ CLONE_PARENT, CLONE_THREAD, CLONE_CHILD_CLEARTID = 0x8000, 0x10000, 0x200000
 CLONE_NEWNS, CLONE_NAMESPACES = 0x20000, 0x20000 | 0x10000000 | 0x20000000  # NEWNS, NEWUSER, NEWPID
 CLONE_NEWUTS = 0x4000000
 _KILL = NUMBERS["kill"]
-_CLONE3_ARGS = struct.Struct("<QQQQQ")  # flags, pidfd, child_tid, parent_tid, exit_signal
 
 
-def clone_flags(task: Task) -> tuple[int, int]:
-    """(flags, child_tid address) of the clone-like call that a thread is in."""
+def clone_arguments(task: Task) -> tuple[int, int, int]:
+    """(flags, child_tid address, signal at its end) of the clone-like call that a thread is in."""
     if task.nr == NUMBERS["clone"]:
-        return task.args[0], task.args[3]
+        return task.args[0], task.args[3], task.args[0] & 0xFF
     if task.nr == NUMBERS["clone3"]:
-        flags, _, child_tid, _, _ = _CLONE3_ARGS.unpack(task.read(task.args[0], _CLONE3_ARGS.size))
-        return flags, child_tid
+        flags, _, child_tid, _, exit_signal = CLONE_ARGS.unpack(task.read(task.args[0], CLONE_ARGS.size))
+        return flags, child_tid, exit_signal
     if task.nr == NUMBERS["vfork"]:
-        return 0x4000 | CLONE_VM, 0
-    return 0, 0
-
-
-def _exit_signal(task: Task) -> int:
-    """What the process that the call creates sends to its parent at its end."""
-    if task.nr == NUMBERS["clone"]:
-        return task.args[0] & 0xFF
-    if task.nr == NUMBERS["clone3"]:
-        return int(_CLONE3_ARGS.unpack(task.read(task.args[0], _CLONE3_ARGS.size))[4])
-    return signal.SIGCHLD
+        return 0x4000 | CLONE_VM, 0, signal.SIGCHLD
+    return 0, 0, signal.SIGCHLD
 
 
 def on_clone(sup: Supervisor, parent: Task, vfork: bool) -> None:
@@ -58,8 +47,11 @@ def on_clone(sup: Supervisor, parent: Task, vfork: bool) -> None:
         raise LimitExceeded(what, "is it creating processes without end?")
     tid = _native.event_message(parent.tid)
     sup.numbering.last_process = tid
-    flags, child_tid = clone_flags(parent)
-    child = _new_thread(sup, parent, tid) if flags & CLONE_THREAD else _new_process(sup, parent, tid, flags)
+    flags, child_tid, exit_signal = clone_arguments(parent)
+    if flags & CLONE_THREAD:
+        child = _new_thread(sup, parent, tid)
+    else:
+        child = _new_process(sup, parent, tid, flags, exit_signal)
     if flags & CLONE_CHILD_CLEARTID:
         futex_exit.set_clear_tid(sup.m, tid, child_tid)
     child.process.tasks[tid] = child
@@ -86,7 +78,7 @@ def _new_thread(sup: Supervisor, parent: Task, tid: int) -> Task:
     return task
 
 
-def _new_process(sup: Supervisor, parent: Task, tid: int, flags: int) -> Task:
+def _new_process(sup: Supervisor, parent: Task, tid: int, flags: int, exit_signal: int) -> Task:
     old = parent.process
     old.forks += 1
     lineage = f"{old.lineage}.{old.forks}"
@@ -103,7 +95,7 @@ def _new_process(sup: Supervisor, parent: Task, tid: int, flags: int) -> Task:
     process.rng = RandomStream(sup.m.spec.seed, f"{old.program.name}/{process.path}")
     process.comm, process.exe, process.argv = old.comm, old.exe, old.argv
     process.start_ns = sup.m.clock.now
-    last = old.data.get(EXIT_SIGNAL, signal.SIGCHLD) if flags & CLONE_PARENT else _exit_signal(parent)
+    last = old.data.get(EXIT_SIGNAL, signal.SIGCHLD) if flags & CLONE_PARENT else exit_signal
     if last != signal.SIGCHLD:
         process.data[EXIT_SIGNAL] = last
     process.namespaces = old.namespaces or bool(flags & CLONE_NAMESPACES)

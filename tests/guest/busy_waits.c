@@ -25,22 +25,15 @@ static void wait_for(int64_t (*look)(void), int64_t ns)
     note("%ld looks, %lld\n", looks, (long long)(now - start));
 }
 
-static unsigned long x = 1;
-
-static void compute(long turns)
-{
-    for (long i = 0; i < turns; i++) x = x * 6364136223846793005ul + (x >> 17);
-}
-
 /* Some 2 ms of work in each turn. */
 static void work_for(int64_t (*look)(void), int64_t ns)
 {
     begin_anew();
     int64_t start = look();
     long turns = 0;
-    for (; look() < start + ns; turns++) compute(1000000);
+    for (; look() < start + ns; turns++) compute_turns(1000000);
     CHECK(turns > 15 && turns < 30000);
-    note("%ld turns, %lx\n", turns, x);
+    note("%ld turns, %lx\n", turns, computed);
 }
 
 /* Some 3 us of work in each of very many turns. */
@@ -50,11 +43,11 @@ static void measure(void)
     int64_t start = now_ns();
     for (int i = 0; i < 50000; i++) {
         now_ns();
-        compute(1500);
+        compute_turns(1500);
     }
     int64_t took = now_ns() - start;
     CHECK(took > SECOND / 20 && took < 20 * SECOND);
-    note("computed in %lld, %lx\n", (long long)took, x);
+    note("computed in %lld, %lx\n", (long long)took, computed);
 }
 
 /* Work that is doubled until it takes long enough. */
@@ -65,7 +58,7 @@ static void calibrate(void)
     for (;; turns *= 2) {
         CHECK(turns < 1l << 33);
         int64_t start = now_ns();
-        compute(turns);
+        compute_turns(turns);
         if (now_ns() - start >= SECOND / 20) break;
     }
     note("%ld turns\n", turns);

@@ -94,6 +94,21 @@ static inline int64_t usage_ns(void)
     return (usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * SECOND + (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) * 1000;
 }
 
+static unsigned long computed = 1;
+
+/* A piece of work without a call. */
+static inline void compute_turns(long turns)
+{
+    for (long i = 0; i < turns; i++) computed = computed * 6364136223846793005ul + (computed >> 17);
+}
+
+/* A call that is no look at a clock. */
+static inline void something_else(void)
+{
+    char here[PATH_MAX];
+    CHECK(syscall(SYS_getcwd, here, sizeof here) > 0);
+}
+
 static inline struct timespec ns_to_timespec(int64_t ns)
 {
     struct timespec t = {ns / SECOND, ns % SECOND};

@@ -19,19 +19,6 @@ static int64_t (*const clocks[])(void) = {by_day, by_raw, by_process, by_calls, 
 static const char *const names[] = {"day", "raw", "process", "calls", "timeval", "usage"};
 enum { CLOCKS = sizeof clocks / sizeof *clocks };
 
-static unsigned long x = 1;
-
-static void compute(long turns)
-{
-    for (long i = 0; i < turns; i++) x = x * 6364136223846793005ul + (x >> 17);
-}
-
-static void something_else(void)
-{
-    char here[PATH_MAX];
-    CHECK(syscall(SYS_getcwd, here, sizeof here) > 0);
-}
-
 /* Sixteen times as much work each time until it takes 20 ms: it would be 2^39 turns without a measurement by the ninth. */
 static void grow(int64_t (*look)(void), const char *name)
 {
@@ -39,7 +26,7 @@ static void grow(int64_t (*look)(void), const char *name)
     int64_t ns;
     for (;;) {
         int64_t start = look();
-        compute(turns);
+        compute_turns(turns);
         ns = look() - start;
         something_else();
         if (ns >= SECOND / 50) break;
@@ -55,12 +42,12 @@ static void choose(int64_t (*look)(void), const char *name)
     int64_t start = look();
     char *memory = mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     CHECK(memory != MAP_FAILED);
-    compute(5000000);
+    compute_turns(5000000);
     CHECK(munmap(memory, 1 << 20) == 0);
     int64_t ns = look() - start, times = SECOND / 5 / ns;
     CHECK(ns > SECOND / 1000 && times < 200);
     start = look();
-    for (long i = 0; i < times; i++) compute(5000000);
+    for (long i = 0; i < times; i++) compute_turns(5000000);
     ns = look() - start;
     something_else();
     CHECK(ns > SECOND / 20 && ns < 20 * SECOND);
@@ -73,7 +60,7 @@ static void repeat(void)
     int64_t least = SECOND, most = 0;
     for (int i = 0; i < 200; i++) {
         int64_t start = by_day();
-        compute(400000);
+        compute_turns(400000);
         int64_t ns = by_day() - start;
         something_else();
         if (ns < least) least = ns;
@@ -89,7 +76,7 @@ static void alarmed(int signo)
 {
     (void)signo;
     alarms++;
-    compute(200000);
+    compute_turns(200000);
 }
 
 /* Signals, children and another program in the middle of it. */
@@ -98,19 +85,19 @@ static void disturbed(void)
     on_signal(SIGUSR1, alarmed, 0);
     for (int i = 0; i < 12; i++) {
         int64_t start = by_day();
-        compute(1000000);
+        compute_turns(1000000);
         if (i % 3 == 0) raise(SIGUSR1);
         if (i % 4 == 0) {
             pid_t child = fork();
             if (child == 0) {
-                compute(1000000);
+                compute_turns(1000000);
                 execl("/bin/true", "true", (char *)NULL);
                 _exit(1);
             }
             int status;
             CHECK(waitpid(child, &status, 0) == child && status == 0);
         }
-        compute(1000000);
+        compute_turns(1000000);
         CHECK(by_day() > start);
     }
     note("%d signals, at %lld\n", (int)alarms, (long long)by_day());

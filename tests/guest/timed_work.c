@@ -16,24 +16,10 @@ static int64_t by_call(void) { return called_clock_ns(CLOCK_BOOTTIME); }
 static int64_t (*const clocks[])(void) = {usage_ns, by_ticks, by_thread, now_ns, by_call};
 enum { CLOCKS = sizeof clocks / sizeof *clocks };
 
-static unsigned long x = 1;
-
-static void compute(long turns)
-{
-    for (long i = 0; i < turns; i++) x = x * 6364136223846793005ul + (x >> 17);
-}
-
-/* A call that is no look. */
-static void something_else(void)
-{
-    char here[PATH_MAX];
-    CHECK(syscall(SYS_getcwd, here, sizeof here) > 0);
-}
-
 static int64_t took(int64_t (*look)(void), long turns)
 {
     int64_t start = look();
-    compute(turns);
+    compute_turns(turns);
     int64_t result = look() - start;
     something_else();
     return result;
@@ -69,7 +55,7 @@ static void in_three(void)
     do {
         first = now_ns();
         second = now_ns();
-        compute(turns);
+        compute_turns(turns);
         third = now_ns();
         something_else();
         CHECK(second > first && (turns *= 2) < 1l << 33);
@@ -81,8 +67,8 @@ static void in_three(void)
 static int64_t from_a_tick(int64_t (*look)(void), long turns)
 {
     int64_t before = look(), start;
-    for (long wait = 100; (start = look()) < before + SECOND / 100; wait += wait / 10) compute(wait);
-    compute(turns);
+    for (long wait = 100; (start = look()) < before + SECOND / 100; wait += wait / 10) compute_turns(wait);
+    compute_turns(turns);
     return look() - start;
 }
 
@@ -108,7 +94,7 @@ static void limited(int places, long turns)
 {
     int64_t end = now_ns() + SECOND / 2;
     long looks = 0;
-    while (look_at_depth((x >> 33) % places) < end) compute(turns), looks++;
+    while (look_at_depth((computed >> 33) % places) < end) compute_turns(turns), looks++;
     CHECK(looks < 4000);
     note("%ld looks from %d places, %lld\n", looks, places, (long long)now_ns());
     something_else();
@@ -130,7 +116,7 @@ static void alarmed(int signo)
 {
     (void)signo;
     alarms++;
-    compute(1000);
+    compute_turns(1000);
 }
 
 /* Signals come while it is measured, and in a child it is measured anew. */
@@ -141,10 +127,10 @@ static void disturbed(void)
     int64_t start, ns;
     do {
         start = now_ns();
-        compute(turns);
+        compute_turns(turns);
         raise(SIGUSR1);
         now_ns();
-        compute(turns);
+        compute_turns(turns);
         ns = now_ns() - start;
         something_else();
         CHECK((turns *= 2) < 1l << 33);
@@ -153,7 +139,7 @@ static void disturbed(void)
     for (int i = 0; i < 30; i++) {
         start = usage_ns();
         if (i % 3) raise(SIGUSR1);
-        compute(500000);
+        compute_turns(500000);
         if (i % 4) kill(getpid(), SIGUSR1);
         CHECK(usage_ns() > start);
     }

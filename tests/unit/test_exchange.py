@@ -10,24 +10,15 @@ import pytest
 from detbox.cpu.edits import Edit
 from detbox.kernel import _native, registers
 from detbox.supervisor import memory
+from tests.harness.executing import stopped_at_exec
 
-EXITKILL, TRACE_EXEC = 0x100000, 0x10
 PTRACE_CONT = 7
 
 
 @pytest.fixture
 def stopped() -> Iterator[int]:
     """A thread that is stopped before its program's first instruction."""
-    ours, theirs = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(theirs)
-        os.read(ours, 1)
-        os.execv("/bin/true", ["true"])
-    os.close(ours)
-    _native.seize(pid, EXITKILL | TRACE_EXEC)
-    os.close(theirs)
-    _native.wait_tid(pid, 0)
+    pid = stopped_at_exec()
     yield pid
     os.kill(pid, 9)
     _native.wait_tid(pid, 0)

@@ -14,25 +14,16 @@ from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
 from detbox.supervisor import injection
 from detbox.supervisor.task import Task
+from tests.harness.executing import stopped_at_exec
 
 PTRACE_CONT, PTRACE_INTERRUPT = 7, 0x4207
-EXITKILL, TRACE_EXEC, EVENT_EXEC = 0x100000, 0x10, 4
+EXITKILL = 0x100000
 
 
 @pytest.fixture
 def started() -> Iterator[Task]:
     """A thread that is stopped where it is about to execute a program."""
-    ours, theirs = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(theirs)
-        os.read(ours, 1)
-        os.execv("/bin/true", ["true"])
-    os.close(ours)
-    _native.seize(pid, EXITKILL | TRACE_EXEC)
-    os.close(theirs)
-    _, status = _native.wait_tid(pid, 0)
-    assert status >> 16 == EVENT_EXEC
+    pid = stopped_at_exec()
     yield cast("Task", SimpleNamespace(tid=pid))
     _native.ptrace_request(PTRACE_CONT, pid, 0, 0)
     assert _native.wait_tid(pid, 0) == (pid, 0)
