@@ -54,7 +54,11 @@ def opened(m: Machine, t: Task, fd: int, vnode: VInode, flags: int) -> Decision:
     if m.inodes.pipe_dev == vnode.key[0]:
         return _install(fd, vnode, flags)
     access = flags & os.O_ACCMODE
+    first = vnode.ino not in _all(m)
     waiting = _waiting(m, vnode)
+    # Nobody of the run has it open yet.
+    if first and (access == os.O_WRONLY or (access == os.O_RDONLY and _has_writer(fd))):
+        m.doubt(t, "a FIFO that a process outside of the container has open")
     if access != os.O_RDONLY:
         # There is a reader already, or this is one itself (O_RDWR).
         _release(m, [w for w in waiting if w.flags & os.O_ACCMODE == os.O_RDONLY or access == os.O_RDWR])

@@ -100,13 +100,15 @@ def _make(m: Machine, t: Task, dirfd: int, path: bytes, make: Callable[[int | No
     return 0
 
 
-def note_created(m: Machine, t: Task, path: bytes) -> None:
-    """Enter a file that the kernel has created for the guest (bind of a Unix socket)."""
+def note_created(m: Machine, t: Task, path: bytes) -> int:
+    """Enter a file that the kernel has created for the guest (bind of a Unix socket); its virtual inode number."""
 
-    def call(at: int | None, name: bytes) -> None:
-        opening.new_entry(m, t, at, name, os.stat(name, dir_fd=at, follow_symlinks=False))
+    def call(at: int | None, name: bytes) -> int:
+        st = os.stat(name, dir_fd=at, follow_symlinks=False)
+        opening.new_entry(m, t, at, name, st)
+        return m.inodes.of(st).ino
 
-    paths.resolve(m, t, _CWD, path, call, follow=False)
+    return paths.resolve(m, t, _CWD, path, call, follow=False)
 
 
 def unlink(m: Machine, t: Task, a: Args) -> Decision:

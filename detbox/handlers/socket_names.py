@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import socket as host
 from collections.abc import Callable
-from errno import EADDRINUSE, EAFNOSUPPORT, EINVAL, EPERM, EPROTONOSUPPORT, ESOCKTNOSUPPORT
+from errno import EADDRINUSE, EAFNOSUPPORT, ECONNREFUSED, EINVAL, EPERM, EPROTONOSUPPORT, ESOCKTNOSUPPORT
+from stat import S_ISSOCK
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from detbox.decision import CONTINUE, ContinueThen, Decision, InstallFd
@@ -153,7 +154,7 @@ def _bind_path(m: Machine, t: Task, path: bytes) -> Decision:
 
     def look(task: Task, result: int) -> None:
         if result == 0:
-            note_created(m, task, name)
+            io_state(m).bound.add(note_created(m, task, name))
 
     return ContinueThen(look)
 
@@ -193,14 +194,12 @@ def _python_address(address: bytes, port: int) -> tuple[Any, ...]:
 def before_use(m: Machine, t: Task, own: int, address: bytes) -> None:
     """Give the socket the port that ``connect``, ``listen`` or ``sendto`` would draw, if it has none.
 
-    ``address``: where it is going to send: OSError(EACCES) if that is a name in the file system to which the
-    virtual user may not.  AF_UNSPEC dissolves a connection and needs no name.
+    ``address``: where it is going to send, see :func:`check_peer`.  AF_UNSPEC dissolves a connection and needs no name.
     """
     family = int.from_bytes(address[:2], "little") if address else -1
     if family == host.AF_UNSPEC:
         return
-    if family == host.AF_UNIX and address[2:3] not in (b"", b"\0"):
-        paths.demand(m, t, paths.AT_FDCWD, address[2:].split(b"\0", 1)[0], paths.WRITE)
+    check_peer(m, t, address)
     sock = host.socket(fileno=own)
     try:
         if sock.family not in _INET or sock.type not in (host.SOCK_STREAM, host.SOCK_DGRAM):
@@ -210,6 +209,23 @@ def before_use(m: Machine, t: Task, own: int, address: bytes) -> None:
         _bind_port(m, sock, sock.family.to_bytes(2, "little") + bytes(26))
     finally:
         sock.detach()
+
+
+def check_peer(m: Machine, t: Task, address: bytes) -> None:
+    """OSError if that is a name in the file system to which the virtual user may not send, or not one of this run.
+
+    A kept directory may hold a socket that somebody on the host listens on (git's file system monitor, a gpg-agent).
+    """
+    if int.from_bytes(address[:2], "little") != host.AF_UNIX or address[2:3] in (b"", b"\0"):
+        return
+    name = address[2:].split(b"\0", 1)[0]
+    paths.demand(m, t, paths.AT_FDCWD, name, paths.WRITE)
+    try:
+        st = paths.resolve(m, t, paths.AT_FDCWD, name, lambda at, name: os.stat(name, dir_fd=at), follow=True)
+    except OSError:
+        return  # the kernel tells the guest
+    if S_ISSOCK(st.st_mode) and m.inodes.of(st).ino not in io_state(m).bound:
+        raise OSError(ECONNREFUSED, "nobody of this run listens there")
 
 
 def listen(m: Machine, t: Task, a: Args) -> Decision:

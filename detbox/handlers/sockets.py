@@ -28,6 +28,7 @@ from detbox.handlers.socket_core import (
 from detbox.handlers.socket_names import (
     before_use,
     bind,
+    check_peer,
     full_peer,
     getpeername,
     getsockname,
@@ -234,6 +235,10 @@ def sendmmsg(m: Machine, t: Task, a: Args) -> Decision:
     with borrowed(t, fd) as own, python_socket(own) as sock:
         if name and room:
             before_use(m, t, own, t.read(name, min(room, 128)))
+        for header in headers[1:]:
+            name, room, _, _, _, _, _ = MSGHDR.unpack(t.read(header, MSGHDR.size))
+            if name and room:
+                check_peer(m, t, t.read(name, min(room, 128)))
         limit = timeout_ns(own, host.SO_SNDTIMEO)
         never = bool(a[3] & MSG_DONTWAIT) or nonblocking(own)
         never = never or (sock.family != host.AF_UNIX and sock.type != host.SOCK_STREAM)

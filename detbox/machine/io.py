@@ -37,6 +37,7 @@ class IoState:
     ``stamping``: a socket that keeps the kernel stamping.
     ``senders``: the user and the group of who has sent last, by process.
     ``listeners``: who listens on which Unix name.
+    ``bound``: virtual inode numbers of the names in the file system that the run has given to sockets.
     ``lock_waits`` maps a process that waits for a POSIX record lock to the processes that hold it.
     """
 
@@ -50,6 +51,7 @@ class IoState:
     timers: dict[int, TimerFd] = field(default_factory=dict)
     lock_waits: dict[int, frozenset[int]] = field(default_factory=dict)
     listeners: dict[bytes, int] = field(default_factory=dict)
+    bound: set[int] = field(default_factory=set)
     stdin_is_watched: bool = False
     control: bool = False
     linger: dict[int, int] = field(default_factory=dict)

@@ -44,10 +44,13 @@ ENFORCED = frozenset((
 def apply_base() -> None:
     """Give the calling process the real soft limits that :data:`BASE` promises, as far as the host's hard
     limits go; the guest's first process calls this before its exec."""
-    # A core file would be written by the kernel, and where to is the host's setting: nobody gets one.
+    # A core file would be written by the kernel, and where to is the host's setting: nobody gets one.  With 0 a host's
+    # program that collects them would be run all the same, and a parent would read that there is one; with 1 it is not
+    # (fs/coredump.c), and a file of one byte is too small for any.
     for which in sorted(ENFORCED | {resource.RLIMIT_CORE}):
         hard = resource.getrlimit(which)[1]
-        soft = resource.RLIM_INFINITY if BASE[which][0] == INFINITY else BASE[which][0]
+        base = 1 if which == resource.RLIMIT_CORE else BASE[which][0]
+        soft = resource.RLIM_INFINITY if base == INFINITY else base
         # RLIM_INFINITY is -1 in Python.
         if hard != resource.RLIM_INFINITY and (soft == resource.RLIM_INFINITY or soft > hard):
             soft = hard

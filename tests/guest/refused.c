@@ -5,6 +5,7 @@
 #include <sys/resource.h>
 #include <linux/perf_event.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/sysmacros.h>
 
@@ -41,6 +42,30 @@ static void attempts(void)
     CHECK(answer(mknod("disk", S_IFBLK | 0600, makedev(254, 0))) == EPERM);
     CHECK(answer(mknod("random", S_IFCHR | 0600, makedev(1, 9))) == EPERM);
     CHECK(answer(mknod("mem", S_IFCHR | 0600, makedev(1, 1))) == EPERM);
+}
+
+/* The kernel's vDSO shows the host's clock: neither the one that a program starts with is there, nor another one. */
+static void clock_of_the_host(void)
+{
+    for (int code = 0x2001; code <= 0x2003; code++) /* ARCH_MAP_VDSO_X32, _32, _64 */
+        CHECK(answer(syscall(SYS_arch_prctl, code, 0x10000000L)) == EINVAL);
+    char line[256];
+    FILE *maps = fopen("/proc/self/maps", "r");
+    while (maps && fgets(line, sizeof line, maps))
+        CHECK(!strstr(line, "[v"));
+    CHECK(maps && fclose(maps) == 0);
+}
+
+/* What only some kernels have, or show of the processor. */
+static void of_some_hosts(void)
+{
+    char space[1024];
+    CHECK(answer(syscall(SYS_arch_prctl, 0x1021, space)) == EINVAL); /* ARCH_GET_XCOMP_SUPP */
+    CHECK(answer(syscall(SYS_arch_prctl, 0x1022, space)) == EINVAL);
+    CHECK(answer(prctl(0x41555856, space, sizeof space, 0, 0)) == EINVAL); /* PR_GET_AUXV */
+    CHECK(answer(prctl(65, 0, 0, 0, 0)) == EINVAL && answer(prctl(68, 0, 0, 0, 0)) == EINVAL);
+    CHECK(answer(prctl(0x53564d41, 0, space, 4096, "name")) == EINVAL); /* PR_SET_VMA */
+    CHECK(answer(prctl(0x59616d61, -1, 0, 0, 0)) == EINVAL);            /* PR_SET_PTRACER */
 }
 
 static void tracing(void)
@@ -107,6 +132,8 @@ int main(void)
 {
     CHECK(getpid() == 2); /* a container's first process: on the bare machine root would succeed */
     attempts();
+    clock_of_the_host();
+    of_some_hosts();
     tracing();
     old_entry();
     terminals();

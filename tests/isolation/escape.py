@@ -195,6 +195,39 @@ def socket_file_of_the_host() -> None:
 
 
 @attempt
+def socket_in_the_work_directory() -> None:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect("socket")
+
+
+@attempt
+def socket_in_a_read_only_input() -> None:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.setblocking(False)
+        client.connect(HOST["read_only"] + "/socket")
+
+
+@attempt
+def message_to_a_socket_in_the_work_directory() -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
+        client.sendto(b"x", "datagrams")
+
+
+@attempt
+def second_message_to_a_socket_in_the_work_directory() -> bool:
+    """Only the first of several messages goes to a socket of the run's own."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as own:
+        own.bind("own")
+        names = [ctypes.create_string_buffer(struct.pack("H", 1) + name + b"\0") for name in (b"own", b"datagrams")]
+        data = ctypes.create_string_buffer(b"x")
+        vector = ctypes.create_string_buffer(struct.pack("QQ", ctypes.addressof(data), 1))
+        one = struct.Struct("QQQQQQQQ")  # struct mmsghdr
+        parts = [(ctypes.addressof(n), len(n.raw) - 1, ctypes.addressof(vector), 1, 0, 0, 0, 0) for n in names]
+        headers = b"".join(one.pack(*part) for part in parts)
+        return call("sendmmsg", own.fileno(), ctypes.create_string_buffer(headers), 2, 0) > 1
+
+
+@attempt
 def shared_memory_of_the_host() -> bool:
     return os.path.exists(f"/dev/shm/{HOST['mark']}")
 

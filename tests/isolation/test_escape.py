@@ -87,11 +87,29 @@ def work(baits: dict[str, Any], tmp_path: Path) -> Path:
     return directory
 
 
+def _listening(work: Path, read_only: Path) -> list[socket.socket]:
+    """Sockets of the host's in directories that the guest is given."""
+    heard = []
+    for kind, path in (
+        (socket.SOCK_STREAM, work / "socket"), (socket.SOCK_STREAM, read_only / "socket"),
+        (socket.SOCK_DGRAM, work / "datagrams"),
+    ):  # fmt: skip
+        one = socket.socket(socket.AF_UNIX, kind)
+        one.setblocking(False)
+        one.bind(str(path))
+        path.chmod(0o777)
+        if kind == socket.SOCK_STREAM:
+            one.listen()
+        heard.append(one)
+    return heard
+
+
 @pytest.mark.limit(120)
 def test_no_escape(baits: dict[str, Any], work: Path, tmp_path: Path) -> None:
     read_only = tmp_path / "read-only"
     read_only.mkdir()
     (read_only / "file").write_text("unchanged")
+    heard = _listening(work, read_only)
     device = os.stat("/dev/full")
     command = detbox(["python3", "escape.py", "host.json"], [f"--ro={read_only}:/input", "--timeout=60"])
     env = os.environ | environment() | {"DETBOX_BAIT": baits["secret"]}
@@ -101,8 +119,11 @@ def test_no_escape(baits: dict[str, Any], work: Path, tmp_path: Path) -> None:
     assert not leaks, "\n".join(leaks)
     assert run.stdout.endswith("EXIT-SUCCESS\n"), run.stdout
     assert not os.path.exists(f"/sys/fs/cgroup/{baits['mark']}")
-    assert sorted(p.name for p in read_only.iterdir()) == ["file"]
+    assert sorted(p.name for p in read_only.iterdir()) == ["file", "socket"]
     assert (read_only / "file").read_text() == "unchanged"
+    for one in heard:
+        with one, pytest.raises(BlockingIOError):
+            one.recv(1) if one.type == socket.SOCK_DGRAM else one.accept()
     after = os.stat("/dev/full")
     assert (device.st_mode, device.st_uid, device.st_mtime_ns) == (after.st_mode, after.st_uid, after.st_mtime_ns)
 

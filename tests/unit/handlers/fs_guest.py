@@ -50,6 +50,7 @@ class Guest:
     def __init__(self, uid: int = 0) -> None:
         self.now = EPOCH_NS
         self.woken: list[Any] = []
+        self.doubts: list[str] = []
         proc_fd = os.open("/proc", os.O_PATH)
         m: Any = SimpleNamespace(
             proc_fd=proc_fd, stdio={}, processes={}, tasks={}, data={}, code_mapped=None,
@@ -57,6 +58,7 @@ class Guest:
             synth_open=lambda t, path, fd, flags: fd,
             synth_listing=lambda t, path, names, dev: names,
             own_numbers=lambda t, dev: (t.process.pid, t.tid),
+            doubt=lambda t, text: self.doubts.append(text),
         )  # fmt: skip
         m.inodes = InodeTable(EPOCH_NS, self.stamp)
         m.layers = Layers()

@@ -280,6 +280,17 @@ def test_interrupted_fifo_open_leaves_no_reader(guest: Guest) -> None:
     assert guest.call(opening.openat, AT_FDCWD, "p", O.O_WRONLY | O.O_NONBLOCK, 0) == -errno.ENXIO
 
 
+@pytest.mark.parametrize("theirs, mine", [(os.O_RDWR, os.O_RDONLY), (os.O_RDWR, os.O_WRONLY)])
+def test_fifo_that_others_have_open(guest: Guest, theirs: int, mine: int) -> None:
+    os.mkfifo("p")
+    os.mkfifo("q")
+    outside = os.open("p", theirs)
+    for name, doubts in (("p", 1), ("q", 1), ("p", 1)):
+        guest.call(opening.openat, AT_FDCWD, name, mine | O.O_NONBLOCK, 0)
+        assert len(guest.doubts) == doubts
+    os.close(outside)
+
+
 def test_holes_are_pages_of_zeros(guest: Guest) -> None:
     with open("f", "wb") as file:
         file.write(b"a" * 4096 + bytes(8192) + b"b" + bytes(4095))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 from types import SimpleNamespace as NS
@@ -10,7 +11,7 @@ import pytest
 
 from detbox.handlers import identity, limits, memory, mounts, scheduling
 from detbox.machine.creds import ALL_CAPS, Creds
-from detbox.machine.limits import BASE, INFINITY, text
+from detbox.machine.limits import BASE, INFINITY, apply_base, text
 
 AT, OLD = 0x100, 0x400
 
@@ -187,3 +188,14 @@ def test_mounting_needs_a_namespace_of_ones_own(m: NS, t: NS) -> None:
     private = 1 << 18
     assert not isinstance(m.call(t, mounts.mount, 0, 0, 0, private, 0), int) and not m.doubts
     assert m.call(t, mounts.mount, 0, 0, 0, 0, 0) == -1 and m.doubts  # a type that could show the host
+
+
+def test_no_program_that_collects_cores_is_run() -> None:
+    """With any other limit than 1 the kernel runs it, whatever the limit (core(5)), and the parent sees that."""
+    pid = os.fork()
+    if pid == 0:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+        apply_base()
+        os._exit(resource.getrlimit(resource.RLIMIT_CORE)[0])
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == (1 if hard else 0)
