@@ -166,11 +166,11 @@ def clock_nanosleep(m: Machine, t: Task, a: Args) -> Decision:
         return _sleep_by_cpu(m, t, clock, a)
     request = unpack_timespec(t.read(a[2], TIMESPEC_SIZE))
     now = m.clock.look(t.cpu)
+    # Also what has come already parks: a short sleep's time may be over by the time that the call is made, and who
+    # sleeps like that again and again lets the others run.
     if not a[1] & TIMER_ABSTIME:
         return _sleep(m, t, now + request, a[3])
     deadline = m.clock.monotonic(request) if clock in WALL_CLOCKS else request
-    if deadline <= now:
-        return 0
     return Park(_awake, deadline=deadline, interrupted=ERESTARTNOHAND, why="sleep")
 
 

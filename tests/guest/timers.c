@@ -173,6 +173,26 @@ static void sleeps(void)
     CHECK(now_ns() - begin >= 1005 * MS);
 }
 
+static void *set(void *flag)
+{
+    *(volatile int *)flag = 1;
+    return flag;
+}
+
+/* Who sleeps for less than the call takes lets the others run. */
+static void short_sleeps(void)
+{
+    volatile int flag = 0;
+    int rounds = 0;
+    pthread_t other = start(set, (void *)&flag);
+    for (; !flag; rounds++) {
+        struct timespec t = ns_to_timespec(now_ns() + 1);
+        CHECK(clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, NULL) == 0);
+    }
+    CHECK(rounds < 64);
+    join(other);
+}
+
 static void processor_time(void)
 {
     catch_alarm(SIGPROF);
@@ -205,6 +225,7 @@ int main(void)
     by_timerfd();
     by_timerfd_in_a_message();
     sleeps();
+    short_sleeps();
     processor_time();
     looks_of_who_is_profiled();
     note("monotonic %lld\n", (long long)now_ns());

@@ -70,6 +70,11 @@ def test_absolute_sleep(m: NS, t: NS) -> None:
     assert m.call(t, clocks.clock_nanosleep, 0, 1, request, 0) == 0
 
 
+def test_a_sleep_until_a_time_that_has_passed_lets_others_run(m: NS, t: NS) -> None:
+    park = clocks.clock_nanosleep(m, t, (1, 1, t.put(AT, "<qq", 0, 1), 0, 0, 0))  # type: ignore[arg-type]
+    assert isinstance(park, Park) and park.deadline == 1
+
+
 def test_impossible_sleeps(m: NS, t: NS) -> None:
     assert m.call(t, clocks.nanosleep, t.put(AT, "<qq", 0, SECOND), 0) == -22
     assert m.call(t, clocks.nanosleep, t.put(AT, "<qq", -1, 0), 0) == -22
