@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Process, Task
 
-#: After so many ns others that are ready have their turns, and no sooner those that wait for a time; where all of the
-#: ready ones have given way, too, after twice as many each time.  When a thread has given way to others that have not,
-#: its next turns are that short: enough to see what they have done meanwhile.
+#: After so many ns others that are ready have their turns, and no sooner those that wait for a time.  When a thread has
+#: given way to others that have not, its next turns are that short: enough to see what they have done meanwhile.
 TURN, GLANCE = 1_000_000, 50_000
+#: Who has had so many turns without a call has longer ones, twice as long each time. With long turns the budget is over
+#: before each has often seen what the others have done; where all wait for a time, short ones are dear.
+TURNS = 16
 #: A thread stays in its copies for so many calls without a reason, and for so many ns after each of them, lest it
 #: goes in and out with each call.
 LINGER, LINGER_NS = 64, 10_000_000
@@ -145,8 +147,8 @@ class GivingWay:
             times = task.data.get(GAVE_WAY, 0)
             if not all(ready):
                 return GLANCE if times else TURN, True
-            if ready and times:
-                return min(TURN << times, left), True
+            if ready:
+                return min(TURN << times // TURNS, left), True
         if left >= FAR:
             return None
         return max(left, TURN) if left > 0 else GLANCE, False

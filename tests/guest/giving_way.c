@@ -55,6 +55,59 @@ static void many_wait(void)
         join(threads[i]);
 }
 
+static struct {
+    volatile int asked, answered;
+} talk;
+
+static void *answer(void *argument)
+{
+    double x = 1;
+    while (!talk.asked)
+        x = compute(x);
+    talk.answered = 1;
+    return x > 0 ? argument : NULL;
+}
+
+/* Who has made many calls while the other one was computing waits for it, too. */
+static void an_answer_comes_late(void)
+{
+    double x = 1;
+    pthread_t other = start(answer, &talk);
+    CHECK(sched_yield() == 0);
+    for (int i = 0; i < 200; i++)
+        CHECK(getppid() >= 0);
+    talk.asked = 1;
+    while (!talk.answered)
+        x = compute(x);
+    CHECK(x > 0);
+    join(other);
+}
+
+static struct {
+    volatile int token;
+} passed;
+
+static void *pass_on(void *argument)
+{
+    long me = (long)argument;
+    double x = 1;
+    for (int i = 0; i < 30; i++) {
+        while (passed.token != me)
+            x = compute(x);
+        passed.token = !me;
+    }
+    CHECK(x > 0);
+    return &passed;
+}
+
+/* Each sees what the other one has done, again and again. */
+static void each_in_its_turn(void)
+{
+    pthread_t other = start(pass_on, (void *)1);
+    pass_on((void *)0);
+    join(other);
+}
+
 static volatile sig_atomic_t signals;
 static struct turn signalled;
 
@@ -123,6 +176,8 @@ int main(void)
     one_waits(0, 1000000);
     one_waits(1, 1000000);
     many_wait();
+    an_answer_comes_late();
+    each_in_its_turn();
     a_signal_comes();
     trap_signals_stay();
     a_child_computes();

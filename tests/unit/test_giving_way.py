@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from detbox.supervisor import giving_way
-from detbox.supervisor.giving_way import FAR, GLANCE, LINGER, TURN, GivingWay
+from detbox.supervisor.giving_way import FAR, GLANCE, LINGER, TURN, TURNS, GivingWay
 from detbox.supervisor.stretch import GAVE_WAY, PER_NS, Stretch
 from detbox.supervisor.task import Process, State, Task
 
@@ -82,12 +82,16 @@ def test_who_is_ready_has_its_turn() -> None:
     host.is_ready()
     host.waits(5 * TURN, which=2)
     assert host.ns() == TURN
-    # It has had the chance, so that this one goes on to the deadline.
+    # It has had the chance, but this one may wait for it all the same; so may both for each other.
     host.tasks[1].data[GAVE_WAY] = 1
-    assert host.ns() == 5 * TURN
-    # Both have: each time a longer turn.
-    host.task.data[GAVE_WAY] = 2
+    assert host.ns() == TURN
+    host.task.data[GAVE_WAY] = TURNS - 1
+    assert host.ns() == TURN
+    # They have waited for long: longer turns, up to the deadline.
+    host.task.data[GAVE_WAY] = 2 * TURNS
     assert host.ns() == 4 * TURN
+    host.task.data[GAVE_WAY] = 3 * TURNS
+    assert host.ns() == 5 * TURN
     del host.tasks[1].data[GAVE_WAY]
     assert host.ns() == GLANCE
 
