@@ -5,6 +5,7 @@ was proved so that later visits are caught by a breakpoint.  ``docs/spin.md``
 tells why the result does not depend on when the thread was interrupted.
 """
 
+from detbox.spin.counter import settle
 from detbox.spin.pace import Pace
 from detbox.spin.prove import NotSpin, Spin, Verdict, prove, prove_from
 from detbox.spin.stepper import PtraceStepper, Stepper
@@ -23,5 +24,6 @@ __all__ = [
     "enter",
     "prove",
     "prove_from",
+    "settle",
     "visit",
 ]

@@ -59,9 +59,22 @@ class Leap(NamedTuple):
     registers: tuple[tuple[int, int, int], ...]
     memory: tuple[tuple[int, int, int, int], ...]
 
+    def after(self, turns: int) -> tuple[list[tuple[int, int]], list[tuple[int, bytes]]]:
+        """What registers and memory are set to for so many turns: the next one has to be made in full."""
+        return (
+            [(offset, (now + turns * slope) & _MASK) for offset, now, slope in self.registers],
+            [
+                (address, ((now + turns * slope) % (1 << 8 * length)).to_bytes(length, "little"))
+                for address, length, now, slope in self.memory
+            ],
+        )
 
-def leap(turn: list[Visit], after: Visit, read: Reader) -> Leap | None:
-    """What follows from an observed turn, of which ``after`` is the state at the end; None: nothing."""
+
+def leap(turn: list[Visit], after: Visit, read: Reader, *, endless: bool = False) -> Leap | None:
+    """What follows from an observed turn, of which ``after`` is the state at the end; None: nothing.
+
+    ``endless``: no branch ever goes another way; otherwise one does.
+    """
     if any(not supported(visit) or visit.instruction.vector or visit.instruction.repeated for visit in turn):
         return None
     try:
@@ -84,10 +97,10 @@ def leap(turn: list[Visit], after: Visit, read: Reader) -> Leap | None:
     # What was unknown at the beginning must have been computed anew.
     if any(pass_.slopes[place] is Unclear.UNKNOWN for place in unclear if place != FLAGS):
         return None
-    if pass_.flips >= NEVER:
+    if (pass_.flips >= NEVER) is not endless:
         return None
     # A counter that wraps (or whose sign changes) on its way is taken to that point first.
-    return Leap(min(pass_.flips - 1, pass_.valid), *_changes(after, heads, unclear, spans, read))
+    return Leap(max(min(pass_.flips - 1, pass_.valid), 0), *_changes(after, heads, unclear, spans, read))
 
 
 def _disjoint(turn: list[Visit]) -> dict[int, tuple[int, int]]:
@@ -222,6 +235,8 @@ class _Pass:
         name, operands = visit.instruction.name, visit.instruction.operands
         if name == "lea":
             return self._lea(visit)
+        if name == "xadd":
+            return self._exchange_and_add(visit)
         if name not in _MOVES and name not in ("add", "sub", "inc", "dec", "cmp", "test"):
             return False
         if operands[0][0] == "reg" and operands[0][2] < 4 and name not in ("cmp", "test"):
@@ -263,6 +278,21 @@ class _Pass:
         bits = 8 * operands[0][2]
         value = computed.address(visit.registers, visit.address + visit.instruction.size)
         self._set(visit, value % (1 << bits), slope, bits)
+        return True
+
+    def _exchange_and_add(self, visit: Visit) -> bool:
+        (kind, what, width), (_, register_, _) = visit.instruction.operands
+        left, right = self._operand(visit, 0), self._operand(visit, 1)
+        if left is None or right is None or kind != "mem":
+            return False
+        bits = 8 * width
+        total, slope = (left[0] + right[0]) % (1 << bits), left[1] + right[1]
+        self.valid = min(self.valid, turns_within(total, slope, 0, 1 << bits))
+        start, length = visit.spans[int(what)]
+        self.slopes[register_] = left[1]
+        for place in range(start, start + length):
+            self.slopes[place] = slope
+        self._compare("add", (total, slope), (0, 0), bits)
         return True
 
     def _operand(self, visit: Visit, index: int) -> tuple[int, int] | None:

@@ -11,7 +11,6 @@ _FEWEST_TURNS = 64
 _LONGEST_TURN = 200
 # Attempts in one walk: each costs as much as a few steps.
 _ATTEMPTS = 100
-_MASK = (1 << 64) - 1
 
 
 class Leaper:
@@ -79,13 +78,8 @@ class Leaper:
     def _leap(self, found: Leap, head: int, body: frozenset[int]) -> str:
         # One more turn than this is made in full: it computes what has no constant slope.
         turns = found.turns - 1
-        registers = [(offset, (now + turns * slope) & _MASK) for offset, now, slope in found.registers]
-        memory = [
-            (address, ((now + turns * slope) % (1 << 8 * length)).to_bytes(length, "little"))
-            for address, length, now, slope in found.memory
-        ]
         try:
-            self.walk.place(registers, memory)
+            self.walk.place(*found.after(turns))
         except OSError:
             return "unmapped memory"
         self.saved += turns * len(body)

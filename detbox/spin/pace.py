@@ -7,7 +7,8 @@ from detbox.records import record
 _FIRST_DELAY = 0.02
 _LONGEST_DELAY = 2.0
 _FIRST_LIMIT = 96
-_LONGEST_LIMIT = 4000
+#: No attempt looks further.
+LONGEST_LIMIT = 4000
 _LONGEST_SURVEY = 1024
 # How much longer than an attempt the thread may compute before the next one.
 _PATIENCE = 200
@@ -33,7 +34,7 @@ class Pace:
     def failed(self, took: float) -> None:
         """The last attempt proved nothing in ``took`` seconds: wait longer, look further."""
         self.delay = max(min(self.delay * 2.5, _LONGEST_DELAY), took * _PATIENCE)
-        self.limit = min(self.limit * 2, _LONGEST_LIMIT)
+        self.limit = min(self.limit * 2, LONGEST_LIMIT)
 
     def eased(self) -> None:
         """The thread has made calls since the last attempt: what it does now may be a spin.

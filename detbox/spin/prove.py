@@ -24,7 +24,7 @@ class Spin(NamedTuple):
     loop uses, and what it holds.  ``exact``: every turn is identical; otherwise
     something counts (see :func:`prove_from`).  ``steps``: what the proof cost.
     ``bounded``: loops with an end that the walk went through without making all turns, which saved it so many
-    instructions.
+    instructions.  ``settled``: something counts, but how far does not depend on when the loop was found (counter.py).
     """
 
     address: int
@@ -35,6 +35,7 @@ class Spin(NamedTuple):
     steps: int
     bounded: Bodies = ()
     saved: int = 0
+    settled: bool = False
 
     def unchanged(self, read: Callable[[int, int], bytes]) -> bool:
         """Whether the parked thread would still spin: it costs no step.

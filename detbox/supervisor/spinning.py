@@ -31,9 +31,11 @@ from detbox.spin import (
     enter,
     prove,
     prove_from,
+    settle,
     visit,
 )
 from detbox.spin.decode import prepared
+from detbox.spin.pace import LONGEST_LIMIT
 from detbox.spin.stepper import OFFSET, RIP, register
 from detbox.supervisor import arming, signals
 from detbox.supervisor.task import State
@@ -230,8 +232,8 @@ class Spinning:
         if isinstance(verdict, Spin) or not verdict.steps or not stepper.stepped or limit < _COUNTING_LIMIT:
             return verdict
         with _one_processor(task.tid):
-            verdict = attempt(self.loops, mm, stepper, prove_from)
-        if isinstance(verdict, Spin) and not verdict.exact:
+            verdict = attempt(self.loops, mm, stepper, lambda _: _prove_counting(stepper))
+        if isinstance(verdict, Spin) and not (verdict.exact or verdict.settled):
             where = f"a loop at {min(verdict.addresses):#x} counts while it waits for another thread"
             self.sup.m.doubt(task, f"{where}: how far it counts the first time depends on the machine")
         return verdict
@@ -390,6 +392,18 @@ class Spinning:
 def _alone(pace: Pace) -> float:
     """Seconds that a thread without which nothing would happen anyway is left alone."""
     return _ALONE_DELAY if pace.limit < _BLIND_LIMIT else _ALONE_BLIND_DELAY
+
+
+def _prove_counting(stepper: PtraceStepper) -> Verdict:
+    """Prove that a loop counts, and take it to where it is parked whenever it is found, if that can be told."""
+    verdict = prove_from(stepper)
+    if isinstance(verdict, NotSpin) or verdict.exact:
+        return verdict
+    settled = settle(stepper, verdict)
+    if settled is None and stepper.stepped:
+        again = prove(stepper, LONGEST_LIMIT)  # a narrow counter comes back to each of its values soon
+        settled = again if isinstance(again, Spin) else None
+    return settled or verdict
 
 
 def _no_call(wake: Wake) -> Decision:

@@ -40,6 +40,7 @@ GUESTS = (
     Guest("core_status.c"),
     Guest("count_calls.c"),
     Guest("count_far.c", limit_s=120),
+    Guest("count_for_others.c", limit_s=120),
     Guest("count_until_timer.c"),
     Guest("directories.c"),
     Guest("dying_leaders.c"),

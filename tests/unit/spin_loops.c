@@ -123,6 +123,26 @@ LOOP bounded_memory(void)
 	for (j = 1l << 40; j > 77 && !flag; j -= 5) half = (int)(j >> 3);
 	printf("%ld %d\n", j, half);
 }
+/* Loops that count for ever, and tell how far. */
+LOOP counts_wide(void)
+{
+	long threes = 5, down = 0;
+	while (hits < 4) threes += 3, down--, __atomic_fetch_add(&counter, 2, __ATOMIC_SEQ_CST);
+	printf("%ld %ld %ld\n", threes, down, counter);
+}
+LOOP counts_narrow(void)
+{
+	unsigned fives = 7;
+	int down = 1;
+	while (hits < 4) fives += 5, down--;
+	printf("%u %d\n", fives, down);
+}
+LOOP counts_from_far(void)
+{
+	long up = 1l << 40;
+	while (hits < 4) up++;
+	printf("%ld\n", up);
+}
 LOOP floating_sum(void) { double x = 0; while (x < 1e18) x += 0.5; sink = (long)x; }
 
 static const struct { const char *name; void (*run)(void); } loops[] = {
@@ -134,6 +154,7 @@ static const struct { const char *name; void (*run)(void); } loops[] = {
 	{"generator", generator}, {"clock_reading", clock_reading}, {"floating_sum", floating_sum},
 	{"poll_and_lock", poll_and_lock}, {"poll_down", poll_down}, {"poll_by_sevens", poll_by_sevens},
 	{"poll_in_memory", poll_in_memory}, {"bounded", bounded}, {"bounded_memory", bounded_memory},
+	{"counts_wide", counts_wide}, {"counts_narrow", counts_narrow}, {"counts_from_far", counts_from_far},
 };
 
 int main(int argc, char **argv)

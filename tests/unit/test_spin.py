@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from detbox.kernel import _native
-from detbox.spin import LoopTable, NotSpin, Pace, PtraceStepper, Spin, attempt, prove, prove_from, visit
+from detbox.spin import LoopTable, NotSpin, Pace, PtraceStepper, Spin, attempt, prove, prove_from, settle, visit
 
 SOURCE = Path(__file__).with_name("spin_loops.c")
 LEVELS = ("-O0", "-O2")
@@ -208,6 +208,45 @@ def test_counting_spins_need_the_induction(programs: dict[str, Path], level: str
         assert not verdict.unchanged(child.stepper.read)
         child.go()
         assert child.process.wait(5) == 0
+
+
+def _told(program: Path, loop: str, after: float) -> bytes:
+    """What a loop that counts tells when it is ended, if it is found after so many seconds of computing."""
+    with guest(program, loop) as child:
+        child.stop(after)
+        found = prove_from(child.stepper)
+        assert isinstance(found, Spin) and not found.exact
+        settled = settle(child.stepper, found)
+        if settled is None:
+            return b""
+        assert settled.settled and settled.unchanged(child.stepper.read)
+        child.poke(2, b"\4\0\0\0")
+        assert not settled.unchanged(child.stepper.read)
+        child.go()
+        assert child.process.stdout is not None
+        return child.process.stdout.read()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("loop", ["counts_wide", "counts_narrow"])
+def test_how_far_a_loop_counts_does_not_depend_on_when_it_is_found(
+    programs: dict[str, Path], level: str, loop: str
+) -> None:
+    told = {_told(programs[level], loop, after) for after in (0.002, 0.015, 0.0313)}
+    assert len(told) == 1
+    first, second, *_ = map(int, told.pop().split(b"\n")[0].split())
+    turns = (first - 5) // 3 if loop == "counts_wide" else 1 - second
+    if loop == "counts_wide":
+        assert 1 << 33 < turns < 1 << 36 and abs(turns + second) < 2
+    else:
+        assert abs((7 + 5 * turns - first + (1 << 31)) % (1 << 32) - (1 << 31)) <= 5
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_count_that_may_have_been_reached_before_is_not_determined(
+    programs: dict[str, Path], level: str
+) -> None:
+    assert _told(programs[level], "counts_from_far", 0.005) == b""
 
 
 @pytest.mark.parametrize("level", LEVELS)
