@@ -156,7 +156,7 @@ def _slow_text(m: Machine, t: Task, dirfd: int, path: bytes) -> bytes:
 
 def _proc_text(m: Machine, t: Task, fd: int, dev: int, place: paths.Place) -> bytes:
     """The text of a procfs link, of which ``fd`` is an O_PATH descriptor."""
-    path = paths.proc_path(paths.path_of(m, fd), dev, m.inodes)
+    path = paths.proc_path(m, t, paths.path_of(m, fd), dev, fd)
     name = path.rpartition(b"/")[2]
     own = paths.proc_link(m, t, name, dev)
     if own is not None and path.count(b"/") == 2:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE
 from detbox.handlers import claim, paths
+from detbox.handlers.limits import check_size
 from detbox.kernel import _native
 from detbox.kernel.holes import ZEROS, seek
 from detbox.machine import constants
@@ -37,6 +38,7 @@ def truncate(m: Machine, t: Task, a: Args) -> Decision:
         if not paths.may(t, before, m.inodes.of(before), paths.WRITE):
             raise OSError(errno.EACCES, "no right to write")
         claim.check(m, at, name, before, m.inodes.of(before))
+        check_size(m, t, before.st_size, a[1])
         fd = claim.owned(
             m, at, name, True, lambda at, name: os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=at)
         )
@@ -81,6 +83,8 @@ def fallocate(m: Machine, t: Task, a: Args) -> Decision:
         if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
             return -errno.EBADF
         size = os.fstat(fd).st_size
+        if mode == 0:
+            check_size(m, t, size, offset + length)
         if mode & _PUNCH_HOLE:
             _clear(fd, offset, min(length, max(0, size - offset)))
         elif length > constants.STATFS_BLOCKS_FREE * constants.STATFS_BLOCK_SIZE:

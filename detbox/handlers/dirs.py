@@ -111,7 +111,7 @@ def _odd_snapshot(
     m: Machine, t: Task, fd: int, st: os.stat_result, names: dict[bytes, int]
 ) -> list[Entry]:
     """A directory of procfs or sysfs."""
-    path = paths.proc_path(paths.path_of(m, fd), st.st_dev, m.inodes)
+    path = paths.proc_path(m, t, paths.path_of(m, fd), st.st_dev, fd)
     # An entry that this kernel does not have could be listed, but neither opened nor examined.
     kept = [name for name in m.synth_listing(t, path, sorted(names), st.st_dev) if name in names]
     covered = st.st_dev == m.inodes.cover_dev

@@ -5,8 +5,8 @@ from __future__ import annotations
 import resource
 import signal
 import struct
-from errno import EINVAL, EPERM, ESRCH
-from typing import TYPE_CHECKING
+from errno import EFBIG, EINVAL, EPERM, ESRCH
+from typing import TYPE_CHECKING, NoReturn
 
 from detbox.decision import Decision
 from detbox.kernel.timespec import NS
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _LIMITS = "limits"
 _CPU_TIMER = "cpu limit"
 _RLIMIT = struct.Struct("<QQ")
-SI_KERNEL = 0x80
+SI_KERNEL, SI_USER = 0x80, 0
 _LARGEST = (1 << 63) - 1
 #: A larger stack moves everything that is mapped (mmap_base: the gap is 128 MiB at least, with 1 MiB of guard).
 _LAYOUT = 127 << 20
@@ -123,6 +123,28 @@ def descriptors_ran_out(m: Machine, t: Task) -> None:
     real, shown = resource.prlimit(t.tid, resource.RLIMIT_NOFILE)[0], limits_of(t.process)[resource.RLIMIT_NOFILE][0]
     if real < shown:
         m.doubt(t, f"{real} files are open, which is the host's hard limit (RLIMIT_NOFILE): {shown} were promised")
+
+
+def room_in_file(m: Machine, t: Task, position: int, count: int) -> int:
+    """How many of ``count`` bytes at ``position`` the limit of a file's size lets a thread write; OSError if none.
+
+    For what the supervisor writes for the guest, see generic_write_check_limits() (fs/read_write.c).
+    """
+    limit = limits_of(t.process)[resource.RLIMIT_FSIZE][0]
+    if position >= limit and count:
+        _too_large(m, t)
+    return min(count, limit - position)
+
+
+def check_size(m: Machine, t: Task, before: int, after: int) -> None:
+    """OSError if a file must not become as large as ``after``, see inode_newsize_ok() (fs/attr.c)."""
+    if before < after and after > limits_of(t.process)[resource.RLIMIT_FSIZE][0]:
+        _too_large(m, t)
+
+
+def _too_large(m: Machine, t: Task) -> NoReturn:
+    m.signal(t, signal.SIGXFSZ, code=SI_USER)
+    raise OSError(EFBIG, "larger than the limit of a file's size")
 
 
 def _watch_cpu(m: Machine, process: Process) -> None:

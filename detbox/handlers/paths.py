@@ -9,6 +9,7 @@ walked here, component by component, in the guest's terms.  A task with a root o
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -17,7 +18,7 @@ from stat import S_ISDIR, S_ISLNK, S_ISVTX
 from typing import TYPE_CHECKING, TypeVar
 
 from detbox.kernel import _native
-from detbox.machine.inodes import PIPE_DEV, InodeTable, VInode
+from detbox.machine.inodes import PIPE_DEV, VInode
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
@@ -36,6 +37,11 @@ _HERE = os.O_PATH | os.O_NOFOLLOW
 
 # A path below /proc; without that prefix if it was found through the supervisor's own mount of procfs.
 _PROCESS = re.compile(rb"(?:/proc)?/(\d+)(?:/|$)")
+
+_MNT_ID = 12  # in the result of _native.statx
+_NATIVE_CWD = -100
+#: Key of Machine.data: numbers of the mounts of procfs and sysfs that everybody has.
+_MOUNTS = "mounts of procfs and sysfs"
 
 READ, WRITE, EXECUTE = 4, 2, 1
 
@@ -235,15 +241,28 @@ def path_of(m: Machine, fd: int) -> bytes:
     return os.readlink(b"self/fd/%d" % fd, dir_fd=m.proc_fd)
 
 
-def proc_path(path: bytes, dev: int, inodes: InodeTable) -> bytes:
-    """The path of a procfs file as if its procfs were mounted on /proc; other paths as they are.
+def proc_path(m: Machine, t: Task, path: bytes, dev: int, fd: int) -> bytes:
+    """The path of a file as if its procfs were mounted on /proc, or its sysfs on /sys; of others ``path`` as it is.
 
-    A procfs of the guest's own may be anywhere, but the directory's name is ``proc`` (see ``mounts``).
+    ``fd`` is open on the file, and ``path`` what path_of() says of it: the guest may have mounted any part anywhere.
     """
-    if dev not in inodes.proc_devs or dev == inodes.proc_dev:
+    inodes = m.inodes
+    if dev not in inodes.proc_devs and dev != inodes.sys_dev or _in_its_place(m, fd):
         return path
-    below = (path + b"/").rpartition(b"/proc/")[2].rstrip(b"/")
-    return b"/proc/" + below if below else b"/proc"
+    inside = m.mounting.inside(t, fd, path)
+    top = b"/sys" if dev == inodes.sys_dev else b"/proc"
+    return top + (b"/unreachable" if inside is None else inside.rstrip(b"/"))
+
+
+def _in_its_place(m: Machine, fd: int) -> bool:
+    """Whether a file of procfs or sysfs is in the mount that everybody has (or the supervisor's own)."""
+    known: set[int] | None = m.data.get(_MOUNTS)
+    if known is None:
+        known = m.data[_MOUNTS] = {_native.statx(m.proc_fd, b"", AT_EMPTY_PATH)[_MNT_ID]}
+        for top in (b"/proc", b"/sys"):
+            with contextlib.suppress(OSError):
+                known.add(_native.statx(_NATIVE_CWD, top, 0)[_MNT_ID])
+    return _native.statx(fd, b"", AT_EMPTY_PATH)[_MNT_ID] in known
 
 
 def may(t: Task, st: os.stat_result, vnode: VInode, mask: int, *, real: bool = False) -> bool:

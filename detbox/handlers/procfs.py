@@ -38,7 +38,7 @@ def opened(m: Machine, t: Task, flags: int, fd: int, st: os.stat_result, walked:
         return CONTINUE
     if not S_ISREG(st.st_mode):
         return InstallFd(fd, cloexec, None, None)
-    path = paths.proc_path(paths.path_of(m, fd), st.st_dev, m.inodes)
+    path = paths.proc_path(m, t, paths.path_of(m, fd), st.st_dev, fd)
     if flags & os.O_ACCMODE != os.O_RDONLY and path.rpartition(b"/")[2] in _MAPS:
         # The kernel asks for the rights of who opened the file (map_write in kernel/user_namespace.c).
         t.process.files.forget_all()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, ERESTARTSYS, Decision, Park, Wake
 from detbox.handlers import ptys
+from detbox.handlers.limits import room_in_file
 from detbox.handlers.readwrite import fill_stdin, stream_of, unread, write_stream, writev
 from detbox.handlers.waiting import CHUNK, POLLIN, POLLOUT, fd_of, iovec, nonblocking, ready, without_blocking
 from detbox.kernel import _native
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from detbox.supervisor.task import Args, Task
 
 _PLAIN = frozenset({Kind.REG, Kind.MEMFD, Kind.PROC})
+_SIZED = frozenset({Kind.REG, Kind.MEMFD})
 _PIPES = frozenset({Kind.PIPE, Kind.STDIN, Kind.STDOUT, Kind.STDERR})
 #: What takes no data, and what gives none to a pipe.
 _NO_TARGETS = frozenset({Kind.EPOLL, Kind.SIGNALFD, Kind.INOTIFY, Kind.TIMERFD, Kind.DIR})
@@ -120,6 +122,8 @@ class _Mover:
         if target.kind not in _PLAIN and stream_of(target) == 0 and not ready(out, POLLOUT):
             return POLLOUT
         left = self.count - self.done
+        if target.kind in _SIZED:
+            left = room_in_file(self.m, self.t, self._position(out), left)
         if source.kind in _PLAIN:
             return self._from_file(own, out, min(CHUNK, left))
         if source.kind is Kind.PIPE and target.kind is Kind.SOCKET and not fcntl(own, F_GETFL) & os.O_DIRECT:
@@ -127,6 +131,10 @@ class _Mover:
         with without_blocking(own):
             self.held = os.read(own, min(left, self._room(out)))
         return self._put_held(out) if self.held else None
+
+    def _position(self, out: int) -> int:
+        """Where in the target the next byte comes."""
+        return self.positions[1] if self.positions[1] >= 0 else os.lseek(out, 0, os.SEEK_CUR)
 
     def _to_socket(self, own: int, out: int, size: int) -> int | None:
         """Move a piece from a pipe to a socket: how much the socket takes is known afterwards only.
@@ -342,4 +350,6 @@ def _copy(mover: _Mover, own: int, out: int) -> Decision:
     ]
     if os.path.sameopenfile(own, out) and abs(begins[0] - begins[1]) < mover.count:
         return -EINVAL
+    if mover.t.process.files.get(mover.target).kind in _SIZED:
+        mover.count = room_in_file(mover.m, mover.t, begins[1], mover.count)
     return mover.run()

@@ -140,8 +140,12 @@ def of_fd(m: Machine, t: Task, fd: int) -> tuple[os.stat_result, VInode]:
     inodes = m.inodes
     if st.st_dev in inodes.odd_devs:
         place = b"%d/cwd" % t.tid if fd & _M32 == _AT_FDCWD else b"%d/fd/%d" % (t.tid, fd & _M32)
-        path = os.readlink(place, dir_fd=m.proc_fd)
-        return st, _odd(m, st, paths.proc_path(path, st.st_dev, inodes))
+        opened = os.open(place, os.O_PATH | os.O_CLOEXEC, dir_fd=m.proc_fd)
+        try:
+            path = os.readlink(place, dir_fd=m.proc_fd)
+            return st, _odd(m, st, paths.proc_path(m, t, path, st.st_dev, opened))
+        finally:
+            os.close(opened)
     if m.layers.limited:
         copy = claim.copy_of(m, st)
         if copy is not None:
@@ -185,7 +189,7 @@ def _look(
         raise _Covered
     fd = os.open(name, os.O_PATH | (0 if follow else os.O_NOFOLLOW), dir_fd=at)
     try:
-        shown = paths.proc_path(paths.path_of(m, fd), st.st_dev, inodes)
+        shown = paths.proc_path(m, t, paths.path_of(m, fd), st.st_dev, fd)
     finally:
         os.close(fd)
     if st.st_dev in inodes.proc_devs and m.synth_mode(t, shown, st.st_dev) is None:

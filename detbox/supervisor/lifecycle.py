@@ -46,7 +46,7 @@ def on_clone(sup: Supervisor, parent: Task, vfork: bool) -> None:
         what = f"the guest has {TASKS_AT_MOST} threads at the same time"
         raise LimitExceeded(what, "is it creating processes without end?")
     tid = _native.event_message(parent.tid)
-    sup.numbering.last_process = tid
+    sup.numbering.created(tid)
     flags, child_tid, exit_signal = clone_arguments(parent)
     if flags & CLONE_THREAD:
         child = _new_thread(sup, parent, tid)

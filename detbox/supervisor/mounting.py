@@ -71,6 +71,19 @@ class Mounting:
     def _tree(self, tid: int) -> Tree:
         return Tree(self._shape, parse(self._text(tid)))
 
+    def inside(self, task: Task, fd: int, path: bytes) -> bytes | None:
+        """The path of an open file in its file system; None if the thread does not see its mount.
+
+        ``path``: as the kernel gives it for the descriptor, which begins at the top of the mount namespace.
+        """
+        number = _native.statx(fd, b"", _EMPTY_PATH)[_MNT_ID]
+        mount = next((one for one in parse(self._text(task.tid)) if one.mount_id == number), None)
+        if mount is None:
+            return None
+        root = os.readlink(f"{task.tid}/root", dir_fd=self.m.proc_fd)
+        rest = below(path, (os.fsencode(root).rstrip(b"/") + mount.point.rstrip(b"/")) or b"/")
+        return None if rest is None else (mount.root.rstrip(b"/") + rest) or b"/"
+
     def before_change(self, task: Task) -> None:
         """The guest is about to mount something, which may get the number of a mount that is gone."""
         space, tree = self._space(task.tid), self._tree(task.tid)

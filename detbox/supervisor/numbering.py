@@ -34,6 +34,12 @@ class Numbering:
         except OSError:
             self._fd = -1  # a kernel without CONFIG_CHECKPOINT_RESTORE
 
+    def created(self, number: int) -> None:
+        """A process or thread has been given a number.  Where the kernel itself begins again is the host's setting."""
+        self.last_process = number
+        if number >= LAST_PROCESS:
+            self.set_last_process(FIRST_AGAIN - 1)
+
     def program_starts(self) -> None:
         """A program is about to run its first instruction."""
         self._clock.round_up(START_NS)

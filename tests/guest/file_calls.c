@@ -3,6 +3,7 @@
 #include <linux/fs.h>
 #include <linux/openat2.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/sendfile.h>
 #include <sys/uio.h>
 #include <sys/xattr.h>
@@ -154,12 +155,64 @@ static void answers_of_hosts(void)
     CHECK(preadv2(memory, &part, 1, 0, 0) == 0 && close(fd) == 0 && close(memory) == 0 && unlink("answers") == 0);
 }
 
+static volatile int signals, own;
+
+static void too_large(int number, siginfo_t *info, void *context)
+{
+    (void)context;
+    signals += number == SIGXFSZ;
+    own += info->si_code == SI_USER && info->si_pid == getpid();
+}
+
+static void refused(long result)
+{
+    int error = errno;
+    CHECK(result == -1 && error == EFBIG && signals == 1 && own == 1);
+    signals = own = 0;
+}
+
+/* The limit of a file's size holds for every call that makes one larger: with a signal, if not a byte fits. */
+static void size_limit(void)
+{
+    static char data[20000];
+    struct sigaction action = {.sa_sigaction = too_large, .sa_flags = SA_SIGINFO};
+    struct rlimit former, limit;
+    struct stat status;
+    int from = open("from", O_CREAT | O_RDWR, 0600), to = open("to", O_CREAT | O_RDWR, 0600), ends[2];
+    CHECK(write(from, data, sizeof data) == sizeof data && pipe(ends) == 0);
+    CHECK(sigaction(SIGXFSZ, &action, NULL) == 0 && getrlimit(RLIMIT_FSIZE, &former) == 0);
+    limit = former;
+    limit.rlim_cur = 5000;
+    CHECK(setrlimit(RLIMIT_FSIZE, &limit) == 0);
+    CHECK(write(to, data, sizeof data) == 5000);
+    refused(write(to, data, 1));
+    refused(pwrite(to, data, 1, 5000));
+    refused(ftruncate(to, 5001));
+    refused(truncate("to", 5001));
+    refused(fallocate(to, 0, 0, 5001));
+    CHECK(truncate("to", 5000) == 0 && fallocate(to, 0, 4000, 1000) == 0);
+    CHECK(fallocate(to, FALLOC_FL_KEEP_SIZE, 0, 6000) == 0 && fstat(to, &status) == 0 && status.st_size == 5000);
+    CHECK(ftruncate(to, 0) == 0 && lseek(to, 0, SEEK_SET) == 0 && lseek(from, 0, SEEK_SET) == 0);
+    CHECK(copy_file_range(from, NULL, to, NULL, sizeof data, 0) == 5000 && signals == 0);
+    refused(copy_file_range(from, NULL, to, NULL, sizeof data, 0));
+    CHECK(ftruncate(to, 0) == 0 && lseek(to, 0, SEEK_SET) == 0);
+    CHECK(write(ends[1], data, sizeof data) == sizeof data);
+    CHECK(splice(ends[0], NULL, to, NULL, sizeof data, 0) == 5000);
+    signals = own = 0;
+    refused(splice(ends[0], NULL, to, NULL, sizeof data, 0));
+    CHECK(read(ends[0], data, sizeof data) == sizeof data - 5000);
+    CHECK(setrlimit(RLIMIT_FSIZE, &former) == 0 && truncate("to", 6000) == 0);
+    close(from), close(to), close(ends[0]), close(ends[1]);
+    CHECK(unlink("from") == 0 && unlink("to") == 0);
+}
+
 int main(void)
 {
     sparse();
     temporary();
     renames();
     copies();
+    size_limit();
     modes();
     answers_of_hosts();
     return done();

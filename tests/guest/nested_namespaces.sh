@@ -69,6 +69,23 @@ umount /mnt/b && [ ! -e /mnt/b/bin ]
 mount -t tmpfs other /mnt/b && umount -l /mnt/a && umount /mnt/b && umount /mnt
 ! findmnt /mnt
 '
+# Parts of procfs in other places: what is there is the same.
+unshare -Urm sh -ec '
+mount -t tmpfs own /mnt
+mkdir /mnt/sys /mnt/all && touch /mnt/file
+mount --bind /proc/sys /mnt/sys
+[ "$(cat /mnt/sys/kernel/osrelease)" = "$(uname -r)" ]
+[ "$(cat /mnt/sys/kernel/random/boot_id)" = "$(cat /proc/sys/kernel/random/boot_id)" ]
+[ "$(ls /mnt/sys)" = "$(ls /proc/sys)" ] && [ "$(stat -c %s,%A /mnt/sys/kernel)" = "$(stat -c %s,%A /proc/sys/kernel)" ]
+mount --bind /proc/version /mnt/file && cmp /mnt/file /proc/version
+mount --bind /proc/sys/kernel/random/boot_id /proc/version && cmp /proc/version /mnt/sys/kernel/random/boot_id
+umount /proc/version && umount /mnt/file
+mount --rbind /proc /mnt/all
+[ "$(cat /mnt/all/self/comm)" = cat ] && cmp /mnt/all/cpuinfo /proc/cpuinfo && ls -d /mnt/all/$$ /mnt/all/loadavg
+mkdir /mnt/root && mount --rbind / /mnt/root
+[ "$(chroot /mnt/root cat /mnt/sys/kernel/osrelease /proc/sys/kernel/ostype | tail -1)" = Linux ]
+[ "$(chroot /mnt/root cat /proc/version)" = "$(cat /proc/version)" ]
+'
 # As build tools do it, where the tool is there: it looks for its mounts in the table to make them read-only.
 if command -v bwrap > /dev/null; then
     bwrap --ro-bind / / --tmpfs /tmp --unshare-all --proc /proc --dev /dev sh -ec '

@@ -120,6 +120,25 @@ def own_files_from_a_nested_namespace() -> bool:
 
 
 @attempt
+def number_of_the_boot_elsewhere() -> bool:
+    """What /proc shows is recognised wherever the guest has mounted a part of it."""
+    pid = os.fork()
+    if pid == 0:
+        leak = False
+        with contextlib.suppress(OSError):
+            call("unshare", 0x10020000)  # CLONE_NEWUSER | CLONE_NEWNS
+            for source, target, name in (
+                (b"/proc/sys", b"/mnt", "/kernel/random/boot_id"), (b"/proc", b"/srv", "/keys"),
+                (b"/proc/sys/kernel/random/boot_id", b"/proc/version", ""),
+            ):  # fmt: skip
+                call("mount", source, target, None, 4096, None)  # MS_BIND
+                with contextlib.suppress(OSError), open(os.fsdecode(target) + name) as stream:
+                    leak = leak or name == "/keys" or stream.read() == HOST["boot"]
+        os._exit(7 if leak else 0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+
+
+@attempt
 def names_in_the_supervisors_directory() -> bool:
     """Its cover is met by calls that do not follow the last name of /proc/self/…"""
     done = []

@@ -47,6 +47,7 @@ def baits(tmp_path: Path) -> Iterator[dict[str, Any]]:
     """What a guest must neither see nor change."""
     mark = f"detbox-bait-{uuid.uuid4().hex}"
     found: dict[str, Any] = {"mark": mark, "secret": f"secret-{mark}", "disk": _disk(), "address": _address()}
+    found["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text()
     libc = ctypes.CDLL(None, use_errno=True)
     with ExitStack() as stack:
         process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", mark])

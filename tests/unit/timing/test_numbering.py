@@ -37,6 +37,13 @@ def test_process_numbers_begin_again(counters: Numbering) -> None:
     assert counters.last_process == numbering.FIRST_AGAIN - 1
 
 
+def test_process_numbers_begin_again_within_a_program(counters: Numbering) -> None:
+    counters.created(LAST_PROCESS - 1)
+    assert counters.last_process == LAST_PROCESS - 1
+    counters.created(LAST_PROCESS)
+    assert counters.last_process == numbering.FIRST_AGAIN - 1
+
+
 def test_a_name_does_not_depend_on_what_else_was_started() -> None:
     one, other = Program("shell"), Program("shell")
     other.start(b"date")
