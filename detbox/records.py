@@ -7,6 +7,7 @@ costs 0.01 ms until its first object is made.
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, TypeVar, dataclass_transform, overload
 
 _C = TypeVar("_C", bound=type)
@@ -101,12 +102,23 @@ def replace(given: _T, **changes: Any) -> _T:
     return cls(**as_dict(given) | changes)
 
 
+def copied(given: _T) -> _T:
+    """A new object with the same values."""
+    cls = type(given)
+    if cls not in _values:
+        _values[cls] = attrgetter(*names(cls))
+    made: _T = cls(*_values[cls](given))
+    return made
+
+
 def as_dict(given: object) -> dict[str, Any]:
     """The values of a record by the names of its fields."""
     return {name: getattr(given, name) for name in names(type(given))}
 
 
 _names: dict[type, tuple[str, ...]] = {}
+#: For classes of two fields or more: what gives all of their values.
+_values: dict[type, Callable[[Any], tuple[Any, ...]]] = {}
 
 
 def names(cls: type) -> tuple[str, ...]:

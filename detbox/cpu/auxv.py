@@ -10,9 +10,14 @@ with it.
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+from itertools import chain
+from operator import itemgetter
+from typing import TYPE_CHECKING, NamedTuple
 
 from detbox.records import record
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 # include/uapi/linux/auxvec.h and arch/x86/include/uapi/asm/auxvec.h
 AT_NULL, AT_IGNORE, AT_PHDR, AT_PHENT, AT_PHNUM, AT_PAGESZ = 0, 1, 3, 4, 5, 6
@@ -32,6 +37,7 @@ _ORDER = (
     AT_SYSINFO_EHDR, AT_MINSIGSTKSZ, AT_HWCAP, AT_PAGESZ, AT_CLKTCK, AT_PHDR, AT_PHENT, AT_PHNUM, AT_BASE, AT_FLAGS,
     AT_ENTRY, AT_UID, AT_EUID, AT_GID, AT_EGID, AT_SECURE, AT_RANDOM, AT_HWCAP2, AT_EXECFN, AT_PLATFORM,
 )  # fmt: skip
+_IN_ORDER = itemgetter(*_ORDER)
 _VECTOR = struct.Struct(f"<{2 * len(_ORDER) + 2}Q")
 _RANDOM_SIZE = 16
 _CLOCK_TICKS = 100  # USER_HZ of x86
@@ -95,12 +101,10 @@ def rewrite(
 
 def parse_auxv(raw: bytes) -> list[tuple[int, int]]:
     """The pairs of an auxiliary vector, up to AT_NULL."""
-    pairs = []
-    for kind, value in struct.iter_unpack("<QQ", raw[: len(raw) - len(raw) % 16]):
-        if kind == AT_NULL:
-            break
-        pairs.append((kind, value))
-    return pairs
+    words = memoryview(raw[: len(raw) - len(raw) % 16]).cast("Q").tolist()
+    kinds = words[::2]
+    count = kinds.index(AT_NULL) if AT_NULL in kinds else len(kinds)
+    return list(zip(kinds[:count], words[1::2], strict=False))
 
 
 def parse(stack: bytes) -> tuple[int, dict[int, int]]:
@@ -136,8 +140,9 @@ def _vector(found: dict[int, int], values: AuxValues) -> bytes:
     merged = found | fixed
     if not values.vdso:
         del merged[AT_SYSINFO_EHDR]
-    # A pair that there is not becomes AT_IGNORE, so that the number of pairs stays the same.
-    words: list[int] = []
-    for kind in _ORDER:
-        words += (kind, merged[kind]) if kind in merged else (AT_IGNORE, 0)
-    return _VECTOR.pack(*words, AT_NULL, 0)
+    try:
+        pairs: Iterable[tuple[int, int]] = zip(_ORDER, _IN_ORDER(merged), strict=True)
+    except KeyError:
+        # A pair that there is not becomes AT_IGNORE, so that the number of pairs stays the same.
+        pairs = [(kind, merged[kind]) if kind in merged else (AT_IGNORE, 0) for kind in _ORDER]
+    return _VECTOR.pack(*chain.from_iterable(pairs), AT_NULL, 0)

@@ -46,7 +46,7 @@ def _access(m: Machine, t: Task, dirfd: int, path: bytes, mode: int, flags: int)
         return -errno.EINVAL
     if not path and flags & paths.AT_EMPTY_PATH:
         st, vnode = of_fd(m, t, dirfd)
-    elif not path:
+    elif not path or paths.absent(t, path, follow=not flags & paths.AT_SYMLINK_NOFOLLOW):
         return -errno.ENOENT
     else:
         st, vnode = of_path(m, t, dirfd, path, follow=not flags & paths.AT_SYMLINK_NOFOLLOW)

@@ -105,14 +105,14 @@ def _wait(m: Machine, t: Task, a: Args, timeout: int | None, sigmask: int | None
         signals = _signal_events(m, t, members, a[1]) if members else 0
         if signals:
             return min(signals, signed32(a[2]))
-        borrowed = t.process.files.borrow(t, fd)
-        found = ready(borrowed, POLLIN)
-        if not found and io_state(m).stdin_is_watched:
-            m.console.fill_stdin()
-            found = ready(borrowed, POLLIN)
-        if found:
-            os.close(borrowed)
+        borrowed = t.process.files.borrow_idle(t, fd, POLLIN)
+        if borrowed < 0:
             return CONTINUE
+        if io_state(m).stdin_is_watched:
+            m.console.fill_stdin()
+            if ready(borrowed, POLLIN):
+                os.close(borrowed)
+                return CONTINUE
         if (timeout == 0 and sigmask is None) or (wake is not None and wake.kind == "deadline"):
             os.close(borrowed)
             return 0

@@ -75,19 +75,18 @@ def open_at(m: Machine, t: Task, dirfd: int, path: bytes, flags: int, mode: int)
             if found.st_dev not in m.inodes.odd_devs:
                 known = found
         # Of a regular file nothing has to be waited for.
-        fd = _native.open_at(at, path, flags & _KEPT | (_OURS if known is None else _OURS & ~os.O_NONBLOCK))
-        if fd < 0:
-            return fd if fd == -errno.ENOENT else _checked(m, t, dirfd, path, flags & 0x7FFFFFFF)
+        ours = _OURS if known is None else _OURS & ~os.O_NONBLOCK
+        opened = _native.open_file(at, path, flags & _KEPT | ours, flags & _SETTABLE)
     except OSError as e:
         if e.errno == errno.ENOENT:
             return -errno.ENOENT
         return _checked(m, t, dirfd, path, flags & 0x7FFFFFFF)
-    if known is None:
-        known = os.fstat(fd)
-        if known.st_mode & 0o170004 != S_IFREG | 4 or known.st_dev in m.inodes.odd_devs:
-            return _opened(m, t, dirfd, path, flags, fd, known)
-        if not flags & os.O_NONBLOCK:
-            fcntl.fcntl(fd, fcntl.F_SETFL, flags & os.O_APPEND)
+    if isinstance(opened, int):
+        return opened if opened == -errno.ENOENT else _checked(m, t, dirfd, path, flags & 0x7FFFFFFF)
+    fd, st = opened
+    if known is None and (st.st_mode & 0o170004 != S_IFREG | 4 or st.st_dev in m.inodes.odd_devs):
+        return _opened(m, t, dirfd, path, flags, fd, st)
+    known = known or st
     vnode = m.inodes.table.get((known.st_dev, known.st_ino))
     return InstallFd(
         fd,

@@ -337,6 +337,17 @@ def searched_stat(
     return st
 
 
+def absent(t: Task, path: bytes, *, follow: bool) -> bool:
+    """Whether one look tells that there is nothing at a path: programs ask for much that is absent.
+
+    An exception, which the whole way to that answer takes, costs more than the look.
+    """
+    process = t.process
+    if path[:1] != b"/" or process.fs.special or process.creds.fsuid:
+        return False
+    return _native.stat_at(None, path, follow) == -errno.ENOENT
+
+
 def closes(mode: int) -> bool:
     """Whether what has this type and these permissions is, or may lead to, what not everybody may search."""
     return S_ISLNK(mode) or S_ISDIR(mode) and mode & 0o111 != 0o111

@@ -105,23 +105,23 @@ def _read(m: Machine, t: Task, fd: int, f: OpenFile, segments: Segments) -> Deci
         fill_stdin(m, t, fd)
         return CONTINUE
     if kind is Kind.SOCKET:
-        from detbox.handlers import sockets
+        import detbox.handlers.sockets as sockets
 
         return sockets.read_plain(m, t, fd, segments)
     if kind is Kind.TTY:
-        from detbox.handlers import tty
+        import detbox.handlers.tty as tty
 
         return tty.read_terminal(m, t, fd, segments)
     if kind is Kind.INOTIFY:
-        from detbox.handlers import inotify
+        import detbox.handlers.inotify as inotify
 
         return inotify.read_events(m, t, fd, segments)
     if kind is Kind.SIGNALFD:
-        from detbox.handlers import signalfd
+        import detbox.handlers.signalfd as signalfd
 
         return signalfd.read_signals(m, t, fd, segments)
     if kind in (Kind.TIMERFD, Kind.EVENTFD):
-        from detbox.handlers import timerfd
+        import detbox.handlers.timerfd as timerfd
 
         timer = timerfd.timer_of(m, t, fd, f)
         if timer is not None:
@@ -191,17 +191,17 @@ def _write(m: Machine, t: Task, fd: int, f: OpenFile, segments: Segments) -> Dec
     if which := stream_of(f):
         return write_stream(m, t, which, segments)
     if kind is Kind.SOCKET:
-        from detbox.handlers import sockets
+        import detbox.handlers.sockets as sockets
 
         return sockets.write_plain(m, t, fd, segments)
     if kind is Kind.TTY:
-        from detbox.handlers import tty
+        import detbox.handlers.tty as tty
 
         return tty.write_terminal(m, t, fd, segments)
     if kind is Kind.RANDOM:
         return total(segments)  # what the guest mixes into the host's pool has no effect on its own streams
     if kind in (Kind.TIMERFD, Kind.EVENTFD):
-        from detbox.handlers import timerfd
+        import detbox.handlers.timerfd as timerfd
 
         if timerfd.timer_of(m, t, fd, f) is not None:
             return -EINVAL

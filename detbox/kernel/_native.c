@@ -1,13 +1,14 @@
 /* Thin wrappers for kernel interfaces that Python's standard library lacks.
  *
  * Rules for code here: one kernel interface per function; no policy; no state
- * that outlives a call, except what is known of events (events.c), and what it takes
- * longer to ask for again (`last_cstr`, `last_regs`, `kept`); a failure raises OSError, unless the
+ * that outlives a call, except what is known of events (events.c) and of the supervisor's classes (calls.c, which is the
+ * loop's inner part), and what it takes longer to ask for again (`last_cstr`, `last_regs`, `kept`); a failure raises OSError, unless the
  * comment of the function says that it returns -errno.
  */
 #define _GNU_SOURCE
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <structmember.h>
 
 #include <dirent.h>
 #include <errno.h>
@@ -211,6 +212,8 @@ static PyObject *reply(PyObject *self, PyObject *const *a, Py_ssize_t n)
 	if (PyErr_Occurred()) return NULL;
 	return PyLong_FromLong(patient_ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &r) ? -errno : 0);
 }
+
+#include "calls.c"
 
 /* add_fd(listener, id, fd, at, cloexec, send) -> descriptor in the guest, or -errno; `send`: the call
  * returns it.  Not SECCOMP_ADDFD_FLAG_SEND: a supervisor that is stopped while it waits for the thread takes
@@ -524,6 +527,25 @@ static PyObject *set_regs(PyObject *self, PyObject *args)
 	Py_RETURN_NONE;
 }
 
+/* divert(tid, rip, rsp, blocked): a stopped thread goes on there, with that stack and these signals blocked, and no call is
+ * restarted. */
+static PyObject *divert(PyObject *self, PyObject *args)
+{
+	int tid;
+	unsigned long long rip, rsp, blocked;
+	if (!PyArg_ParseTuple(args, "iKKK", &tid, &rip, &rsp, &blocked)) return NULL;
+	struct user_regs_struct regs = last_regs.regs;
+	uint64_t mask = blocked;
+	if (last_regs.tid != tid && ptrace(PTRACE_GETREGS, tid, NULL, &regs)) return fail();
+	last_regs.tid = 0;
+	regs.rip = rip;
+	regs.rsp = rsp;
+	regs.rax = 0;
+	regs.orig_rax = ~0ULL;
+	if (ptrace(PTRACE_SETREGS, tid, NULL, &regs) || ptrace(PTRACE_SETSIGMASK, tid, (void *)sizeof mask, &mask)) return fail();
+	Py_RETURN_NONE;
+}
+
 /* The bytes at an address, as many as are mapped of up to n. */
 static ssize_t code_at(pid_t tid, unsigned long addr, unsigned char *code, size_t n)
 {
@@ -788,16 +810,15 @@ static PyObject *borrow_fd(PyObject *self, PyObject *const *a, Py_ssize_t n)
 	return r < 0 ? fail() : PyLong_FromLong(r);
 }
 
-/* borrow_blocking(tgid, fd, mask) -> as borrow_fd(); -1 if the description is nonblocking, or has an event of
- * `mask`, an error or a hang-up now.  Mask 0: events make no difference. */
-static PyObject *borrow_blocking(PyObject *self, PyObject *const *a, Py_ssize_t n)
+/* As borrow(); -1 without an exception if the description has an event of `mask` now (0: that makes no difference), or, with
+ * `heed`, if it is nonblocking. */
+static PyObject *borrow_to_wait(PyObject *const *a, int heed)
 {
-	if (n != 3) { PyErr_SetString(PyExc_TypeError, "borrow_blocking(tgid, fd, mask)"); return NULL; }
 	long tgid = PyLong_AsLong(a[0]), fd = PyLong_AsLong(a[1]), mask = PyLong_AsLong(a[2]);
 	if (PyErr_Occurred()) return NULL;
 	int r = borrow((pid_t)tgid, (int)fd);
 	if (r < 0) return fail();
-	int flags = fcntl(r, F_GETFL), found = 0;
+	int flags = heed ? fcntl(r, F_GETFL) : 0, found = 0;
 	struct pollfd p = {r, (short)mask, 0};
 	if (mask && flags >= 0 && !(flags & O_NONBLOCK))
 		while ((found = poll(&p, 1, 0)) < 0 && errno == EINTR);
@@ -811,6 +832,21 @@ static PyObject *borrow_blocking(PyObject *self, PyObject *const *a, Py_ssize_t 
 		r = -1;
 	}
 	return PyLong_FromLong(r);
+}
+
+/* borrow_blocking(tgid, fd, mask) -> as borrow_fd(); -1 if the description is nonblocking, or has an event of
+ * `mask`, an error or a hang-up now.  Mask 0: events make no difference. */
+static PyObject *borrow_blocking(PyObject *self, PyObject *const *a, Py_ssize_t n)
+{
+	if (n != 3) { PyErr_SetString(PyExc_TypeError, "borrow_blocking(tgid, fd, mask)"); return NULL; }
+	return borrow_to_wait(a, 1);
+}
+
+/* borrow_idle(tgid, fd, mask) -> the same, whether it is nonblocking or not. */
+static PyObject *borrow_idle(PyObject *self, PyObject *const *a, Py_ssize_t n)
+{
+	if (n != 3) { PyErr_SetString(PyExc_TypeError, "borrow_idle(tgid, fd, mask)"); return NULL; }
+	return borrow_to_wait(a, 0);
 }
 
 #include "status.c"
@@ -1017,16 +1053,22 @@ static PyMethodDef methods[] = {
 	FAST("restricted", restricted),
 	{"forget_ways", forget_ways, METH_NOARGS, NULL},
 	FAST("wait_event", wait_event),
+	FAST("serve", serve),
+	FAST("decide", decide),
+	FAST("charge", charge),
+	{"know_clock", know_clock, METH_VARARGS, NULL},
+	{"know_calls", know_calls, METH_VARARGS, NULL},
 	FAST("await_call", await_call),
 	FAST("reply", reply),
 	FAST("add_fd", add_fd),
 	FAST("ptrace_request", ptrace_request),
 	FAST("stat_at", stat_at),
 	FAST("stat_fd", stat_fd),
-	FAST("open_at", open_at),
+	FAST("open_file", open_file),
 	FAST("link_text", link_text),
 	FAST("borrow_fd", borrow_fd),
 	FAST("borrow_blocking", borrow_blocking),
+	FAST("borrow_idle", borrow_idle),
 	FAST("raw_syscall", raw_syscall),
 	{"prepare_events", prepare_events, METH_NOARGS, NULL},
 	{"notif_alive", notif_alive, METH_VARARGS, NULL},
@@ -1043,6 +1085,7 @@ static PyMethodDef methods[] = {
 	{"set_sigmask", set_sigmask, METH_VARARGS, NULL},
 	{"get_regs", get_regs, METH_VARARGS, NULL},
 	{"set_regs", set_regs, METH_VARARGS, NULL},
+	{"divert", divert, METH_VARARGS, NULL},
 	{"single_step", single_step, METH_VARARGS, NULL},
 	{"step_many", step_many, METH_VARARGS, NULL},
 	{"survey", survey, METH_VARARGS, NULL},

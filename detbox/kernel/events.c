@@ -107,12 +107,19 @@ static void end_receiving(void)
 	timer_settime(timer, 0, &never, NULL);
 }
 
+/* The six registers of a call. */
+static PyObject *arguments(const struct seccomp_notif *q)
+{
+	PyObject *args = PyTuple_New(6);
+	for (int i = 0; args && i < 6; i++) PyTuple_SET_ITEM(args, i, PyLong_FromUnsignedLongLong(q->data.args[i]));
+	return args;
+}
+
 /* (id, tid, nr, args, ip) */
 static PyObject *notification(const struct seccomp_notif *q)
 {
-	PyObject *args = PyTuple_New(6);
+	PyObject *args = arguments(q);
 	if (!args) return NULL;
-	for (int i = 0; i < 6; i++) PyTuple_SET_ITEM(args, i, PyLong_FromUnsignedLongLong(q->data.args[i]));
 	PyObject *out = PyTuple_New(5);
 	if (!out) { Py_DECREF(args); return NULL; }
 	PyTuple_SET_ITEM(out, 0, PyLong_FromUnsignedLongLong(q->id));
@@ -123,26 +130,29 @@ static PyObject *notification(const struct seccomp_notif *q)
 	return out;
 }
 
-static PyObject *receive(int listener)
+/* A notification that is there: NULL and what it is (`called`), or as wait_event() has it. */
+static PyObject *receive(int listener, struct seccomp_notif *q, int *called)
 {
-	struct seccomp_notif q;
-	memset(&q, 0, sizeof q);
-	if (ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, &q)) {
+	memset(q, 0, sizeof *q);
+	if (ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, q)) {
 		if (errno == ENOENT || errno == EINTR) Py_RETURN_NONE; /* the thread was killed meanwhile */
 		return fail();
 	}
-	return notification(&q);
+	*called = 1;
+	return NULL;
 }
 
-/* The next event, as wait_event() has it, for as long as notifications are received without ppoll(); NULL without an
- * exception: they are not any more. */
-static PyObject *receive_next(int listener)
+/* The next event, as next_event() has it, for as long as notifications are received without ppoll(); NULL without an
+ * exception or a call: they are not any more. */
+static PyObject *receive_next(int listener, struct seccomp_notif *q, int *called)
 {
-	struct seccomp_notif q;
 	while (receiving) {
-		memset(&q, 0, sizeof q);
-		long r = receive_unless(listener, SECCOMP_IOCTL_NOTIF_RECV, &q, &told);
-		if (!r) return notification(&q);
+		memset(q, 0, sizeof *q);
+		long r = receive_unless(listener, SECCOMP_IOCTL_NOTIF_RECV, q, &told);
+		if (!r) {
+			*called = 1;
+			return NULL;
+		}
 		if (r == -ENOENT) { /* the thread was killed meanwhile; or no thread is left, which ppoll() tells */
 			end_receiving();
 			continue;
@@ -156,24 +166,16 @@ static PyObject *receive_next(int listener)
 	return NULL;
 }
 
-/* wait_event(listener, control, timeout_ms) -> what happened next:
- *   (id, tid, nr, args, ip)  a notification
- *   (tid, status)            a ptrace stop or an exit of a child
- *   True                     control has input or was closed
- *   False                    the listener has no more users
- *   None                     the time is over */
-static PyObject *wait_event(PyObject *self, PyObject *const *a, Py_ssize_t n)
+/* What happened next: NULL and a notification (`called`), or as wait_event() has it. */
+static PyObject *next_event(int listener, int control, long ms, struct seccomp_notif *q, int *called)
 {
-	if (n != 3) { PyErr_SetString(PyExc_TypeError, "wait_event(listener, control, timeout_ms)"); return NULL; }
-	forget_thread();
-	int listener = (int)PyLong_AsLong(a[0]), control = (int)PyLong_AsLong(a[1]);
-	long ms = PyLong_AsLong(a[2]);
-	if (PyErr_Occurred()) return NULL;
 	struct timespec ts = {ms / 1000, ms % 1000 * 1000000};
+	*called = 0;
+	forget_thread();
 	for (;;) {
 		PyObject *next;
 		if (more_stops && ((next = take_stop()) || PyErr_Occurred())) return next;
-		if (receiving && ((next = receive_next(listener)) || PyErr_Occurred())) return next;
+		if (receiving && ((next = receive_next(listener, q, called)) || *called || PyErr_Occurred())) return next;
 		if (__atomic_exchange_n(&told, 0, __ATOMIC_SEQ_CST) & STOPPED && ((next = take_stop()) || PyErr_Occurred()))
 			return next;
 		struct pollfd p[2] = {{listener, POLLIN, 0}, {control, POLLIN, 0}};
@@ -193,13 +195,30 @@ static PyObject *wait_event(PyObject *self, PyObject *const *a, Py_ssize_t n)
 		}
 		if (p[0].revents & POLLIN) {
 			if (++in_a_row >= RECEIVE_AFTER && ms > 0) begin_receiving(ms);
-			return receive(listener);
+			return receive(listener, q, called);
 		}
 		/* A stop is looked for before the hang-up is believed. */
 		if ((next = take_stop()) || PyErr_Occurred()) return next;
 		if (control >= 0 && p[1].revents) Py_RETURN_TRUE;
 		Py_RETURN_FALSE;
 	}
+}
+
+/* wait_event(listener, control, timeout_ms) -> what happened next:
+ *   (id, tid, nr, args, ip)  a notification
+ *   (tid, status)            a ptrace stop or an exit of a child
+ *   True                     control has input or was closed
+ *   False                    the listener has no more users
+ *   None                     the time is over */
+static PyObject *wait_event(PyObject *self, PyObject *const *a, Py_ssize_t n)
+{
+	if (n != 3) { PyErr_SetString(PyExc_TypeError, "wait_event(listener, control, timeout_ms)"); return NULL; }
+	int listener = (int)PyLong_AsLong(a[0]), control = (int)PyLong_AsLong(a[1]), called;
+	long ms = PyLong_AsLong(a[2]);
+	struct seccomp_notif q;
+	if (PyErr_Occurred()) return NULL;
+	PyObject *event = next_event(listener, control, ms, &q, &called);
+	return called ? notification(&q) : event;
 }
 
 /* await_call(listener, tid, timeout_ms) -> what comes next of one thread: a notification, as wait_event()
@@ -212,19 +231,33 @@ static PyObject *await_call(PyObject *self, PyObject *const *a, Py_ssize_t n)
 {
 	if (n != 3) { PyErr_SetString(PyExc_TypeError, "await_call(listener, tid, timeout_ms)"); return NULL; }
 	forget_thread();
-	int listener = (int)PyLong_AsLong(a[0]), tid = (int)PyLong_AsLong(a[1]), status;
+	int listener = (int)PyLong_AsLong(a[0]), tid = (int)PyLong_AsLong(a[1]), status, called = 0;
 	long ms = PyLong_AsLong(a[2]);
+	struct seccomp_notif q;
+	PyObject *gone;
 	if (PyErr_Occurred()) return NULL;
-	end_receiving();
 	for (;;) {
 		struct pollfd p = {listener, POLLIN, 0};
 		long slice = ms < SLICE_MS ? ms : SLICE_MS;
 		struct timespec ts = {slice / 1000, slice % 1000 * 1000000};
-		/* What SIGCHLD has told may be about this thread, and about another one that wait_event() has to hear of. */
-		int look = __atomic_exchange_n(&told, 0, __ATOMIC_SEQ_CST) & STOPPED;
-		int r = look ? 0 : ppoll(&p, 1, &ts, &open_mask);
-		if (r < 0 && errno != EINTR) return fail();
-		if (r > 0 && p.revents & POLLIN) return receive(listener);
+		int r = 0, look = 1;
+		if (receiving && listener >= 0) {
+			memset(&q, 0, sizeof q);
+			long failed = receive_unless(listener, SECCOMP_IOCTL_NOTIF_RECV, &q, &told);
+			if (!failed) return notification(&q);
+			if (failed != -EINTR && failed != -ENOENT) return fail_with((int)-failed);
+			if (failed == -ENOENT || __atomic_exchange_n(&told, 0, __ATOMIC_SEQ_CST) & TIME_OVER) end_receiving();
+		} else {
+			end_receiving();
+			/* What SIGCHLD has told may be about this thread, and about another one that wait_event() has to hear of. */
+			look = __atomic_exchange_n(&told, 0, __ATOMIC_SEQ_CST) & STOPPED;
+			r = look ? 0 : ppoll(&p, 1, &ts, &open_mask);
+			if (r < 0 && errno != EINTR) return fail();
+			if (r > 0 && p.revents & POLLIN) {
+				gone = receive(listener, &q, &called);
+				return called ? notification(&q) : gone;
+			}
+		}
 		more_stops = 1;
 		pid_t got = waitpid(tid, &status, WNOHANG | __WALL);
 		if (got < 0) return fail();

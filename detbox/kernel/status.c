@@ -2,8 +2,6 @@
  * link: an exception takes longer than the call.
  */
 
-#include <structmember.h>
-
 typedef struct {
 	PyObject_HEAD
 	struct stat st;
@@ -83,16 +81,24 @@ static PyObject *stat_fd(PyObject *self, PyObject *const *a, Py_ssize_t n)
 	return err ? PyLong_FromLong(-err) : new_status(&st);
 }
 
-/* open_at(dir_fd, path, flags) -> a descriptor, or -errno. */
-static PyObject *open_at(PyObject *self, PyObject *const *a, Py_ssize_t n)
+/* open_file(dir_fd, path, flags, kept) -> (a descriptor, what fstat(2) tells of it), or -errno.  A regular file that everybody may
+ * read gets the status flags `kept`: it was opened with O_NONBLOCK, since it could have been something else. */
+static PyObject *open_file(PyObject *self, PyObject *const *a, Py_ssize_t n)
 {
+	struct stat st;
 	int dir_fd;
-	if (n != 3) { PyErr_SetString(PyExc_TypeError, "open_at(dir_fd, path, flags)"); return NULL; }
+	if (n != 4) { PyErr_SetString(PyExc_TypeError, "open_file(dir_fd, path, flags, kept)"); return NULL; }
 	const char *path = place_of_path(a, &dir_fd);
-	long flags = PyLong_AsLong(a[2]);
+	long flags = PyLong_AsLong(a[2]), status_flags = PyLong_AsLong(a[3]);
 	if (!path || PyErr_Occurred()) return NULL;
 	int fd = openat(dir_fd, path, (int)flags, 0);
-	return PyLong_FromLong(fd < 0 ? -errno : fd);
+	if (fd < 0) return PyLong_FromLong(-errno);
+	int failed = fstat(fd, &st);
+	if (!failed && flags & O_NONBLOCK && !(status_flags & O_NONBLOCK) && S_ISREG(st.st_mode) && st.st_mode & S_IROTH)
+		failed = fcntl(fd, F_SETFL, (int)status_flags);
+	PyObject *status = failed ? fail() : new_status(&st), *found = status ? Py_BuildValue("iN", fd, status) : NULL;
+	if (!found) close(fd);
+	return found;
 }
 
 /* link_text(dir_fd, path) -> the text of a symbolic link, or -errno. */

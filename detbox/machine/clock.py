@@ -12,6 +12,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Hashable
 
+from detbox.kernel import _native
 from detbox.records import field, record
 
 #: Monotonic time when the first process starts: the machine has been up for so long.
@@ -265,21 +266,7 @@ class Clock:
 
         ``looking``: the call only reads a clock or yields, so that it may be part of a busy wait.
         """
-        if not looking:
-            if cpu.looks:
-                cpu.begin_anew()
-            if cpu.watching:
-                cpu.watching -= 1
-        self.now += CALL_NS
-        # CpuTime.spend, without its calls: this is done for every trapped call.
-        time: CpuTime | None = cpu
-        while time is not None:
-            time.ns += CALL_NS
-            if time.timers is not None and time.timers.first <= time.ns:
-                time.timers.expire(time.ns)
-            time = time.parent
-        if self.timers.first <= self.now:
-            self.timers.expire(self.now)
+        _native.charge(self, cpu, looking)
 
     def look(self, cpu: CpuTime | None = None) -> int:
         """Advance a little, and return the monotonic time.
@@ -341,3 +328,6 @@ class Clock:
     def expire(self) -> int:
         """Expire the timers that are due; how many."""
         return self.timers.expire(self.now)
+
+
+_native.know_clock(Clock, CpuTime, Timers, CALL_NS)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import stat
 from errno import EINVAL, EPERM
 
-from detbox.records import record, replace
+from detbox.records import copied, record
 
 #: (uid_t) -1: "leave it as it is".
 KEEP = 0xFFFFFFFF
@@ -70,7 +70,7 @@ class Creds:
 
     def copy(self) -> Creds:
         """The credentials of a forked child."""
-        return replace(self)
+        return copied(self)
 
     def capable(self, cap: int) -> bool:
         """Whether the capability is effective."""

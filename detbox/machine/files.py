@@ -176,6 +176,10 @@ class FileTable:
         """The same; -1 if it is nonblocking, or has an event of ``mask``, an error or a hang-up (0: no matter what)."""
         return _native.borrow_blocking(*self._whose(t, fd), mask)
 
+    def borrow_idle(self, t: Task, fd: int, mask: int) -> int:
+        """The same; -1 if it has an event of ``mask``, an error or a hang-up."""
+        return _native.borrow_idle(*self._whose(t, fd), mask)
+
     @staticmethod
     def _whose(t: Task, fd: int) -> tuple[int, int]:
         fd &= 0xFFFFFFFF

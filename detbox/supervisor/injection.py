@@ -87,10 +87,7 @@ def up_to_call(task: Task, code_at: int, rsp: int, listener: int) -> tuple[int, 
     No signal reaches it any more: its code has to open them again.  The call, as wait_event() has it.
     """
     tid = task.tid
-    regs = registers.get(tid)
-    regs.rip, regs.rsp, regs.rax, regs.orig_rax = code_at, rsp, 0, _NO_CALL
-    registers.put(tid, regs)
-    _native.set_sigmask(tid, _EVERY_SIGNAL)
+    _native.divert(tid, code_at, rsp, _EVERY_SIGNAL)
     stopped = False
     while True:
         _native.ptrace_request(_PTRACE_CONT, tid, 0, 0)

@@ -51,6 +51,9 @@ Handler = Callable[[Machine, Task, tuple[int, ...]], Decision]
 class Supervisor:
     """Runs one guest to its end."""
 
+    #: What each call changes is where kernel/calls.c finds it at once.
+    __slots__ = ("running", "notifications", "outcome", "__dict__")
+
     def __init__(
         self, machine: Machine, handlers: dict[int, Handler], looking: frozenset[int], control: int
     ) -> None:
@@ -106,43 +109,18 @@ class Supervisor:
                 assert action is not None
                 action()
                 continue
-            event = _native.wait_event(listener, control, wait)
-            if event is None:
-                wait = tick(self, wait)
-                continue
-            wait = TICK_MS
+            event = _native.serve(self, listener, control, wait, TICK_MS)
             if event is True:
                 raise KeyboardInterrupt
-            elif event is False:
+            if isinstance(event, int) and event is not False:
+                wait = tick(self, event)
+                continue
+            wait = TICK_MS
+            if event is False:
                 listener = -1  # no thread is left that could call; only exits are to come
-            elif len(event) == 5:
-                self.on_call(event)
-            else:
-                self.on_stop(event[0], event[1])
+            elif event:
+                self.on_stop(*event)
         return self.outcome
-
-    def on_call(self, event: tuple[int, int, int, tuple[int, ...], int]) -> None:
-        """A thread has made a call that the filter traps."""
-        notif, tid, nr, args, ip = event
-        self.notifications += 1
-        if self.guest_clock.open:
-            self.guest_clock.settle()
-        m = self.m
-        task = m.tasks.get(tid)
-        if task is None:
-            raise InternalError(f"call {nr} of the unknown thread {tid}")
-        task.notif, task.nr, task.args, task.ip = notif, nr, args, ip
-        if task.state is _RUNNING:
-            self.running -= 1
-            task.state = _HELD
-        m.scheduler.stirred = True
-        if nr < len(self.calls):
-            self.calls[nr] += 1
-        if task.data:
-            self.counting.on_call(task, nr in self.looking)
-        task.quantum -= WINDOW_WEIGHT if task.cpu.looks % WINDOW == WINDOW - 1 else 1
-        if task.quantum > 0 or not self._turn_ends(task, self.decide):
-            self.decide(task)
 
     def _turn_ends(self, task: Task, then: Callable[[Task], None]) -> bool:
         """A held thread has used its turn's calls; True if others go first, and ``then`` is queued."""
@@ -154,38 +132,17 @@ class Supervisor:
             return True
         return False
 
+    def on_turns_end(self, task: Task) -> bool:
+        """A thread's call is beyond its turn: whether others go first."""
+        return self._turn_ends(task, self.decide)
+
     def decide(self, task: Task) -> None:
         """Ask the handler of the thread's call, and carry its decision out."""
-        nr = task.nr
-        handler = self.table[nr] if 0 <= nr < len(self.table) else None
-        m, looking = self.m, nr in self.looking
-        m.clock.charge(task.cpu, looking=looking)
-        decision: Decision
-        if handler is None:
-            decision = self.unknown(task, nr)
-        else:
-            try:
-                decision = handler(m, task, task.args)
-            except OSError as error:
-                decision = self.m.failed(error)
-        if looking and task.cpu.looks >= task.cpu.measure_at:
-            self.counting.after_look(task)
-        native = decision is CONTINUE
-        value = 0 if decision is CONTINUE else decision
-        process = task.process
-        special = process.counted or process.signalled or task.data or m.scheduler.awaited
-        if type(value) is not int or self.observers or special:
-            self.perform(task, decision)
-            return
-        # As finish() and finish_native() would do it, without their calls.
-        if task.cpu.watching or self.guest_clock.open:
-            self.guest_clock.grant(task.cpu, True)
-        error_code = value if -MAX_ERRNO <= value < 0 else 0
-        _native.reply(m.listener, task.notif, 0 if error_code else value, error_code, native)
-        task.notif = 0
-        task.state = _RUNNING
-        task.exposed, task.native = False, native
-        self.running += 1
+        _native.decide(self, task)
+
+    def nobodys(self, nr: int, tid: int) -> None:
+        """A call of a thread that is not known."""
+        raise InternalError(f"call {nr} of the unknown thread {tid}")
 
     def unknown(self, task: Task, nr: int) -> int:
         """A call without a policy row: ENOSYS, counted and named at the end."""
@@ -443,3 +400,6 @@ class Supervisor:
     def _dying(self, process: Process) -> bool:
         """Whether SIGKILL has reached the process (it may have been refused for some of a group)."""
         return any(signals.killed(self.m, task) for task in process.tasks.values())
+
+
+_native.know_calls(Supervisor, Task, Process, _RUNNING, _HELD, CONTINUE, WINDOW, WINDOW_WEIGHT)

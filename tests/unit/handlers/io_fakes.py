@@ -39,6 +39,9 @@ class Files:
     def borrow_blocking(self, t: object, fd: int, mask: int) -> int:
         return _native.borrow_blocking(os.getpid(), fd, mask)
 
+    def borrow_idle(self, t: object, fd: int, mask: int) -> int:
+        return _native.borrow_idle(os.getpid(), fd, mask)
+
     def borrow(self, t: object, fd: int) -> int:
         return os.dup(fd)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+from fcntl import F_GETFL, fcntl
 from pathlib import Path
+from stat import S_ISDIR
 
 from detbox.kernel import _native
 
@@ -23,8 +25,17 @@ def test_like_os(tmp_path: Path) -> None:
             found, expected = _native.stat_at(place, name, follow), os.stat(name, dir_fd=place, follow_symlinks=follow)
             assert [getattr(found, field) for field in FIELDS] == [getattr(expected, field) for field in FIELDS]
     assert _native.link_text(here, b"link") == b"file"
-    fd = _native.open_at(here, b"link", os.O_RDONLY | os.O_CLOEXEC)
-    assert os.read(fd, 99) == b"some text"
+    for ours, kept in (0, 0), (os.O_NONBLOCK, 0), (os.O_NONBLOCK, os.O_NONBLOCK), (os.O_NONBLOCK, os.O_APPEND):
+        opened = _native.open_file(here, b"link", os.O_RDONLY | os.O_CLOEXEC | ours, kept)
+        assert not isinstance(opened, int)
+        fd, found = opened
+        assert os.read(fd, 99) == b"some text" and found.st_ino == os.stat(tmp_path / "file").st_ino
+        assert fcntl(fd, F_GETFL) & (os.O_NONBLOCK | os.O_APPEND) == kept
+        os.close(fd)
+    opened = _native.open_file(None, os.fsencode(tmp_path), os.O_RDONLY | os.O_NONBLOCK, 0)
+    assert not isinstance(opened, int)
+    fd, found = opened
+    assert fcntl(fd, F_GETFL) & os.O_NONBLOCK and S_ISDIR(found.st_mode)
     os.close(fd)
     os.close(here)
 
@@ -34,8 +45,8 @@ def test_errors_are_numbers(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert _native.stat_at(None, absent, True) == -errno.ENOENT
     assert _native.stat_at(None, file + b"/x", True) == -errno.ENOTDIR
-    assert _native.open_at(None, absent, os.O_RDONLY) == -errno.ENOENT
-    assert _native.open_at(None, file, os.O_RDONLY | os.O_DIRECTORY) == -errno.ENOTDIR
+    assert _native.open_file(None, absent, os.O_RDONLY, 0) == -errno.ENOENT
+    assert _native.open_file(None, file, os.O_RDONLY | os.O_DIRECTORY, 0) == -errno.ENOTDIR
     assert _native.link_text(None, file) == -errno.EINVAL
     closed = os.dup(0)
     os.close(closed)

@@ -1,0 +1,411 @@
+/* The way of a call from its notification to its answer, as far as it is the same for each: the thread is held, the clock
+ * charged, the handler asked, and if it has said what the call gives, that is answered.  All that is not so simple is done
+ * by methods of the loop (supervisor/loop.py).  It is in C because every call pays for it: in Python it took
+ * longer than most handlers.
+ *
+ * What it looks at are attributes of the supervisor's classes that are slots.  Where these lie in their objects is found
+ * once, by know_clock() and know_calls().
+ */
+
+enum {
+	NOW, CLOCK_TIMERS,
+};
+enum {
+	PARENT, NS, LOOKS, MEASURE_AT, WATCHING, TIMERS,
+};
+enum {
+	FIRST,
+};
+enum {
+	NOTIF, NR, ARGS, IP, STATE, QUANTUM, CPU, DATA, PROCESS, EXPOSED, NATIVE,
+};
+enum {
+	COUNTED, SIGNALLED,
+};
+enum {
+	RUNNING, NOTIFICATIONS, OUTCOME,
+};
+
+/* A class, and the offsets of its slots in objects. */
+struct class {
+	PyTypeObject *type;
+	const char *names[16];
+	Py_ssize_t at[16];
+};
+
+static struct class clocks = {NULL, {"now", "timers"}, {0}};
+static struct class cpus = {NULL, {"parent", "ns", "looks", "measure_at", "watching", "timers"}, {0}};
+static struct class queues = {NULL, {"first"}, {0}};
+static struct class tasks = {
+	NULL, {"notif", "nr", "args", "ip", "state", "quantum", "cpu", "data", "process", "exposed", "native"}, {0}};
+static struct class processes = {NULL, {"counted", "signalled"}, {0}};
+static struct class loops = {NULL, {"running", "notifications", "outcome"}, {0}};
+
+static long long call_ns;
+static long window, window_weight; /* as in machine/clock.py */
+static PyObject *state_running, *state_held, *continue_call;
+
+static int know(struct class *known, PyObject *type)
+{
+	if (!PyType_Check(type)) { PyErr_SetString(PyExc_TypeError, "a class is wanted"); return -1; }
+	for (int i = 0; known->names[i]; i++) {
+		PyObject *slot = PyObject_GetAttrString(type, known->names[i]);
+		if (!slot) return -1;
+		int is_one = Py_TYPE(slot) == &PyMemberDescr_Type && ((PyMemberDescrObject *)slot)->d_member->type == T_OBJECT_EX;
+		if (is_one) known->at[i] = ((PyMemberDescrObject *)slot)->d_member->offset;
+		Py_DECREF(slot);
+		if (!is_one) { PyErr_Format(PyExc_TypeError, "%s is no slot", known->names[i]); return -1; }
+	}
+	Py_XSETREF(known->type, (PyTypeObject *)Py_NewRef(type));
+	return 0;
+}
+
+static int is_a(PyObject *object, const struct class *known)
+{
+	if (known->type && PyObject_TypeCheck(object, known->type)) return 1;
+	PyErr_Format(PyExc_TypeError, "%.100s instead of %.100s", Py_TYPE(object)->tp_name,
+		     known->type ? known->type->tp_name : "a class that is not known");
+	return 0;
+}
+
+#define SLOT(object, known, which) (*(PyObject **)((char *)(object) + (known).at[which]))
+
+/* The value of a slot (borrowed); NULL with an exception if it has none. */
+static PyObject *get(PyObject *object, const struct class *known, int which)
+{
+	PyObject *value = SLOT(object, *known, which);
+	if (!value) PyErr_SetString(PyExc_AttributeError, known->names[which]);
+	return value;
+}
+
+/* Takes the value over; -1 if it is NULL. */
+static int set(PyObject *object, const struct class *known, int which, PyObject *value)
+{
+	if (!value) return -1;
+	Py_XSETREF(SLOT(object, *known, which), value);
+	return 0;
+}
+
+/* A number; those that are too large (a time that never comes) are the largest. */
+static int number(PyObject *object, const struct class *known, int which, long long *value)
+{
+	PyObject *given = get(object, known, which);
+	int overflow;
+	if (!given) return -1;
+	*value = PyLong_AsLongLongAndOverflow(given, &overflow);
+	if (overflow) *value = overflow > 0 ? LLONG_MAX : LLONG_MIN;
+	return *value == -1 && PyErr_Occurred() ? -1 : 0;
+}
+
+static int add(PyObject *object, const struct class *known, int which, long long more, long long *sum)
+{
+	if (number(object, known, which, sum)) return -1;
+	*sum += more;
+	return set(object, known, which, PyLong_FromLongLong(*sum));
+}
+
+static int ignore(PyObject *result)
+{
+	Py_XDECREF(result);
+	return result ? 0 : -1;
+}
+
+static int expire(PyObject *queue, long long now, int always_there)
+{
+	long long first;
+	if (queue == Py_None && !always_there) return 0;
+	if (!is_a(queue, &queues) || number(queue, &queues, FIRST, &first)) return -1;
+	return first > now ? 0 : ignore(PyObject_CallMethod(queue, "expire", "L", now));
+}
+
+static int charge_cpu(PyObject *clock, PyObject *cpu, int looking)
+{
+	long long value;
+	if (!is_a(clock, &clocks) || !is_a(cpu, &cpus)) return -1;
+	if (!looking) {
+		if (number(cpu, &cpus, LOOKS, &value)) return -1;
+		if (value && ignore(PyObject_CallMethod(cpu, "begin_anew", NULL))) return -1;
+		if (number(cpu, &cpus, WATCHING, &value)) return -1;
+		if (value && set(cpu, &cpus, WATCHING, PyLong_FromLongLong(value - 1))) return -1;
+	}
+	if (add(clock, &clocks, NOW, call_ns, &value)) return -1;
+	PyObject *time = cpu, *queue;
+	while (time != Py_None) {
+		if (!is_a(time, &cpus) || add(time, &cpus, NS, call_ns, &value)) return -1;
+		if (!(queue = get(time, &cpus, TIMERS)) || expire(queue, value, 0)) return -1;
+		if (!(time = get(time, &cpus, PARENT))) return -1;
+	}
+	if (number(clock, &clocks, NOW, &value) || !(queue = get(clock, &clocks, CLOCK_TIMERS))) return -1;
+	return expire(queue, value, 1);
+}
+
+/* charge(clock, cpu, looking): see Clock.charge */
+static PyObject *charge(PyObject *self, PyObject *const *a, Py_ssize_t n)
+{
+	if (n != 3) { PyErr_SetString(PyExc_TypeError, "charge(clock, cpu, looking)"); return NULL; }
+	if (charge_cpu(a[0], a[1], PyObject_IsTrue(a[2]))) return NULL;
+	Py_RETURN_NONE;
+}
+
+/* What the loop and its parts are, for as long as calls are answered without a way back to Python. */
+struct loop {
+	PyObject *sup, *m, *tasks, *clock, *scheduler, *awaited, *guest_clock, *counting, *table, *counts, *looking, *observers;
+	int listener;
+};
+
+static void leave_loop(struct loop *l)
+{
+	PyObject **every[] = {&l->m, &l->tasks, &l->clock, &l->scheduler, &l->awaited, &l->guest_clock, &l->counting, &l->table,
+			      &l->counts, &l->looking, &l->observers};
+	for (size_t i = 0; i < sizeof every / sizeof *every; i++) Py_CLEAR(*every[i]);
+}
+
+static int enter_loop(struct loop *l, PyObject *sup)
+{
+	memset(l, 0, sizeof *l);
+	if (!is_a(sup, &loops)) return -1;
+	l->sup = sup;
+	PyObject *listener = NULL;
+	int found = (l->m = PyObject_GetAttrString(sup, "m")) && (l->tasks = PyObject_GetAttrString(l->m, "tasks")) &&
+		    (l->clock = PyObject_GetAttrString(l->m, "clock")) &&
+		    (l->scheduler = PyObject_GetAttrString(l->m, "scheduler")) &&
+		    (l->awaited = PyObject_GetAttrString(l->scheduler, "awaited")) &&
+		    (l->guest_clock = PyObject_GetAttrString(sup, "guest_clock")) &&
+		    (l->counting = PyObject_GetAttrString(sup, "counting")) &&
+		    (l->table = PyObject_GetAttrString(sup, "table")) && (l->counts = PyObject_GetAttrString(sup, "calls")) &&
+		    (l->looking = PyObject_GetAttrString(sup, "looking")) &&
+		    (l->observers = PyObject_GetAttrString(sup, "observers")) &&
+		    (listener = PyObject_GetAttrString(l->m, "listener"));
+	if (listener) l->listener = (int)PyLong_AsLong(listener);
+	Py_XDECREF(listener);
+	if (found && !(PyDict_Check(l->tasks) && PyDict_Check(l->awaited) && PyList_Check(l->table) && PyList_Check(l->counts) &&
+		       PyList_Check(l->observers))) {
+		PyErr_SetString(PyExc_TypeError, "a loop whose tables are none");
+		found = 0;
+	}
+	if (found && !PyErr_Occurred()) return 0;
+	leave_loop(l);
+	return -1;
+}
+
+static int is_true(PyObject *object, const struct class *known, int which)
+{
+	PyObject *value = get(object, known, which);
+	return value ? PyObject_IsTrue(value) : -1;
+}
+
+static int attribute_is_true(PyObject *object, const char *name)
+{
+	PyObject *value = PyObject_GetAttrString(object, name);
+	int result = value ? PyObject_IsTrue(value) : -1;
+	Py_XDECREF(value);
+	return result;
+}
+
+/* What the handler of a call decides; an OSError is a decision, too. */
+static PyObject *ask_handler(const struct loop *l, PyObject *task, Py_ssize_t nr)
+{
+	PyObject *handler = nr >= 0 && nr < PyList_GET_SIZE(l->table) ? PyList_GET_ITEM(l->table, nr) : Py_None;
+	PyObject *args = get(task, &tasks, ARGS), *decision;
+	if (!args) return NULL;
+	if (handler == Py_None) return PyObject_CallMethod(l->sup, "unknown", "On", task, nr);
+	PyObject *given[] = {NULL, l->m, task, args};
+	Py_INCREF(handler);
+	Py_INCREF(args);
+	decision = PyObject_Vectorcall(handler, given + 1, 3 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+	Py_DECREF(args);
+	Py_DECREF(handler);
+	if (decision || !PyErr_ExceptionMatches(PyExc_OSError)) return decision;
+	PyObject *type, *error, *traceback;
+	PyErr_Fetch(&type, &error, &traceback);
+	PyErr_NormalizeException(&type, &error, &traceback);
+	if (traceback) PyException_SetTraceback(error, traceback);
+	decision = PyObject_CallMethod(l->m, "failed", "O", error);
+	Py_XDECREF(type);
+	Py_XDECREF(error);
+	Py_XDECREF(traceback);
+	return decision;
+}
+
+/* Whether others have to hear of a decision, or something depends on who waits: 1, 0 or -1. */
+static int is_special(const struct loop *l, PyObject *task, PyObject *decision)
+{
+	PyObject *process;
+	int result;
+	if (decision != continue_call && !PyLong_CheckExact(decision)) return 1;
+	if (PyList_GET_SIZE(l->observers) || PyDict_GET_SIZE(l->awaited)) return 1;
+	if ((result = is_true(task, &tasks, DATA))) return result;
+	if (!(process = get(task, &tasks, PROCESS)) || !is_a(process, &processes)) return -1;
+	if ((result = is_true(process, &processes, COUNTED))) return result;
+	return is_true(process, &processes, SIGNALLED);
+}
+
+/* As finish() and finish_native() of the loop do it, with all that is left out if nothing is special. */
+static int answer(const struct loop *l, PyObject *task, PyObject *cpu, PyObject *decision)
+{
+	struct seccomp_notif_resp r = {0};
+	PyObject *notif = get(task, &tasks, NOTIF);
+	int native = decision == continue_call, overflow = 0, looks;
+	long long value = native ? 0 : PyLong_AsLongLongAndOverflow(decision, &overflow);
+	if (!notif) return -1;
+	if (native) {
+		r.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;
+	} else if (!overflow && value >= -4095 && value < 0) {
+		r.error = (int)value;
+	} else {
+		r.val = overflow ? (long long)PyLong_AsUnsignedLongLongMask(decision) : value;
+	}
+	r.id = PyLong_AsUnsignedLongLong(notif);
+	if ((looks = is_true(cpu, &cpus, WATCHING)) == 0) looks = attribute_is_true(l->guest_clock, "open");
+	if (looks < 0 || PyErr_Occurred()) return -1;
+	if (looks && ignore(PyObject_CallMethod(l->guest_clock, "grant", "OO", cpu, Py_True))) return -1;
+	forget_thread();
+	patient_ioctl(l->listener, SECCOMP_IOCTL_NOTIF_SEND, &r); /* the thread may be dead */
+	long long running;
+	if (set(task, &tasks, NOTIF, PyLong_FromLong(0)) || set(task, &tasks, STATE, Py_NewRef(state_running)) ||
+	    set(task, &tasks, EXPOSED, Py_NewRef(Py_False)) || set(task, &tasks, NATIVE, PyBool_FromLong(native)))
+		return -1;
+	return add(l->sup, &loops, RUNNING, 1, &running);
+}
+
+static int decide_call(const struct loop *l, PyObject *task)
+{
+	long long nr, looks, measure_at;
+	PyObject *cpu, *decision;
+	if (!is_a(task, &tasks) || number(task, &tasks, NR, &nr) || !(cpu = get(task, &tasks, CPU))) return -1;
+	int looking = PySet_Contains(l->looking, SLOT(task, tasks, NR)), result;
+	if (looking < 0 || charge_cpu(l->clock, cpu, looking)) return -1;
+	if (!(decision = ask_handler(l, task, (Py_ssize_t)nr))) return -1;
+	Py_INCREF(cpu);
+	result = looking && (number(cpu, &cpus, LOOKS, &looks) || number(cpu, &cpus, MEASURE_AT, &measure_at)) ? -1 : 0;
+	if (!result && looking && looks >= measure_at)
+		result = ignore(PyObject_CallMethod(l->counting, "after_look", "O", task));
+	if (!result) result = is_special(l, task, decision);
+	if (result > 0) result = ignore(PyObject_CallMethod(l->sup, "perform", "OO", task, decision));
+	else if (!result) result = answer(l, task, cpu, decision);
+	Py_DECREF(cpu);
+	Py_DECREF(decision);
+	return result;
+}
+
+/* decide(supervisor, task): asks the handler of the thread's call, and has its decision carried out. */
+static PyObject *decide(PyObject *self, PyObject *const *a, Py_ssize_t n)
+{
+	struct loop l;
+	if (n != 2) { PyErr_SetString(PyExc_TypeError, "decide(supervisor, task)"); return NULL; }
+	if (enter_loop(&l, a[0])) return NULL;
+	int failed = decide_call(&l, a[1]);
+	leave_loop(&l);
+	if (failed) return NULL;
+	Py_RETURN_NONE;
+}
+
+/* A thread has made a call: it is held, and it is noted down what it calls. */
+static int take_call(const struct loop *l, PyObject *task, const struct seccomp_notif *q)
+{
+	long long count;
+	PyObject *state, *args, *one;
+	if (!is_a(task, &tasks) || !(state = get(task, &tasks, STATE)) || !(args = arguments(q))) return -1;
+	if (set(task, &tasks, NOTIF, PyLong_FromUnsignedLongLong(q->id)) || set(task, &tasks, NR, PyLong_FromLong(q->data.nr)) ||
+	    set(task, &tasks, ARGS, args) ||
+	    set(task, &tasks, IP, PyLong_FromUnsignedLongLong(q->data.instruction_pointer)))
+		return -1;
+	if (state == state_running &&
+	    (add(l->sup, &loops, RUNNING, -1, &count) || set(task, &tasks, STATE, Py_NewRef(state_held))))
+		return -1;
+	if (PyObject_SetAttrString(l->scheduler, "stirred", Py_True)) return -1;
+	if (q->data.nr < 0 || q->data.nr >= PyList_GET_SIZE(l->counts)) return 0;
+	count = PyLong_AsLongLong(PyList_GET_ITEM(l->counts, q->data.nr));
+	if (PyErr_Occurred() || !(one = PyLong_FromLongLong(count + 1))) return -1;
+	return PyList_SetItem(l->counts, q->data.nr, one);
+}
+
+/* What a call uses up of the thread's turn; whether that is over (-1 with an exception). */
+static int turn_is_over(PyObject *task)
+{
+	PyObject *cpu = get(task, &tasks, CPU);
+	long long looks, quantum;
+	if (!cpu || !is_a(cpu, &cpus) || number(cpu, &cpus, LOOKS, &looks)) return -1;
+	if (add(task, &tasks, QUANTUM, looks % window == window - 1 ? -window_weight : -1, &quantum)) return -1;
+	return quantum <= 0;
+}
+
+static int serve_call(const struct loop *l, const struct seccomp_notif *q)
+{
+	long long count;
+	int result = attribute_is_true(l->guest_clock, "open");
+	if (result < 0 || add(l->sup, &loops, NOTIFICATIONS, 1, &count)) return -1;
+	if (result && ignore(PyObject_CallMethod(l->guest_clock, "settle", NULL))) return -1;
+	PyObject *tid = PyLong_FromLong((long)q->pid), *task = tid ? PyDict_GetItemWithError(l->tasks, tid) : NULL;
+	Py_XDECREF(tid);
+	if (!task) {
+		if (PyErr_Occurred()) return -1;
+		return ignore(PyObject_CallMethod(l->sup, "nobodys", "ii", q->data.nr, (int)q->pid));
+	}
+	Py_INCREF(task);
+	result = take_call(l, task, q) ? -1 : is_true(task, &tasks, DATA);
+	if (result > 0) {
+		result = PySet_Contains(l->looking, SLOT(task, tasks, NR));
+		if (result >= 0)
+			result = ignore(PyObject_CallMethod(l->counting, "on_call", "OO", task, result ? Py_True : Py_False));
+	}
+	if (!result) result = turn_is_over(task);
+	if (result > 0) {
+		PyObject *over = PyObject_CallMethod(l->sup, "on_turns_end", "O", task);
+		result = over ? PyObject_IsTrue(over) : -1;
+		Py_XDECREF(over);
+		if (result > 0) goto done; /* others go first */
+	}
+	if (!result) result = decide_call(l, task);
+done:
+	Py_DECREF(task);
+	return result < 0 ? -1 : 0;
+}
+
+/* serve(supervisor, listener, control, timeout_ms, tick_ms) -> as wait_event(), but calls are dealt with; () when no thread
+ * runs any more or the run is over; and how many milliseconds it was, when the time is over: timeout_ms is for the first event,
+ * tick_ms for those that come after a call. */
+static PyObject *serve(PyObject *self, PyObject *const *a, Py_ssize_t n)
+{
+	if (n != 5) { PyErr_SetString(PyExc_TypeError, "serve(supervisor, listener, control, timeout_ms, tick_ms)"); return NULL; }
+	int listener = (int)PyLong_AsLong(a[1]), control = (int)PyLong_AsLong(a[2]), called = 0;
+	long ms = PyLong_AsLong(a[3]), tick = PyLong_AsLong(a[4]);
+	struct seccomp_notif q;
+	struct loop l;
+	if (PyErr_Occurred() || enter_loop(&l, a[0])) return NULL;
+	PyObject *event;
+	long long running = 1;
+	for (;;) {
+		event = next_event(listener, control, ms, &q, &called);
+		if (!called || serve_call(&l, &q) || number(l.sup, &loops, RUNNING, &running)) break;
+		if (!running || SLOT(l.sup, loops, OUTCOME) != Py_None) break;
+		ms = tick;
+	}
+	leave_loop(&l);
+	if (PyErr_Occurred()) return NULL;
+	if (event != Py_None) return called ? PyTuple_New(0) : event;
+	Py_DECREF(event);
+	return PyLong_FromLong(ms);
+}
+
+/* know_clock(Clock, CpuTime, Timers, CALL_NS) */
+static PyObject *know_clock(PyObject *self, PyObject *args)
+{
+	PyObject *clock, *cpu, *queue;
+	if (!PyArg_ParseTuple(args, "OOOL", &clock, &cpu, &queue, &call_ns)) return NULL;
+	if (know(&clocks, clock) || know(&cpus, cpu) || know(&queues, queue)) return NULL;
+	Py_RETURN_NONE;
+}
+
+/* know_calls(Supervisor, Task, Process, State.RUNNING, State.HELD, CONTINUE, WINDOW, WINDOW_WEIGHT) */
+static PyObject *know_calls(PyObject *self, PyObject *args)
+{
+	PyObject *loop, *task, *process, *run, *held, *native;
+	if (!PyArg_ParseTuple(args, "OOOOOOll", &loop, &task, &process, &run, &held, &native, &window, &window_weight))
+		return NULL;
+	if (know(&loops, loop) || know(&tasks, task) || know(&processes, process)) return NULL;
+	Py_XSETREF(state_running, Py_NewRef(run));
+	Py_XSETREF(state_held, Py_NewRef(held));
+	Py_XSETREF(continue_call, Py_NewRef(native));
+	Py_RETURN_NONE;
+}
