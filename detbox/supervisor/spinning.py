@@ -46,10 +46,14 @@ if TYPE_CHECKING:
     from detbox.supervisor.task import Process, Task
 
 _EVENT_STOP = 128
-_PROBE = "spin_probe"  # in a task's data: it is to stop at the end of its call, where it may be in an endless loop
+#: In a task's data: it is to stop, where it may be in an endless loop; where that is.
+_PROBE, _AT_CALL, _AT_HANDLER = "spin_probe", 1, 2
 # How often a process is looked at after arming a timer or taking a signal: each time costs some
 # 4 ms at most, too much for one that takes thousands of signals and does not loop without end.
 _PROBES = 200
+# So many instructions behind a call that has armed a timer are surveyed first, which takes less than a walk: mostly it
+# was a watchdog.
+_SURVEYED = 96
 # From this limit on (some 0.3 s), a loop that counts is looked for as well.
 _COUNTING_LIMIT = 384
 # From this limit on (some 3 s), one whose turns are not alike is walked as well.
@@ -294,22 +298,35 @@ class Spinning:
     def _armed(self, task: Task) -> None:
         """A timer was armed: from the call's end on, an endless loop is looked for."""
         task.process.data.setdefault("spin_probes", _PROBES)
-        self.before_signal(task)
+        self._probe(task, _AT_CALL)
 
     def before_signal(self, task: Task) -> None:
-        """Have the thread stop at the beginning of the handler (or at the end of its call)."""
+        """Have the thread stop at the beginning of the handler."""
+        self._probe(task, _AT_HANDLER)
+
+    @staticmethod
+    def _probe(task: Task, where: int) -> None:
         left = task.process.data.get("spin_probes", 0)
         if left and not task.data.get(_PROBE):
             task.process.data["spin_probes"] = left - 1
-            task.data[_PROBE] = True
             _native.ptrace_request(signals.PTRACE_INTERRUPT, task.tid, 0, 0)
+        if left:
+            task.data[_PROBE] = where
 
     def on_pause(self, task: Task) -> bool:
         """The stop that was asked for: a deterministic point.  True if it has been dealt with."""
-        if not task.data.pop(_PROBE, False) or signals.restarts(task):
+        where = task.data.pop(_PROBE, None)
+        if where is None or signals.restarts(task):
             return False
         stepper = PtraceStepper(task.tid)
-        self._settle(task, stepper, attempt(self.loops, task.process.mm, stepper, prove_from))
+
+        def prover(walked: Stepper) -> Verdict:
+            # A handler is walked to its end, and what it has interrupted behind it.
+            if where == _AT_CALL and not stepper.survey(_SURVEYED):
+                return NotSpin("its turns are not alike", 0)
+            return prove_from(walked)
+
+        self._settle(task, stepper, attempt(self.loops, task.process.mm, stepper, prover))
         return True
 
     # -- parking ----------------------------------------------------------------
