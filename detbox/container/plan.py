@@ -16,7 +16,9 @@ from detbox.synth import dev, etc, sysfs
 from detbox.synth.view import MachineView
 
 #: Directories that stay in memory, and their modes.
-_FRESH = {"/tmp": 0o1777, "/run": 0o755, "/home": 0o755, "/root": 0o700, "/mnt": 0o755, "/srv": 0o755}
+_FRESH = {"/tmp": 0o1777, "/run": 0o755, "/home": 0o755, "/root": 0o700} | dict.fromkeys(
+    ("/boot", "/media", "/mnt", "/srv"), 0o755
+)
 _SCRATCH = f"/{hostroot.SCRATCH}"
 #: File systems in memory that the guest can fill.
 _LIMITED = ("/", _SCRATCH, "/tmp", "/run", "/dev/shm")
