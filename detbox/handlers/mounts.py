@@ -28,6 +28,9 @@ _CHANGES = _REMOUNT | _BIND | _MOVE | _PROPAGATION
 _ATTRIBUTES = 1 | 2 | 4 | 8
 #: File systems that show nothing but what the guest puts there.
 _OWN_CONTENT = frozenset((b"tmpfs", b"ramfs", b"overlay", b"devpts", b"mqueue"))
+#: Those of them whose options may name an owner: of the root directory, and of terminals (which stay their openers').
+_OWNED = (b"tmpfs", b"devpts")
+_INVALID_ID = 0xFFFFFFFF
 
 
 def _own_namespace(m: Machine, t: Task) -> Decision:
@@ -53,13 +56,37 @@ def mount(m: Machine, t: Task, a: Args) -> Decision:
         m.doubt(t, f"a mount of type {os.fsdecode(kind)} was refused: it could show the host")
         return -EPERM
     target = t.cstr(a[1])
+    options = t.cstr(a[4]) if a[4] and kind in _OWNED else b""
+    owners, others = _owners(options)
+    if owners:
+        m.mounting.exchange(t, a[4], others)
 
     def made(task: Task, result: int) -> None:
+        if owners:
+            m.mounting.exchange(task, a[4], options)
         if result == 0 and kind != b"mqueue":
             with _target(m, task, target) as fd:
-                m.inodes.another_file_system(os.fstat(fd).st_dev)
+                st = os.fstat(fd)
+                m.inodes.another_file_system(st.st_dev)
+                if kind == b"tmpfs" and owners:
+                    top = m.inodes.of(st)
+                    top.uid, top.gid = owners.get(b"uid", top.uid), owners.get(b"gid", top.gid)
 
     return ContinueThen(made)
+
+
+def _owners(options: bytes) -> tuple[dict[bytes, int], bytes]:
+    """The user and group that a file system's options name, and the options with nothing in place of these.
+
+    The kernel takes only those that the guest's user namespace maps, which is one.
+    """
+    owners, words = {}, options.split(b",")
+    for i, word in enumerate(words):
+        name, _, number = word.partition(b"=")
+        if name in (b"uid", b"gid") and number.isdigit() and int(number) < _INVALID_ID:
+            owners[name] = int(number)
+            words[i] = b"," * len(word)
+    return owners, b",".join(words)
 
 
 @contextlib.contextmanager

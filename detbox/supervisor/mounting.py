@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from detbox.kernel import _native
 from detbox.supervisor.children import call, leave, wait_for
+from detbox.supervisor.memory import poke
 from detbox.supervisor.task import Process, Task
 from detbox.synth.mounttable import RealMount, Shape, Tree, below, parse
 
@@ -98,6 +99,11 @@ class Mounting:
         return (tree, mount) if mount is not None and self._shape.origin(mount) is not None else None
 
     # -- what is done for the guest --------------------------------------------------
+
+    @staticmethod
+    def exchange(task: Task, address: int, options: bytes) -> None:
+        """Write a file system's options, as many bytes as were there, for the time of the call."""
+        poke(task.tid, address, options)
 
     def bind(self, task: Task, source: int, target: int) -> bool:
         """Bind ``source`` without what is mounted below it, unless that is for the kernel to do; OSError."""

@@ -86,6 +86,21 @@ mkdir /mnt/root && mount --rbind / /mnt/root
 [ "$(chroot /mnt/root cat /mnt/sys/kernel/osrelease /proc/sys/kernel/ostype | tail -1)" = Linux ]
 [ "$(chroot /mnt/root cat /proc/version)" = "$(cat /proc/version)" ]
 '
+# Owners that file systems are given when they are mounted (what makes a root file system mounts devpts for group 5).
+unshare -m sh -ec '
+mount -t tmpfs -o uid=7,mode=751,gid=8 t /mnt
+[ "$(stat -c %u:%g:%a /mnt)" = 7:8:751 ]
+mkdir /mnt/pts && mount -t devpts -o noexec,gid=5,mode=620,ptmxmode=666 none /mnt/pts
+[ "$(stat -c %t:%T:%a /mnt/pts/ptmx)" = 5:2:666 ]
+python3 -c "
+import ctypes, os
+os.mkdir(\"/mnt/t\")
+mount = ctypes.CDLL(None, use_errno=True).mount
+assert mount(b\"t\", b\"/mnt/t\", b\"tmpfs\", 0, options := b\"gid=9,size=64k\") == 0, ctypes.get_errno()
+assert options == b\"gid=9,size=64k\" and os.stat(\"/mnt/t\").st_gid == 9
+assert mount(b\"t\", b\"/mnt/t\", b\"tmpfs\", 0, b\"gid=x\") == -1 and ctypes.get_errno() == 22
+"
+'
 # As build tools do it, where the tool is there: it looks for its mounts in the table to make them read-only.
 if command -v bwrap > /dev/null; then
     bwrap --ro-bind / / --tmpfs /tmp --unshare-all --proc /proc --dev /dev sh -ec '
