@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from capstone import Cs
 
 #: Changes whenever the same file may give other displacements: part of the cache's key.
-PLANNER_VERSION = 6
+PLANNER_VERSION = 7
 
 _JUMP_SIZE = 5
 _MAX_MOVED_BEFORE = 3  # instructions

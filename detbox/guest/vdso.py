@@ -18,8 +18,9 @@ _EHDR, _PHDR, _SYM = struct.Struct("<16sHHIQQQIHHHHHH"), struct.Struct("<IIQQQQQ
 _VERDEF, _VERDAUX = struct.Struct("<HHHHIII"), struct.Struct("<II")
 _DYN = 3  # e_type: a shared object
 _X86_64 = 62
-_LOAD, _DYNAMIC = 1, 2
-_READ_EXECUTE, _READ = 5, 4
+_LOAD, _DYNAMIC, _GNU_STACK = 1, 2, 0x6474E551
+_READ_EXECUTE, _READ_WRITE, _READ = 5, 6, 4
+_SEGMENTS = 3  # program headers
 _GLOBAL_FUNCTION = 1 << 4 | 2
 _SECTION = 1  # any number but zero says that a symbol is defined here
 _BASE = 1  # VER_FLG_BASE: the version that is the object's own name
@@ -34,7 +35,7 @@ def image(code: bytes, functions: Mapping[str, int]) -> bytes:
     """The page.  ``functions``: offsets in the code.  Raises ValueError if it does not fit."""
     strings = bytearray(1)
     at = {name: _add(strings, name) for name in (_NAME, _VERSION, *(name.encode() for name in functions))}
-    dynamic = _EHDR.size + 2 * _PHDR.size
+    dynamic = _EHDR.size + _SEGMENTS * _PHDR.size
     symbols = dynamic + 16 * _ENTRIES
     count = len(functions) + 1
     versions = symbols + _SYM.size * count
@@ -83,9 +84,10 @@ def _aligned(value: int, to: int) -> int:
 def _headers(dynamic: int) -> bytes:
     ident = b"\x7fELF\x02\x01\x01"
     return (
-        _EHDR.pack(ident, _DYN, _X86_64, 1, 0, _EHDR.size, 0, 0, _EHDR.size, _PHDR.size, 2, 0, 0, 0)
+        _EHDR.pack(ident, _DYN, _X86_64, 1, 0, _EHDR.size, 0, 0, _EHDR.size, _PHDR.size, _SEGMENTS, 0, 0, 0)
         + _PHDR.pack(_LOAD, _READ_EXECUTE, 0, 0, 0, PAGE, PAGE, PAGE)
         + _PHDR.pack(_DYNAMIC, _READ, dynamic, dynamic, dynamic, 16 * _ENTRIES, 16 * _ENTRIES, 8)
+        + _PHDR.pack(_GNU_STACK, _READ_WRITE, 0, 0, 0, 0, 0, 16)  # without it, the stack would have to be executable
     )
 
 

@@ -383,6 +383,12 @@ static void reach(const struct piece *pieces, size_t count, char *found, int64_t
 	if (from < pieces[low - 1].start || from >= pieces[low - 1].end) found[low - 1] = 1;
 }
 
+/* Whether a byte that stands before a distance of 32 bits, and the one before it, make a call, jmp, jcc or xbegin. */
+static int is_near_branch(unsigned char before, unsigned char opcode)
+{
+	return (opcode & 0xfe) == 0xe8 || (before == 0x0f && (opcode & 0xf0) == 0x80) || (before == 0xc7 && opcode == 0xf8);
+}
+
 /* reached(data, start, end, vaddr, pieces, branches) -> a byte for each piece: whether anything in the data from `start`,
  * where the virtual address is `vaddr`, to `end` would lead to it from outside of its function.  Either whatever looks like a
  * branch, also within another instruction, or its address.  pieces: struct piece, in ascending order. */
@@ -412,8 +418,8 @@ static PyObject *reached(PyObject *self, PyObject *args)
 				if (target >= lowest && target <= highest) reach(every, count, found, -1, target);
 			} else if ((opcode & 0xf0) == 0x70 || (opcode & 0xfc) == 0xe0 || opcode == 0xeb) {
 				reach(every, count, found, here, here + 1 + (signed char)bytes[at]); /* jcc, loop, jmp */
-			} else if (at + 4 <= end && ((opcode & 0xfe) == 0xe8 || (opcode & 0xf0) == 0x80 || opcode == 0xf8)) {
-				memcpy(&distance, bytes + at, sizeof distance); /* call, jmp, jcc, xbegin */
+			} else if (at + 4 <= end && is_near_branch(at > 1 ? bytes[at - 2] : 0, opcode)) {
+				memcpy(&distance, bytes + at, sizeof distance);
 				target = here + 4 + distance;
 				if (target >= lowest && target <= highest) reach(every, count, found, here, target);
 			}

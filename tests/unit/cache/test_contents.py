@@ -30,7 +30,8 @@ def status(st: os.stat_result, **changes: int) -> os.stat_result:
     values = {name: getattr(st, name) for name in dir(st) if name.startswith("st_")}
     values |= {"st_ctime_ns": OLD_S * 10**9, "st_mtime_ns": OLD_S * 10**9} | changes
     names = ("st_mode", "st_ino", "st_dev", "st_nlink", "st_uid", "st_gid", "st_size")
-    return os.stat_result([values[name] for name in names] + [OLD_S] * 3, values)
+    first = [values.pop(name) for name in names]
+    return os.stat_result(first + [OLD_S] * 3, values)
 
 
 def test_what_lasts_is_remembered_also_in_an_overlay(store: Store, tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ def staging(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if request.param == "with a name":
         plain = os.open
 
-        def refusing(path: bytes, flags: int, *more: int) -> int:
+        def refusing(path: bytes, flags: int, *more: int, **options: int) -> int:
             if flags & os.O_TMPFILE == os.O_TMPFILE:
                 raise OSError(errno.EOPNOTSUPP, "as on an old NFS")
-            return plain(path, flags, *more)
+            return plain(path, flags, *more, **options)
 
         monkeypatch.setattr(os, "open", refusing)
     return Staging(os.open("/proc", os.O_PATH | os.O_DIRECTORY))

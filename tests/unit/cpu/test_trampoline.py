@@ -7,6 +7,7 @@ import json
 import mmap
 import os
 import struct
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -136,10 +137,19 @@ def test_branch_targets_are_not_displaced() -> None:
 
 
 def test_the_loader_runs_on_trampolines() -> None:
+    _, counts = on_trampolines([LOADER, "--version"])
+    assert sum(counts.values()) == 0
+    output, counts = on_trampolines([LOADER, "--list-diagnostics"])
+    assert set(counts) <= {"cpuid"}  # from glibc 2.41 on it asks for leaves that no program needs
+    assert diagnostics(output) == diagnostics(patched([LOADER, "--list-diagnostics"], {}, Values()))
+
+
+def on_trampolines(argv: list[str]) -> tuple[bytes, Counter[str]]:
+    """What the loader prints, and how often it was stopped."""
     data = Path(LOADER).read_bytes()
     sites = find_sites(data)
     moved = trampoline.displacements(data, sites)
-    program = Traced([LOADER, "--list-diagnostics"], {})
+    program = Traced(argv, {})
     with open(f"/proc/{program.pid}/maps") as maps:
         base = int(next(line for line in maps if "ld-linux" in line).split("-")[0], 16)
     where = base - (1 << 20)
@@ -153,6 +163,4 @@ def test_the_loader_runs_on_trampolines() -> None:
     program.write(where, plan.code)
     for address, patch in plan.patches:
         program.write(address, patch)
-    output, counts = program.run(Values(), originals.get)
-    assert sum(counts.values()) == 0
-    assert diagnostics(output) == diagnostics(patched([LOADER, "--list-diagnostics"], {}, Values()))
+    return program.run(Values(), originals.get)
