@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib  # also for the store: once the root has changed, OpenSSL would be the guest's
+import hashlib
 import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any

@@ -53,7 +53,7 @@ def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
     """The supervisor process from its first moment to the report."""
     started = time.perf_counter()
     if spec.observe_fd >= 0:
-        # Only runs that are observed need it; here because compiled files are not written once the root has changed.
+        # Only runs that are observed need it.
         from detbox.cache.observed import Observed
     gc.freeze()  # what is here now stays
     host = _host_streams(spec)
@@ -126,7 +126,7 @@ def _supervisor(
     if observed is not None:
         handlers = observed.wrap(handlers)
     sup = Supervisor(machine, handlers, LOOKING, life)
-    machine.inodes.learn_devices()
+    machine.inodes.learn_devices(plan.declared(spec))
     own_image_files(machine)
     uid, gid = user_ids(spec.user)
     if uid:
@@ -180,7 +180,7 @@ def build(spec: RunSpec) -> tuple[int, Layers]:
     limited = overlay.limited()
     _native.unshare(0x20000)  # CLONE_NEWNS: the keeper keeps the host's view
     _native.mount(None, b"/", None, operations.MS_REC | operations.MS_PRIVATE, None)
-    trees = modules.open_trees()
+    host = modules.open_host()
     kept = None if spec.image else _use_tree(steps)
     # Sources are opened in the new namespace: the kernel mounts nothing from another one.
     for step in steps:
@@ -197,8 +197,8 @@ def build(spec: RunSpec) -> tuple[int, Layers]:
             raise HostError(what, "run: detbox doctor") from error
     proc_fd = own_proc()
     cover(os.fsencode(operations.staged("/proc/1")))
+    modules.follow(host)
     operations.enter(operations.STAGE)
-    modules.follow(trees, proc_fd)
     socket.sethostname(spec.hostname)
     with contextlib.suppress(OSError):
         _native.raw_syscall(NUMBERS["setdomainname"], constants.DOMAINNAME.encode(), len(constants.DOMAINNAME))

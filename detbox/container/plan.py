@@ -65,6 +65,11 @@ def kept(spec: RunSpec) -> list[str]:
     return [spec.guest_workdir, *(mount.dst for mount in spec.mounts if mount.rw)]
 
 
+def declared(spec: RunSpec) -> set[bytes]:
+    """Where the guest has directories and files of the host's."""
+    return {os.fsencode(path) for path in (spec.guest_workdir, *(mount.dst for mount in spec.mounts))}
+
+
 def _covered(spec: RunSpec) -> bool:
     """Whether a declared mount already provides the host path of the work directory."""
     alias = spec.workdir_alias or ""

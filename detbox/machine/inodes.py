@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from stat import S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK
 
 from detbox.kernel.holes import PAGE, missing_blocks
@@ -125,12 +125,18 @@ class InodeTable:
         self.odd_devs: frozenset[int] = frozenset()  # those that need more than a table look-up
         self._next_dev = OWN_DEV
 
-    def learn_devices(self) -> None:
-        """Look at the mounts as they are now: call it once, when the container stands."""
+    def learn_devices(self, declared: Collection[bytes] = ()) -> None:
+        """Look at the mounts as they are now: call it once, when the container stands.
+
+        ``declared``: where directories of the host's are mounted.  What lies in them is where the host has it, beside
+        other declared files or not, so it belongs to the root's file system wherever it is.
+        """
         root = os.stat(b"/")
         self.of(root)
         found = {}
         for point, virtual in MOUNT_DEVICES:
+            if point in declared:
+                continue
             try:
                 real = os.stat(point).st_dev
             except OSError:

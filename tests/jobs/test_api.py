@@ -41,6 +41,38 @@ def test_environment_and_inputs(tmp_path: Path) -> None:
     assert result.changed_files == ()
 
 
+def test_a_directory_kept_as_tmp_has_virtual_times(tmp_path: Path) -> None:
+    """It lies in the same file system of the host's as the work directory."""
+    results, times = [], []
+    for name in ("one", "two"):
+        work, kept = tmp_path / name / "work", tmp_path / name / "kept"
+        work.mkdir(parents=True)
+        kept.mkdir()
+        command = ["sh", "-c", "echo a > in-work; echo b > /tmp/in-tmp; stat -c '%n %d %y' . /tmp in-work /tmp/in-tmp"]
+        results.append(detbox.run(command, workdir=work, rw=[f"{kept}:/tmp"], timeout=30).stdout)
+        times.append([path.stat().st_mtime_ns for path in (work, kept, work / "in-work", kept / "in-tmp")])
+    assert results[0] == results[1]
+    assert times[0] == times[1]
+    assert len({line.split()[1] for line in results[0].splitlines()}) == 1
+
+
+SPIN = """
+#include <pthread.h>
+static volatile int over;
+static void *work(void *unused) { for (volatile long i = 0; i < 100000000; i++); over = 1; return 0; }
+int main(void) { pthread_t thread; pthread_create(&thread, 0, work, 0); while (!over); return 3; }
+"""
+
+
+def test_what_is_looked_at_closely_needs_no_library_of_the_image(tmp_path: Path) -> None:
+    image, work = tmp_path / "image", tmp_path / "work"
+    for place in (work, image / "bin"):
+        place.mkdir(parents=True)
+    (tmp_path / "spin.c").write_text(SPIN)
+    subprocess.run(["gcc", "-static", "-pthread", "-o", image / "bin/spin", tmp_path / "spin.c"], check=True)
+    assert detbox.run(["/bin/spin"], image=image, workdir=work, timeout=60).status == 3
+
+
 def test_status_of_a_signal(tmp_path: Path) -> None:
     assert detbox.run(["sh", "-c", "kill -TERM $$"], workdir=tmp_path, timeout=30).status == 128 + 15
 
