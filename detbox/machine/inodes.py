@@ -321,7 +321,10 @@ class InodeTable:
         if entry.btime == self.epoch_ns or entry.fmt != S_IFREG or entry.mode or entry.reserved:
             return
         state = st.st_size, entry.times
-        if entry.looked_at != state:
+        if not st.st_size:
+            # To open it would be an event for who watches the directory.
+            entry.missing, entry.looked_at = 0, state
+        elif entry.looked_at != state:
             with contextlib.suppress(OSError):  # it is as if all of it had been written
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=dir_fd)
                 try:

@@ -15,6 +15,38 @@ static void drain(int fd)
     CHECK(n == -1 && errno == EAGAIN);
 }
 
+/* The kinds of what has happened, in their order. */
+static void expect(int fd, int count, const unsigned *masks)
+{
+    char buffer[8192] __attribute__((aligned(8)));
+    ssize_t n = read(fd, buffer, sizeof buffer);
+    for (char *at = buffer; at < buffer + n;) {
+        struct inotify_event *event = (void *)at;
+        CHECK(count-- > 0 && event->mask == *masks++);
+        at += sizeof *event + event->len;
+    }
+    CHECK(count == 0);
+}
+#define EXPECT(fd, ...)                                                         \
+    do {                                                                        \
+        static const unsigned wanted[] = {__VA_ARGS__};                         \
+        expect(fd, sizeof wanted / sizeof *wanted, wanted);                     \
+    } while (0)
+
+/* Who looks at a file, names it otherwise or removes it opens nothing. */
+static void nothing_more(int fd)
+{
+    struct stat status;
+    close(open("watched/empty", O_CREAT | O_WRONLY, 0600));
+    CHECK(stat("watched/empty", &status) == 0 && status.st_size == 0 && status.st_blocks == 0);
+    EXPECT(fd, IN_CREATE, IN_OPEN, IN_CLOSE_WRITE);
+    CHECK(rename("watched/empty", "watched/moved") == 0 && lstat("watched/moved", &status) == 0);
+    CHECK(access("watched/moved", R_OK) == 0 && chmod("watched/moved", 0400) == 0);
+    EXPECT(fd, IN_MOVED_FROM, IN_MOVED_TO, IN_ATTRIB);
+    CHECK(link("watched/moved", "watched/other") == 0 && unlink("watched/moved") == 0 && unlink("watched/other") == 0);
+    EXPECT(fd, IN_CREATE, IN_DELETE, IN_DELETE);
+}
+
 static int changes, on;
 
 static void on_change(int number, siginfo_t *info, void *context)
@@ -60,6 +92,7 @@ int main(void)
     int watch = inotify_add_watch(fd, "watched", IN_ALL_EVENTS);
     CHECK(watch == 1);
     drain(fd);
+    nothing_more(fd);
     int file = open("watched/new", O_CREAT | O_WRONLY, 0600);
     CHECK(write(file, "x", 1) == 1);
     close(file);
