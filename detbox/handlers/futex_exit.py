@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from detbox.supervisor.task import Task
 
 _HEAD_SIZE = 24
+#: What a thread leaves behind while nobody waits.
+_NOTHING = Bequest()
 # The kernel stops walking after so many entries (ROBUST_LIST_LIMIT): lists may be circular.
 _LIST_LIMIT = 2048
 
@@ -54,8 +56,9 @@ def set_clear_tid(m: Machine, tid: int, address: int) -> None:
 
 def before_exit(m: Machine, t: Task) -> None:
     """Collect what the thread leaves behind, when it calls exit, exit_group or execve."""
-    bequest = Bequest()
+    bequest = _NOTHING
     if m.futexes:
+        bequest = Bequest()
         _collect_robust(m, t, bequest)
     m.futexes.bequests[t.tid] = bequest
 

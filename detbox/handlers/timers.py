@@ -80,10 +80,11 @@ def _state(process: Process) -> ProcessTimers:
 
 def after_exec(m: Machine, t: Task) -> None:
     """POSIX timers do not survive an exec; alarms and interval timers do."""
-    state = _state(t.process)
-    for posix in state.posix.values():
-        posix.timer.disarm()
-    state.posix.clear()
+    state: ProcessTimers | None = t.process.data.get(_STATE)
+    if state is not None:
+        for posix in state.posix.values():
+            posix.timer.disarm()
+        state.posix.clear()
 
 
 def after_exit(m: Machine, process: Process) -> None:

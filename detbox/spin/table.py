@@ -126,6 +126,11 @@ class LoopTable:
                 for at, loop in self._loops[parent].items()
             }
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is known of any address space."""
+        return not self._loops
+
     def keep(self, living: set[Hashable]) -> None:
         """Forget all address spaces but these (exec and exit end them)."""
         for mm in [mm for mm in self._loops if mm not in living]:

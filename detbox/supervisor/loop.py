@@ -282,8 +282,10 @@ class Supervisor:
             lifecycle.on_exit(self, tid, status)
             return
         signo, event = (status >> 8) & 0xFF, status >> 16
-        # An exec by another thread than the leader is reported under the leader's number.
-        task = self.m.tasks.get(_native.event_message(tid) if event == EVENT_EXEC else tid)
+        task = self.m.tasks.get(tid)
+        if event == EVENT_EXEC and (task is None or len(task.process.tasks) > 1):
+            # It is reported under the leader's number, whichever thread it was.
+            task = self.m.tasks.get(_native.event_message(tid))
         if task is None:
             self.early[tid] = status
             return

@@ -403,6 +403,8 @@ class Spinning:
             self.loops.inherit(parent.mm, child.mm)
 
     def _on_exit(self, m: Machine, process: Process) -> None:
+        if self.loops.empty:
+            return  # there may be thousands of processes
         self.loops.keep({other.mm for other in m.processes.values() if other is not process})
 
 
