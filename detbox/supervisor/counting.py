@@ -251,8 +251,10 @@ class Counting:
         if self.copying.inside(parent):
             self.copying.come_out(child)
             stretch: Stretch | None = parent.data.get(STRETCH)
-            alone = (stretch is None or stretch.idle) and child.process.mm is not parent.process.mm
-            if alone and not self.gauging.counting(parent) and self.others.concerned(parent) and self._begin(parent):
+            # The new one may be a better reason than other processes that wait.
+            own = stretch is not None and not stretch.for_other_processes
+            counted = own or self.gauging.counting(parent) or child.process.vfork_parent is not None
+            if not counted and self.others.concerned(parent) and self._begin(parent):
                 self.copying.stays(parent, parent.data[LEFT])
         else:
             self.before_signal(parent)

@@ -309,7 +309,7 @@ class OtherProcesses:
             return
         if times and state is not None and state.reason is not None:
             yield again, state.reason, PER_NS
-        if limited and any(each in limited for each in others):
+        if limited and any(each in limited or process in each.ancestors() for each in others):
             yield again if times else TURN_FIRST, Reason.LONG, PER_NS
         if first:
             yield min(again, TURN_FIRST) if times else TURN_FIRST, Reason.FIRST, PER_NS

@@ -163,6 +163,22 @@ static void a_child_computes(void)
     CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 7);
 }
 
+/* The child is counted for its parent's timer already when it makes its thread. */
+static void below_a_timer(void)
+{
+    int status;
+    fflush(stdout);
+    CHECK(alarm(9) == 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        one_waits(20, 0);
+        fflush(stdout);
+        _exit(3);
+    }
+    CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 3);
+    CHECK(alarm(0) > 0);
+}
+
 int main(void)
 {
     struct timespec before, after;
@@ -181,5 +197,6 @@ int main(void)
     a_signal_comes();
     trap_signals_stay();
     a_child_computes();
+    below_a_timer();
     return done();
 }

@@ -108,6 +108,20 @@ static void is_killed(void)
     CHECK(kill(pid, SIGTERM) == 0 && waitpid(pid, &status, 0) == pid && WTERMSIG(status) == SIGTERM);
 }
 
+/* It is counted for its parent's timer, and its own child is ready. */
+static void below_a_timer(void)
+{
+    fflush(stdout);
+    CHECK(alarm(9) == 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        parent_computes(0);
+        _exit(0);
+    }
+    CHECK(waitpid(pid, NULL, 0) == pid);
+    CHECK(alarm(0) > 0);
+}
+
 int main(void)
 {
     shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -119,5 +133,6 @@ int main(void)
     children_compute();
     waits_in_poll();
     is_killed();
+    below_a_timer();
     return done();
 }
