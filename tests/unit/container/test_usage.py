@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -46,3 +47,9 @@ def test_who_uses_how_much() -> None:
         finally:
             for pid in [keeper.pid, *usage.processes(keeper.pid)]:
                 os.kill(pid, 9)
+
+
+def test_a_place_that_leads_elsewhere_counts_nothing(tmp_path: Path) -> None:
+    device = tmp_path.stat().st_dev
+    assert usage._used(str(tmp_path), device) > 0
+    assert usage._used(str(tmp_path), device + 1) == usage._used(str(tmp_path / "missing"), device) == 0
