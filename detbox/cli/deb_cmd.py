@@ -78,7 +78,7 @@ def _action(actions: Any, name: str, text: str, operand: str, body: Any) -> argp
     parser: argparse.ArgumentParser = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
     parser.add_argument("what", metavar=operand)
     parser.add_argument("-o", "--output", metavar="DIR", help="where the results go (default: current directory)")
-    parser.add_argument("--suite", default="bookworm", help="Debian release (default: bookworm)")
+    parser.add_argument("--suite", metavar="NAME", help="release (default: this system's, if there is a recipe for it)")
     parser.add_argument("--image", metavar="NAME", help="image to build in (default: SUITE-buildd)")
     parser.add_argument("--store", metavar="DIR", help="the store of images")
     parser.add_argument("--parallel", metavar="N", help="jobs and virtual CPUs (default: 4, on every host)")
@@ -97,6 +97,10 @@ def _action(actions: Any, name: str, text: str, operand: str, body: Any) -> argp
 def _guarded(body: Any, arguments: argparse.Namespace) -> int:
     for signo in (signal.SIGTERM, signal.SIGHUP):  # work directories are to vanish then as well
         signal.signal(signo, signal.default_int_handler)
+    if arguments.suite is None:
+        from detbox.images.recipe import default_suite
+
+        arguments.suite = default_suite()
     return int(body(arguments))
 
 

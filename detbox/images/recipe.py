@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import re
 import sysconfig
 import tomllib
@@ -79,6 +80,15 @@ def folders() -> list[Path]:
 def shipped() -> dict[str, Path]:
     """The recipes that come with detbox, by name."""
     return {path.stem: path for folder in reversed(folders()) for path in sorted(folder.glob("*.toml"))}
+
+
+def default_suite() -> str:
+    """The system's own release, if a recipe for its build root comes with detbox, else Debian 12: a suite's name."""
+    try:
+        own = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
+    except OSError:
+        own = ""
+    return own if f"{own}-buildd" in shipped() else "bookworm"
 
 
 def load(given: str) -> Recipe:

@@ -10,7 +10,9 @@ here=$(cd "$(dirname "$0")/../.." && pwd)
 
 echo
 echo 'Debian packages, built twice on hosts that differ in time, name, path, locale, umask and more:'
-"$detbox" image show bookworm-buildd > /dev/null 2>&1 || "$detbox" image build bookworm-buildd
+suite=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+test -e "$here/rootfs-builder/$suite-buildd.toml" || suite=bookworm # as `detbox deb` does
+"$detbox" image show "$suite-buildd" > /dev/null 2>&1 || "$detbox" image build "$suite-buildd"
 verdict=0
 report=$(mktemp)
 trap 'rm -f "$report"' EXIT

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from detbox.images.recipe import default_suite
 from tests.harness.debian import command, describe, environment, make_archive, make_source, need_image, served
 from tests.unit.deb.test_source import make_source as make_dsc
 
@@ -65,8 +66,9 @@ def test_a_full_disk_below_the_store(tmp_path: Path) -> None:
     subprocess.run(["tar", "-cf", tmp_path / "image.tar", "-C", image, "."], check=True)
     (tmp_path / "store").mkdir()
     steps = (
-        'mount -t tmpfs -o size=5m none store && "$1" -m detbox image import --store store image.tar bookworm-buildd'
-        ' && "$@"; status=$?; "$1" -m detbox image check --store store; ls -A store/tmp; exit $status'
+        'mount -t tmpfs -o size=5m none store && "$1" -m detbox image import --store store image.tar '
+        f'{default_suite()}-buildd && "$@"; status=$?; "$1" -m detbox image check --store store; ls -A store/tmp;'
+        " exit $status"
     )
     words = ["unshare", "-m", "sh", "-c", steps, "sh", *command("build", "-q", tree, "--store", "store", "-o", "out")]
     done = subprocess.run(words, capture_output=True, text=True, env=environment(), cwd=tmp_path, check=False)

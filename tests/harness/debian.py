@@ -62,10 +62,12 @@ def environment() -> dict[str, str]:
 
 def need_image() -> None:
     """The image of build roots, in the user's store; made if there is none yet."""
+    from detbox.images.recipe import default_suite
     from detbox.images.store import Store
 
-    if Store().find("bookworm-buildd") is None:
-        build = [sys.executable, "-m", "detbox", "image", "build", "bookworm-buildd"]
+    name = f"{default_suite()}-buildd"
+    if Store().find(name) is None:
+        build = [sys.executable, "-m", "detbox", "image", "build", name]
         subprocess.run(build, cwd="/", env=environment(), check=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,14 @@ def test_the_recipes_that_come_with_detbox_can_be_read() -> None:
     assert all(recipe.load(name).name == name for name in known)
     text = "".join(path.read_text() for path in known.values())
     assert "://" not in text
+
+
+@pytest.mark.parametrize(
+    ("codename", "suite"), [("trixie", "trixie"), ("noble", "noble"), ("sid", "bookworm"), ("", "bookworm")]
+)
+def test_packages_are_of_the_systems_release(codename: str, suite: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "freedesktop_os_release", lambda: {"VERSION_CODENAME": codename})
+    assert recipe.default_suite() == suite
 
 
 def test_a_recipe_is_read(tmp_path: Path) -> None:
