@@ -129,7 +129,7 @@ def execveat(k: Tracker, t: Task, a: Args) -> None:
         k.executes(t, a[0], path)
 
 
-@_probe("mount", "umount2", "unshare", "setns", "pivot_root", "open_tree", "move_mount", "fsopen", "fsmount")
+@_probe("mount", "umount2", "unshare", "setns", "pivot_root")
 def namespaces(k: Tracker, t: Task, a: Args) -> None:
     k.unable(t, "makes namespaces or mounts of its own")
 

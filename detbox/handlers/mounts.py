@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from errno import ENOSYS, EPERM
+from errno import EPERM
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, ContinueThen, Decision
@@ -24,22 +24,13 @@ _REMOUNT, _BIND, _MOVE, _REC = 32, 4096, 8192, 16384
 _PROPAGATION = 1 << 17 | 1 << 18 | 1 << 19 | 1 << 20  # MS_UNBINDABLE, MS_PRIVATE, MS_SLAVE, MS_SHARED
 #: With these flags no file system is made.
 _CHANGES = _REMOUNT | _BIND | _MOVE | _PROPAGATION
-#: MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC have the same values as the attributes of fsmount(2).
+#: MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC; the attributes of mount_setattr(2) have the same values.
 _ATTRIBUTES = 1 | 2 | 4 | 8
 #: File systems that show nothing but what the guest puts there.
 _OWN_CONTENT = frozenset((b"tmpfs", b"ramfs", b"overlay", b"devpts", b"mqueue"))
 #: Those of them whose options may name an owner: of the root directory, and of terminals (which stay their openers').
 _OWNED = (b"tmpfs", b"devpts")
 _INVALID_ID = 0xFFFFFFFF
-
-
-def _own_namespace(m: Machine, t: Task) -> Decision:
-    return CONTINUE if t.process.namespaces else -EPERM
-
-
-def _new_descriptor(m: Machine, t: Task) -> Decision:
-    t.process.files.forget_all()
-    return _own_namespace(m, t)
 
 
 def mount(m: Machine, t: Task, a: Args) -> Decision:
@@ -134,44 +125,10 @@ def umount2(m: Machine, t: Task, a: Args) -> Decision:
 
 def pivot_root(m: Machine, t: Task, a: Args) -> Decision:
     """``pivot_root(new_root, put_old)``: the working directory may move along."""
-    decision = _own_namespace(m, t)
+    if not t.process.namespaces:
+        return -EPERM
     # The kernel moves everybody in this mount namespace who was at the old root.
     for process in m.processes.values():
         if process.fs.special:
             process.fs.changed_cwd()
-    return decision
-
-
-def move_mount(m: Machine, t: Task, a: Args) -> Decision:
-    """``move_mount(from_dirfd, from, to_dirfd, to, flags)``."""
-    return _own_namespace(m, t)
-
-
-def fsconfig(m: Machine, t: Task, a: Args) -> Decision:
-    """``fsconfig(fd, command, key, value, aux)``."""
-    return _own_namespace(m, t)
-
-
-def mount_setattr(m: Machine, t: Task, a: Args) -> Decision:
-    """``mount_setattr(dirfd, path, flags, attr, size)``."""
-    return _own_namespace(m, t)
-
-
-def open_tree(m: Machine, t: Task, a: Args) -> Decision:
-    """``open_tree(dirfd, path, flags)``."""
-    return _new_descriptor(m, t)
-
-
-def fsopen(m: Machine, t: Task, a: Args) -> Decision:
-    """``fsopen(type, flags)``: as before Linux 5.2, so that mount(2) is used, which can be looked at."""
-    return -ENOSYS
-
-
-def fsmount(m: Machine, t: Task, a: Args) -> Decision:
-    """``fsmount(fd, flags, attributes)``."""
-    return _new_descriptor(m, t)
-
-
-def fspick(m: Machine, t: Task, a: Args) -> Decision:
-    """``fspick(dirfd, path, flags)``."""
-    return _new_descriptor(m, t)
+    return CONTINUE

@@ -144,10 +144,10 @@ ROWS: tuple[Row, ...] = (
     *watched(
         MOUNTS, "the guest has no power over the container's mounts; "
         "in a mount namespace of its own it may mount what shows nothing of the host",
-        mount=mounts.mount, umount2=mounts.umount2, pivot_root=mounts.pivot_root, open_tree=mounts.open_tree,
-        move_mount=mounts.move_mount, fsopen=mounts.fsopen, fsconfig=mounts.fsconfig,
-        fsmount=mounts.fsmount, fspick=mounts.fspick, mount_setattr=mounts.mount_setattr,
+        mount=mounts.mount, umount2=mounts.umount2, pivot_root=mounts.pivot_root,
     ),
+    *(refuse(name, ENOSYS, MOUNTS, "as before Linux 5.2: mount(2) is used then, which can be looked at")
+      for name in ("open_tree", "move_mount", "fsopen", "fsconfig", "fsmount", "fspick", "mount_setattr")),
     *(refuse(name, ENOSYS, MOUNTS, "newer than Linux 6.1; programs read /proc/self/mountinfo")
       for name in ("statmount", "listmount", "open_tree_attr")),
     *(refuse(name, ENOSYS, MOUNTS, "no quotas are configured") for name in ("quotactl", "quotactl_fd")),

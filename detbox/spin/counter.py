@@ -2,7 +2,7 @@
 
 A counter of some bits comes back to each of its values, so that a loop which only counts is a cycle of states, and
 where it is parked is as free as in any other cycle.  The turn is named by one of its counters: the first turn in which
-that is ``1 << 34`` (more than are counted before the loop is found), or for a narrow one a quarter of its range, whose
+that is ``1 << 38`` (more than are counted before the loop is found), or for a narrow one a quarter of its range, whose
 turns may be over by then.  All other values follow (see leap.py); where one does not, nothing is done.
 """
 
@@ -17,10 +17,10 @@ from detbox.spin.prove import Spin
 from detbox.spin.stepper import OFFSET, Stepper
 from detbox.spin.walk import Visit, Walk
 
-#: A wide counter gets so far, in powers of two: 10 to 20 s.
-_FAR = 34
-# Turns that are walked: some for each time that a counter wraps.
-_ROUNDS = 24
+#: A wide counter gets so far, in powers of two: a minute or more.
+_FAR = 38
+# Turns that are walked: some for each time that a counter of 32 bits wraps, which may count by more than one.
+_ROUNDS = 1024
 _MASK = (1 << 64) - 1
 
 

@@ -191,7 +191,9 @@ static void size_limit(void)
     refused(truncate("to", 5001));
     refused(fallocate(to, 0, 0, 5001));
     CHECK(truncate("to", 5000) == 0 && fallocate(to, 0, 4000, 1000) == 0);
-    CHECK(fallocate(to, FALLOC_FL_KEEP_SIZE, 0, 6000) == 0 && fstat(to, &status) == 0 && status.st_size == 5000);
+    note("beyond the limit: %d\n", fallocate(to, FALLOC_FL_KEEP_SIZE, 0, 6000)); /* natively, tmpfs refuses it */
+    CHECK(fstat(to, &status) == 0 && status.st_size == 5000);
+    signals = own = 0;
     CHECK(ftruncate(to, 0) == 0 && lseek(to, 0, SEEK_SET) == 0 && lseek(from, 0, SEEK_SET) == 0);
     CHECK(copy_file_range(from, NULL, to, NULL, sizeof data, 0) == 5000 && signals == 0);
     refused(copy_file_range(from, NULL, to, NULL, sizeof data, 0));

@@ -136,6 +136,7 @@ static void terminal(void)
 int main(void)
 {
     CHECK(pipe(ends) == 0 && pipe(told) == 0);
+    setsid(); /* who inherits an orphan may belong to the session of the tests: in a container, say, natively */
     stop_threads();
     orphan();
     terminal();

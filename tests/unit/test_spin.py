@@ -237,7 +237,7 @@ def test_how_far_a_loop_counts_does_not_depend_on_when_it_is_found(
     first, second, *_ = map(int, told.pop().split(b"\n")[0].split())
     turns = (first - 5) // 3 if loop == "counts_wide" else 1 - second
     if loop == "counts_wide":
-        assert 1 << 33 < turns < 1 << 36 and abs(turns + second) < 2
+        assert 1 << 37 < turns < 1 << 40 and abs(turns + second) < 2
     else:
         assert abs((7 + 5 * turns - first + (1 << 31)) % (1 << 32) - (1 << 31)) <= 5
 
