@@ -236,9 +236,13 @@ def sendmmsg(m: Machine, t: Task, a: Args) -> Decision:
         if name and room:
             before_use(m, t, own, t.read(name, min(room, 128)))
         for header in headers[1:]:
-            name, room, _, _, _, _, _ = MSGHDR.unpack(t.read(header, MSGHDR.size))
-            if name and room:
-                check_peer(m, t, t.read(name, min(room, 128)))
+            try:
+                name, room, _, _, _, _, _ = MSGHDR.unpack(t.read(header, MSGHDR.size))
+                peer = t.read(name, min(room, 128)) if name else b""
+            except OSError:
+                break  # those before it are sent
+            if peer:
+                check_peer(m, t, peer)
         limit = timeout_ns(own, host.SO_SNDTIMEO)
         never = bool(a[3] & MSG_DONTWAIT) or nonblocking(own)
         never = never or (sock.family != host.AF_UNIX and sock.type != host.SOCK_STREAM)
