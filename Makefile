@@ -20,9 +20,10 @@ demo: .venv/installed
 	tests/demo/run.sh $(DETBOX)
 	tests/demo/debian.sh $(DETBOX)
 
-# The servers that remote caches are tested against.  Each test starts its own; Debian's may be stopped.
+# The servers that remote caches are tested against (each test starts its own; Debian's may be stopped), and xz, in which
+# source packages are packed.
 .venv/servers: .venv/installed
-	tools/debian-packages.sh nginx redis-server
+	tools/debian-packages.sh nginx redis-server xz-utils
 	touch $@
 
 test: .venv/installed .venv/servers

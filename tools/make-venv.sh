@@ -3,7 +3,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-tools/debian-packages.sh python3-venv python3-dev gcc libc6-dev make mmdebstrap uidmap
+tools/debian-packages.sh python3-venv python3-dev gcc libc6-dev make mmdebstrap gpgv uidmap
 
 # A directory that was moved, or made by a Python that is gone, is made again.
 .venv/bin/python -c '' 2>/dev/null || /usr/bin/python3 -m venv --clear .venv
