@@ -49,9 +49,6 @@ PIECE, LONGER = 40_000_000, 8
 LIMIT, CLOSER, CLOSEST = 96, 4, 4_000
 #: A process whose threads have been found to spin so often is not counted: spins end without that.
 SPINS = 8
-#: When nothing is left for the sake of threads that are ready, those that are woken go first so often, and of so many
-#: times once.
-FIRST, ONE_IN = 256, 16
 _ACCOUNT = "giving_way"  # in a process's data
 _OWN_RUNTIME = "own_runtime"  # in a process's data: it has threads that are not made as pthreads are
 
@@ -63,8 +60,6 @@ class _Account:
     made: int  # copies of its code when they were looked at last
     stepped: int = 0  # calls that were stepped over, then
     handled: int = 0  # signals, then
-    woken: int = 0  # how often a thread has woken others since it is not counted for their sake any more
-    first: int = 0  # how often these went first
     calls: int = 0
     spent: int = 0
     counted: int = 0
@@ -106,24 +101,6 @@ class GivingWay:
             and account.spins < SPINS
             and self.copying.stepped(process)[0] < FEW_STEPS
         )
-
-    def lets_go_first(self, task: Task) -> bool:
-        """Whether those that a thread has woken go first, since it is not counted for the sake of ready ones any more.
-
-        It may compute from here on; what they do first may be to wait for a time, in an interpreter's lock say.
-        """
-        account: _Account | None = task.process.data.get(_ACCOUNT)
-        if account is None or not self._able(task.process, account) or not self._ready_ones_spent(account):
-            return False
-        account.woken += 1
-        if account.first >= FIRST + account.woken // ONE_IN:
-            return False
-        account.first += 1
-        return True
-
-    @staticmethod
-    def _ready_ones_spent(account: _Account) -> bool:
-        return account.for_ready >= FOR_READY or account.spent >= ALLOWED + EARNED * account.calls
 
     def waits(self, task: Task) -> bool:
         """Whether a thread is to be counted, since others of its process wait."""

@@ -60,7 +60,6 @@ GUESTS = (
     Guest("giving_way_processes.py"),
     Guest("giving_way_shared.c", flags=(*FLAGS, "-lm")),
     Guest("giving_way_signals.c"),
-    Guest("giving_way_spent.c", flags=(*FLAGS, "-lm")),
     Guest("guest_filter.c"),
     Guest("identity.c", quick=True),
     Guest("inet_sockets.c"),

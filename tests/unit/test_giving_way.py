@@ -187,16 +187,3 @@ def test_turns_for_those_that_are_ready_have_a_budget_of_their_own() -> None:
     assert giving_way.FOR_READY // (TURN * PER_NS) - 1 <= turns() <= giving_way.FOR_READY // (TURN * PER_NS) + 1
     host.waits(2 * TURN)
     assert host.ns() == TURN
-
-
-def test_who_is_woken_goes_first_when_nothing_is_left_for_the_ready_ones() -> None:
-    host = Host()
-    assert not host.way.lets_go_first(host.task), "it has no account"
-    host.is_ready()
-    assert host.ns() == TURN and not host.way.lets_go_first(host.task), "it is counted for them"
-    account = host.process.data[giving_way._ACCOUNT]
-    account.for_ready = giving_way.FOR_READY
-    times = sum(host.way.lets_go_first(host.task) for _ in range(16 * 1024))
-    assert giving_way.FIRST + 1024 <= times <= giving_way.FIRST + 1025, "bounded at first, one in 16 from then on"
-    account.spins = giving_way.SPINS
-    assert not any(host.way.lets_go_first(host.task) for _ in range(32)), "it is not counted at all"
