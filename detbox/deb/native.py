@@ -179,19 +179,23 @@ def _environment(machine: Machine) -> dict[str, str]:
 def _become(machine: Machine) -> None:
     """The machine's builder, whom the root need not know yet."""
     if machine.uid != BUILDER_ID:
-        with open("/etc/passwd", "a", encoding="ascii") as file:
-            file.write(f"{machine.builder}:x:{machine.uid}:{machine.uid}::{machine.home}:/bin/sh\n")
-        with open("/etc/group", "a", encoding="ascii") as file:
-            file.write(f"{machine.builder}:x:{machine.uid}:\n")
+        _append("/etc/passwd", f"{machine.builder}:x:{machine.uid}:{machine.uid}::{machine.home}:/bin/sh\n")
+        _append("/etc/group", f"{machine.builder}:x:{machine.uid}:\n")
     os.setgroups([])
     os.setresgid(machine.uid, machine.uid, machine.uid)
     os.setresuid(machine.uid, machine.uid, machine.uid)
     _native.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # new credentials clear it (prctl(2))
 
 
+def _append(path: str, text: str) -> None:
+    """As bytes: Python looks for a text file's codec among its own files, which the root directory need not have."""
+    with open(path, "ab") as file:
+        file.write(text.encode())
+
+
 def _all_ids_exist() -> bool:
     """Whether this user namespace has more than the caller's own user."""
-    return int(Path("/proc/self/uid_map").read_text().split()[2]) > BUILDER_ID
+    return int(Path("/proc/self/uid_map").read_bytes().split()[2]) > BUILDER_ID
 
 
 def _wait_for(child: int) -> int:

@@ -117,7 +117,7 @@ def _described(dsc: Path, place: Path, checked: str) -> Source:
 
 
 def _root(fields: control.Fields) -> str:
-    """Rules-Requires-Root, with its default."""
+    """Rules-Requires-Root, with its default (where newer dpkg has "no" for it, nobody asks for root)."""
     return fields.get("rules-requires-root", "binary-targets").strip()
 
 

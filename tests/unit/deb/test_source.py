@@ -39,7 +39,9 @@ def test_a_dsc(tmp_path: Path) -> None:
     there.mkdir()
     source = obtain(str(make_source(tmp_path)), there, Apt("bookworm", tmp_path / "apt"))
     assert (source.name, source.version, source.epoch_s) == ("x", "1.0", 1_672_531_200)
-    assert "dpkg-source --no-check -x /work/source/x_1.0.dsc" in script(source, BuildOptions())
+    text = script(source, BuildOptions())
+    assert "dpkg-source --no-check -x /work/source/x_1.0.dsc" in text
+    assert "dpkg-buildpackage -us -uc -b -r/run/detbox/gain" in text, "it does not say that it needs no root"
 
 
 def test_an_upstream_release(tmp_path: Path) -> None:
