@@ -45,7 +45,6 @@ PR_SET_TSC, PR_TSC_SIGSEGV = 26, 2
 ADDR_NO_RANDOMIZE = 0x0040000
 CLONE_NEWUSER = 0x10000000
 WALL = 0x40000000  # __WALL of wait4(2)
-NOFOLLOW = 0x100  # AT_SYMLINK_NOFOLLOW
 LAUNCH_TIMEOUT_S = 20.0
 
 
@@ -227,7 +226,7 @@ def _layers(
     overlays = [step for step in steps if isinstance(step, Overlay)]
     images = [step for step in steps if isinstance(step, (Overlay, operations.Unpack))]
     # An image's overlay has become the root by way of another mount.
-    mounts = [_native.statx(-1, b"/", 0)[12]] if spec.image else [step.mount_id for step in overlays]
+    mounts = [_native.mount_id(-1, b"/")] if spec.image else [step.mount_id for step in overlays]
     return Layers(
         mounts=frozenset(mounts),
         host=spec.image is None,
@@ -245,7 +244,7 @@ def own_image_files(machine: Machine) -> None:
     layers = machine.layers
     for path, (uid, gid) in sorted(layers.owners.items()):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            if _native.statx(-1, path, NOFOLLOW)[12] in layers.mounts:
+            if _native.mount_id(-1, path) in layers.mounts:
                 vnode = machine.inodes.of(os.lstat(path))
                 vnode.uid, vnode.gid = uid, gid
 

@@ -13,7 +13,6 @@ from detbox.errors import HostError
 from detbox.kernel import _native
 from detbox.records import field, record
 
-_MNT_ID = 12  # of what _native.statx returns
 _ALL_LEVELS = 1 << 20
 
 
@@ -77,7 +76,7 @@ class Overlay(Step):
         if not self._mount_with_middle(upper, work):
             self._make_directories(upper)
             self._mount_layers([self._fd], upper, work)
-        self.mount_id = _native.statx(-1, os.fsencode(target), 0)[_MNT_ID]
+        self.mount_id = _native.mount_id(-1, os.fsencode(target))
         os.close(self._fd)
 
     def _mount_layers(self, layers: Sequence[int], upper: str, work: str) -> None:

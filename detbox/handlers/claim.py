@@ -34,9 +34,6 @@ _CLOSED = "directories that the run has closed"  # key of Machine.data: their in
 _TEMPORARY = b"/.detbox-copy"
 _OTHERS_READ = 0o004
 _CHUNK = 1 << 30
-_MNT_ID = 12  # in the result of _native.statx
-_EMPTY_PATH = 0x1000
-
 
 #: What changes a file: called with the directory's descriptor and the name.
 Change = Callable[[int | None, bytes], T]
@@ -152,7 +149,7 @@ def _copy_content(source: int, st: os.stat_result, temporary: bytes) -> None:
 
 
 def _in_overlay(m: Machine, fd: int) -> bool:
-    return _native.statx(fd, b"", _EMPTY_PATH)[_MNT_ID] in m.layers.mounts
+    return _native.mount_id(fd, b"") in m.layers.mounts
 
 
 def private(m: Machine, fd: int, st: os.stat_result, vnode: VInode) -> bool:

@@ -38,7 +38,6 @@ _HERE = os.O_PATH | os.O_NOFOLLOW
 # A path below /proc; without that prefix if it was found through the supervisor's own mount of procfs.
 _PROCESS = re.compile(rb"(?:/proc)?/(\d+)(?:/|$)")
 
-_MNT_ID = 12  # in the result of _native.statx
 _NATIVE_CWD = -100
 #: Key of Machine.data: numbers of the mounts of procfs and sysfs that everybody has.
 _MOUNTS = "mounts of procfs and sysfs"
@@ -258,11 +257,11 @@ def _in_its_place(m: Machine, fd: int) -> bool:
     """Whether a file of procfs or sysfs is in the mount that everybody has (or the supervisor's own)."""
     known: set[int] | None = m.data.get(_MOUNTS)
     if known is None:
-        known = m.data[_MOUNTS] = {_native.statx(m.proc_fd, b"", AT_EMPTY_PATH)[_MNT_ID]}
+        known = m.data[_MOUNTS] = {_native.mount_id(m.proc_fd, b"")}
         for top in (b"/proc", b"/sys"):
             with contextlib.suppress(OSError):
-                known.add(_native.statx(_NATIVE_CWD, top, 0)[_MNT_ID])
-    return _native.statx(fd, b"", AT_EMPTY_PATH)[_MNT_ID] in known
+                known.add(_native.mount_id(_NATIVE_CWD, top))
+    return _native.mount_id(fd, b"") in known
 
 
 def may(t: Task, st: os.stat_result, vnode: VInode, mask: int, *, real: bool = False) -> bool:

@@ -875,21 +875,16 @@ static PyObject *py_openat2(PyObject *self, PyObject *args)
 	return r < 0 ? fail() : PyLong_FromLong(r);
 }
 
-/* statx(dirfd, path, flags) -> (mode, nlink, uid, gid, rdev_major, rdev_minor, dev_major, dev_minor,
- *                               ino, size, mtime_ns, ctime_ns, mnt_id, attributes) */
-static PyObject *py_statx(PyObject *self, PyObject *args)
+/* mount_id(dirfd, path) -> the number of the mount through which a file is reached; links are not followed, and an
+ * empty path means the descriptor itself. */
+static PyObject *mount_id(PyObject *self, PyObject *args)
 {
-	int dirfd, flags;
+	int dirfd;
 	const char *path;
 	struct statx s;
-	if (!PyArg_ParseTuple(args, "iyi", &dirfd, &path, &flags)) return NULL;
-	if (syscall(SYS_statx, dirfd, path, flags, STATX_BASIC_STATS | 0x1000U, &s)) return fail();
-	return Py_BuildValue("IIIIIIIIKKLLKK", s.stx_mode, s.stx_nlink, s.stx_uid, s.stx_gid, s.stx_rdev_major,
-			     s.stx_rdev_minor, s.stx_dev_major, s.stx_dev_minor, (unsigned long long)s.stx_ino,
-			     (unsigned long long)s.stx_size,
-			     (long long)s.stx_mtime.tv_sec * 1000000000LL + s.stx_mtime.tv_nsec,
-			     (long long)s.stx_ctime.tv_sec * 1000000000LL + s.stx_ctime.tv_nsec,
-			     (unsigned long long)s.stx_mnt_id, (unsigned long long)s.stx_attributes);
+	if (!PyArg_ParseTuple(args, "iy", &dirfd, &path)) return NULL;
+	if (syscall(SYS_statx, dirfd, path, AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH, STATX_MNT_ID, &s)) return fail();
+	return PyLong_FromUnsignedLongLong(s.stx_mnt_id);
 }
 
 /* read_directory(fd, look) -> [(name, inode, type, device)], sorted by name, without "." and "..".
@@ -1099,7 +1094,7 @@ static PyMethodDef methods[] = {
 	{"queue_signal", queue_signal, METH_VARARGS, NULL},
 	{"pidfd_getfd", py_pidfd_getfd, METH_VARARGS, NULL},
 	{"openat2", py_openat2, METH_VARARGS, NULL},
-	{"statx", py_statx, METH_VARARGS, NULL},
+	{"mount_id", mount_id, METH_VARARGS, NULL},
 	{"read_directory", read_directory, METH_VARARGS, NULL},
 	{"pack_dirents", pack_dirents, METH_VARARGS, NULL},
 	{"make_directories", make_directories, METH_VARARGS, NULL},

@@ -351,7 +351,7 @@ static int serve_call(const struct loop *l, const struct seccomp_notif *q)
 	}
 	if (!result) result = turn_is_over(task);
 	if (result > 0) {
-		PyObject *over = PyObject_CallMethod(l->sup, "on_turns_end", "O", task);
+		PyObject *over = PyObject_CallMethod(l->sup, "turn_ends", "O", task);
 		result = over ? PyObject_IsTrue(over) : -1;
 		Py_XDECREF(over);
 		if (result > 0) goto done; /* others go first */

@@ -122,19 +122,15 @@ class Supervisor:
                 self.on_stop(*event)
         return self.outcome
 
-    def _turn_ends(self, task: Task, then: Callable[[Task], None]) -> bool:
-        """A held thread has used its turn's calls; True if others go first, and ``then`` is queued."""
+    def turn_ends(self, task: Task, then: Callable[[Task], None] | None = None) -> bool:
+        """A held thread has used its turn's calls; True if others go first, and ``then`` (else its call) is queued."""
         task.turns += 1
         task.quantum = turn_length(task.turns)
         scheduler = self.m.scheduler
         if scheduler.used_up():
-            scheduler.make_ready(task, partial(then, task))
+            scheduler.make_ready(task, partial(then or self.decide, task))
             return True
         return False
-
-    def on_turns_end(self, task: Task) -> bool:
-        """A thread's call is beyond its turn: whether others go first."""
-        return self._turn_ends(task, self.decide)
 
     def decide(self, task: Task) -> None:
         """Ask the handler of the thread's call, and carry its decision out."""
@@ -315,7 +311,7 @@ class Supervisor:
             # Who waits by looking at the time stamp counter makes no calls.  Other traps depend on the processor.
             if task.cpu.looks != looks:
                 task.quantum -= WINDOW_WEIGHT if task.cpu.looks % WINDOW == WINDOW - 1 else 1
-            if task.quantum > 0 or not self._turn_ends(task, self.proceed):
+            if task.quantum > 0 or not self.turn_ends(task, self.proceed):
                 self.proceed(task)
             return
         signals.repair(self.m, task, signo, info)

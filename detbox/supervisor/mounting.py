@@ -30,7 +30,6 @@ _RECURSIVE = 0x8000  # AT_RECURSIVE
 _CLONE_TREE = 1  # OPEN_TREE_CLONE
 _EMPTY_PATHS = 0x4 | 0x40  # MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH
 _DETACH = 2  # MNT_DETACH
-_MNT_ID = 12  # in the result of _native.statx
 #: struct mount_attr: attr_set, attr_clr, propagation, userns_fd.
 _ATTRIBUTES = struct.Struct("<4Q")
 #: The attributes of mount_setattr(2) that mount(2) has under the same numbers, and their names in mountinfo.
@@ -77,7 +76,7 @@ class Mounting:
 
         ``path``: as the kernel gives it for the descriptor, which begins at the top of the mount namespace.
         """
-        number = _native.statx(fd, b"", _EMPTY_PATH)[_MNT_ID]
+        number = _native.mount_id(fd, b"")
         mount = next((one for one in parse(self._text(task.tid)) if one.mount_id == number), None)
         if mount is None:
             return None
@@ -95,7 +94,7 @@ class Mounting:
     def _find(self, task: Task, fd: int) -> tuple[Tree, RealMount] | None:
         """The mount whose root is ``fd``, if it is one of the container's."""
         tree = self._tree(task.tid)
-        mount = tree.by_id.get(_native.statx(fd, b"", _EMPTY_PATH)[_MNT_ID])
+        mount = tree.by_id.get(_native.mount_id(fd, b""))
         return (tree, mount) if mount is not None and self._shape.origin(mount) is not None else None
 
     # -- what is done for the guest --------------------------------------------------
@@ -140,7 +139,7 @@ class Mounting:
                 except OSError:
                     continue  # something else is mounted over it
                 opened.append(fd)
-                if _native.statx(fd, b"", _EMPTY_PATH)[_MNT_ID] == other.mount_id:
+                if _native.mount_id(fd, b"") == other.mount_id:
                     changes.append((fd, self._change(other, wanted)))
             self._inside(task, lambda: _set_all(changes))
             asked = [name for flag, name in _FLAGS.items() if wanted & flag & ~1]
