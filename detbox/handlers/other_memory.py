@@ -21,13 +21,13 @@ _PAGE = 4096
 def process_vm_readv(m: Machine, t: Task, a: Args) -> Decision:
     """``process_vm_readv(pid, local, count, remote, count, flags)``: the bytes that could be copied."""
     local, remote = _vectors(t, a)
-    return _copied(_other(m, t, a[0]), remote, t, local) if local and remote else 0
+    return _copied(debuggable(m, t, a[0]), remote, t, local) if local and remote else 0
 
 
 def process_vm_writev(m: Machine, t: Task, a: Args) -> Decision:
     """``process_vm_writev(pid, local, count, remote, count, flags)``: likewise."""
     local, remote = _vectors(t, a)
-    return _copied(t, local, _other(m, t, a[0]), remote) if local and remote else 0
+    return _copied(t, local, debuggable(m, t, a[0]), remote) if local and remote else 0
 
 
 def _vectors(t: Task, a: Args) -> tuple[Segments, Segments]:
@@ -38,7 +38,7 @@ def _vectors(t: Task, a: Args) -> tuple[Segments, Segments]:
     return [part for part in local if part[1]], [part for part in remote if part[1]]
 
 
-def _other(m: Machine, t: Task, number: int) -> Task:
+def debuggable(m: Machine, t: Task, number: int) -> Task:
     """The thread that is meant, if the caller may debug it (``__ptrace_may_access``); OSError."""
     pid = signed(number, 32)
     if pid == 1:

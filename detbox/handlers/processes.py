@@ -13,11 +13,11 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, ContinueThen, Decision, Park, Wake
-from detbox.handlers import futex_exit, identity, paths
+from detbox.handlers import futex_exit, identity, paths, tracing
 from detbox.handlers.futex_core import Args, signed
 from detbox.handlers.stat import of_fd
 from detbox.kernel import siginfo
-from detbox.machine import usage
+from detbox.machine import tracees, usage
 from detbox.machine.limits import TASKS_AT_MOST
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ CLONE_ARGS = struct.Struct("<5Q")  # flags, pidfd, child_tid, parent_tid, exit_s
 
 def clone(m: Machine, t: Task, a: Args) -> Decision:
     """Create a thread or process; the new one is caught before its first instruction."""
+    if a[0] & CLONE_UNTRACED:
+        return tracing.without_flag(t, CLONE_UNTRACED)
     return _create(m, t, a[0] & ~0xFF)
 
 
@@ -113,7 +115,7 @@ def wait4(m: Machine, t: Task, a: Args) -> Decision:
     """Wait for a child; resource usage is the virtual one."""
     which, options, rusage = signed(a[0], 32), a[2], a[3]
     chosen = None if which == -1 or which > 0 else _in_group(-which or os.getpgid(t.tid))
-    return _wait(m, t, which if which > 0 else None, chosen, options | WEXITED, rusage, 0)
+    return _wait(m, t, which if which > 0 else None, chosen, options | WEXITED, rusage, 0, status=a[1])
 
 
 def waitid(m: Machine, t: Task, a: Args) -> Decision:
@@ -159,8 +161,12 @@ def _wait(
     options: int,
     rusage: int,
     info: int,
+    status: int = 0,
 ) -> Decision:
-    """Wait for child ``pid``, those ``chosen``, or all; ``rusage``, ``info``: where these structures go, or 0."""
+    """Wait for child ``pid``, those ``chosen``, or all.
+
+    ``rusage``, ``info``, ``status``: where these go, or 0; the last one only matters for a tracer.
+    """
     process = t.process
 
     def wanted(child: Process) -> bool:
@@ -168,6 +174,11 @@ def _wait(
 
     def attempt(wake: Wake | None) -> Decision:
         m.forget_reaped(process)
+        stopped = tracees.report(process, pid) if chosen is None else None
+        if stopped is not None:
+            if status:
+                t.write(status, stopped[1].to_bytes(4, "little"))
+            return stopped[0]
         children = process.children
         if pid is not None:
             child = m.processes.get(pid)
@@ -176,7 +187,8 @@ def _wait(
         found = (c for c in children if (jobs or c.status is not None) and _reportable(c, options) and wanted(c))
         # There may be thousands of them, and most waits take the first.
         changed = list(found) if jobs else list(islice(found, 1))
-        if changed or options & WNOHANG or not any(wanted(c) for c in children):
+        awaited = tracees.traces(process, pid) or any(wanted(c) for c in children)
+        if changed or options & WNOHANG or not awaited:
             return _let_through(m, t, options, rusage, info, changed)
         extra = {"can wait": True, "child": pid}
         return Park(attempt, events=(("child", process.pid),), why="waits for a child process", extra=extra)

@@ -521,6 +521,16 @@ static PyObject *get_regs(PyObject *self, PyObject *args)
 	return PyBytes_FromStringAndSize((char *)&last_regs.regs, sizeof last_regs.regs);
 }
 
+/* get_fpregs(tid) -> bytes of struct user_fpregs_struct. */
+static PyObject *get_fpregs(PyObject *self, PyObject *args)
+{
+	int tid;
+	struct user_fpregs_struct regs;
+	if (!PyArg_ParseTuple(args, "i", &tid)) return NULL;
+	if (ptrace(PTRACE_GETFPREGS, tid, NULL, &regs)) return fail();
+	return PyBytes_FromStringAndSize((char *)&regs, sizeof regs);
+}
+
 static PyObject *set_regs(PyObject *self, PyObject *args)
 {
 	int tid;
@@ -1085,6 +1095,7 @@ static PyMethodDef methods[] = {
 	{"get_sigmask", get_sigmask, METH_VARARGS, NULL},
 	{"set_sigmask", set_sigmask, METH_VARARGS, NULL},
 	{"get_regs", get_regs, METH_VARARGS, NULL},
+	{"get_fpregs", get_fpregs, METH_VARARGS, NULL},
 	{"set_regs", set_regs, METH_VARARGS, NULL},
 	{"divert", divert, METH_VARARGS, NULL},
 	{"single_step", single_step, METH_VARARGS, NULL},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errno import ENOSYS, EPERM
+from errno import ENOSYS
 
 from detbox.handlers import dispositions
 from detbox.policy.later import (
@@ -16,6 +16,7 @@ from detbox.policy.later import (
     processes,
     signals,
     sysvipc,
+    tracing,
 )
 from detbox.policy.row import (
     Row,
@@ -79,8 +80,8 @@ ROWS: tuple[Row, ...] = (
     watch("set_tid_address", futex_exit.set_tid_address, PROCESSES, "the thread's exit wakes the waiters"),
     emulate("restart_syscall", clocks.restart_syscall, PROCESSES, "goes on with an interrupted sleep"),
     refuse("rseq", ENOSYS, PROCESSES, "shows the CPU number in memory; the C library does without"),
-    refuse("ptrace", EPERM, PROCESSES, "the supervisor traces every process; there can be one tracer only",
-           missing="debuggers and strace in the guest"),
+    emulate("ptrace", tracing.ptrace, PROCESSES, "another process's threads are stopped and read, as leak checkers do",
+            missing="all else, since the supervisor is every thread's tracer: debuggers and strace in the guest"),
     *emulated(
         PROCESSES, "copied by the supervisor while the other process is held, whatever the host says of debugging",
         process_vm_readv=other_memory.process_vm_readv, process_vm_writev=other_memory.process_vm_writev,

@@ -103,7 +103,7 @@ def up_to_call(task: Task, code_at: int, rsp: int, listener: int) -> tuple[int, 
     if event[1] != tid:
         raise InternalError(f"thread {event[1]} runs while {tid} executes a program")
     if stopped:
-        os.kill(tid, signal.SIGSTOP)
+        _stop_later(tid)
     return event
 
 
@@ -144,7 +144,12 @@ def _resume(tid: int, request: int, next_stop: Callable[[], int] | None = None) 
             raise InternalError(f"thread {tid} got signal {signo} in the supervisor's code")
         stopped = True
     if stopped:
-        os.kill(tid, signal.SIGSTOP)
+        _stop_later(tid)
+
+
+def _stop_later(tid: int) -> None:
+    # The very thread: it may be a tracer of the guest's that stops it alone.
+    _native.raw_syscall(NUMBERS["tkill"], tid, signal.SIGSTOP)
 
 
 def _signed(value: int) -> int:

@@ -13,6 +13,7 @@ from detbox.handlers import futex_exit, identity
 from detbox.handlers.processes import CLONE_ARGS, EXIT_SIGNAL
 from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
+from detbox.machine import tracees
 from detbox.machine.limits import TASKS_AT_MOST
 from detbox.machine.rng import RandomStream
 from detbox.supervisor import injection, signals
@@ -57,6 +58,7 @@ def on_clone(sup: Supervisor, parent: Task, vfork: bool) -> None:
     child.process.tasks[tid] = child
     sup.m.tasks[tid] = child
     sup.await_first_stop(tid)
+    tracees.after_clone(parent, child)
     if vfork:
         child.process.vfork_parent = parent
     sup.m.scheduler.make_ready(child, lambda: sup.counting.on_birth(child))
@@ -125,6 +127,7 @@ def on_exec(sup: Supervisor, task: Task) -> None:
             m.scheduler.remove(other)
             del process.tasks[other.tid]
             m.tasks.pop(other.tid, None)
+            tracees.after_death(m, other)
     if former != tid:
         process.tasks.pop(former, None)
         m.tasks.pop(former, None)
@@ -175,14 +178,11 @@ def release_vfork_parent(sup: Supervisor, process: Process) -> None:
 def on_exit(sup: Supervisor, tid: int, status: int) -> None:
     """A thread is gone; ``status`` is its wait status."""
     m = sup.m
-    task = m.tasks.pop(tid, None)
+    task = m.tasks.get(tid)
     if task is None:
         return
     process = task.process
-    sup.hold(task)
-    m.scheduler.remove(task)
-    futex_exit.after_exit(m, task)
-    process.tasks.pop(tid, None)
+    _forget(sup, task)
     if os.WIFSIGNALED(status) or process.exiting:
         _drain(sup, process)
     if not process.tasks:
@@ -200,13 +200,18 @@ def leader_gone(sup: Supervisor, leader: Task) -> None:
     """
     while not signals.is_zombie(sup.m, leader):
         time.sleep(0.0001)
-    process = leader.process
-    sup.hold(leader)
-    sup.m.scheduler.remove(leader)
-    process.tasks.pop(leader.tid, None)
-    sup.m.tasks.pop(leader.tid, None)
-    process.data["leader_gone"] = True
-    futex_exit.after_exit(sup.m, leader)
+    leader.process.data["leader_gone"] = True
+    _forget(sup, leader)
+
+
+def _forget(sup: Supervisor, task: Task) -> None:
+    """A thread is gone."""
+    sup.hold(task)
+    sup.m.scheduler.remove(task)
+    task.process.tasks.pop(task.tid, None)
+    sup.m.tasks.pop(task.tid, None)
+    futex_exit.after_exit(sup.m, task)
+    tracees.after_death(sup.m, task)
 
 
 def leader_last(process: Process) -> list[int]:
@@ -221,11 +226,7 @@ def _drain(sup: Supervisor, process: Process) -> None:
         if tid not in process.tasks:
             continue
         final = sup.await_exit(tid)
-        task = process.tasks.pop(tid)
-        sup.hold(task)
-        sup.m.scheduler.remove(task)
-        sup.m.tasks.pop(tid, None)
-        futex_exit.after_exit(sup.m, task)
+        _forget(sup, process.tasks[tid])
         if tid == process.pid:
             process.status = final
 

@@ -18,6 +18,7 @@ from detbox.errors import Deadlock, InternalError
 from detbox.handlers import futex_exit, limits
 from detbox.kernel import _native, siginfo
 from detbox.kernel.numbers import NAMES
+from detbox.machine import tracees
 from detbox.machine.clock import WINDOW, WINDOW_WEIGHT
 from detbox.policy.later import call_table
 from detbox.scheduler.core import turn_length
@@ -314,6 +315,19 @@ class Supervisor:
             if task.quantum > 0 or not self.turn_ends(task, self.proceed):
                 self.proceed(task)
             return
+        if task.data and tracees.stops(self.m, task, signo):
+            task.state = State.TRACED
+            return
+        self._deliver(task, signo, info)
+
+    def after_stop(self, task: Task, signo: int) -> None:
+        """The guest's tracer lets a thread go on; ``signo``: the signal that it takes, 0 for none."""
+        if signo:
+            self._deliver(task, signo, _native.get_siginfo(task.tid))
+        else:
+            self.proceed(task)
+
+    def _deliver(self, task: Task, signo: int, info: bytes) -> None:
         signals.repair(self.m, task, signo, info)
         if self.image.hot is not None:
             self.image.hot.before_signal(task)

@@ -161,9 +161,13 @@ class Machine:
         """A guest thread has sent a signal to these processes."""
         self._sup.after_signal(sender, signo, processes)
 
+    def after_stop(self, task: Task, signo: int) -> None:
+        """Queue a thread that its tracer lets go on, with a signal or none (0)."""
+        self.scheduler.make_ready(task, lambda: self._sup.after_stop(task, signo))
+
     def let_spinner_go(self, task: Task) -> None:
         """Queue a thread that was held because it spins: it is to take a signal."""
-        self._sup.spinning.let_go(task)
+        self._sup.spinning.let_go(task, signalled=True)
 
     def pending_signals(self, task: Task) -> int:
         """The set of signals that are pending for a held thread or its process."""

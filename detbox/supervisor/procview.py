@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from detbox.handlers.identity import uts_names
 from detbox.handlers.limits import limits_of
-from detbox.machine import constants
+from detbox.machine import constants, tracees
 from detbox.machine import inodes as inodes_module
 from detbox.machine.clock import CpuTime, user_and_system
 from detbox.machine.constants import USER_HZ
@@ -122,7 +122,7 @@ def _state_letter(task: Task, caller: Task | None) -> str:
         return "R"
     if GAVE_WAY in task.data or (task.park is not None and "spin" in task.park.extra):
         return "R"
-    return "T" if task.state is State.STOPPED else "S"
+    return {State.STOPPED: "T", State.TRACED: "t"}.get(task.state, "S")
 
 
 def _process_view(m: Machine, process: Process, caller: Task | None) -> ProcessView:
@@ -131,7 +131,7 @@ def _process_view(m: Machine, process: Process, caller: Task | None) -> ProcessV
         ThreadView(
             tid, task.data.get("comm", process.comm), _state_letter(task, caller), task.lineage,
             *_cpu_ticks(task.cpu), ticks(process.start_ns),
-            task.data.get("nice", 0),
+            task.data.get("nice", 0), tracer=tracees.tracer(task),
         )
         for tid, task in sorted(process.tasks.items())
     ]  # fmt: skip

@@ -9,6 +9,7 @@ from detbox.decision import CONTINUE, Decision, Park
 from detbox.errors import HostError, UserError
 from detbox.handlers import identity, limits, sysvipc, timers
 from detbox.kernel.numbers import NAMES, NUMBERS
+from detbox.machine import tracees
 from detbox.machine.creds import Creds
 from detbox.machine.files import FileTable, FsContext
 from detbox.machine.program import Program
@@ -67,6 +68,7 @@ def install_hooks(sup: Supervisor) -> None:
     sup.exec_hooks.append(timers.after_exec)
     sup.exit_hooks.append(timers.after_exit)
     sup.exit_hooks.append(sysvipc.after_exit)
+    sup.exit_hooks.append(tracees.after_exit)
     if sup.m.spec.verbose >= 2:
         sup.observers.append(_print_call)
 

@@ -12,6 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from detbox.decision import Decision, Park, Wake
@@ -358,12 +359,16 @@ class Spinning:
             elif not spinner.spin.unchanged(task.read):
                 self.let_go(task)
 
-    def let_go(self, task: Task) -> None:
-        """Queue a spinner, to look at its memory again or to take a signal."""
+    def let_go(self, task: Task, *, signalled: bool = False) -> None:
+        """Queue a spinner, to look at its memory again or to take a signal.
+
+        The walk would do for a signal, too, unless it is known by heart: then no instruction is executed.
+        """
         self._charge(task)
         self.parked.pop(task, None)
         if self.sup.m.scheduler.withdraw(task) is not None:
-            self.sup.m.scheduler.make_ready(task, lambda: self._again(task))
+            then = partial(self.sup.cont, task, 0) if signalled else partial(self._again, task)
+            self.sup.m.scheduler.make_ready(task, then)
 
     def _again(self, task: Task) -> None:
         """Continue a spinner; its next turn is walked here, and not by way of the breakpoint."""

@@ -33,6 +33,7 @@ class State(Enum):
     PARKED = "parked"  # held until a condition of ``Task.park`` holds
     VFORK = "vfork"  # in the kernel until its vfork child executes or exits
     STOPPED = "stopped"  # job control stop
+    TRACED = "traced"  # about to take a signal, in the hands of the guest's tracer
     DEAD = "dead"
 
 

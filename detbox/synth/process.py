@@ -132,14 +132,14 @@ def _memory_lines(query: Query) -> list[str]:
 
 
 def status(query: Query) -> bytes:
-    """The fields of Linux 6.1.  The tracer and the filter are detbox's own and not shown."""
+    """The fields of Linux 6.1.  The filter, and the tracer but one in the guest, are detbox's own and not shown."""
     process, thread, view = query.process, query.thread, query.view
     letter = state_letter(query)
     pid = thread.tid if query.is_task else process.pid
     lines = [
         f"Umask:\t{process.umask & 0o777:04o}",
         f"State:\t{letter} ({STATE_NAMES[letter]})",
-        f"Tgid:\t{process.pid}", "Ngid:\t0", f"Pid:\t{pid}", f"PPid:\t{process.ppid}", "TracerPid:\t0",
+        f"Tgid:\t{process.pid}", "Ngid:\t0", f"Pid:\t{pid}", f"PPid:\t{process.ppid}", f"TracerPid:\t{thread.tracer}",
         "Uid:\t" + "\t".join(map(str, process.uids)), "Gid:\t" + "\t".join(map(str, process.gids)),
         f"FDSize:\t{process.fd_size}", "Groups:\t" + " ".join(map(str, process.groups)) + " ",
         f"NStgid:\t{process.pid}", f"NSpid:\t{pid}", f"NSpgid:\t{process.pgrp}", f"NSsid:\t{process.sid}",

@@ -40,6 +40,7 @@ class ThreadView(NamedTuple):
     nice: int = 0
     sig_pending: int = 0
     sig_blocked: int = 0
+    tracer: int = 0
 
 
 def _the_machines() -> None:
