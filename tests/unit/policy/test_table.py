@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from detbox.decision import Decision
-from detbox.handlers import identity
+from detbox.handlers import identity, tracing
 from detbox.kernel.numbers import NAMES, NUMBERS, name_of
 from detbox.policy import BY_NAME, BY_NUMBER, LOOKING, TABLE, Action, Row
 from detbox.policy.later import Later, call_table
@@ -53,9 +53,10 @@ def test_calls_that_only_look() -> None:
 
 
 def test_what_must_never_reach_the_kernel() -> None:
-    dangerous = ("ptrace", "bpf", "perf_event_open", "init_module", "kexec_load", "reboot", "syslog",
+    dangerous = ("bpf", "perf_event_open", "init_module", "kexec_load", "reboot", "syslog",
                  "io_uring_setup", "userfaultfd", "open_by_handle_at", "rseq")
     assert all(BY_NAME[name].action is Action.REFUSE and not BY_NAME[name].traps for name in dangerous)
+    assert BY_NAME["ptrace"].action is Action.EMULATE and "CONTINUE" not in inspect.getsource(tracing)
 
 
 def test_impossible_rows_are_refused() -> None:
