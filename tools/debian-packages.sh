@@ -11,7 +11,7 @@ if [ -n "$missing" ]; then
     echo "installing Debian packages:$missing"
     if [ "$(id -u)" = 0 ]; then as_root=; else as_root=sudo; fi
     $as_root apt-get update -qq
-    # $missing is a list of words.
+    # $missing is a list of words.  sudo passes no variables on.
     # shellcheck disable=SC2086
-    DEBIAN_FRONTEND=noninteractive $as_root apt-get install -qq -y --no-install-recommends $missing > /dev/null
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $missing > /dev/null
 fi
