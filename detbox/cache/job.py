@@ -64,9 +64,9 @@ class Job:
         self._launch = launch
         self._store = store
         self._places = Places(sources)
-        bound = (spec.guest_workdir, *(mount.dst for mount in spec.mounts)) if os.geteuid() else ()
-        self._checker = Checker(self._places, store, bound)
         self._known = key.parts(spec, sources, store)
+        bound = (spec.guest_workdir, *(mount.dst for mount in spec.mounts)) if self._known["ordinary user"] else ()
+        self._checker = Checker(self._places, store, bound)
         self._key = key.key_of(self._known)
         self._base = key.base_of(self._known)
         self._family = key.family_of(self._known, self._base)

@@ -15,6 +15,7 @@ from detbox.cache.places import Sources
 from detbox.cache.summary import text
 from detbox.digests import sha256
 from detbox.images.place import place_of
+from detbox.kernel import userns
 from detbox.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def parts(spec: RunSpec, sources: Sources, store: Store) -> dict[str, Any]:
     found["work directory's path"] = text(os.fsencode(spec.workdir_alias)) if spec.workdir_alias else None
     found["root"] = list(sources.fixed)
     found["file system"] = sorted(text(os.fsencode(guest)) for guest, _ in sources.shown)
-    found["ordinary user"] = os.geteuid() != 0
+    found["ordinary user"] = os.geteuid() != 0 or userns.limited()
     found["format"] = manifest.FORMAT
     found["detbox"] = [detbox.__version__, engine(store)]
     if spec.image is not None and os.path.isfile(spec.image):

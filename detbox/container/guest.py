@@ -14,13 +14,13 @@ import struct
 import time
 from typing import TYPE_CHECKING, Any
 
-from detbox.container import ahead, modules, operations, overlay, placement, plan, skeleton
+from detbox.container import ahead, modules, operations, placement, plan, skeleton
 from detbox.container.overlay import Overlay
 from detbox.cpu import model
 from detbox.cpu.siteindex import SiteIndex
 from detbox.errors import CommandNotFound, CommandNotInvocable, HostError, InternalError
 from detbox.handlers.cover import cover
-from detbox.kernel import _native
+from detbox.kernel import _native, userns
 from detbox.kernel.numbers import NAMES, NUMBERS
 from detbox.machine import constants, limits
 from detbox.machine.layers import Layers
@@ -176,7 +176,7 @@ def _host_streams(spec: RunSpec) -> tuple[int, int, int]:
 def build(spec: RunSpec) -> tuple[int, Layers]:
     """Assemble the container's file system and enter it; a descriptor of a procfs mount of our own."""
     steps = plan.steps(spec)
-    limited = overlay.limited()
+    limited = userns.limited()
     _native.unshare(0x20000)  # CLONE_NEWNS: the keeper keeps the host's view
     _native.mount(None, b"/", None, operations.MS_REC | operations.MS_PRIVATE, None)
     host = modules.open_host()

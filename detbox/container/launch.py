@@ -26,7 +26,7 @@ from detbox.cpu import service
 from detbox.cpu.sitecache import SiteCache
 from detbox.cpu.siteindex import SiteIndex
 from detbox.errors import DetboxError, HostError, Interrupted, TimedOut
-from detbox.kernel import _native
+from detbox.kernel import _native, userns
 from detbox.machine import constants
 from detbox.spec import RunSpec
 from detbox.supervisor.setup import before_start
@@ -36,7 +36,6 @@ CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 NAMESPACES = (
     CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP
 )
-ALL_IDS = 4294967295  # the largest range that a map may have
 
 
 #: Real seconds that a run gets for its end: thousands of processes may have to be killed.
@@ -175,12 +174,12 @@ def report_error(result: int, error: DetboxError, trace: str = "") -> None:
 def _map_ids(pid: int) -> None:
     """Map user and group ids of the keeper's user namespace.
 
-    Root maps all ids, so that files of any owner can be used; an ordinary user
-    maps only its own, and files of others keep the permissions that they have.
+    Root maps all ids that there are, so that files of any owner can be used; an
+    ordinary user maps only its own, and files of others keep the permissions that they have.
     """
     uid, gid = os.geteuid(), os.getegid()
     if uid == 0:
-        maps = {"uid_map": f"0 0 {ALL_IDS}", "gid_map": f"0 0 {ALL_IDS}"}
+        maps = {name: userns.all_ids(name) for name in ("uid_map", "gid_map")}
     else:
         maps = {"setgroups": "deny", "uid_map": f"0 {uid} 1", "gid_map": f"0 {gid} 1"}
     for name, text in maps.items():

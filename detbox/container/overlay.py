@@ -10,16 +10,10 @@ from detbox.container import storeimage
 from detbox.container.hostroot import FOR_ALL
 from detbox.container.operations import MS_NODEV, MS_NOSUID, Step, mount, staged
 from detbox.errors import HostError
-from detbox.kernel import _native
+from detbox.kernel import _native, userns
 from detbox.records import field, record
 
 _ALL_LEVELS = 1 << 20
-
-
-def limited() -> bool:
-    """Whether the user namespace maps one user only: an ordinary user made it."""
-    with open("/proc/self/uid_map", encoding="utf-8") as lines:
-        return int(lines.read().split()[2]) == 1
 
 
 @record
@@ -106,7 +100,7 @@ class Overlay(Step):
         self.emptied += [f"{self.path}/{path}" for path in paths if path.count("/") < self.depth]
 
     def _make_directories(self, upper: str) -> None:
-        everything = limited() and not self._own
+        everything = userns.limited() and not self._own
         depth, makers = (_ALL_LEVELS, self.makers) if everything else (self.depth, 1)
         if not depth:
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -49,6 +50,22 @@ def test_rights_are_those_of_the_kernel(program: str, tmp_path: Path) -> None:
     assert (result.status, result.stderr) == (0, b"")
     assert result.stdout.splitlines() == native.splitlines()
     assert len(native.splitlines()) > 250
+
+
+def test_root_of_a_user_namespace_that_has_no_other_users(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(
+        "import detbox; script = 'id; ls -l /etc/passwd program.py; echo > /etc/made';"
+        " done = detbox.run(['sh', '-c', script], workdir='.'); print(done.stdout.decode(), done.stderr, done.status)"
+    )
+    command = [sys.executable, "program.py"]
+    env = {**os.environ, "PYTHONPATH": str(Path(detbox.__file__).parents[1])}
+    plain, inside = (
+        subprocess.run([*before, *command], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+        for before in ([], ["unshare", "--user", "--map-root-user"])
+    )
+    assert inside.stdout == plain.stdout and inside.stderr == plain.stderr
+    assert inside.stdout.startswith("uid=0(root) gid=0(root) groups=0(root)\n-rw-r--r-- 1 root root ")
+    assert inside.stdout.endswith("\n b'' 0\n")
 
 
 def test_python_finds_its_compiled_files(tmp_path: Path) -> None:
