@@ -20,10 +20,10 @@ demo: .venv/installed
 	tests/demo/run.sh $(DETBOX)
 	tests/demo/debian.sh $(DETBOX)
 
-# The servers that remote caches are tested against (each test starts its own; Debian's may be stopped), and xz, in which
-# source packages are packed.
+# The servers that remote caches are tested against (each test starts its own; Debian's may be stopped), xz, in which
+# source packages are packed, and ps.
 .venv/servers: .venv/installed
-	tools/debian-packages.sh nginx redis-server xz-utils
+	tools/debian-packages.sh nginx redis-server xz-utils procps
 	touch $@
 
 test: .venv/installed .venv/servers

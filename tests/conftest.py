@@ -1,7 +1,8 @@
-"""What all tests share: a limit of real time, and for a failure its directory and the command that repeats it."""
+"""What all tests share: a limit of real time, a umask, and for a failure its directory and how to repeat it."""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # Shells ignore both for jobs in the background, and a command that is started so goes on when it is interrupted.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    os.umask(0o022)  # modes are compared with what programs do natively
 
 
 @pytest.fixture(autouse=True)
