@@ -80,7 +80,6 @@ static void tracing(void)
         pause();
         _exit(0);
     }
-    CHECK(answer(ptrace(PTRACE_ATTACH, pid, NULL, NULL)) != 0);
     CHECK(answer(ptrace(PTRACE_SEIZE, pid, NULL, NULL)) != 0);
     kill(pid, SIGKILL);
     int status;
