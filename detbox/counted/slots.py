@@ -10,6 +10,8 @@ COUNTER, TARGET, DESTINATION, TABLE = 0, 8, 16, 24
 RAX, RCX, RDX, SCRATCH = 32, 40, 48, 56
 #: Offset of the code that looks computed targets up.
 LOOKUP = 0x1000
+#: Bits of an address that say where its pair begins to be looked for.
+INDEX_BITS = 18
 BREAKPOINT = b"\xcc"
 
 
@@ -22,7 +24,7 @@ def lookup(at: int, slots: int) -> tuple[bytes, int]:
     """The code for computed branches, to be put at ``at``; and the offset behind its breakpoint.
 
     It is entered with the target in RCX, and the program's RCX in its slot.  The table has pairs of an
-    address and its copy, found by the address's lower 16 bits or behind that, up to the first empty pair.
+    address and its copy, found by the address's lower ``INDEX_BITS`` or behind that, up to the first empty pair.
     """
     out = bytearray()
 
@@ -39,7 +41,8 @@ def lookup(at: int, slots: int) -> tuple[bytes, int]:
     out += b"\x9f\x0f\x90\xc0"  # lahf; seto al
     move(RDX, 2, load=False)
     move(TARGET, 1, load=False)
-    out += b"\x0f\xb7\xd1"  # movzx edx, cx
+    out += b"\x89\xca"  # mov edx, ecx
+    out += b"\x81\xe2" + struct.pack("<I", (1 << INDEX_BITS) - 1)  # and edx, ...
     out += b"\x48\xc1\xe2\x04"  # shl rdx, 4
     distance = slots + TABLE - (at + len(out) + 7)
     out += b"\x48\x03\x15" + struct.pack("<i", distance)  # add rdx, [TABLE]

@@ -18,15 +18,16 @@ from itertools import islice
 from typing import Protocol
 
 from detbox.counted import slots
-from detbox.counted.slots import COUNTER, LOOKUP, TABLE, TARGET
+from detbox.counted.slots import COUNTER, INDEX_BITS, LOOKUP, TABLE, TARGET
 from detbox.counted.translate import AFTER_CALL, CALL_WEIGHT, LONGEST, Copy, Exit, Mark
 from detbox.kernel import _native
 from detbox.machine.constants import COPIES
 
 #: Where the memory is in every process, and its size.
 PLACE, SIZE = COPIES[0], COPIES[1] - COPIES[0]
-_TABLE, _PAIRS, _SPARE = 0x10000, 1 << 16, 1 << 12
-_CODE = 0x200000
+_TABLE, _PAIRS, _SPARE = 0x10000, 1 << INDEX_BITS, 1 << 12
+_CODE = 0x500000
+_MOST_PAIRS = _PAIRS // 4 * 3  # the way to an empty place grows without bound in a table that is nearly full
 _BATCH = 1 << 20  # more than the copies take that are made at once
 _PAGE = 4096
 _WORD, _PAIR, _COUNT = struct.Struct("<Q"), struct.Struct("<QQ"), struct.Struct("<q")
@@ -162,7 +163,7 @@ class Copies:
     @property
     def full(self) -> bool:
         """Whether there is no room for more copies."""
-        return self._library.end + _BATCH > PLACE + SIZE
+        return self._library.end + _BATCH > PLACE + SIZE or len(self._library.table) > _MOST_PAIRS
 
     def check(self, memory: Memory) -> bool:
         """Whether the code is what it was when it was copied; otherwise the copies are forgotten."""

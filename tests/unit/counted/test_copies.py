@@ -8,13 +8,14 @@ from typing import NamedTuple
 
 import pytest
 
-from detbox.counted.slots import LOOKUP
+from detbox.counted.slots import INDEX_BITS, LOOKUP
 from detbox.counted.store import PLACE, Copies, Library
 from detbox.counted.translate import AFTER_CALL, CALL_WEIGHT, Copy, Exit, Mark
 from detbox.kernel import _native
 
 HERE, SLOTS = 0x401000, PLACE
-AT = SLOTS + 0x200000
+AT = SLOTS + 0x500000
+INDEX = (1 << INDEX_BITS) - 1
 ENTRY_WEIGHT = 8  # as in kernel/translate.c
 
 
@@ -232,7 +233,7 @@ def test_what_follows_is_made_too() -> None:
     assert first is not None and made.made == 3
     for address in (HERE, HERE + 5, HERE + 9):
         assert made.entry(memory, address) is not None and made.made == 3
-    pairs = [memory.read(PLACE + 0x10000 + 16 * (address & 0xFFFF), 8) for address in (HERE, HERE + 5)]
+    pairs = [memory.read(PLACE + 0x10000 + 16 * (address & INDEX), 8) for address in (HERE, HERE + 5)]
     assert pairs == [bytes(8), struct.pack("<Q", HERE + 5)]  # the call returns there
 
 
@@ -304,10 +305,19 @@ def test_what_is_mapped_later_gets_its_copies_then() -> None:
     assert there is not None
     assert second.entry(other, HERE) == AT and second.made == 0
     assert second.entry(other, far) is second.follow(other, 0, computed) is None, "it may have generated code there"
-    place = PLACE + 0x10000 + 16 * (far & 0xFFFF)
+    place = PLACE + 0x10000 + 16 * (far & INDEX)
     assert (memory.read(place, 8), other.read(place, 8)) == (struct.pack("<Q", far), bytes(8))
-    assert other.read(PLACE + 0x10000 + 16 * (HERE + 5 & 0xFFFF), 8) == struct.pack("<Q", HERE + 5)
+    assert other.read(PLACE + 0x10000 + 16 * (HERE + 5 & INDEX), 8) == struct.pack("<Q", HERE + 5)
     other.write(far, b"\x90\xc3")
     ranges.append((far, far + 4096))
     assert second.check(other) and second.entry(other, far) == there
     assert other.read(place, 8) == struct.pack("<Q", far) and second.made == 0
+
+
+def test_the_table_is_never_nearly_full() -> None:
+    library = Library()
+    copies = Copies(lambda: [(HERE, HERE + 4096)], library)
+    library.table.update(dict.fromkeys(range(INDEX * 3 // 4), HERE))
+    assert not copies.full
+    library.table.update(dict.fromkeys(range(INDEX * 3 // 4 + 8), HERE))
+    assert copies.full and copies.entry(FakeMemory(b"\x90\xc3"), HERE) is None
