@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 PAGE = 4096
 #: int64 in the shared page: the offsets of clock.c's struct guest_clock, as indices.
-NOW, LIMIT, COST, WALL, BOOT, PROCESS, THREAD, WORK, DAY = range(9)
+NOW, LIMIT, COST, WALL, BOOT, PROCESS, THREAD, WORK, DAY, PLACE, OTHER, TURNED, ENOUGH, DULL = range(14)
 
 _NAME, _VERSION = b"linux-vdso.so.1", b"LINUX_2.6"
 _EHDR, _PHDR, _SYM = struct.Struct("<16sHHIQQQIHHHHHH"), struct.Struct("<IIQQQQQQ"), struct.Struct("<IBBHQQ")

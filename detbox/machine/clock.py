@@ -53,6 +53,11 @@ WATCHING = 64
 #: Who measures one piece of work after the other makes a few looks, something else (it writes the result), and as many
 #: looks again.  After so many such rows of one length, and of no more looks, it is measured what is done in one.
 ROWS, ROW_LOOKS = 8, 4
+#: So many looks at the monotonic clock in a row, from one place or from two by turns, may be those of somebody who
+#: measures one piece of work after the other, each ten times as large as the last (supervisor/rising.py).
+TURNS = 5
+#: What two places make up together (:attr:`CpuTime.dull`), as no two places do: they are aligned.
+NOWHERE = 1
 #: Later than every deadline.
 NEVER = 1 << 63
 
@@ -158,6 +163,10 @@ class CpuTime:
     ``timing``: those of its looks in a row that may be a stopwatch's (supervisor/stopwatch.py), as long as they are
     calls; ``rest`` (a process's): rows of looks for which its threads may make these by themselves.
     ``watching``: calls for which it may look at clocks by itself.
+    ``place``: from where it has looked at the monotonic clock last, ``other``: from where before; ``turns``: so many
+    looks in a row came from these two by turns, or -1 if that does not matter; ``rises`` (a process's): whether it
+    does in the next row; ``dull``: places from which it does not for so many ``dull_rows``; ``tried``: how often it
+    was followed in this row.
     ``timers`` expire by this CPU time (ITIMER_PROF, ITIMER_VIRTUAL, timers on a CPU clock).
     """
 
@@ -175,6 +184,13 @@ class CpuTime:
     timing: int = 0
     rest: int = 0
     watching: int = 0
+    place: int = 0
+    other: int = 0
+    turns: int = 0
+    tried: int = 0
+    dull: int = NOWHERE
+    dull_rows: int = 0
+    rises: bool = True
     timers: Timers | None = None
 
     def spend(self, ns: int) -> None:
@@ -194,9 +210,30 @@ class CpuTime:
             whole.rest -= 1
         later = min(self.undecided // UNDECIDED, LATER)
         self.measure_at = 1 if self.rows.ended(self.looks) else FIRST_MEASURE << later
-        self.looks = self.asked = self.timing = 0
+        self.looks = self.asked = self.timing = self.tried = 0
+        self.turns = 0 if whole.rises else -1
+        if self.dull_rows:
+            self.dull_rows -= 1
+            if not self.dull_rows:
+                self.dull = NOWHERE
         self.work_ns = None
         self.places = ()
+
+    def turn(self, place: int) -> bool:
+        """A look at the monotonic clock from there; whether several came from two places by turns (guest/clock.c)."""
+        if self.turns < 0:
+            return False
+        self.turns = self.turns + 1 if self.turns >= 2 and place == self.other else 2 if self.turns else 1
+        self.place, self.other = place, self.place
+        return self.turns >= TURNS and self.two_places() != self.dull
+
+    def two_places(self) -> int:
+        """From where a thread has looked last and before, in any order."""
+        return self.place + self.other & NEVER - 1
+
+    def is_dull(self, rows: int) -> None:
+        """Looks from where a thread has looked last do not matter for so many rows."""
+        self.dull, self.dull_rows, self.turns = self.two_places(), rows, 0
 
     def unmeasured(self) -> None:
         """Nothing can be measured where the thread looks."""

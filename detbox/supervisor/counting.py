@@ -24,6 +24,7 @@ from detbox.supervisor.gauge import GAUGE, Gauge
 from detbox.supervisor.gauging import Gauging
 from detbox.supervisor.giving_way import CLOSER, CLOSEST, LONGER, GivingWay
 from detbox.supervisor.other_processes import LONG_WORK, OtherProcesses
+from detbox.supervisor.rising import FORESEEN, Rising
 from detbox.supervisor.stopwatch import SHOWN, Stopwatch
 from detbox.supervisor.stretch import GAVE_WAY, PER_NS, SHORTEST, STRETCH, Stretch
 from detbox.supervisor.task import State
@@ -58,11 +59,12 @@ class Counting:
         )
         self.following = Following(sup, self.copying, self._counts)
         self.stopwatch = Stopwatch(sup, self.copying, self._counts)
+        self.rising = Rising(sup, self.copying, self._counts)
         self.gauging = Gauging(sup, self.copying)
         self.giving_way = GivingWay(sup, self.copying)
         self.others = OtherProcesses(sup, self.copying)
         arming.watch(sup, arming.TIMERS + arming.LIMITS, self._armed)
-        sup.fork_hooks.append(self._on_fork)
+        sup.fork_hooks += [self._on_fork, self.rising.on_fork]
         sup.thread_hooks.append(self._on_thread)
 
     # -- deterministic points -------------------------------------------------------
@@ -110,7 +112,9 @@ class Counting:
 
     def after_look(self, task: Task) -> None:
         """A thread has looked at a clock, and it is time to measure what it does between its looks."""
-        if self.following.left(task) or (self._counts(task) and not self.gauging.counting(task)):
+        if FORESEEN in task.data:
+            self.rising.after_look(task)
+        elif self.following.left(task) or (self._counts(task) and not self.gauging.counting(task)):
             task.cpu.measure_at = task.cpu.looks + WINDOW
             if task.cpu.work_ns is None:
                 task.cpu.work_ns = 0  # its time passes as it computes: it need not be taken for one that waits
@@ -122,6 +126,8 @@ class Counting:
         data = task.data
         if GAUGE in data:
             self._measurer(task).on_call(task, looking)
+        if not looking:
+            data.pop(FORESEEN, None)
         data.pop(GAVE_WAY, None)
         stretch: Stretch | None = data.pop(STRETCH, None)
         used = 0
@@ -141,7 +147,7 @@ class Counting:
     def _follower(self, task: Task) -> Following:
         """Who follows a thread."""
         gauge: Gauge = task.data[GAUGE]
-        return self.stopwatch if gauge.looks else self.following
+        return self.rising if gauge.rise is not None else self.stopwatch if gauge.looks else self.following
 
     def _account(self, stretch: Stretch) -> GivingWay | OtherProcesses:
         return self.others if stretch.for_other_processes else self.giving_way

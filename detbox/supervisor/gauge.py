@@ -23,6 +23,20 @@ FAMILIAR = 1_000
 
 
 @record
+class Rise:
+    """What is known of a row of looks whose work may grow (rising.py).
+
+    ``last``: instructions of the last four stretches; ``long``: whether one has been long; ``alike``: how often they
+    were the same by turns; ``counted``: instructions before this measurement.
+    """
+
+    last: tuple[int, ...] = ()
+    long: bool = False
+    alike: int = 0
+    counted: int = 0
+
+
+@record
 class Gauge:
     """A measurement that is under way.
 
@@ -30,7 +44,8 @@ class Gauge:
     ``first``: copies that its program had at the beginning; ``made``: that it may have at the end; ``steps``: that it
     may still make.  ``former``: what was known before.  ``row``: looks of the row that is measured as a whole, or 0.
     ``following``: each stretch is counted, and the thread stays in its copies (following.py), up to so many more
-    ``looks`` and ``calls`` (stopwatch.py); ``last``: the total at the last call.
+    ``looks`` and ``calls`` (stopwatch.py); ``last``: the total at the last call.  ``rise``: it is followed
+    because its work may grow.
     """
 
     budget: int
@@ -46,6 +61,7 @@ class Gauge:
     looks: int = 0
     calls: int = 0
     last: int = 0
+    rise: Rise | None = None
 
     def may_go_on(self, made: int, left: int) -> bool:
         """Whether the measurement is still worth it, with so many copies made, and so much of its budget left."""

@@ -100,7 +100,8 @@ class Gauging:
     def _begins(self, task: Task) -> None:
         task.cpu.looked = 0
         task.cpu.rows = Rows()
-        (task.cpu.parent or task.cpu).rest = 0
+        whole = task.cpu.parent or task.cpu
+        whole.rest, whole.rises, task.cpu.turns = 0, True, 0
 
     @staticmethod
     def _program(task: Task) -> _Program:

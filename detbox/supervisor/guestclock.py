@@ -18,7 +18,23 @@ from typing import TYPE_CHECKING
 
 from detbox.cpu.stub import Call, Result
 from detbox.guest import vdso
-from detbox.guest.vdso import BOOT, COST, DAY, LIMIT, NOW, PAGE, PROCESS, THREAD, WALL, WORK
+from detbox.guest.vdso import (
+    BOOT,
+    COST,
+    DAY,
+    DULL,
+    ENOUGH,
+    LIMIT,
+    NOW,
+    OTHER,
+    PAGE,
+    PLACE,
+    PROCESS,
+    THREAD,
+    TURNED,
+    WALL,
+    WORK,
+)
 from detbox.handlers.mapping import OWN_MAPPING
 from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
@@ -28,6 +44,7 @@ from detbox.machine.clock import (
     FIRST_MEASURE,
     LOOK_NS,
     NEVER,
+    TURNS,
     WATCHING,
     WORK_LOOKS,
     alike,
@@ -63,25 +80,32 @@ class GuestClock:
         self.ticks = page.index(code) + ticks
         self._page = memoryview(mmap.mmap(self.fd, PAGE)).cast("q")
         self._page[COST], self._page[WALL] = CALL_NS + LOOK_NS, clock.realtime(0)
-        self._page[BOOT] = BOOT_NS
+        self._page[BOOT], self._page[ENOUGH] = BOOT_NS, TURNS
         self._page[NOW] = self._given = clock.now
         self._page[LIMIT] = _NEVER
         #: Whether the page allows looks, so that there may be some to account for.
         self.open = False
         self._cpu: CpuTime | None = None  # of the thread that the page was prepared for
+        self._turns = (0, 0, 0)  # what the page has told of these, or was given
 
     def settle(self) -> None:
         """Account for the looks that the running thread has made.  Without effect if there were none."""
-        gone = self._page[NOW] - self._given
-        if gone and self._cpu is not None:
-            looks = gone // self._page[COST]
+        page, cpu = self._page, self._cpu
+        if cpu is None:
+            return
+        # These are the thread's until it makes a call, which may change them here, and not in the page.
+        if self.open and (turns := (page[PLACE], page[OTHER], page[TURNED])) != self._turns:
+            cpu.place, cpu.other, cpu.turns = self._turns = turns
+        gone = page[NOW] - self._given
+        if gone:
+            looks = gone // page[COST]
             self.looks += looks
             self._given += gone
             self._clock.now += gone
-            self._cpu.looks += looks
-            self._cpu.looked += looks
-            self._cpu.watching = WATCHING
-            self._cpu.spend(gone)
+            cpu.looks += looks
+            cpu.looked += looks
+            cpu.watching = WATCHING
+            cpu.spend(gone)
 
     def grant(self, cpu: CpuTime, allowed: bool) -> None:
         """Prepare the page for a thread that is about to go on."""
@@ -105,6 +129,8 @@ class GuestClock:
             # The same look is left to a call whenever this is asked.
             page[WORK] = now + max(WORK_LOOKS - cpu.looks, 0) * cost
             page[DAY] = 0 if cpu.timing >= FIRST_MEASURE or (cpu.parent or cpu).rest else NEVER - 1
+            page[PLACE], page[OTHER], page[TURNED] = self._turns = cpu.place, cpu.other, cpu.turns
+            page[DULL] = cpu.dull
         else:
             limit = _NEVER
         self._cpu = cpu

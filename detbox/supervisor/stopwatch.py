@@ -38,7 +38,7 @@ FIRST = 2
 ALLOWED, EARNED, MOST_COUNTED = 40_000, 1, 1 << 38
 #: A thread is followed up to so many further looks, and so many calls: anew behind each stretch that is not short.
 MORE_LOOKS, MORE_CALLS = 6, 16
-_MEMORY = frozenset(NUMBERS[name] for name in ("brk", "mmap", "munmap", "mremap", "mprotect", "madvise"))
+MEMORY = frozenset(NUMBERS[name] for name in ("brk", "mmap", "munmap", "mremap", "mprotect", "madvise"))
 #: Nobody is followed through these.
 _ENDS = frozenset(
     NUMBERS[name]
@@ -148,7 +148,7 @@ class Stopwatch(Following):
     def shown(task: Task, looking: bool, instructions: int) -> None:
         """A thread has made a call whose looks show what has been counted."""
         left = MORE_LOOKS if instructions >= LEAST else task.data[SHOWN] - looking
-        if left and (looking or task.nr in _MEMORY or instructions >= LEAST):
+        if left and (looking or task.nr in MEMORY or instructions >= LEAST):
             task.data[SHOWN] = left
         else:
             del task.data[SHOWN]
@@ -162,7 +162,7 @@ class Stopwatch(Following):
         gauge.calls -= 1
         if gauge.calls <= 0 or task.nr in _ENDS:
             return False
-        return task.nr in _MEMORY or gauge.total >= LONG * PER_NS
+        return task.nr in MEMORY or gauge.total >= LONG * PER_NS
 
     def cancel(self, task: Task) -> None:
         """A signal has stopped a thread that is followed: it is, too, from the handler's beginning on."""

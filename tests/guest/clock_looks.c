@@ -2,7 +2,7 @@
 #include "guest.h"
 
 /* Fewer than make detbox measure what the program does between them. */
-enum { LOOKS = 15 };
+enum { LOOKS = 4 };
 /* So many in a row that most of those at CPU time need no call. */
 enum { CPU_LOOKS = 60 };
 

@@ -60,6 +60,7 @@ GUESTS = (
     Guest("giving_way_processes.py"),
     Guest("giving_way_shared.c", flags=(*FLAGS, "-lm")),
     Guest("giving_way_signals.c"),
+    Guest("growing_work.c", native=False, limit_s=120),
     Guest("guest_filter.c"),
     Guest("identity.c", quick=True),
     Guest("inet_sockets.c"),

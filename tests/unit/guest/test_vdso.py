@@ -11,8 +11,24 @@ from pathlib import Path
 import pytest
 
 from detbox.guest import vdso
-from detbox.guest.vdso import COST, DAY, LIMIT, NOW, PAGE, PROCESS, THREAD, WALL, WORK
+from detbox.guest.vdso import (
+    COST,
+    DAY,
+    DULL,
+    ENOUGH,
+    LIMIT,
+    NOW,
+    OTHER,
+    PAGE,
+    PLACE,
+    PROCESS,
+    THREAD,
+    TURNED,
+    WALL,
+    WORK,
+)
 from detbox.kernel import _native
+from detbox.machine.clock import NOWHERE, TURNS, CpuTime
 
 REALTIME, MONOTONIC, PROCESS_CPU, THREAD_CPU, RAW = range(5)
 NAMES = ("__vdso_clock_gettime", "__vdso_gettimeofday", "__vdso_time")
@@ -37,9 +53,9 @@ class Mapped:
         start = image.index(code[:64])
         self.addresses = {name: base + start + offset for name, offset in functions.items()}
 
-    def clock(self, number: int) -> tuple[int, int, int]:
+    def clock(self, number: int, pair: Pair | None = None) -> tuple[int, int, int]:
         """clock_gettime: result, seconds, nanoseconds."""
-        pair = Pair(-1, -1)
+        pair = pair if pair is not None else Pair(-1, -1)
         function = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.POINTER(Pair))
         result = function(self.addresses[NAMES[0]])(number, ctypes.byref(pair))
         return result, pair.seconds, pair.rest
@@ -50,6 +66,7 @@ def mapped() -> Iterator[Mapped]:
     here = Mapped()
     here.page[NOW], here.page[LIMIT], here.page[COST] = 5_000_000_000, 5_000_000_033, 11
     here.page[WALL] = 1_000_000_000_000
+    here.page[ENOUGH], here.page[DULL] = TURNS, NOWHERE
     yield here
     here.page.release()
 
@@ -109,6 +126,32 @@ def test_clocks_of_stopwatches_may_be_left_to_the_supervisor(mapped: Mapped) -> 
     assert mapped.clock(MONOTONIC) == (0, 5, 11)
     mapped.page[DAY] = 0
     assert mapped.clock(RAW) == (0, 5, 22)
+
+
+@pytest.mark.parametrize("dull", [NOWHERE, "0 + 0", "0 + 1"])
+def test_looks_from_two_places_are_left_to_the_supervisor(mapped: Mapped, dull: int | str) -> None:
+    pairs = [Pair(), Pair(), Pair()]
+    at = [ctypes.addressof(pair) for pair in pairs]
+    if isinstance(dull, str):
+        dull = sum(at[int(place)] for place in dull.split(" + "))
+    mapped.page[DULL] = dull
+    mapped.page[LIMIT] = 1 << 62
+    cpu, asked = CpuTime(dull=dull), 0
+    for place in map(int, "00010000022220101010120120120001101010111111111"):
+        before = mapped.page[NOW]
+        rises = cpu.turn(at[place])
+        mapped.clock(MONOTONIC, pairs[place])
+        assert rises == (mapped.page[NOW] == before), "the kernel was asked"
+        asked += rises
+        if rises:  # the supervisor does the same
+            mapped.page[PLACE], mapped.page[OTHER], mapped.page[TURNED] = cpu.place, cpu.other, cpu.turns
+        assert (mapped.page[PLACE], mapped.page[OTHER], mapped.page[TURNED]) == (cpu.place, cpu.other, cpu.turns)
+    assert asked >= 5
+    mapped.page[TURNED] = -1  # it does not matter
+    before = mapped.page[NOW]
+    for _ in range(9):
+        mapped.clock(MONOTONIC, pairs[0])
+    assert mapped.page[NOW] == before + 9 * 11 and mapped.page[TURNED] == -1
 
 
 def test_time(mapped: Mapped) -> None:
