@@ -39,11 +39,14 @@ def _time_limit(request: pytest.FixtureRequest) -> Iterator[None]:
     def stop(_signal: int, _frame: FrameType | None) -> None:
         raise OutOfTime(f"more than {seconds} s")
 
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     before = signal.signal(signal.SIGALRM, stop)
     signal.alarm(seconds)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
+    # Parts of the supervisor, when they are tested in this process, block what the next test's programs would inherit.
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 @pytest.hookimpl(hookwrapper=True)

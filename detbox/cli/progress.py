@@ -30,11 +30,13 @@ def phases() -> Iterator[Callable[[str], None]]:
         os.write(2, f"\r\033[K{text[: width - 1]}".encode())
 
     before = signal.signal(signal.SIGALRM, show)
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})  # it may be inherited
     signal.setitimer(signal.ITIMER_REAL, _REFRESH_S, _REFRESH_S)
     try:
         yield said.append
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         signal.signal(signal.SIGALRM, before)
         os.write(2, b"\r\033[K")
 
