@@ -2,7 +2,9 @@
 
 On ``lo`` a segment is delivered while its sender is still in the kernel, and so is the acknowledgement, if
 nothing is set up to wait.  What would wait is switched off once, when the container starts: delayed
-acknowledgements (a metric of the route), slow start (the same), automatic buffer sizes, corking.
+acknowledgements (a metric of the route), slow start (the same), automatic buffer sizes, corking.  Nothing is lost
+here, so that nothing is to be sent again; but the same timer sends what fits into a window that is smaller than a
+segment, which would otherwise wait until the receiver reads.  It is as long as the kernel allows.
 """
 
 from __future__ import annotations
@@ -33,10 +35,12 @@ SYSCTLS: dict[str, str] = {
 _RTM_NEWROUTE, _RTM_DELROUTE = 24, 25
 _NLM_REQUEST_ACK, _NLM_REPLACE_CREATE = 0x5, 0x500
 _RTA_DST, _RTA_OIF, _RTA_PREFSRC, _RTA_METRICS = 1, 4, 7, 8
-_RTAX_INITCWND, _RTAX_INITRWND, _RTAX_QUICKACK = 11, 14, 15
+_RTAX_LOCK, _RTAX_INITCWND, _RTAX_RTO_MIN, _RTAX_INITRWND, _RTAX_QUICKACK = 1, 11, 13, 14, 15
 _TABLE_LOCAL, _PROTO_KERNEL, _SCOPE_HOST, _TYPE_LOCAL = 255, 2, 254, 2
 #: Segments in flight before the first acknowledgement: more than any buffer holds.
 _WINDOW = 10000
+#: The least time of the retransmission timer in ms: the kernel takes no longer one (TCP_RTO_MAX).
+_RETRY = 120_000
 
 
 def prepare() -> list[str]:
@@ -80,7 +84,10 @@ def _replace_route(family: int, address: bytes, bits: int, index: int) -> int:
     """Replace a route of the local table by one with metrics; the errno, 0 for success."""
     metrics = b"".join(
         _attribute(kind, struct.pack("<I", value))
-        for kind, value in ((_RTAX_QUICKACK, 1), (_RTAX_INITCWND, _WINDOW), (_RTAX_INITRWND, _WINDOW))
+        for kind, value in (
+            (_RTAX_QUICKACK, 1), (_RTAX_INITCWND, _WINDOW), (_RTAX_INITRWND, _WINDOW),
+            (_RTAX_RTO_MIN, _RETRY), (_RTAX_LOCK, 1 << _RTAX_RTO_MIN),
+        )  # fmt: skip
     )
     scope = _SCOPE_HOST if family == socket.AF_INET else 0
     body = struct.pack("<8BI", family, bits, 0, 0, _TABLE_LOCAL, _PROTO_KERNEL, scope, _TYPE_LOCAL, 0)

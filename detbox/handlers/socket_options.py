@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: net.core.rmem_max and wmem_max of an unconfigured kernel, in bytes.
 _BUFFER_MAX = 212992
+#: SOCK_MIN_RCVBUF (include/net/sock.h): no buffer is smaller.
+_LEAST_RECEIVED = 2304
 _SO_INCOMING_CPU, _SO_COOKIE, _SO_BUSY_POLL, _SO_INCOMING_NAPI_ID, _SO_MEMINFO = 49, 57, 46, 56, 55
 _SO_MAX_PACING_RATE = 47
 #: SO_RCVMARK and TCP_TX_DELAY, the last options of Linux 6.1: later ones are on some hosts only.
@@ -77,7 +79,7 @@ def setsockopt(m: Machine, t: Task, a: Args) -> Decision:
         if name == host.SO_LINGER and signed32(a[4]) >= _LINGER.size:
             return _set_linger(m, t, a)
         if name in (host.SO_SNDBUF, host.SO_RCVBUF) and signed32(a[4]) >= 4:
-            return _set_buffer(t, fd_of(a[0]), name, t.u32(a[3]))
+            return _set_buffer(m, t, fd_of(a[0]), name, t.u32(a[3]))
     elif level == host.IPPROTO_TCP:
         if name in _TCP_REFUSED or name > _LAST_TCP_OPTION:
             return -ENOPROTOOPT
@@ -122,16 +124,34 @@ def _set_congestion(m: Machine, t: Task, a: Args) -> int:
     return 0
 
 
-def _set_buffer(t: Task, fd: int, name: int, value: int) -> int:
-    """The host's administrator may allow more or less than an unconfigured kernel does."""
+def _set_buffer(m: Machine, t: Task, fd: int, name: int, value: int) -> int:
+    """The host's administrator may allow more or less than an unconfigured kernel does.
+
+    The window that a connection has offered cannot be taken back: what came beyond a smaller buffer would be thrown
+    away, and sent again when a timer of the host's says so.  The smaller size is only shown.
+    """
+    # The kernel compares as unsigned, so that a negative value asks for the most.
+    value = min(value, _BUFFER_MAX)
+    key, sizes = (t.process.files.get(fd).ino, host.SOL_SOCKET, name), io_state(m).socket_options
+    sizes.pop(key, None)
     own = t.process.files.borrow(t, fd)
-    sock = host.socket(fileno=own)
-    try:
-        # The kernel compares as unsigned, so that a negative value asks for the most.
-        sock.setsockopt(host.SOL_SOCKET, name, min(value, _BUFFER_MAX))
-    finally:
-        sock.close()
+    with host.socket(fileno=own) as sock:
+        if name == host.SO_RCVBUF and 2 * value < sock.getsockopt(host.SOL_SOCKET, name) and _has_window(sock):
+            sizes[key] = max(2 * value, _LEAST_RECEIVED)
+        else:
+            sock.setsockopt(host.SOL_SOCKET, name, value)
     return 0
+
+
+def _has_window(sock: host.socket) -> bool:
+    """Whether it is a TCP connection."""
+    if sock.family not in (host.AF_INET, host.AF_INET6) or sock.type != host.SOCK_STREAM:
+        return False
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 def _is_tcp(t: Task, fd: int) -> bool:
@@ -154,6 +174,8 @@ def getsockopt(m: Machine, t: Task, a: Args) -> Decision:
             return _peer_credentials(m, t, a)
         if name == host.SO_LINGER and f.ino in io_state(m).linger:
             return _give(t, a, _LINGER.pack(1, io_state(m).linger[f.ino]))
+        if name == host.SO_RCVBUF and (f.ino, level, name) in io_state(m).socket_options:
+            return _give(t, a, struct.pack("<i", io_state(m).socket_options[f.ino, level, name]))
         if name == _SO_COOKIE:
             return _give(t, a, struct.pack("<Q", io_state(m).socket_cookie(f.ino)))
         if name == _SO_INCOMING_CPU:

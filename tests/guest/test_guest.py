@@ -96,6 +96,7 @@ GUESTS = (
     Guest("stopwatch.c", limit_s=120),
     Guest("system_files.sh", native=False, limit_s=100),
     Guest("sysv_ipc.c"),
+    Guest("tcp_windows.py", native=False),
     Guest("terminal.c"),
     Guest("thread_cancel.c"),
     Guest("thread_race.py"),
