@@ -8,6 +8,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, TypeAlias
 
 from detbox.decision import CONTINUE, ContinueThen
+from detbox.handlers import hugepages
 from detbox.kernel.mappings import mappings, place_below
 from detbox.kernel.numbers import NUMBERS
 from detbox.machine.files import Kind
@@ -34,7 +35,6 @@ MREMAP_MAYMOVE, MREMAP_FIXED, _MREMAP_DONTUNMAP = 1, 2, 4
 _PROT_WRITE, _PROT_EXEC = 2, 4
 _MAP_SHARED = 1  # also a bit of MAP_SHARED_VALIDATE
 _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_NORESERVE = 0x2, 0x10, 0x20, 0x4000
-_MAP_HUGETLB = 0x40000
 _MAP_32BIT = 0x40
 _PAGE = 4096
 #: Above it is the stack's room: the kernel places nothing there by itself (mmap_base).
@@ -51,7 +51,7 @@ def mmap(m: Machine, t: Task, a: Args) -> Decision:
     it moves when a shared writable mapping is made, and at each msync.
     """
     if a[3] & _MAP_ANONYMOUS:
-        return _shared_memory(m, a)
+        return -hugepages.refusal(a[3]) if a[3] & hugepages.MAP else _shared_memory(m, a)
     writes = a[2] & _PROT_WRITE and a[3] & _MAP_SHARED
     patch = None
     if a[2] & _PROT_EXEC and not a[3] & _MAP_SHARED and m.code_mapped is not None:
@@ -84,7 +84,7 @@ def mmap(m: Machine, t: Task, a: Args) -> Decision:
 def _shared_memory(m: Machine, a: Args) -> Decision:
     """Memory that processes are going to share is a file of a tmpfs, which the host may have told to use huge pages."""
     dev = m.inodes.memfd_dev
-    large = a[1] >= ROUNDED_LARGE and a[3] & _MAP_SHARED and not a[3] & (FIXED | _MAP_HUGETLB)
+    large = a[1] >= ROUNDED_LARGE and a[3] & _MAP_SHARED and not a[3] & FIXED
     if not large or dev in m.data.get(_PLAIN, ()):
         return CONTINUE
     flat = (*a[:5], 0)  # the offset has no meaning

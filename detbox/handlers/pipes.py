@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from errno import ENODEV
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, Decision
+from detbox.handlers import hugepages
 from detbox.machine.io import io_state
 
 if TYPE_CHECKING:
@@ -28,7 +30,11 @@ eventfd = _creates
 eventfd2 = _creates
 inotify_init = _creates
 inotify_init1 = _creates
-memfd_create = _creates
+
+
+def memfd_create(m: Machine, t: Task, a: Args) -> Decision:
+    """``memfd_create(name, flags)``"""
+    return -ENODEV if a[1] & hugepages.MFD else _creates(m, t, a)
 
 
 def signalfd(m: Machine, t: Task, a: Args) -> Decision:

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from errno import EAGAIN, EIDRM, EINTR, EINVAL, ENOMSG, EPERM
+from errno import EAGAIN, EIDRM, EINTR, EINVAL, ENOMEM, ENOMSG, EPERM
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, ERESTARTNOHAND, ContinueThen, Decision, Park, Wake
-from detbox.handlers import mapping
+from detbox.handlers import hugepages, mapping
 from detbox.handlers.futex_core import Args, read_timespec, signed
 from detbox.kernel import _native
 from detbox.kernel.mappings import mapping_at
 from detbox.machine import ipc_objects as ipc
+from detbox.machine.creds import CAP_IPC_LOCK
 from detbox.machine.futex_keys import shared_key
 from detbox.machine.ipc_objects import IpcTable, Layout
 
@@ -27,10 +28,13 @@ if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Process, Task
 
-_SEMCTL, _MSGRCV, _MSGCTL, _SHMCTL = 66, 70, 71, 31
+_SHMGET, _SEMCTL, _MSGRCV, _MSGCTL, _SHMCTL = 29, 66, 70, 71, 31
 _IPC_RMID, _IPC_SET, _IPC_STAT = 0, 1, 2
 _GETALL, _GETNCNT, _GETZCNT, _SETVAL, _SETALL = 13, 14, 15, 16, 17
 _SHM_INFO = 14
+_IPC_CREAT = 0o1000
+#: kernel.shmmax, as include/uapi/linux/shm.h has it.
+_SHMMAX = (1 << 64) - 1 - (1 << 24)
 _STATS = {"sem": (_IPC_STAT, 18, 20), "msg": (_IPC_STAT, 11, 13), "shm": (_IPC_STAT, 13, 15)}
 _NOWAIT = 0o4000
 _SEM_UNDO = 0x1000
@@ -59,7 +63,18 @@ def msgget(m: Machine, t: Task, a: Args) -> Decision:
 
 def shmget(m: Machine, t: Task, a: Args) -> Decision:
     """Native; the result's virtual owner and time are noted."""
+    key, flags = signed(a[0]), signed(a[2])
+    if flags & hugepages.SHM and (not key or (flags & _IPC_CREAT and _native.raw_syscall(_SHMGET, key, 0, 0) < 0)):
+        return -_no_huge_pages(t, a[1], flags)
     return _creating(m, ipc.SHM)
+
+
+def _no_huge_pages(t: Task, size: int, flags: int) -> int:
+    """The errno for a new segment of huge pages; the kernel asks who wants it before it looks for some."""
+    error = hugepages.refusal(flags) if 1 <= size <= _SHMMAX else EINVAL
+    creds = t.process.creds
+    allowed = creds.capable(CAP_IPC_LOCK) or 0 in (creds.fsgid, *creds.groups)  # vm.hugetlb_shm_group
+    return error if allowed or error != ENOMEM else EPERM
 
 
 def semctl(m: Machine, t: Task, a: Args) -> Decision:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from errno import ENOSYS, EOPNOTSUPP, EPERM
 
-from detbox.handlers import mapping
+from detbox.handlers import hugepages, mapping
 from detbox.policy.later import (
     access,
     content,
@@ -121,10 +121,13 @@ ROWS: tuple[Row, ...] = (
             args=(let_through(less(2, 3), why="SEEK_SET, SEEK_CUR and SEEK_END touch only the descriptor"),)),
     watch("mmap", mapping.mmap, PATHS, "code is searched for instructions that leak the CPU; "
           "files that change through a shared mapping get virtual times; "
-          "where large ones come does not depend on the file system",
-          args=(let_through(any_bits(3, MAP_ANONYMOUS), no_bits(3, MAP_SHARED_BIT), why="memory without a file"),
-                let_through(any_bits(3, MAP_ANONYMOUS), less(1, mapping.ROUNDED_LARGE, 64), why="memory"),
-                let_through(any_bits(3, MAP_ANONYMOUS), any_bits(3, mapping.FIXED), why="memory at a given place"),
+          "where large ones come does not depend on the file system; there are no huge pages",
+          args=(let_through(any_bits(3, MAP_ANONYMOUS), no_bits(3, MAP_SHARED_BIT | hugepages.MAP),
+                            why="memory without a file"),
+                let_through(any_bits(3, MAP_ANONYMOUS), no_bits(3, hugepages.MAP), less(1, mapping.ROUNDED_LARGE, 64),
+                            why="memory"),
+                let_through(any_bits(3, MAP_ANONYMOUS), no_bits(3, hugepages.MAP), any_bits(3, mapping.FIXED),
+                            why="memory at a given place"),
                 let_through(any_bits(4, mapping.OWN_MAPPING, 64), why="the supervisor's own"),
                 let_through(no_bits(2, PROT_EXEC), no_bits(3, MAP_SHARED_BIT), any_bits(3, mapping.FIXED),
                             why="private data at a given place"),

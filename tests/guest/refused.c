@@ -1,12 +1,16 @@
 /* What a guest may not have: each attempt fails cleanly, with the errno that makes programs fall back. */
 #include "guest.h"
 #include <arpa/inet.h>
+#include <grp.h>
 #include <netinet/in.h>
 #include <sys/resource.h>
 #include <linux/perf_event.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/ipc.h>
+#include <sys/mman.h>
 #include <sys/ptrace.h>
+#include <sys/shm.h>
 #include <sys/sysmacros.h>
 
 static int answer(long result)
@@ -130,6 +134,32 @@ static void a_name_server(void)
     close(asks);
 }
 
+/* Huge pages are there if the host's administrator has set some aside, and who may have them depends on who asks. */
+static void huge_pages(void)
+{
+    const size_t huge = 2 << 20;
+    const int kinds[] = {MAP_PRIVATE, MAP_SHARED, MAP_PRIVATE | 21 << 26, MAP_PRIVATE | MAP_NORESERVE};
+    for (unsigned i = 0; i < sizeof kinds / sizeof *kinds; i++)
+        FAILS((intptr_t)mmap(NULL, huge, PROT_READ, kinds[i] | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0), ENOMEM);
+    FAILS((intptr_t)mmap(NULL, huge, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | 5 << 26, -1, 0), EINVAL);
+    FAILS(memfd_create("huge", MFD_HUGETLB), ENODEV);
+    FAILS(shmget(IPC_PRIVATE, huge, IPC_CREAT | SHM_HUGETLB | 0600), ENOMEM);
+    FAILS(shmget(IPC_PRIVATE, 0, IPC_CREAT | SHM_HUGETLB | 0600), EINVAL);
+    FAILS(shmget(0x4321, huge, SHM_HUGETLB | 0600), ENOENT);
+    FAILS(shmget(0x4321, huge, IPC_CREAT | SHM_HUGETLB | 0600), ENOMEM);
+    int id = shmget(0x4321, 4096, IPC_CREAT | 0600);
+    CHECK(id >= 0 && shmget(0x4321, 4096, IPC_CREAT | SHM_HUGETLB | 0600) == id);
+    FAILS(shmget(0x4321, 4096, IPC_CREAT | IPC_EXCL | SHM_HUGETLB | 0600), EEXIST);
+    CHECK(shmctl(id, IPC_RMID, NULL) == 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        CHECK(setgroups(0, NULL) == 0 && setgid(1000) == 0 && setuid(1000) == 0);
+        FAILS(shmget(IPC_PRIVATE, huge, IPC_CREAT | SHM_HUGETLB | 0600), EPERM);
+        _exit(0);
+    }
+    reap(pid, 0);
+}
+
 int main(void)
 {
     CHECK(getpid() == 2); /* a container's first process: on the bare machine root would succeed */
@@ -140,5 +170,6 @@ int main(void)
     old_entry();
     terminals();
     a_name_server();
+    huge_pages();
     return done();
 }
