@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,9 +128,12 @@ def command_for(guest: Guest, tmp_path: Path) -> tuple[list[str], Path]:
     return [INTERPRETERS[source.suffix], guest.file], inputs
 
 
+_NATIVE_RUNS = 3
+
+
 def marks(guest: Guest) -> list[pytest.MarkDecorator]:
-    """Two runs have to fit into the test's limit."""
-    return [pytest.mark.limit(guest.limit_s * 2 + 60), *[pytest.mark.quick] * guest.quick]
+    """Two runs have to fit into the test's limit, or the native ones."""
+    return [pytest.mark.limit(guest.limit_s * _NATIVE_RUNS + 60), *[pytest.mark.quick] * guest.quick]
 
 
 def parameters(native: bool) -> list[object]:
@@ -153,10 +157,16 @@ def test_natively(guest: Guest, tmp_path: Path) -> None:
         command = [str(inputs / "program")]
     else:
         command = [f"/usr/bin/{command[0]}", str(inputs / command[1])]
-    work = tmp_path / "work"
-    work.mkdir()
-    run = subprocess.run(command, cwd=work, capture_output=True, timeout=guest.limit_s, check=False)
-    assert run.returncode == 0 and run.stdout.endswith(SUCCESS), (run.returncode, run.stderr[-2000:])
+    # Natively a program's timers go on while a busy host does something else: what fails by that passes another time.
+    run = None
+    for number in range(_NATIVE_RUNS):
+        work = tmp_path / f"work{number}"
+        work.mkdir()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            run = subprocess.run(command, cwd=work, capture_output=True, timeout=guest.limit_s, check=False)
+            if run.returncode == 0 and run.stdout.endswith(SUCCESS):
+                return
+    pytest.fail(f"status {run.returncode}: {run.stderr[-2000:]!r}" if run else f"more than {guest.limit_s} s each time")
 
 
 @pytest.mark.parametrize("guest", parameters(native=False))

@@ -107,7 +107,8 @@ CASES = (
     Case("type of an entry", "ls -F d", all_of(remove("d/g"), link("d/g", "e")), False, setup=DIRS),
     Case("a hop of a link", "cat l1", link("l2", "b"), False, "l2: leads elsewhere",
          setup=all_of(A, write("b", "bee\n"), link("l1", "l2"), link("l2", "a"))),
-    *(Case(f"a link in an open directory: {what}", f"python3 -c 'import os; d = os.open(\"d\", 0); print({what})'", change, False, why,
+    # -I: Python 3.13 lists the work directory else.
+    *(Case(f"a link in an open directory: {what}", f"python3 -I -c 'import os; d = os.open(\"d\", 0); print({what})'", change, False, why,
            setup=all_of(A, mkdir("d"), link("d/l", "../a")))
       for what, change, why in (
           ('os.read(os.open("l", 0, dir_fd=d), 9)', write("a", "two\n"), "a: content"),
