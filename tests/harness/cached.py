@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from detbox.cache.store import Store
+from detbox.images.inside import as_owner
 from detbox.report.tree import Entry, snapshot
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -26,6 +27,11 @@ class Result:
     status: int
     output: bytes  # stdout and stderr in their order
     tree: dict[str, Entry]
+
+
+def _age(top: Path) -> None:
+    for path in [top, *top.rglob("*")]:
+        os.utime(path, ns=(OLD_NS, OLD_NS), follow_symlinks=False)
 
 
 @dataclass
@@ -47,8 +53,7 @@ class Bench:
         self.setup(work)
         if change is not None:
             change(work)
-        for path in [work, *work.rglob("*")]:
-            os.utime(path, ns=(OLD_NS, OLD_NS), follow_symlinks=False)
+        as_owner(lambda: _age(work))
         return work
 
     def run(self, script: str | Sequence[str], work: Path, *options: str) -> Result:

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from detbox.container import skeleton
 from detbox.errors import HostError
+from detbox.images.inside import as_owner
 from detbox.kernel import _native
+from detbox.report.scratch import remove_tree
 
 TOPS = ["a", "b"]
 _TICK_S = 0.02  # longer than a tick of the kernel's clock, which times of change are taken from
@@ -43,7 +45,10 @@ class Place:
         return None if hidden is None else sorted(hidden)
 
     def anew(self, target: Path) -> list[bytes]:
-        """The same made in the other way, below ``target``."""
+        """The same made in the other way, below ``target``, with the rights that a container has."""
+        return as_owner(lambda: self._anew(target))
+
+    def _anew(self, target: Path) -> list[bytes]:
         hidden = []
         mask = os.umask(0)
         for top in TOPS:
@@ -187,7 +192,7 @@ def test_damage_makes_it_anew(place: Place, tmp_path: Path, damage: str) -> None
     elif damage == "removed":
         path.unlink()
     else:
-        shutil.rmtree(place.tree)
+        remove_tree(place.tree)
     (place.tree / "a/a0/left").mkdir(parents=True)
     assert place.renew() == hidden
     place.anew(tmp_path / "made")

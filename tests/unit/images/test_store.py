@@ -26,7 +26,7 @@ def store(tmp_path: Path) -> Store:
 def test_what_goes_in_can_be_found(store: Store, tmp_path: Path) -> None:
     image = store.import_tar(str(trees.small(tmp_path / "a.tar")), "small")
     assert store.resolve("small").digest == store.resolve(image.digest[:12]).digest == image.digest
-    assert (image.root / "etc/shut/in").exists() or os.geteuid()
+    assert os.geteuid() or (image.root / "etc/shut/in").exists()
     assert {entry.path: (entry.uid, entry.gid) for entry in image.entries}[b"etc/secret"] == (0, 42)
     assert image.packages == []
     assert stat.S_IMODE(store.path.stat().st_mode) == 0o700
