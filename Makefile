@@ -23,10 +23,10 @@ demo: .venv/installed
 	tests/demo/run.sh $(DETBOX)
 	tests/demo/debian.sh $(DETBOX)
 
-# The servers that remote caches are tested against (each test starts its own; Debian's may be stopped), xz, in which
-# source packages are packed, and ps.
+# The servers that remote caches are tested against (each test starts its own; Debian's may be stopped), and what tests
+# run that a small system has not got.
 .venv/servers: .venv/installed
-	tools/debian-packages.sh nginx redis-server xz-utils procps
+	tools/debian-packages.sh nginx redis-server xz-utils bzip2 git openssl procps
 	touch $@
 
 test: .venv/installed .venv/servers

@@ -45,7 +45,7 @@ def test_a_release_that_nobody_has_packaged(image: None, tmp_path: Path) -> None
     assert verified.returncode == 0, verified.stdout + verified.stderr
     said = json.loads(verified.stdout)
     assert sorted(said["artefacts"]) == ["few-lines_1.0_upstream.build", "few-lines_1.0_upstream.tar"]
-    differing = ["date", "place", *([] if os.geteuid() else ["user"])]  # natively an ordinary user builds as himself alone
+    differing = ["date", "place", *([] if os.geteuid() else ["user"])]  # an ordinary user has one user
     assert [name.partition(": ")[2] for name in said["native"]["files"]] == differing
     assert {"date", "build path"} <= set(said["native"]["causes"])
 

@@ -159,7 +159,7 @@ def test_a_mirror_that_cannot_be_reached_is_named(tmp_path: Path) -> None:
     assert store.images() == [] and list((store.path / "tmp").iterdir()) == []
 
 
-def test_only_locked_packages_are_fetched(tmp_path: Path, packages: Path) -> None:
+def test_only_locked_packages_are_fetched(tmp_path: Path, public: Path, packages: Path) -> None:
     mirror = "deb [trusted=yes] " + archive(packages)
     digests = {path.name.partition("_")[0]: path for path in packages.glob("*.deb")}
     locked = [
@@ -168,7 +168,7 @@ def test_only_locked_packages_are_fetched(tmp_path: Path, packages: Path) -> Non
     ]
     package(packages, "second", "3.0", {"etc/second": b"three\n"})
     mirror = "deb [trusted=yes] " + archive(packages)
-    work = tmp_path / "work"
+    work = public / "work"
     work.mkdir()
     [line] = pool.fetch(locked, "tiny", [mirror], work, lambda phase: None)
     image = Store(tmp_path / "store").build(TINY, mirrors=[line])
@@ -331,7 +331,7 @@ def test_debian_is_the_same_when_it_is_made_again(tmp_path: Path) -> None:
         pytest.skip(f"no archive is in reach: {error.message.splitlines()[-1]}")
     (tmp_path / "lock").write_text((store.record(image.name) or {})["lock"])
     locked = lock.load(tmp_path / "lock")
-    assert len(locked.packages) == len(image.packages) > 80
+    assert len(locked.packages) == len(image.packages) > 50
     assert store.build(minbase, "again", locked=locked).digest == image.digest
     done = run(detbox("run", "--image", minbase, "--", "apt-get", "--version", store=store.path), tmp_path)
     assert done.stdout.startswith("apt "), done.stderr
