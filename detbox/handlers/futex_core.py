@@ -97,6 +97,7 @@ def sleep_until(
 
     if deadline is not None and deadline <= m.clock.look():
         m.futexes.remove(sleeper)
+        sleeper.task.leads = None  # it waits for something, if only for a moment
         return -ETIMEDOUT
     return Park(resume, events=(sleeper.event,), deadline=deadline, interrupted=dequeue, why=why)
 

@@ -43,6 +43,12 @@ COUNTED, WAITED = 1 << 35, 1 << 32
 #: Those that may be counted for the sake of threads that are ready, and as many again for new ones: others always are
 #: ready where several compute.  Of a stretch that came to its end a quarter is taken.
 FOR_READY = 1 << 28
+#: Who has computed for so many instructions up to a call, while others wait for a time, is worth more copies: 1 us is
+#: earned by each so many of them, up to so many us in all.  Else a large program is given up while it makes its copies.
+LONG, EARNING, MOST_EARNED = 1 << 24, 256, 1_000_000
+#: When nothing is left for the sake of threads that are ready, those that a new thread wakes go first, the first so
+#: many times: what they do first may be to wait for a time, in an interpreter's lock say.
+NEW = 8
 #: After so many instructions a thread is looked at, since it may be one that spins; each time so many times more.
 PIECE, LONGER = 40_000_000, 8
 #: How closely (see Pace in detbox.spin): at first, each time so many times more, and at most.
@@ -50,6 +56,8 @@ LIMIT, CLOSER, CLOSEST = 96, 4, 4_000
 #: A process whose threads have been found to spin so often is not counted: spins end without that.
 SPINS = 8
 _ACCOUNT = "giving_way"  # in a process's data
+_NEW = "new threads"  # in a process's data: how often those that they wake may still go first, by their numbers
+_MANY = 1_000  # so many of them are remembered
 _OWN_RUNTIME = "own_runtime"  # in a process's data: it has threads that are not made as pthreads are
 
 
@@ -61,6 +69,7 @@ class _Account:
     stepped: int = 0  # calls that were stepped over, then
     handled: int = 0  # signals, then
     calls: int = 0
+    earned: int = 0
     spent: int = 0
     counted: int = 0
     for_ready: int = 0
@@ -79,7 +88,7 @@ class GivingWay:
 
     @staticmethod
     def _on_exec(m: Machine, task: Task) -> None:
-        for key in (_ACCOUNT, _OWN_RUNTIME):
+        for key in (_ACCOUNT, _OWN_RUNTIME, _NEW):
             task.process.data.pop(key, None)
 
     @staticmethod
@@ -87,6 +96,10 @@ class GivingWay:
         """Go's runtime has threads that are ready most of the time, and takes the processor from others by itself."""
         if not clone_arguments(parent)[0] & CLONE_CHILD_CLEARTID:
             parent.process.data[_OWN_RUNTIME] = True
+        new = parent.process.data.setdefault(_NEW, {})
+        if len(new) >= _MANY:
+            new.clear()
+        new[child.tid] = NEW
 
     def _account(self, task: Task) -> _Account:
         account: _Account | None = task.process.data.get(_ACCOUNT)
@@ -96,11 +109,26 @@ class GivingWay:
 
     def _able(self, process: Process, account: _Account) -> bool:
         return (
-            account.spent < ALLOWED + RESERVE + EARNED * account.calls
+            account.spent < ALLOWED + RESERVE + EARNED * account.calls + account.earned
             and account.counted < COUNTED
             and account.spins < SPINS
             and self.copying.stepped(process)[0] < FEW_STEPS
         )
+
+    def lets_go_first(self, task: Task) -> bool:
+        """Whether those that a thread has woken go first: it is new, and not counted for the sake of ready ones."""
+        new: dict[int, int] = task.process.data.get(_NEW, {})
+        left = new.pop(task.tid, 0)
+        if not left:
+            return False
+        if left > 1:
+            new[task.tid] = left - 1
+        account: _Account | None = task.process.data.get(_ACCOUNT)
+        return account is not None and self._able(task.process, account) and self._ready_ones_spent(account)
+
+    @staticmethod
+    def _ready_ones_spent(account: _Account) -> bool:
+        return account.for_ready >= FOR_READY or account.spent >= ALLOWED + EARNED * account.calls
 
     def waits(self, task: Task) -> bool:
         """Whether a thread is to be counted, since others of its process wait."""
@@ -162,6 +190,8 @@ class GivingWay:
         account.spent += CALL_US
         if stretch.ready:
             account.for_ready += instructions
+        elif instructions >= LONG:
+            account.earned = min(account.earned + instructions // EARNING, MOST_EARNED)
         self._copied(task, account)
 
     def reached(self, task: Task, stretch: Stretch) -> None:

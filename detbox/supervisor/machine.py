@@ -114,10 +114,11 @@ class Machine:
         return -error.errno
 
     def lets_go_first(self, task: Task) -> bool:
-        """Whether those that a thread has woken go first; see :mod:`detbox.supervisor.generated`."""
+        """Whether those that a thread has woken go first; see :mod:`detbox.supervisor.generated` and
+        :mod:`detbox.supervisor.giving_way`."""
         from detbox.supervisor.generated import lets_go_first
 
-        return lets_go_first(self, task)
+        return self._sup.counting.giving_way.lets_go_first(task) or lets_go_first(self, task)
 
     @property
     def nested(self) -> Nested:

@@ -44,6 +44,7 @@ class FakeTask:
     def __init__(self, tid: int, process: FakeProcess) -> None:
         self.tid = tid
         self.process = process
+        self.leads: Any = None
 
     def read(self, address: int, n: int) -> bytes:
         if address >= 0x10000:
@@ -158,7 +159,9 @@ def test_absolute_timeouts(m: FakeMachine) -> None:
     assert mono.deadline == 9_000
     real = core.WAIT_BITSET | PRIVATE | core.CLOCK_REALTIME_FLAG
     assert m.call(11, WORD, real, 0, m.timespec(1_009_000), 0, 1).deadline == 9_000
+    m.tasks[12].leads = m.tasks[10], 9
     assert m.call(12, WORD, real, 0, m.timespec(5), 0, 1) == -ETIMEDOUT
+    assert m.tasks[12].leads is None, "it has waited"
     assert m.call(12, WORD, real, 0, m.timespec(2**63), 0, 1).deadline is None
 
 

@@ -187,3 +187,44 @@ def test_turns_for_those_that_are_ready_have_a_budget_of_their_own() -> None:
     assert giving_way.FOR_READY // (TURN * PER_NS) - 1 <= turns() <= giving_way.FOR_READY // (TURN * PER_NS) + 1
     host.waits(2 * TURN)
     assert host.ns() == TURN
+
+
+def test_long_work_while_others_wait_for_a_time_earns_copies() -> None:
+    most = giving_way.ALLOWED + giving_way.RESERVE
+
+    def goes_on(instructions: int, copies_us: int, ready: bool = False) -> bool:
+        host = Host()
+        if ready:
+            host.is_ready()
+            host.waits(TURN + 1)
+        else:
+            host.waits(FAR - 1)
+        stretch = host.way.begin(host.task)
+        assert stretch is not None and stretch.ready == ready
+        host.copying.copies = copies_us // giving_way.COPY_US
+        host.way.counted(host.task, stretch, instructions)
+        host.ready.clear()
+        return host.ns() is not None
+
+    long = giving_way.LONG
+    earned = long // giving_way.EARNING
+    assert not goes_on(long - 1, most + 100) and goes_on(long, most + 100)
+    assert not goes_on(long, most + 100, ready=True)
+    assert goes_on(long, most + earned - 1_000) and not goes_on(long, most + earned)
+    assert not goes_on(giving_way.COUNTED - 1, most + giving_way.MOST_EARNED)
+
+
+def test_those_that_a_new_thread_wakes_go_first_when_nothing_is_left_for_ready_ones() -> None:
+    host = Host()
+    new = host.process.data[giving_way._NEW] = {host.task.tid: giving_way.NEW}
+    assert not host.way.lets_go_first(host.task), "the process has no account"
+    host.is_ready()
+    assert host.ns() == TURN and not host.way.lets_go_first(host.task), "it is counted for them"
+    account = host.process.data[giving_way._ACCOUNT]
+    account.for_ready = giving_way.FOR_READY
+    firsts = [host.way.lets_go_first(host.task) for _ in range(2 * giving_way.NEW)]
+    assert sum(firsts) == giving_way.NEW - 2 and not new, "it is not new any more"
+    assert not host.way.lets_go_first(host.tasks[1]), "it is not new"
+    new[host.task.tid] = giving_way.NEW
+    account.spins = giving_way.SPINS
+    assert not host.way.lets_go_first(host.task), "it is not counted at all"
