@@ -12,6 +12,7 @@ import os
 import select
 import signal
 import struct
+import warnings  # noqa: F401  os.execvpe() imports it, where an image is the root directory
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
