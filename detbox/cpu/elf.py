@@ -91,6 +91,28 @@ class Elf:
             ranges += [Range(a, b, segment.vaddr + a - first) for a, b in sorted(inside) or [(first, last)]]
         return ranges
 
+    @property
+    def type(self) -> int:
+        """What the header says (ET_EXEC, ET_DYN)."""
+        return int.from_bytes(self.data[16:18], "little")
+
+    def has_segment(self, kind: int) -> bool:
+        """Whether there is a program header of a kind (PT_INTERP)."""
+        return any(header[0] == kind for header in self._program_headers)
+
+    def section(self, name: bytes) -> Range | None:
+        """The section of that name; None: there is none, or it is not in the file."""
+        (index,) = struct.unpack_from("<H", self.data, 62)
+        headers = self._section_headers
+        if index >= len(headers):
+            return None
+        names, size = headers[index][4:6]
+        for at, kind, _, vaddr, offset, length, *_ in headers:
+            first = names + at
+            if kind != _SHT_NOBITS and at < size and bytes(self.data[first : first + len(name) + 1]) == name + b"\0":
+                return Range(offset, offset + length, vaddr) if offset + length <= len(self.data) else None
+        return None
+
     def offset_of(self, vaddr: int) -> int | None:
         """The file offset of a virtual address, None if the file does not hold it."""
         for segment in self.segments:

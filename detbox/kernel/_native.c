@@ -1054,6 +1054,7 @@ static PyObject *set_signal(PyObject *self, PyObject *args)
 #include "search.c"
 #include "directories.c"
 #include "translate.c"
+#include "loops.c"
 
 #define FAST(name, fn) {name, (PyCFunction)(void (*)(void))fn, METH_FASTCALL, NULL}
 static PyMethodDef methods[] = {
@@ -1111,6 +1112,7 @@ static PyMethodDef methods[] = {
 	{"make_directories", make_directories, METH_VARARGS, NULL},
 	{"check_directories", check_directories, METH_VARARGS, NULL},
 	{"make_copies", make_copies, METH_VARARGS, NULL},
+	{"count_loops", count_loops, METH_VARARGS, NULL},
 	{"write_places", write_places, METH_VARARGS, NULL},
 	{"exchange", exchange, METH_VARARGS, NULL},
 	{"unshare", py_unshare, METH_VARARGS, NULL},

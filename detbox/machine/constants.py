@@ -52,6 +52,7 @@ NAMESPACE_INODES = {
 }
 
 #: Mappings of these names belong to detbox itself and are left out of /proc/PID/maps.
+LOOPS_MAPPING = b"/memfd:detbox-loops"
 HIDDEN_MAPPING_PREFIXES = (b"/memfd:detbox", b"[anon:detbox")
 #: Where the counting copies of a program's code are (detbox.counted), as (start, end); hidden as well.  Nothing else
 #: comes so far from both ends of the address space by itself.

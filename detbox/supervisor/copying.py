@@ -59,11 +59,14 @@ _LOST = 200
 class _TaskMemory:
     """A stopped thread's memory, for its copies."""
 
-    def __init__(self, tid: int) -> None:
-        self._tid = tid
+    def __init__(self, task: Task, original: Callable[[object, int, bytes], bytes] | None = None) -> None:
+        self._tid = task.tid
+        self._mm = task.process.mm
+        self._original = original
 
     def read(self, address: int, length: int) -> bytes:
-        return _native.read_mem(self._tid, address, length)
+        held = _native.read_mem(self._tid, address, length)
+        return self._original(self._mm, address, held) if self._original is not None else held
 
     def write(self, address: int, data: bytes) -> None:
         _native.write_mem(self._tid, address, data)
@@ -91,6 +94,8 @@ class Copying:
         self._reached = reached
         self._gave_up = gave_up
         self._too_dear = too_dear
+        #: What memory that holds something is without what is ours in it.
+        self.original: Callable[[object, int, bytes], bytes] | None = None
         self._copies: dict[object, Copies] = {}
         self._pages: dict[bytes, bytes] = {}  # code that has been copied
         self._libraries: dict[bytes, Library] = {}  # of processes that are counted for others, by what they execute
@@ -134,6 +139,9 @@ class Copying:
             task.data.pop(key, None)
         task.process.data.pop(_FAMILY, None)
 
+    def _memory(self, task: Task) -> _TaskMemory:
+        return _TaskMemory(task, self.original)
+
     def changed(self, mm: object) -> None:
         """The code of an address space may be another one from now on."""
         if mm in self._copies:
@@ -164,7 +172,7 @@ class Copying:
         if loops.armed(mm):
             loops.disarm(mm, PtraceStepper(task.tid))
         if copies.suspect:
-            copies.check(_TaskMemory(task.tid))
+            copies.check(self._memory(task))
 
     def in_call(self, task: Task) -> bool:
         """Whether a thread has made its call in a copy, where it will go on."""
@@ -174,7 +182,7 @@ class Copying:
 
     def before_return(self, task: Task, left: int) -> None:
         """A thread that has made its call in a copy goes on there, for so many instructions (0: it is to leave)."""
-        copies, memory = self._copies[task.process.mm], _TaskMemory(task.tid)
+        copies, memory = self._copies[task.process.mm], self._memory(task)
         if copies.suspect:
             # What the call is about to map will be looked at behind it.
             left = 0 if task.nr == NUMBERS["mmap"] or not copies.check(memory) else left
@@ -185,7 +193,7 @@ class Copying:
     def stays(self, task: Task, left: int) -> None:
         """A thread that is in a call that it has made in a copy goes on there after all."""
         task.data.pop(_LEAVING, None)
-        self._copies[task.process.mm].set_left(_TaskMemory(task.tid), left)
+        self._copies[task.process.mm].set_left(self._memory(task), left)
 
     def come_out(self, task: Task) -> None:
         """A thread is stopped at the end of a call, or is new: it is to go on in its own code, if it was in a copy."""
@@ -233,7 +241,7 @@ class Copying:
 
     def left(self, task: Task) -> int:
         """Instructions that are left of a thread's stretch; it is not in a copy."""
-        return self._copies[task.process.mm].left(_TaskMemory(task.tid))
+        return self._copies[task.process.mm].left(self._memory(task))
 
     def rearm(self, task: Task) -> None:
         """Put the breakpoints back that a thread in copies must not meet."""
@@ -257,7 +265,7 @@ class Copying:
         self.in_turn(task, lambda: self.sup.cont(task, 0))
 
     def _go_on(self, task: Task, left: int) -> None:
-        memory, data = _TaskMemory(task.tid), task.process.data
+        memory, data = self._memory(task), task.process.data
         copies = self._copies[task.process.mm]
         gauge: Gauge | None = task.data.get(GAUGE)
         while left > 0:
@@ -333,7 +341,7 @@ class Copying:
         """A SIGTRAP stop; True if it was at a breakpoint in a copy, and has been dealt with."""
         if _INSIDE not in task.data:
             return False
-        memory, copies = _TaskMemory(task.tid), self._copies[task.process.mm]
+        memory, copies = self._memory(task), self._copies[task.process.mm]
         address = register(_native.get_regs(task.tid), RIP)
         why = copies.exit(memory, address)
         if why is None:
@@ -381,7 +389,7 @@ class Copying:
         """Something else has stopped a thread: it is taken to where it would be in its own code."""
         if not task.data.pop(_INSIDE, False):
             return
-        memory, copies = _TaskMemory(task.tid), self._copies[task.process.mm]
+        memory, copies = self._memory(task), self._copies[task.process.mm]
         info = b""
         for _ in range(_LOST):
             regs = registers.get(task.tid)
@@ -402,7 +410,7 @@ class Copying:
     def _put(task: Task, regs: registers.Registers, mark: Mark) -> None:
         regs.rip = mark.address
         if mark.register is not None:
-            setattr(regs, mark.register, Copies.put_aside(_TaskMemory(task.tid), mark))
+            setattr(regs, mark.register, Copies.put_aside(_TaskMemory(task), mark))
         registers.put(task.tid, regs)
 
     # -- the memory --------------------------------------------------------------------
@@ -434,4 +442,9 @@ class _Ranges:
         tasks = self._sup.m.tasks.values()
         tid = next(task.tid for task in tasks if task.process.mm is self._mm and task.state is not State.DEAD)
         found = mappings(self._sup.m.proc_fd, tid)
-        return [(each.start, each.end) for each in found if each.ino and each.perms == CODE]
+        joined: list[tuple[int, int]] = []
+        for each in found:
+            if each.ino and each.perms == CODE:
+                start = joined.pop()[0] if joined and joined[-1][1] == each.start else each.start
+                joined.append((start, each.end))
+        return joined

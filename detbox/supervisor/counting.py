@@ -23,10 +23,11 @@ from detbox.supervisor.following import Following
 from detbox.supervisor.gauge import GAUGE, Gauge
 from detbox.supervisor.gauging import Gauging
 from detbox.supervisor.giving_way import CLOSER, CLOSEST, LONGER, GivingWay
+from detbox.supervisor.longloops import LongLoops
 from detbox.supervisor.other_processes import LONG_WORK, OtherProcesses
 from detbox.supervisor.rising import FORESEEN, Rising
 from detbox.supervisor.stopwatch import SHOWN, Stopwatch
-from detbox.supervisor.stretch import GAVE_WAY, PER_NS, SHORTEST, STRETCH, Stretch
+from detbox.supervisor.stretch import GAVE_WAY, LOOPED, PER_NS, SHORTEST, STRETCH, Stretch
 from detbox.supervisor.task import State
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ class Counting:
         self.gauging = Gauging(sup, self.copying)
         self.giving_way = GivingWay(sup, self.copying)
         self.others = OtherProcesses(sup, self.copying)
+        self.long_loops = LongLoops(sup)
+        self.copying.original = self.long_loops.original
         arming.watch(sup, arming.TIMERS + arming.LIMITS, self._armed)
         sup.fork_hooks += [self._on_fork, self.rising.on_fork]
         sup.thread_hooks.append(self._on_thread)
@@ -129,6 +132,7 @@ class Counting:
         if not looking:
             data.pop(FORESEEN, None)
         data.pop(GAVE_WAY, None)
+        data.pop(LOOPED, None)
         stretch: Stretch | None = data.pop(STRETCH, None)
         used = 0
         if stretch is not None and self.copying.in_call(task):
@@ -188,6 +192,13 @@ class Counting:
             total = max(ns * PER_NS, SHORTEST + GROWTH * task.process.data[_EXPIRED])
             stretch = Stretch(total, total)
         task.data[STRETCH], task.data[LEFT] = stretch, stretch.piece
+        return True
+
+    def go_on_counted(self, task: Task) -> bool:
+        """Let a stopped thread go on counted, if there is a reason."""
+        if not self._begin(task):
+            return False
+        self.sup.proceed(task)
         return True
 
     # -- counting -----------------------------------------------------------------
@@ -271,6 +282,10 @@ class Counting:
             self.sup.proceed(task)
         else:
             self.sup.cont(task, 0)
+
+    def on_trap(self, task: Task) -> bool:
+        """A SIGTRAP stop; True if it was at a breakpoint of what counts, and has been dealt with."""
+        return self.copying.on_trap(task) or self.long_loops.on_trap(task)
 
     def on_stop(self, task: Task, signo: int, paused: bool) -> None:
         """A thread has stopped; ``paused``: at the end of a call, because it was asked to."""

@@ -36,6 +36,9 @@ LINGER, LINGER_NS = 64, 10_000_000
 #: handler begins with a stop, which costs as much as a beginning).  The reserve is for the sake of threads that wait
 #: for a time or are new: the ready ones would leave nothing for a limit of time that is set later on.
 ALLOWED, RESERVE, EARNED, EARNED_BY_SIGNAL = 150_000, 50_000, 5, 150
+#: The same where a runtime takes the processor from its threads, for each so many instructions of turns that came to
+#: their end: they have taken some ten times as long.
+EARNED_BY_TURNS = 40_000
 COPY_US, BEGIN_US, CALL_US, STEP_US = 12, 150, 12, 30
 #: Instructions of a process that may be counted: they run at a third to nine tenths of their speed.  Of a stretch that
 #: others have waited for to its end, no more than :data:`WAITED` are taken: an endless loop takes as long natively.
@@ -53,12 +56,15 @@ NEW = 8
 PIECE, LONGER = 40_000_000, 8
 #: How closely (see Pace in detbox.spin): at first, each time so many times more, and at most.
 LIMIT, CLOSER, CLOSEST = 96, 4, 4_000
+#: A runtime's monitor takes the processor from a thread that has computed for so many ns (Go's: forcePreemptNS).
+TURN_OF_RUNTIME = 10_000_000
 #: A process whose threads have been found to spin so often is not counted: spins end without that.
 SPINS = 8
 _ACCOUNT = "giving_way"  # in a process's data
 _NEW = "new threads"  # in a process's data: how often those that they wake may still go first, by their numbers
 _MANY = 1_000  # so many of them are remembered
 _OWN_RUNTIME = "own_runtime"  # in a process's data: it has threads that are not made as pthreads are
+_LONG_LOOPS = "long_loops"  # in a process's data: its threads compute for long without a call
 
 
 @record
@@ -75,6 +81,7 @@ class _Account:
     for_ready: int = 0
     spins: int = 0
     lingers: int = 0
+    allowed: int = ALLOWED
 
 
 class GivingWay:
@@ -88,7 +95,7 @@ class GivingWay:
 
     @staticmethod
     def _on_exec(m: Machine, task: Task) -> None:
-        for key in (_ACCOUNT, _OWN_RUNTIME, _NEW):
+        for key in (_ACCOUNT, _OWN_RUNTIME, _NEW, _LONG_LOOPS):
             task.process.data.pop(key, None)
 
     @staticmethod
@@ -109,7 +116,7 @@ class GivingWay:
 
     def _able(self, process: Process, account: _Account) -> bool:
         return (
-            account.spent < ALLOWED + RESERVE + EARNED * account.calls + account.earned
+            account.spent < account.allowed + RESERVE + EARNED * account.calls + account.earned
             and account.counted < COUNTED
             and account.spins < SPINS
             and self.copying.stepped(process)[0] < FEW_STEPS
@@ -128,7 +135,7 @@ class GivingWay:
 
     @staticmethod
     def _ready_ones_spent(account: _Account) -> bool:
-        return account.for_ready >= FOR_READY or account.spent >= ALLOWED + EARNED * account.calls
+        return account.for_ready >= FOR_READY or account.spent >= account.allowed + EARNED * account.calls
 
     def waits(self, task: Task) -> bool:
         """Whether a thread is to be counted, since others of its process wait."""
@@ -165,11 +172,13 @@ class GivingWay:
         """When others of the process are to go on, in ns from now, and whether they are ready; None: nobody waits."""
         process, m = task.process, self.sup.m
         left = min(process.timed.values()) - m.clock.now if process.timed else FAR
+        if _LONG_LOOPS in process.data:
+            return self._reason_of_runtime(task, account, left)
         used_up = left >= FAR and account.for_ready >= FOR_READY
         counts = left < FAR or (account.for_ready < 2 * FOR_READY and _OWN_RUNTIME not in process.data)
         if left > TURN and m.scheduler.ready and counts:
             others = [other for other in process.tasks.values() if other.state is State.READY]
-            if used_up or account.spent >= ALLOWED + EARNED * account.calls:
+            if used_up or account.spent >= account.allowed + EARNED * account.calls:
                 others = [other for other in others if other.nr < 0]
             ready = [GAVE_WAY in other.data for other in others]
             times = task.data.get(GAVE_WAY, 0)
@@ -181,6 +190,40 @@ class GivingWay:
             return None
         return max(left, TURN) if left > 0 else GLANCE, False
 
+    def _reason_of_runtime(self, task: Task, account: _Account, left: int) -> tuple[int, bool] | None:
+        """The same where a runtime takes the processor from threads by itself: its monitor's naps come to an end."""
+        process, m = task.process, self.sup.m
+        for other in process.tasks.values():
+            if other.park is not None and "nap" in other.park.extra and other.park.deadline is not None:
+                left = min(left, other.park.deadline - m.clock.now)
+        if left > TURN_OF_RUNTIME and m.scheduler.ready:
+            if any(other.state is State.READY for other in process.tasks.values()):
+                return min(TURN_OF_RUNTIME << task.data.get(GAVE_WAY, 0), left), True
+        if left >= FAR:
+            return None
+        return max(left, TURN) if left > 0 else GLANCE, False
+
+    def long_loop(self, task: Task, allowed: int) -> bool:
+        """A thread has computed for long, in a process that has a runtime of its own: it is counted if others wait.
+
+        ``allowed``: what the process may spend from now on.
+        """
+        process, account = task.process, self._account(task)
+        process.data[_LONG_LOOPS] = True
+        if self._reason(task, account) is None:
+            del process.data[_LONG_LOOPS]
+            return False
+        account.allowed = account.spent + allowed - RESERVE - EARNED * account.calls - account.earned
+        return self._able(process, account)
+
+    @staticmethod
+    def left_of_long_loops(process: Process) -> int:
+        """What a process may still spend for that."""
+        account: _Account | None = process.data.get(_ACCOUNT)
+        if account is None or _LONG_LOOPS not in process.data:
+            return 0
+        return max(account.allowed + RESERVE + EARNED * account.calls + account.earned - account.spent, 0)
+
     # -- what has been spent -------------------------------------------------------------
 
     def counted(self, task: Task, stretch: Stretch, instructions: int) -> None:
@@ -190,7 +233,7 @@ class GivingWay:
         account.spent += CALL_US
         if stretch.ready:
             account.for_ready += instructions
-        elif instructions >= LONG:
+        elif instructions >= LONG and _LONG_LOOPS not in task.process.data:
             account.earned = min(account.earned + instructions // EARNING, MOST_EARNED)
         self._copied(task, account)
 
@@ -198,7 +241,9 @@ class GivingWay:
         """The whole stretch was counted."""
         account = self._account(task)
         account.counted += min(stretch.total, WAITED)
-        if stretch.ready:
+        if _LONG_LOOPS in task.process.data:
+            account.allowed += stretch.total // EARNED_BY_TURNS
+        elif stretch.ready:
             account.spent += BEGIN_US
             account.for_ready += stretch.total // 4
         task.data[GAVE_WAY] = task.data.get(GAVE_WAY, 0) + 1

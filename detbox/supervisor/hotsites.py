@@ -18,6 +18,7 @@ from detbox.cpu.edits import Edit
 from detbox.cpu.trampoline import CLOCKS
 from detbox.kernel import _native
 from detbox.kernel.mappings import CODE, mapping_at
+from detbox.machine.constants import LOOPS_MAPPING
 from detbox.records import field, record
 from detbox.spin import PtraceStepper
 from detbox.spin.stepper import RIP, register
@@ -142,8 +143,9 @@ class HotSites:
         found = mapping_at(self.sup.m.proc_fd, task.tid, address)
         if found is None or not found.is_code or found.perms != CODE:
             return None
+        name = task.process.exe if found.name.startswith(LOOPS_MAPPING) else found.name
         try:
-            return _Mapping(found.start, found.end, found.offset, self.patching.open_code(task, found.name))
+            return _Mapping(found.start, found.end, found.offset, self.patching.open_code(task, name))
         except OSError:
             return None
 

@@ -129,6 +129,7 @@ class Image:
         regs = registers.get(task.tid)
         regs.rsp = result.rsp
         registers.put(task.tid, regs)
+        self.sup.counting.long_loops.prepare(task, st, parsed[1])
         self.patching.carry_out(task, plan, has_area, m.clock.now - BOOT_NS)
         if has_area and shown and known is None:
             area, interpreter = data[OWN_MEMORY]

@@ -306,7 +306,7 @@ class Supervisor:
         info, looks = _native.get_siginfo(task.tid), task.cpu.looks
         if signo == signal.SIGTRAP:
             int3 = siginfo.code_of(info) == siginfo.SI_KERNEL
-            if self.counting.copying.on_trap(task) or int3 and self.spinning.on_trap(task):
+            if self.counting.on_trap(task) or int3 and self.spinning.on_trap(task):
                 return
         if signo in (signal.SIGSEGV, signal.SIGILL, signal.SIGTRAP) and self.image.trapped(task, signo, info):
             # Who waits by looking at the time stamp counter makes no calls.  Other traps depend on the processor.
@@ -332,6 +332,7 @@ class Supervisor:
         if self.image.hot is not None:
             self.image.hot.before_signal(task)
         self.spinning.before_signal(task)
+        self.counting.long_loops.before_signal(task)
         self.counting.before_signal(task)
         self.cont(task, signo)
 

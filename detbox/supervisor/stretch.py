@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 STRETCH = "counting_stretch"
 #: The same: how often it has given way since its last call.
 GAVE_WAY = "gave_way"
+#: The same: turns of counted loops since its last call, and after how many more is looked at them (longloops.py).
+LOOPED = "looped"
 #: How many counted instructions stand for a nanosecond: about what they take, so that a counted wait is as long in
 #: real time.
 PER_NS = 4

@@ -8,11 +8,11 @@ resident sizes are a fixed function of the mapping.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from detbox.kernel import mappings as kernel
-from detbox.machine.constants import COPIES, HIDDEN_MAPPING_PREFIXES
+from detbox.machine.constants import COPIES, HIDDEN_MAPPING_PREFIXES, LOOPS_MAPPING
 from detbox.synth.table import Query
 
 #: The kernel's own pages: their number and sizes differ from one kernel version to the next.
@@ -59,7 +59,7 @@ def mappings(query: Query) -> Iterator[Mapping]:
         raw = query.reader(b"/proc/%d/maps" % process.pid)
     except OSError:
         return
-    for start, end, perms, offset, dev, ino, name in kernel.parse(raw.split(b"\n")):
+    for start, end, perms, offset, dev, ino, name in _without_loops(kernel.parse(raw.split(b"\n"))):
         if name in KERNEL_MAPPINGS or name.startswith(HIDDEN_MAPPING_PREFIXES):
             continue
         if ino:
@@ -71,6 +71,23 @@ def mappings(query: Query) -> Iterator[Mapping]:
             end = process.own_memory[0]
         if start < end:
             yield Mapping(start, end, perms, offset, dev, ino, name)
+
+
+def _without_loops(found: Iterable[kernel.Mapping]) -> Iterator[kernel.Mapping]:
+    """The mappings as if no loops were counted in a program's code (cpu.goloops): its own pages lie around others."""
+    last: kernel.Mapping | None = None
+    for each in found:
+        loops = each.name.startswith(LOOPS_MAPPING)
+        if last is not None and last.end == each.start and last.ino and last.perms == each.perms:
+            same = (each.dev, each.ino, each.offset - last.offset) == (last.dev, last.ino, each.start - last.start)
+            if loops or same:
+                last = last._replace(end=each.end)
+                continue
+        if last is not None:
+            yield last
+        last = each
+    if last is not None:
+        yield last
 
 
 def maps(query: Query) -> bytes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +57,7 @@ GUESTS = (
     Guest("futex_robust.c"),
     Guest("generated_code.c"),
     Guest("giving_way.c", flags=(*FLAGS, "-lm")),
+    Guest("giving_way.go"),
     Guest("giving_way.py"),
     Guest("giving_way_groups.sh"),
     Guest("giving_way_jobs.sh"),
@@ -126,11 +129,24 @@ def command_for(guest: Guest, tmp_path: Path) -> tuple[list[str], Path]:
         return ["./program"], compiled(source, [HERE / "guest.h"], guest.flags)
     inputs = tmp_path / "inputs"
     inputs.mkdir()
+    if source.suffix == ".go":
+        return ["./program"], built_by_go(source, inputs)
     (inputs / guest.file).write_bytes(source.read_bytes())
     return [INTERPRETERS[source.suffix], guest.file], inputs
 
 
 _NATIVE_RUNS = 3
+
+
+def built_by_go(source: Path, inputs: Path) -> Path:
+    """The directory with a program, as Go's own linker makes it."""
+    go = shutil.which("go")
+    if go is None:
+        pytest.skip("no Go is installed")
+    environ = {**os.environ, "CGO_ENABLED": "0", "GO111MODULE": "off", "GOTOOLCHAIN": "local"}
+    environ.setdefault("HOME", str(inputs.parent))
+    subprocess.run([go, "build", "-o", inputs / "program", source], env=environ, check=True)
+    return inputs
 
 
 def marks(guest: Guest) -> list[pytest.MarkDecorator]:
@@ -147,7 +163,7 @@ def parameters(native: bool) -> list[object]:
 
 
 def test_table_and_folder_agree() -> None:
-    files = {p.name for p in HERE.iterdir() if p.suffix in {".c", ".py", ".sh"}} - NO_PROGRAMS
+    files = {p.name for p in HERE.iterdir() if p.suffix in {".c", ".go", ".py", ".sh"}} - NO_PROGRAMS
     assert sorted(files) == [g.file for g in GUESTS]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from detbox.decision import Park
 from detbox.supervisor import giving_way
 from detbox.supervisor.giving_way import FAR, GLANCE, LINGER, TURN, TURNS, GivingWay
 from detbox.supervisor.stretch import GAVE_WAY, PER_NS, Stretch
@@ -103,6 +104,50 @@ def test_a_runtime_with_threads_of_its_own_kind() -> None:
     assert host.ns() is None
     host.waits(TURN // 2)
     assert host.ns() == TURN
+
+
+def test_a_runtime_whose_thread_has_computed_for_long() -> None:
+    host, ready = Host(3), giving_way.TURN_OF_RUNTIME
+    host.process.data["own_runtime"] = True
+    assert not host.way.long_loop(host.task, 1_000) and host.ns() is None
+    # Its monitor naps, which nobody heeds else.
+    monitor = host.tasks[1]
+    monitor.park = Park(lambda wake: wake, deadline=NOW + 5 * TURN, extra={"nap": True})
+    assert host.ns() is None
+    assert host.way.long_loop(host.task, 1_000) and host.ns() == 5 * TURN
+    monitor.park.deadline = NOW + FAR
+    host.is_ready(2)
+    assert host.ns() == ready
+    host.task.data[GAVE_WAY] = 2
+    assert host.ns() == 4 * ready
+
+
+def test_the_budget_of_a_long_loop() -> None:
+    def turns(long: bool) -> int:
+        """How many pieces of work of 100 copies it takes until the budget is over."""
+        host, times = Host(), 0
+        host.waits(TURN)
+        assert host.way.begin(host.task) is not None
+        assert not long or host.way.long_loop(host.task, 10 * 100 * giving_way.COPY_US)
+        while (stretch := host.way.begin(host.task)) is not None:
+            host.copying.copies += 100
+            host.way.counted(host.task, stretch, 1)
+            times += 1
+        return times
+
+    assert 8 <= turns(long=True) <= 10 < turns(long=False)
+    host = Host()
+    host.waits(TURN)
+    assert host.way.long_loop(host.task, 1_000)
+    left = host.way.left_of_long_loops(host.process)
+    for _ in range(100):
+        stretch = host.way.begin(host.task)
+        assert stretch is not None
+        host.copying.in_copy = True
+        host.way.reached(host.task, stretch)
+    earned = 100 * TURN * PER_NS // giving_way.EARNED_BY_TURNS
+    assert host.way.left_of_long_loops(host.process) == left - giving_way.BEGIN_US + earned + 100 * giving_way.EARNED
+    assert host.way.left_of_long_loops(Host().process) == 0
 
 
 def test_a_thread_lingers_in_its_copies() -> None:

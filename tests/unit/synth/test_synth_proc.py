@@ -165,6 +165,32 @@ def test_detbox_s_own_memory_is_not_in_maps(area: bytes, shown: bytes) -> None:
     assert answer.data[: len(shown) or 1] == shown and answer.data.count(b"\n") == bool(shown)
 
 
+def test_counted_loops_are_not_in_maps() -> None:
+    """Pages of a program's code that are another file's look like its own, wherever they are in it."""
+    other = b"00:01 7 /memfd:detbox-loops (deleted)"
+    last = b"00409000-0040b000 r--p 00009000 08:01 5 /bin/program\n"
+    whole = b"00400000-00409000 r-xp 00000000 08:01 5 /bin/program\n" + last
+    pieces = (
+        b"000ff000-00100000 rw-p 00000000 " + other + b"\n"
+        b"00100000-00102000 r-xp 00005000 " + other + b"\n"
+        b"00400000-00402000 r-xp 00000000 08:01 5 /bin/program\n"
+        b"00402000-00404000 r-xp 00001000 " + other + b"\n"
+        b"00404000-00405000 r-xp 00004000 08:01 5 /bin/program\n"
+        b"00405000-00408000 r-xp 00004000 " + other + b"\n"
+        b"00408000-00409000 r-xp 00008000 08:01 5 /bin/program\n" + last
+    )
+
+    def shown(text: bytes) -> bytes:
+        answer = proc.render(b"/proc/17/maps", machine(), lambda path: text)
+        assert isinstance(answer, Synthetic)
+        return answer.data
+
+    assert shown(pieces) == shown(whole) != b""
+    # Two parts of a file that are beside each other, and not in the file, are two mappings.
+    moved = whole.replace(last, last.replace(b"r--p 00009000", b"r-xp 0000a000"))
+    assert shown(moved).count(b"\n") == 2
+
+
 def test_sockets_are_sorted_and_only_the_guests() -> None:
     lines = [line.split() for line in read("/proc/17/net/tcp").splitlines()[1:]]
     assert [(line[1], line[9]) for line in lines] == [(b"0100007F:1F90", b"1"), (b"0100007F:8000", b"3")]
