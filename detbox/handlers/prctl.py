@@ -23,7 +23,7 @@ PR_GET_TSC, PR_SET_TSC, PR_GET_SECUREBITS, PR_SET_SECUREBITS = 25, 26, 27, 28
 PR_SET_TIMERSLACK, PR_GET_TIMERSLACK, PR_TASK_PERF_DISABLE, PR_TASK_PERF_ENABLE = 29, 30, 31, 32
 PR_SET_MM, PR_SET_CHILD_SUBREAPER = 35, 36
 PR_SET_NO_NEW_PRIVS, PR_GET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 38, 39, 47
-PR_GET_SPECULATION_CTRL, PR_SET_SPECULATION_CTRL, PR_SCHED_CORE = 52, 53, 62
+PR_GET_SPECULATION_CTRL, PR_SET_SPECULATION_CTRL, PR_SET_SYSCALL_USER_DISPATCH, PR_SCHED_CORE = 52, 53, 59, 62
 #: The last option of Linux 6.1, which the guest sees.  Later ones are on some hosts only, and one of them shows the
 #: kernel's own auxiliary vector (PR_GET_AUXV).  So are Yama's and names of memory (CONFIG_ANON_VMA_NAME), with numbers
 #: far above.
@@ -40,6 +40,8 @@ _FIXED = {
     PR_TASK_PERF_DISABLE: 0, PR_TASK_PERF_ENABLE: 0,
     PR_GET_SPECULATION_CTRL: -errno.ENODEV, PR_SET_SPECULATION_CTRL: -errno.ENODEV,
     PR_SCHED_CORE: -errno.ENODEV, PR_SET_MM: -errno.EPERM,
+    # Calls come from copies of the code and from the supervisor's pages, too: they would be signals.
+    PR_SET_SYSCALL_USER_DISPATCH: -errno.EINVAL,
 }  # fmt: skip
 
 #: What changes the virtual capabilities, with the arguments 2 and 3.

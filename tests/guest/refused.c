@@ -68,6 +68,7 @@ static void of_some_hosts(void)
     CHECK(answer(syscall(SYS_arch_prctl, 0x1022, space)) == EINVAL);
     CHECK(answer(prctl(0x41555856, space, sizeof space, 0, 0)) == EINVAL); /* PR_GET_AUXV */
     CHECK(answer(prctl(65, 0, 0, 0, 0)) == EINVAL && answer(prctl(68, 0, 0, 0, 0)) == EINVAL);
+    CHECK(answer(prctl(59, 1, space, sizeof space, NULL)) == EINVAL); /* PR_SET_SYSCALL_USER_DISPATCH */
     CHECK(answer(prctl(0x53564d41, 0, space, 4096, "name")) == EINVAL); /* PR_SET_VMA */
     CHECK(answer(prctl(0x59616d61, -1, 0, 0, 0)) == EINVAL);            /* PR_SET_PTRACER */
 }
