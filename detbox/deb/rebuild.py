@@ -60,6 +60,10 @@ class Compared:
         return found + [f"not built: {name}" for name in self.missing]
 
 
+#: What dpkg-buildpackage of Build-Origin sets by itself, and will set again.
+_SET_BY_DPKG = {"Ubuntu": (("DEB_BUILD_PROFILES", "noudeb"), ("LANG", "C.UTF-8"))}
+
+
 def read(record: Path) -> Record:
     """Read a .buildinfo of format 1.0.  Raises UserError."""
     fields = control.first_stanza(record, *_NEEDED)
@@ -70,6 +74,9 @@ def read(record: Path) -> Record:
     dependencies = _DEPENDENCY.findall(fields["installed-build-depends"])
     installed = tuple(Package(name, version, arch or "") for name, arch, version in dependencies)
     environment = dict(_VARIABLE.findall(fields.get("environment", "")))
+    for name, value in _SET_BY_DPKG.get(fields.get("build-origin", ""), ()):
+        if environment.get(name) == value:
+            del environment[name]
     words = environment.pop("DEB_BUILD_OPTIONS", "").split()
     parallel = [int(word.removeprefix("parallel=")) for word in words if re.fullmatch(r"parallel=\d+", word)]
     architectures = tuple(fields["architecture"].split())

@@ -47,6 +47,13 @@ def test_a_record(tmp_path: Path) -> None:
     assert not rebuild.compare(record, {}).identical
 
 
+def test_what_ubuntus_dpkg_sets_by_itself_is_no_variable(tmp_path: Path) -> None:
+    path, text = tmp_path / "x.buildinfo", _TEXT.format(architecture="amd64", path="")
+    text = text.replace("Environment:\n", 'Environment:\n DEB_BUILD_PROFILES="noudeb"\n A="b"\n')
+    path.write_text("Build-Origin: Ubuntu\n" + text)
+    assert rebuild.read(path).variables == (("A", "b"),)
+
+
 def test_a_place_that_only_the_maker_has(tmp_path: Path) -> None:
     path = tmp_path / "x.buildinfo"
     for elsewhere in ("/home/me/x", "/build/../etc", "/build/a b"):
