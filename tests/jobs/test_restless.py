@@ -48,8 +48,11 @@ def tools() -> Iterator[Path]:
 @pytest.mark.parametrize("cause", PROGRAMS)
 def test_what_differs_natively_is_identical_and_its_cause_is_named(cause: str, work: Path, tools: Path) -> None:
     words = ["--no-perturb=time-of-run", "--native", "--ro", f"{tools}:/work-tools", "--", "sh", "-c", PROGRAMS[cause]]
-    status, answer = verify(*words, cwd=work)
-    assert status == 0, answer["differences"]
+    for _ in range(3):
+        status, answer = verify(*words, cwd=work)
+        assert status == 0, answer["differences"]
+        if cause != "thread race" or not answer["native"]["identical"]:
+            break  # on a busy host two races may end alike
     if cause in ("CPU count", "cpuid") and len(os.sched_getaffinity(0)) < 2:
         # What one processor has is the same each time; tests/unit/report/test_isolate.py has the class.
         assert answer["native"]["identical"]
