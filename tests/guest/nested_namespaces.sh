@@ -1,5 +1,6 @@
 # Namespaces of the guest's own: a procfs with its own numbers, mounts, and a host name.
 set -e
+PATH=$PATH:/usr/sbin # which users of Debian have not: pivot_root
 unshare --map-root-user --fork --pid --mount-proc --mount --uts --ipc bash -c '
 set -e
 hostname inside
