@@ -25,7 +25,9 @@ from detbox.machine.constants import COPIES
 
 #: Where the memory is in every process, and its size.
 PLACE, SIZE = COPIES[0], COPIES[1] - COPIES[0]
-_TABLE, _PAIRS, _SPARE = 0x10000, 1 << INDEX_BITS, 1 << 12
+#: Of it, what copies write to; the rest is the supervisor's.
+SLOTS_SIZE = 0x10000
+_TABLE, _PAIRS, _SPARE = SLOTS_SIZE, 1 << INDEX_BITS, 1 << 12
 _CODE = 0x500000
 _MOST_PAIRS = _PAIRS // 4 * 3  # the way to an empty place grows without bound in a table that is nearly full
 _BATCH = 1 << 20  # more than the copies take that are made at once
@@ -146,8 +148,7 @@ class Copies:
 
     def forget(self, memory: Memory) -> None:
         """Make all copies anew.  What has been made stays, since threads may be in it, but leads nowhere."""
-        for index in self._library.table:
-            memory.write(PLACE + _TABLE + 16 * index, bytes(16))
+        memory.write_all([(PLACE + _TABLE + 16 * index, bytes(16)) for index in self._library.table])
         self._library = self._library.without(self._end)
         self._writes = self._pages = 0
         self._ranges = []

@@ -148,6 +148,30 @@ static PyObject *write_places(PyObject *self, PyObject *args)
 	Py_RETURN_NONE;
 }
 
+/* write_code(tid, [(address, bytes)]): the same for memory that may be read only: the pages of a private mapping are copied
+ * (FOLL_FORCE) */
+static PyObject *write_code(PyObject *self, PyObject *args)
+{
+	PyObject *places;
+	char path[32];
+	int tid, fd;
+
+	(void)self;
+	if (!PyArg_ParseTuple(args, "iO!", &tid, &PyList_Type, &places)) return NULL;
+	forget_cstr();
+	snprintf(path, sizeof path, "/proc/%d/mem", tid);
+	if ((fd = open(path, O_WRONLY | O_CLOEXEC)) < 0) return fail();
+	for (Py_ssize_t next = 0; next < PyList_GET_SIZE(places); next++) {
+		unsigned long long address;
+		const char *data;
+		Py_ssize_t size;
+		if (!PyArg_ParseTuple(PyList_GET_ITEM(places, next), "Ky#", &address, &data, &size)) { close(fd); return NULL; }
+		if (pwrite(fd, data, (size_t)size, (off_t)address) != size) { close(fd); return fail_with(EFAULT); }
+	}
+	close(fd);
+	Py_RETURN_NONE;
+}
+
 #include "exchange.c"
 
 /* Reads page by page, so that a string that ends before an unmapped page is
@@ -1114,6 +1138,7 @@ static PyMethodDef methods[] = {
 	{"make_copies", make_copies, METH_VARARGS, NULL},
 	{"count_loops", count_loops, METH_VARARGS, NULL},
 	{"write_places", write_places, METH_VARARGS, NULL},
+	{"write_code", write_code, METH_VARARGS, NULL},
 	{"exchange", exchange, METH_VARARGS, NULL},
 	{"unshare", py_unshare, METH_VARARGS, NULL},
 	{"mount", py_mount, METH_VARARGS, NULL},

@@ -7,15 +7,14 @@ import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from detbox.counted.store import PLACE, SIZE, Copies, Library
-from detbox.handlers.mapping import OWN_MAPPING
+from detbox.counted.store import Copies, Library
 from detbox.kernel import _native, registers
 from detbox.kernel.mappings import CODE, mappings
 from detbox.kernel.numbers import NUMBERS
 from detbox.policy import BY_NUMBER, TABLE, Action
 from detbox.spin import PtraceStepper
 from detbox.spin.stepper import OFFSET, RIP, register
-from detbox.supervisor import injection
+from detbox.supervisor.copymemory import TaskMemory, make_room
 from detbox.supervisor.gauge import GAUGE, GAUGE_WEIGHT, Gauge
 from detbox.supervisor.stretch import STRETCH, Stretch
 from detbox.supervisor.task import State
@@ -49,30 +48,8 @@ _CALL, _SIGRETURN = b"\x0f\x05", NUMBERS["rt_sigreturn"]
 _ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
 #: Private code of a file that cannot be written to.
 _PROT_EXEC = 4
-# PROT_READ | PROT_WRITE | PROT_EXEC; MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE
-_PROTECTION, _FLAGS = 7, 0x104022
-_NO_FILE = OWN_MAPPING | 0xFFFFFFFF
 # Steps that a thread in a copy takes at most to a place that the original code has, too.
 _LOST = 200
-
-
-class _TaskMemory:
-    """A stopped thread's memory, for its copies."""
-
-    def __init__(self, task: Task, original: Callable[[object, int, bytes], bytes] | None = None) -> None:
-        self._tid = task.tid
-        self._mm = task.process.mm
-        self._original = original
-
-    def read(self, address: int, length: int) -> bytes:
-        held = _native.read_mem(self._tid, address, length)
-        return self._original(self._mm, address, held) if self._original is not None else held
-
-    def write(self, address: int, data: bytes) -> None:
-        _native.write_mem(self._tid, address, data)
-
-    def write_all(self, pieces: list[tuple[int, bytes]]) -> None:
-        _native.write_places(self._tid, pieces)
 
 
 class Copying:
@@ -139,8 +116,8 @@ class Copying:
             task.data.pop(key, None)
         task.process.data.pop(_FAMILY, None)
 
-    def _memory(self, task: Task) -> _TaskMemory:
-        return _TaskMemory(task, self.original)
+    def _memory(self, task: Task) -> TaskMemory:
+        return TaskMemory(task, self.original)
 
     def changed(self, mm: object) -> None:
         """The code of an address space may be another one from now on."""
@@ -314,7 +291,7 @@ class Copying:
         self._reached(task)
 
     @staticmethod
-    def _at_call(memory: _TaskMemory, address: int) -> bool:
+    def _at_call(memory: TaskMemory, address: int) -> bool:
         try:
             return memory.read(address, len(_CALL)) == _CALL
         except OSError:
@@ -410,7 +387,7 @@ class Copying:
     def _put(task: Task, regs: registers.Registers, mark: Mark) -> None:
         regs.rip = mark.address
         if mark.register is not None:
-            setattr(regs, mark.register, Copies.put_aside(_TaskMemory(task), mark))
+            setattr(regs, mark.register, Copies.put_aside(TaskMemory(task), mark))
         registers.put(task.tid, regs)
 
     # -- the memory --------------------------------------------------------------------
@@ -419,8 +396,7 @@ class Copying:
         """The copies of a thread's code; None if there is no room for them."""
         mm, data = task.process.mm, task.process.data
         if mm not in self._copies and not data.get(_UNABLE):
-            place = injection.call(task, NUMBERS["mmap"], PLACE, SIZE, _PROTECTION, _FLAGS, _NO_FILE, 0)
-            if place != PLACE:
+            if not make_room(task):
                 data[_UNABLE] = True
                 return None
             family = data.setdefault(_FAMILY, [])

@@ -64,7 +64,7 @@ def mappings(query: Query) -> Iterator[Mapping]:
             continue
         if ino:
             dev, ino = query.view.virtual_inode(os.major(dev), os.minor(dev), ino, name)
-        if (start, end) == COPIES:
+        if COPIES[0] <= start and end <= COPIES[1]:
             continue
         if start < process.own_memory[1] <= end:
             # The kernel joins it with a mapping of the guest's that it touches and that has the same rights.

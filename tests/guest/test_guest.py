@@ -44,6 +44,7 @@ GUESTS = (
     Guest("count_calls.c"),
     Guest("count_far.c", limit_s=120),
     Guest("count_for_others.c", limit_s=120),
+    Guest("count_little_memory.c"),
     Guest("count_until_timer.c"),
     Guest("directories.c"),
     Guest("dying_leaders.c"),

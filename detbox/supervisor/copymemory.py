@@ -1,0 +1,49 @@
+"""The memory of copies of code (detbox.counted) in the guest, as the supervisor makes it, reads it and writes to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from detbox.counted.store import PLACE, SIZE, SLOTS_SIZE
+from detbox.handlers.mapping import OWN_MAPPING
+from detbox.kernel import _native
+from detbox.kernel.numbers import NUMBERS
+from detbox.supervisor import injection
+
+if TYPE_CHECKING:
+    from detbox.supervisor.task import Task
+
+# PROT_READ | PROT_EXEC; MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE.  What can be written counts
+# for the limit of a process's data (RLIMIT_DATA), and that is the guest's: only the slots can, by the copies.
+_PROTECTION, _FLAGS = 5, 0x104022
+_SLOTS_PROTECTION, _SLOTS_FLAGS = 7, 0x4032  # and PROT_WRITE; MAP_FIXED
+_NO_FILE = OWN_MAPPING | 0xFFFFFFFF
+
+
+def make_room(task: Task) -> bool:
+    """Have a stopped thread map it; False if there is no room."""
+    parts = (SIZE, _PROTECTION, _FLAGS), (SLOTS_SIZE, _SLOTS_PROTECTION, _SLOTS_FLAGS)
+    return all(injection.call(task, NUMBERS["mmap"], PLACE, *part, _NO_FILE, 0) == PLACE for part in parts)
+
+
+class TaskMemory:
+    """A stopped thread's memory, for its copies."""
+
+    def __init__(self, task: Task, original: Callable[[object, int, bytes], bytes] | None = None) -> None:
+        self._tid = task.tid
+        self._mm = task.process.mm
+        self._original = original
+
+    def read(self, address: int, length: int) -> bytes:
+        held = _native.read_mem(self._tid, address, length)
+        return self._original(self._mm, address, held) if self._original is not None else held
+
+    def write(self, address: int, data: bytes) -> None:
+        if address < PLACE + SLOTS_SIZE:
+            _native.write_mem(self._tid, address, data)
+        else:
+            _native.write_code(self._tid, [(address, data)])
+
+    def write_all(self, pieces: list[tuple[int, bytes]]) -> None:
+        _native.write_code(self._tid, pieces)
