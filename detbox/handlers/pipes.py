@@ -34,7 +34,7 @@ inotify_init1 = _creates
 
 def memfd_create(m: Machine, t: Task, a: Args) -> Decision:
     """``memfd_create(name, flags)``"""
-    return -ENODEV if a[1] & hugepages.MFD else _creates(m, t, a)
+    return -ENODEV if hugepages.wanted_of_memfd(a[1] & 0xFFFFFFFF) else _creates(m, t, a)
 
 
 def signalfd(m: Machine, t: Task, a: Args) -> Decision:

@@ -144,6 +144,9 @@ static void huge_pages(void)
         FAILS((intptr_t)mmap(NULL, huge, PROT_READ, kinds[i] | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0), ENOMEM);
     FAILS((intptr_t)mmap(NULL, huge, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | 5 << 26, -1, 0), EINVAL);
     FAILS(memfd_create("huge", MFD_HUGETLB), ENODEV);
+    FAILS(memfd_create("huge", MFD_HUGETLB | 21 << 26), ENODEV);
+    FAILS(memfd_create("unknown", MFD_HUGETLB | 0x20), EINVAL);
+    FAILS(memfd_create("unknown", ~0U), EINVAL);
     FAILS(shmget(IPC_PRIVATE, huge, IPC_CREAT | SHM_HUGETLB | 0600), ENOMEM);
     FAILS(shmget(IPC_PRIVATE, 0, IPC_CREAT | SHM_HUGETLB | 0600), EINVAL);
     FAILS(shmget(0x4321, huge, SHM_HUGETLB | 0600), ENOENT);
