@@ -34,6 +34,11 @@ def limits_of(process: Process) -> tuple[tuple[int, int], ...]:
     return limits
 
 
+def may_refuse_mappings(process: Process) -> bool:
+    """Whether a filter or a limit of its own could refuse what is mapped for a process at exec."""
+    return bool(process.creds.filters) or limits_of(process)[resource.RLIMIT_AS][0] != INFINITY
+
+
 def after_fork(m: Machine, parent: Process, child: Process) -> None:
     """A child has its parent's limits; its CPU time starts at zero."""
     if _LIMITS in parent.data:

@@ -11,6 +11,7 @@ import errno
 import signal
 from typing import TYPE_CHECKING
 
+from detbox.decision import ERESTARTNOINTR
 from detbox.handlers.futex_core import Args, signed
 from detbox.handlers.other_memory import debuggable
 from detbox.kernel import _native, registers, siginfo
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 _PEEKTEXT, _PEEKDATA, _CONT, _GETREGS, _GETFPREGS, _ATTACH, _DETACH, _GETREGSET = 1, 2, 7, 12, 14, 16, 17, 0x4204
 _NT_PRSTATUS, _NT_FPREGSET, _NT_X86_XSTATE = 1, 2, 0x202
 _INTERRUPT = 0x4207
-_ERESTARTNOINTR = 513
 _LAST_SIGNAL = 64
 _WORD = 8
 #: Of struct user_fpregs_struct: fop, rip and rdp, which processors of two makers keep differently; MXCSR's mask, and
@@ -131,4 +131,4 @@ def without_flag(task: Task, flag: int) -> Decision:
 
     task.look = look
     _native.ptrace_request(_INTERRUPT, task.tid, 0, 0)
-    return -_ERESTARTNOINTR
+    return -ERESTARTNOINTR

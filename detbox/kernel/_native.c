@@ -148,19 +148,25 @@ static PyObject *write_places(PyObject *self, PyObject *args)
 	Py_RETURN_NONE;
 }
 
-/* write_code(tid, [(address, bytes)]): the same for memory that may be read only: the pages of a private mapping are copied
- * (FOLL_FORCE) */
+/* A descriptor through which a traced thread's memory can be written to also where it is read only: the pages of a private
+ * mapping are copied (FOLL_FORCE).  -1 with errno. */
+static int open_memory(pid_t tid)
+{
+	char path[32];
+	snprintf(path, sizeof path, "/proc/%d/mem", tid);
+	return open(path, O_RDWR | O_CLOEXEC);
+}
+
+/* write_code(tid, [(address, bytes)]): as write_places(), but through that. */
 static PyObject *write_code(PyObject *self, PyObject *args)
 {
 	PyObject *places;
-	char path[32];
 	int tid, fd;
 
 	(void)self;
 	if (!PyArg_ParseTuple(args, "iO!", &tid, &PyList_Type, &places)) return NULL;
 	forget_cstr();
-	snprintf(path, sizeof path, "/proc/%d/mem", tid);
-	if ((fd = open(path, O_WRONLY | O_CLOEXEC)) < 0) return fail();
+	if ((fd = open_memory(tid)) < 0) return fail();
 	for (Py_ssize_t next = 0; next < PyList_GET_SIZE(places); next++) {
 		unsigned long long address;
 		const char *data;

@@ -18,9 +18,7 @@ static int read_places(pid_t tid, const struct edit *every, Py_ssize_t count, ch
 /* 1: all edits have been made; 0: the memory is not what one of them expects; -1 with errno. */
 static int make_edits(pid_t tid, const struct edit *every, Py_ssize_t count, char *found, size_t size)
 {
-	char path[32];
-	snprintf(path, sizeof path, "/proc/%d/mem", tid);
-	int fd = open(path, O_RDWR | O_CLOEXEC), result = 1;
+	int fd = open_memory(tid), result = 1;
 	if (fd < 0) return -1;
 	int whole = read_places(tid, every, count, found, size);
 	for (Py_ssize_t i = 0; result > 0 && i < count; i++) {

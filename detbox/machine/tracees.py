@@ -6,6 +6,7 @@ import signal
 from typing import TYPE_CHECKING
 
 from detbox.kernel import registers
+from detbox.records import record
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
@@ -19,16 +20,13 @@ TRACED, TRACEES = "traced", "tracees"
 FLAGS = "flags of a clone"
 
 
+@record
 class Traced:
     """A thread that the guest has attached to.  ``signo``: the signal that it is stopped by, 0 while it goes on."""
 
-    __slots__ = ("reported", "signo", "tracer")
-
-    def __init__(self, tracer: Process) -> None:
-        self.tracer = tracer
-        self.signo = 0
-        self.reported = False
-
+    tracer: Process
+    signo: int = 0
+    reported: bool = False
 
 
 def stops(m: Machine, task: Task, signo: int) -> bool:

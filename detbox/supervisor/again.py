@@ -9,18 +9,16 @@ gives the descriptor of the guest's clock, and meanwhile the code that it began 
 from __future__ import annotations
 
 import os
-import resource
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from detbox.cpu import auxv, stub
 from detbox.cpu.edits import Edit
 from detbox.errors import InternalError
-from detbox.handlers.limits import limits_of
+from detbox.handlers.limits import may_refuse_mappings
 from detbox.kernel import _native, registers
 from detbox.kernel.numbers import NUMBERS
 from detbox.machine.clock import BOOT_NS
-from detbox.machine.limits import INFINITY
 from detbox.supervisor import injection, memory, placing
 from detbox.supervisor.patching import AREA, ORIGINALS, ExecPlan
 
@@ -67,8 +65,7 @@ class Again(NamedTuple):
         ``rewritten``: its stack, for an address of the guest's vDSO.
         """
         m, process, tid, plan = sup.m, task.process, task.tid, self.plan
-        # Both could refuse one of the calls.
-        if process.creds.filters or limits_of(process)[resource.RLIMIT_AS][0] != INFINITY:
+        if may_refuse_mappings(process):
             return False
         if registers.get(tid).rip != self.entry:
             return False

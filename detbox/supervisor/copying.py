@@ -104,7 +104,7 @@ class Copying:
         process.data.pop(_FAMILY, None)
         if not self._copies:
             return
-        living = {other.mm for other in m.processes.values() if other is not process}
+        living = m.other_spaces(process)
         for mm in [mm for mm in self._copies if mm not in living]:
             del self._copies[mm]
         if not self._copies:

@@ -19,14 +19,14 @@ from detbox.kernel.numbers import NUMBERS
 from detbox.machine.clock import WINDOW
 from detbox.supervisor import arming, signals
 from detbox.supervisor.copying import LEFT, Copying
-from detbox.supervisor.following import Following
+from detbox.supervisor.following import SHOWN, Following
 from detbox.supervisor.gauge import GAUGE, Gauge
 from detbox.supervisor.gauging import Gauging
 from detbox.supervisor.giving_way import CLOSER, CLOSEST, LONGER, GivingWay
 from detbox.supervisor.longloops import LongLoops
 from detbox.supervisor.other_processes import LONG_WORK, OtherProcesses
 from detbox.supervisor.rising import FORESEEN, Rising
-from detbox.supervisor.stopwatch import SHOWN, Stopwatch
+from detbox.supervisor.stopwatch import Stopwatch
 from detbox.supervisor.stretch import GAVE_WAY, LOOPED, PER_NS, SHORTEST, STRETCH, Stretch
 from detbox.supervisor.task import State
 

@@ -37,6 +37,8 @@ MOST_COUNTED, CALL = 1 << 36, 10_000
 #: Copies that may be made from one look to the next call.
 COPIES = 640
 _PROGRAM = "followed program"  # in an address space's data
+#: In a task's data: how many more looks of a thread that is counted for another reason show what has been counted.
+SHOWN = "shown work"
 
 
 @record
@@ -150,12 +152,35 @@ class Following:
 
     def end(self, task: Task) -> None:
         """A thread is not followed any more, until it looks again."""
+        self._ended(task)
+        task.cpu.work_ns, task.cpu.measure_at = None, task.cpu.looks + FIRST_MEASURE
+
+    def _ended(self, task: Task) -> Gauge:
+        """A thread's measurement, which is over: what it has taken was spent on its program."""
         gauge: Gauge = task.data.pop(GAUGE)
         self._program(task).spent += gauge.spent(self.copying.made(task)) - gauge.total // PER_US
-        task.cpu.work_ns, task.cpu.measure_at = None, task.cpu.looks + FIRST_MEASURE
+        return gauge
 
     def _count(self, task: Task, instructions: int) -> None:
         gauge, program, instructions = task.data[GAUGE], self._program(task), max(instructions, 0)
         gauge.total += instructions
         program.counted += instructions
         self.sup.m.clock.work(task.cpu, instructions // PER_NS)
+
+
+class FollowingOn(Following):
+    """Threads are followed through signals, too.
+
+    ``shows``: so many looks show what is counted of one that is to be counted for another reason.
+    """
+
+    shows: int
+
+    def cancel(self, task: Task) -> None:
+        """A signal has stopped a thread that is followed: it is, too, from the handler's beginning on."""
+        task.data.setdefault(LEFT, task.data[GAUGE].budget)
+
+    def give_up_for(self, task: Task) -> None:
+        """A thread that is followed is to be counted for another reason."""
+        self.end(task)
+        task.data[SHOWN] = self.shows

@@ -78,7 +78,7 @@ class HotSites:
 
     def _on_exit(self, m: Machine, process: Process) -> None:
         if self._spaces:
-            living = {other.mm for other in m.processes.values() if other is not process}
+            living = m.other_spaces(process)
             self._spaces = {mm: space for mm, space in self._spaces.items() if mm in living}
 
     # -- what happens -------------------------------------------------------------------

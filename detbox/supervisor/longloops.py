@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import resource
 import signal
 import struct
 from typing import TYPE_CHECKING
@@ -20,12 +19,11 @@ from detbox.cpu.edits import Edit
 from detbox.cpu.goloops import BODY, BREAKPOINT, COUNTER, STUB, STUBS, GoLoops, Site
 from detbox.cpu.stub import Call, Result
 from detbox.errors import InternalError
-from detbox.handlers.limits import limits_of
+from detbox.handlers.limits import may_refuse_mappings
 from detbox.handlers.mapping import OWN_MAPPING
 from detbox.kernel import _native, registers
 from detbox.kernel.numbers import NUMBERS
 from detbox.machine.constants import LOOPS_MAPPING
-from detbox.machine.limits import INFINITY
 from detbox.records import field, record
 from detbox.spin import PtraceStepper
 from detbox.spin.stepper import RIP, register
@@ -114,7 +112,7 @@ class LongLoops:
         if given := process.data.get(_GIVEN, 0):
             self._add(process.exe, min(self.sup.counting.giving_way.left_of_long_loops(process), given))
         if self._spaces:
-            living = {other.mm for other in m.processes.values() if other is not process}
+            living = m.other_spaces(process)
             self._spaces = {mm: space for mm, space in self._spaces.items() if mm in living}
 
     def _add(self, exe: bytes, allowed: int) -> None:
@@ -127,10 +125,8 @@ class LongLoops:
         """In a PTRACE_EVENT_EXEC stop: have the loops of a Go program counted.  ``found``: its auxiliary vector."""
         process = task.process
         process.data.pop(_GIVEN, None)
-        # Both could refuse one of the calls.
-        limited = process.creds.filters or limits_of(process)[resource.RLIMIT_AS][0] != INFINITY
         key = st.st_dev, st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns
-        if found.get(auxv.AT_BASE) or limited or (program := self._program(task, key)) is None:
+        if found.get(auxv.AT_BASE) or may_refuse_mappings(process) or (program := self._program(task, key)) is None:
             return
         self._add(process.exe, STARTED)
         if self._allowed[process.exe] < LEAST:

@@ -204,6 +204,10 @@ class Machine:
         """A siginfo without host-dependent values."""
         return signals.repaired(self, task, signo, info) or info
 
+    def other_spaces(self, process: Process) -> set[object]:
+        """The address spaces of all processes but one, which has ended."""
+        return {other.mm for other in self.processes.values() if other is not process}
+
     def need_loopback(self, task: Task) -> None:
         """Bring the loopback device up, the first time that the guest wants a socket."""
         if not self.data.get("loopback") and self.spec.network != "none":

@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING
 from detbox.handlers import clocks
 from detbox.machine.clock import FIRST_MEASURE, NEVER, TURNS
 from detbox.records import field, record
-from detbox.supervisor.copying import LEFT
-from detbox.supervisor.following import Following
-from detbox.supervisor.gauge import COPY_US, GAUGE, PER_US, TOO_LITTLE, Gauge, Rise
-from detbox.supervisor.stopwatch import MEMORY, MORE_CALLS, SHOWN
+from detbox.supervisor.following import SHOWN, FollowingOn
+from detbox.supervisor.gauge import COPY_US, GAUGE, TOO_LITTLE, Gauge, Rise
+from detbox.supervisor.stopwatch import MEMORY, MORE_CALLS
 from detbox.supervisor.stretch import PER_NS
 
 if TYPE_CHECKING:
@@ -79,11 +78,11 @@ class _Foreseen:
     rise: Rise | None
 
 
-class Rising(Following):
+class Rising(FollowingOn):
     """Who is followed in one run, because its work may grow."""
 
     calls = ("clock_gettime",)
-    most = MOST_COUNTED
+    most, shows = MOST_COUNTED, MORE_LOOKS
 
     def _program(self, task: Task) -> _Program:  # type: ignore[override]
         program: _Program = task.process.mm.data.setdefault(_PROGRAM, _Program())
@@ -196,21 +195,11 @@ class Rising(Following):
         task.data[GAUGE].looks = _GAVE_UP
         super().give_up(task, left)
 
-    def cancel(self, task: Task) -> None:
-        """A signal has stopped a thread that is followed: it is, too, from the handler's beginning on."""
-        task.data.setdefault(LEFT, task.data[GAUGE].budget)
-
-    def give_up_for(self, task: Task) -> None:
-        """A thread that is followed is to be counted for another reason."""
-        self.end(task)
-        task.data[SHOWN] = MORE_LOOKS
-
     def end(self, task: Task) -> None:
         """A thread is not followed any more, for a while or in this row."""
-        cpu, gauge, program = task.cpu, task.data.pop(GAUGE), self._program(task)
+        cpu, gauge, program = task.cpu, self._ended(task), self._program(task)
         rise = gauge.rise
         assert rise is not None
-        program.spent += gauge.spent(self.copying.made(task)) - gauge.total // PER_US
         rise.long |= gauge.total - gauge.last >= LONG
         if self._foreseeable(gauge, rise):
             rise.counted += gauge.total

@@ -410,7 +410,7 @@ class Spinning:
     def _on_exit(self, m: Machine, process: Process) -> None:
         if self.loops.empty:
             return  # there may be thousands of processes
-        self.loops.keep({other.mm for other in m.processes.values() if other is not process})
+        self.loops.keep(m.other_spaces(process))
 
 
 def _alone(pace: Pace) -> float:

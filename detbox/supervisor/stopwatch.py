@@ -19,9 +19,8 @@ from detbox.handlers import clocks
 from detbox.kernel.numbers import NUMBERS
 from detbox.machine.clock import FIRST_MEASURE
 from detbox.records import field, record
-from detbox.supervisor.copying import LEFT
-from detbox.supervisor.following import Following
-from detbox.supervisor.gauge import COPY_US, GAUGE, LEAST, MOST_AT_ONCE, PER_US, TOO_LITTLE, Gauge
+from detbox.supervisor.following import SHOWN, FollowingOn
+from detbox.supervisor.gauge import COPY_US, GAUGE, LEAST, MOST_AT_ONCE, TOO_LITTLE, Gauge
 from detbox.supervisor.stretch import PER_NS
 
 if TYPE_CHECKING:
@@ -50,8 +49,6 @@ LONG, SHORT, MOST_REST = 200_000, 8, 1023
 #: When so many pieces of work behind looks from one place have taken about the same, some of the next ones cost what
 #: they did: twice as many each time, and no more than that.
 ALIKE, MOST_ALIKE = 3, 64
-#: In a task's data: how many more looks of a thread that is counted for another reason show what has been counted.
-SHOWN = "shown work"
 _PROGRAM = "timed program"  # in an address space's data
 #: Of so many places something is known.
 _PLACES = 1_000
@@ -87,11 +84,11 @@ class _Program:
     known: dict[Hashable, _Work] = field(default_factory=dict)
 
 
-class Stopwatch(Following):
+class Stopwatch(FollowingOn):
     """Who is followed in one run, because it may be timing work."""
 
     calls = ("times", "getrusage", "clock_gettime", "gettimeofday", "time")
-    most = MOST_COUNTED
+    most, shows = MOST_COUNTED, MORE_LOOKS
 
     def _program(self, task: Task) -> _Program:  # type: ignore[override]
         program: _Program = task.process.mm.data.setdefault(_PROGRAM, _Program())
@@ -164,19 +161,9 @@ class Stopwatch(Following):
             return False
         return task.nr in MEMORY or gauge.total >= LONG * PER_NS
 
-    def cancel(self, task: Task) -> None:
-        """A signal has stopped a thread that is followed: it is, too, from the handler's beginning on."""
-        task.data.setdefault(LEFT, task.data[GAUGE].budget)
-
-    def give_up_for(self, task: Task) -> None:
-        """A thread that is followed is to be counted for another reason."""
-        self.end(task)
-        task.data[SHOWN] = MORE_LOOKS
-
     def end(self, task: Task) -> None:
         """A thread is not followed any more, until it looks again."""
-        cpu, gauge, program = task.cpu, task.data.pop(GAUGE), self._program(task)
-        program.spent += gauge.spent(self.copying.made(task)) - gauge.total // PER_US
+        cpu, gauge, program = task.cpu, self._ended(task), self._program(task)
         cpu.work_ns, cpu.measure_at = None, cpu.looks + FIRST_MEASURE
         ns = gauge.total // PER_NS
         place = task.data.pop(_PLACE)
