@@ -59,9 +59,12 @@ def test_root_of_a_user_namespace_that_has_no_other_users(tmp_path: Path) -> Non
     )
     command = [sys.executable, "program.py"]
     env = {**os.environ, "PYTHONPATH": str(Path(detbox.__file__).parents[1])}
+    alone = ["unshare", "--user", "--map-root-user"]
+    if subprocess.run([*alone, "test", "-r", detbox.__file__], check=False).returncode:
+        pytest.skip("this tree is in a directory that other users are shut out of: that root is one of them")
     plain, inside = (
         subprocess.run([*before, *command], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
-        for before in ([], ["unshare", "--user", "--map-root-user"])
+        for before in ([], alone)
     )
     assert inside.stdout == plain.stdout and inside.stderr == plain.stderr
     assert inside.stdout.startswith("uid=0(root) gid=0(root) groups=0(root)\n-rw-r--r-- 1 root root ")
