@@ -16,6 +16,7 @@ from detbox.cache.store import Store
 from detbox.cache.summary import data_of
 
 _KIND, _SIZE, _CONTENT, _LISTING, _XATTRS, _PYTIME = range(6)
+_SHUT = "{} cannot be read by the cache: it is shut to who runs detbox"
 _NAMES = ("", "size", "content", "list of entries", "attributes", "time of its compiled file")
 
 
@@ -148,6 +149,8 @@ class Checker:
                 fact.listing = _listing(place)
             if signature is not None:
                 kind, st = facts.kind_of(place)
+                if st is None and kind != facts.ABSENT:
+                    return {}, {}, {}, _SHUT.format(path)
                 if st is None or kind[:1] != "f" or list(facts.signature_of(st)[:3]) != signature[:3]:
                     return {}, {}, {}, f"{path} was changed from outside during the run"
                 signatures[path] = self._lasting(place, st)
@@ -157,6 +160,8 @@ class Checker:
                     fact.content = self._known.content_of(data, place, st)
                 else:
                     self._known.learn(data, st, fact.content)  # hashed during the run, and as it was then
+                if fact.content is None:
+                    return {}, {}, {}, _SHUT.format(path)
                 if facts.signature_of(os.lstat(place)) != facts.signature_of(st):
                     return {}, {}, {}, f"{path} was changed from outside during the run"
             if inode is not None:

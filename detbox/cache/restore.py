@@ -51,7 +51,8 @@ class Restore:
         # A file that is written in place moves no time of its directory, but ours was renamed.
         for path, times in before.items():
             if os.path.isdir(path):
-                os.utime(path, ns=times)
+                with contextlib.suppress(PermissionError):  # others' directories that all may write in
+                    os.utime(path, ns=times)
         if done:
             self._finish()
         return done
@@ -78,7 +79,8 @@ class Restore:
 
     def _directory_times(self) -> dict[bytes, tuple[int, int]]:
         times = {}
-        for path in {os.path.dirname(path) for path in (self._stage, *self._by_path)}:
+        renewed = [path for path, change in self._changes if change["do"] != "keep"]
+        for path in {os.path.dirname(path) for path in (self._stage, *renewed)}:
             if os.path.isdir(path):
                 st = os.stat(path)
                 times[path] = (st.st_atime_ns, st.st_mtime_ns)

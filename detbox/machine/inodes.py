@@ -366,7 +366,8 @@ class InodeTable:
             st = os.lstat(path)
             self._owned[st.st_dev, st.st_ino] = uid, gid
             if S_IFMT(st.st_mode) == S_IFDIR:
-                pending += [path + b"/" + name for name in os.listdir(path)]
+                with contextlib.suppress(PermissionError):  # the guest is shut out, too
+                    pending += [path + b"/" + name for name in os.listdir(path)]
 
     def owner_of(self, key: tuple[int, int]) -> tuple[int, int]:
         """User and group of a real (device, inode) that has not been seen yet."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import shutil
@@ -223,3 +224,46 @@ def test_an_ordinary_user_s_programs_are_cached(tmp_path: Path) -> None:
         store.close()
     assert outputs[1] == outputs[2] != outputs[0]
     assert "not cacheable" not in inside and inside.count("hit") >= 3, inside
+
+
+SHUT = "cannot be read by the cache: it is shut to who runs detbox"
+
+
+def test_a_work_directory_of_an_ordinary_user_in_another_s_directory(tmp_path: Path) -> None:
+    """A hit leaves that directory alone, and what the cache cannot read is told, not taken for unchanged."""
+    user = under_detbox.unprivileged()
+    if user is None or os.geteuid():
+        pytest.skip("only root can give a directory to another user")
+    with tempfile.TemporaryDirectory(prefix="detbox-ordinary-") as place:
+        top, store = Path(place), Path(place, "store")
+        work = top / "work"
+        shut = work / "shut"
+        for path in (top, work, store, shut):
+            path.mkdir(exist_ok=True)
+        (shut / "file").write_text("nobody else's")
+        for name in ("a", "b"):
+            (work / name).write_text(f"{name}\n")
+        for path in (work, store, *work.glob("[ab]")):
+            shutil.chown(path, user, user)
+        shut.chmod(0o700)
+        (work / "b").chmod(0)
+        top.chmod(0o755)
+        before = top.stat()
+
+        def run(script: str, *options: str) -> tuple[int, bytes, str, str]:
+            words = under_detbox.detbox(["sh", "-c", script], ["--cache", f"--cache-dir={store}", *options])
+            done = subprocess.run(
+                words, cwd=work, env=under_detbox.environment(), user=user, group=user, capture_output=True, check=False
+            )
+            with contextlib.closing(Store(str(store))) as opened:
+                log = opened.runs()[0]
+            return done.returncode, done.stdout + done.stderr, str(log["result"]), str(log["why"])
+
+        denied = b"cat: shut/file: Permission denied\n"
+        for options in ([], ["--user=1234"]):
+            for result in ("miss", "hit"):
+                assert run("cat a shut/file", *options)[:3] == (1, b"a\n" + denied, result)
+        for text in ("b\n", "c\n"):
+            (work / "b").write_text(text)
+            assert run("cat b") == (0, text.encode(), "not cacheable", f"/work/b {SHUT}")
+        assert (top.stat().st_ctime_ns, top.stat().st_mtime_ns) == (before.st_ctime_ns, before.st_mtime_ns)
