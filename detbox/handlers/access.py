@@ -99,7 +99,7 @@ def _readlink(m: Machine, t: Task, dirfd: int, path: bytes, buf: int, size: int)
             text = _slow_text(m, t, dirfd, path)
         elif path:
             at, name = paths.at(m, t, dirfd, path)
-            if t.process.creds.fsuid and not paths.check_search(m, t, at, name, path, follow=False):
+            if t.process.creds.checked and not paths.check_search(m, t, at, name, path, follow=False):
                 return -errno.ENOENT
             found = _native.link_text(at, name)
             if found == -errno.EINVAL:

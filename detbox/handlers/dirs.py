@@ -17,6 +17,7 @@ from detbox.handlers import paths
 from detbox.handlers.cover import shown_mode
 from detbox.handlers.stat import of_fd
 from detbox.kernel import _native
+from detbox.machine.creds import CAP_SYS_CHROOT
 from detbox.machine.inodes import procfs_ino
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def _fs_type(fd: int) -> int:
 
 def chdir(m: Machine, t: Task, a: Args) -> Decision:
     """int chdir(const char *path)"""
-    if t.process.creds.fsuid:
+    if t.process.creds.checked:
         path = t.cstr(a[0])
         # The point is looked for in the directory itself.
         paths.resolve(m, t, paths.AT_FDCWD, path + b"/." if path else path, _exists, follow=True)
@@ -147,7 +148,7 @@ def _exists(at: int | None, name: bytes) -> None:
 
 def fchdir(m: Machine, t: Task, a: Args) -> Decision:
     """int fchdir(int fd)"""
-    if t.process.creds.fsuid:
+    if t.process.creds.checked:
         st, vnode = of_fd(m, t, a[0])
         if S_IFMT(st.st_mode) == S_IFDIR and not paths.may(t, st, vnode, paths.EXECUTE):
             return -errno.EACCES
@@ -162,7 +163,7 @@ def getcwd(m: Machine, t: Task, a: Args) -> Decision:
 
 def chroot(m: Machine, t: Task, a: Args) -> Decision:
     """int chroot(const char *path)"""
-    if t.process.creds.euid:
+    if not t.process.creds.capable(CAP_SYS_CHROOT):
         return -errno.EPERM
     t.process.fs.special = True
     t.process.fs.changed_cwd()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import struct
 from collections.abc import Callable
 from errno import EINVAL, EPERM, ESRCH
@@ -9,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from detbox.decision import Decision
 from detbox.machine import constants
-from detbox.machine.creds import ALL_CAPS, CAP_SETGID, NGROUPS_MAX
+from detbox.machine.creds import ALL_CAPS, NGROUPS_MAX, Creds
+from detbox.machine.userspaces import CAP_SYS_ADMIN, NOBODY, UserSpace, shown_all
 
 if TYPE_CHECKING:
-    from detbox.machine.creds import Creds
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Args, Process, Task
 
@@ -23,57 +25,68 @@ _U32 = 0xFFFFFFFF
 
 def getuid(m: Machine, t: Task, a: Args) -> Decision:
     """``getuid()``."""
-    return t.process.creds.ruid
+    creds = t.process.creds
+    return creds.space.shown_user(creds.ruid)
 
 
 def geteuid(m: Machine, t: Task, a: Args) -> Decision:
     """``geteuid()``."""
-    return t.process.creds.euid
+    creds = t.process.creds
+    return creds.space.shown_user(creds.euid)
 
 
 def getgid(m: Machine, t: Task, a: Args) -> Decision:
     """``getgid()``."""
-    return t.process.creds.rgid
+    creds = t.process.creds
+    return creds.space.shown_group(creds.rgid)
 
 
 def getegid(m: Machine, t: Task, a: Args) -> Decision:
     """``getegid()``."""
-    return t.process.creds.egid
+    creds = t.process.creds
+    return creds.space.shown_group(creds.egid)
 
 
-def _change(t: Task, a: Args, count: int, rule: Callable[..., None]) -> Decision:
-    rule(t.process.creds, *(register & _U32 for register in a[:count]))
+def _change_users(t: Task, a: Args, count: int, rule: Callable[..., None]) -> Decision:
+    creds = t.process.creds
+    rule(creds, *(creds.space.user(register & _U32, keep=count > 1) for register in a[:count]))
+    return 0
+
+
+def _change_groups(t: Task, a: Args, count: int, rule: Callable[..., None]) -> Decision:
+    creds = t.process.creds
+    rule(creds, *(creds.space.gid(register & _U32, keep=count > 1) for register in a[:count]))
     return 0
 
 
 def setuid(m: Machine, t: Task, a: Args) -> Decision:
     """``setuid(uid)``."""
-    return _change(t, a, 1, type(t.process.creds).setuid)
+    return _change_users(t, a, 1, Creds.setuid)
 
 
 def setgid(m: Machine, t: Task, a: Args) -> Decision:
     """``setgid(gid)``."""
-    return _change(t, a, 1, type(t.process.creds).setgid)
+    return _change_groups(t, a, 1, Creds.setgid)
 
 
 def setreuid(m: Machine, t: Task, a: Args) -> Decision:
     """``setreuid(ruid, euid)``."""
-    return _change(t, a, 2, type(t.process.creds).setreuid)
+    return _change_users(t, a, 2, Creds.setreuid)
 
 
 def setregid(m: Machine, t: Task, a: Args) -> Decision:
     """``setregid(rgid, egid)``."""
-    return _change(t, a, 2, type(t.process.creds).setregid)
+    return _change_groups(t, a, 2, Creds.setregid)
 
 
 def setresuid(m: Machine, t: Task, a: Args) -> Decision:
     """``setresuid(ruid, euid, suid)``."""
-    return _change(t, a, 3, type(t.process.creds).setresuid)
+    return _change_users(t, a, 3, Creds.setresuid)
 
 
 def setresgid(m: Machine, t: Task, a: Args) -> Decision:
     """``setresgid(rgid, egid, sgid)``."""
-    return _change(t, a, 3, type(t.process.creds).setresgid)
+    return _change_groups(t, a, 3, Creds.setresgid)
 
 
 def _show(t: Task, a: Args, *numbers: int) -> Decision:
@@ -85,28 +98,37 @@ def _show(t: Task, a: Args, *numbers: int) -> Decision:
 def getresuid(m: Machine, t: Task, a: Args) -> Decision:
     """``getresuid(ruid *, euid *, suid *)``."""
     creds = t.process.creds
-    return _show(t, a, creds.ruid, creds.euid, creds.suid)
+    return _show(t, a, *map(creds.space.shown_user, (creds.ruid, creds.euid, creds.suid)))
 
 
 def getresgid(m: Machine, t: Task, a: Args) -> Decision:
     """``getresgid(rgid *, egid *, sgid *)``."""
     creds = t.process.creds
-    return _show(t, a, creds.rgid, creds.egid, creds.sgid)
+    return _show(t, a, *map(creds.space.shown_group, (creds.rgid, creds.egid, creds.sgid)))
 
 
 def setfsuid(m: Machine, t: Task, a: Args) -> Decision:
     """``setfsuid(uid)``: the former one, also when it is not permitted."""
-    return t.process.creds.setfsuid(a[0] & _U32)
+    creds = t.process.creds
+    return creds.space.shown_user(creds.setfsuid(_or_nobody(creds.space.user, a[0] & _U32)))
 
 
 def setfsgid(m: Machine, t: Task, a: Args) -> Decision:
     """``setfsgid(gid)``: the former one, also when it is not permitted."""
-    return t.process.creds.setfsgid(a[0] & _U32)
+    creds = t.process.creds
+    return creds.space.shown_group(creds.setfsgid(_or_nobody(creds.space.gid, a[0] & _U32)))
+
+
+def _or_nobody(called: Callable[[int], int], number: int) -> int:
+    try:
+        return called(number)
+    except OSError:
+        return NOBODY
 
 
 def getgroups(m: Machine, t: Task, a: Args) -> Decision:
     """``getgroups(size, gid_t *)``."""
-    groups = t.process.creds.groups
+    groups = shown_all(t.process.creds.space, t.process.creds.groups)
     size = a[0] & _U32
     if size >> 31 or (size and size < len(groups)):
         return -EINVAL
@@ -120,12 +142,12 @@ def setgroups(m: Machine, t: Task, a: Args) -> Decision:
     creds = t.process.creds
     count = a[0] & _U32
     # The permission comes before everything else (kernel/groups.c).
-    if not creds.capable(CAP_SETGID):
+    if not creds.may_set_groups():
         return -EPERM
     if count > NGROUPS_MAX:
         return -EINVAL
     groups = struct.unpack(f"<{count}I", t.read(a[1], 4 * count)) if count else ()
-    creds.setgroups(groups)
+    creds.setgroups(tuple(map(creds.space.gid, groups)))
     return 0
 
 
@@ -185,7 +207,18 @@ def capset(m: Machine, t: Task, a: Args) -> Decision:
 # -------------------------------------------------------------------------------------- the machine's name
 
 _UTS_FIELD = 65  # __NEW_UTS_LEN + 1
-_UTS = "uts"  # in a process's data: [host name, domain name] of a namespace of its own
+_UTS = "uts"  # in a process's data: its own namespace with these names
+
+
+class _Names:
+    """The names of a UTS namespace, which who is root in the user namespace ``owner`` may set."""
+
+    __slots__ = ("host", "domain", "owner")
+
+    def __init__(self, host: bytes, domain: bytes, owner: UserSpace) -> None:
+        self.host = host
+        self.domain = domain
+        self.owner = owner
 
 
 def uname(m: Machine, t: Task, a: Args) -> Decision:
@@ -200,13 +233,25 @@ def uname(m: Machine, t: Task, a: Args) -> Decision:
 
 def uts_names(m: Machine, process: Process) -> tuple[bytes, bytes]:
     """(host name, domain name) in the process's UTS namespace."""
-    own: list[bytes] | None = process.data.get(_UTS)
-    return (own[0], own[1]) if own else (m.spec.hostname.encode(), constants.DOMAINNAME.encode())
+    own: _Names | None = process.data.get(_UTS)
+    return (own.host, own.domain) if own else (m.spec.hostname.encode(), constants.DOMAINNAME.encode())
 
 
 def new_uts(m: Machine, process: Process) -> None:
     """The process has made a UTS namespace of its own: names in it can be set."""
-    process.data[_UTS] = list(uts_names(m, process))
+    process.data[_UTS] = _Names(*uts_names(m, process), process.creds.space)
+
+
+def join_uts(m: Machine, process: Process) -> None:
+    """The process is now in the UTS namespace of another one."""
+    process.data.pop(_UTS, None)
+    wanted = os.stat(f"{process.pid}/ns/uts", dir_fd=m.proc_fd).st_ino
+    for other in m.processes.values():
+        names = other.data.get(_UTS)
+        with contextlib.suppress(OSError):
+            if names is not None and os.stat(f"{other.pid}/ns/uts", dir_fd=m.proc_fd).st_ino == wanted:
+                process.data[_UTS] = names
+                return
 
 
 def after_fork(m: Machine, parent: Process, child: Process) -> None:
@@ -217,21 +262,21 @@ def after_fork(m: Machine, parent: Process, child: Process) -> None:
 
 def sethostname(m: Machine, t: Task, a: Args) -> Decision:
     """``sethostname(name, length)``: in a UTS namespace of the guest's own."""
-    return _set_name(t, 0, a)
+    return _set_name(t, "host", a)
 
 
 def setdomainname(m: Machine, t: Task, a: Args) -> Decision:
     """``setdomainname(name, length)``: idem."""
-    return _set_name(t, 1, a)
+    return _set_name(t, "domain", a)
 
 
-def _set_name(t: Task, which: int, a: Args) -> Decision:
-    own: list[bytes] | None = t.process.data.get(_UTS)
-    if own is None or t.process.creds.euid:
+def _set_name(t: Task, which: str, a: Args) -> Decision:
+    own: _Names | None = t.process.data.get(_UTS)
+    if own is None or not t.process.creds.capable(CAP_SYS_ADMIN, own.owner):
         return -EPERM
     if a[1] & _U32 >= _UTS_FIELD:
         return -EINVAL
-    own[which] = t.read(a[0], a[1] & _U32).partition(b"\0")[0]
+    setattr(own, which, t.read(a[0], a[1] & _U32).partition(b"\0")[0])
     return 0
 
 

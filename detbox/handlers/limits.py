@@ -13,6 +13,7 @@ from detbox.kernel.timespec import NS
 from detbox.machine import constants
 from detbox.machine.creds import CAP_SYS_RESOURCE
 from detbox.machine.limits import BASE, COUNT, ENFORCED, INFINITY, NR_OPEN
+from detbox.machine.userspaces import TOP
 
 if TYPE_CHECKING:
     from detbox.machine.clock import Timer
@@ -88,7 +89,7 @@ def _target(m: Machine, t: Task, pid: int) -> Process:
         raise OSError(ESRCH, "no such process")
     mine, its = t.process.creds, task.process.creds
     same = ({its.ruid, its.euid, its.suid}, {its.rgid, its.egid, its.sgid}) == ({mine.ruid}, {mine.rgid})
-    if task.process is not t.process and not same and not mine.capable(CAP_SYS_RESOURCE):
+    if task.process is not t.process and not same and not mine.capable(CAP_SYS_RESOURCE, its.space):
         raise OSError(EPERM, "limits of another user's process")
     return task.process
 
@@ -97,7 +98,7 @@ def _set(m: Machine, t: Task, process: Process, which: int, soft: int, hard: int
     if soft > hard:
         raise OSError(EINVAL, "soft limit above the hard one")
     limits = limits_of(process)
-    if hard > limits[which][1] and not t.process.creds.capable(CAP_SYS_RESOURCE):
+    if hard > limits[which][1] and not t.process.creds.capable(CAP_SYS_RESOURCE, TOP):
         raise OSError(EPERM, "raises a hard limit")
     if which == resource.RLIMIT_NOFILE and hard > NR_OPEN:
         raise OSError(EPERM, "above fs.nr_open")

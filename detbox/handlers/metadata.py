@@ -11,6 +11,7 @@ from stat import S_IFMT, S_IMODE, S_ISCHR, S_ISDIR, S_ISGID, S_ISLNK, S_ISREG, S
 from typing import TYPE_CHECKING
 
 from detbox.handlers import claim, paths
+from detbox.machine.creds import CAP_CHOWN, CAP_FSETID
 from detbox.machine.inodes import VInode
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def _bound_device(m: Machine, st: os.stat_result) -> bool:
 
 
 def _must_own(t: Task, vnode: VInode) -> None:
-    if t.process.creds.fsuid not in (0, vnode.uid):
+    if not t.process.creds.owns(vnode.uid, vnode.gid):
         raise OSError(errno.EPERM, "not the owner")
 
 
@@ -105,7 +106,7 @@ def _chmod(m: Machine, t: Task, dirfd: int, path: bytes, mode: int, flags: int) 
             raise OSError(errno.EOPNOTSUPP, "symbolic links have no mode")
         new = mode & 0o7777
         creds = t.process.creds
-        if creds.fsuid and vnode.gid != creds.fsgid and vnode.gid not in creds.groups:
+        if not creds.in_group(vnode.gid) and not creds.capable_over(CAP_FSETID, vnode.uid, vnode.gid):
             new &= ~S_ISGID
         if not _bound_device(m, st):
             os.chmod(name, new, dir_fd=at)
@@ -144,13 +145,15 @@ def fchownat(m: Machine, t: Task, a: Args) -> Decision:
 
 
 def _chown(m: Machine, t: Task, dirfd: int, path: bytes, uid: int, gid: int, flags: int) -> int:
-    uid, gid = uid & _M32, gid & _M32
+    space = t.process.creds.space
+    uid, gid = space.user(uid & _M32, keep=True), space.gid(gid & _M32, keep=True)
 
     def apply(at: int | None, name: bytes, follow: bool, st: os.stat_result, vnode: VInode) -> None:
         creds = t.process.creds
-        if creds.fsuid:
-            groups = (_M32, vnode.gid, creds.fsgid, *creds.groups)
-            if creds.fsuid != vnode.uid or uid not in (_M32, vnode.uid) or gid not in groups:
+        if creds.checked and not creds.capable_over(CAP_CHOWN, vnode.uid, vnode.gid):
+            own = creds.fsuid == vnode.uid
+            groups = own and (gid == vnode.gid or creds.in_group(gid))
+            if uid != _M32 and not (own and uid == vnode.uid) or gid != _M32 and not groups:
                 raise OSError(errno.EPERM, "may not give away")
         # The real call, which changes nothing, finds out about read-only file systems.
         if not _bound_device(m, st):
@@ -233,7 +236,7 @@ def set_times(
 
     def apply(at: int | None, name: bytes, follow: bool, st: os.stat_result, vnode: VInode) -> None:
         if wanted != ("now", "now") or not paths.may(t, st, vnode, paths.WRITE):
-            if t.process.creds.fsuid not in (0, vnode.uid):
+            if not t.process.creds.owns(vnode.uid, vnode.gid):
                 raise OSError(errno.EPERM if times else errno.EACCES, "not the owner")
         now = m.inodes.stamp()
         atime, mtime = (

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, ContinueThen, Decision
 from detbox.handlers import paths
+from detbox.handlers.namespaces import may_mount
 
 if TYPE_CHECKING:
+    from detbox.machine.userspaces import UserSpace
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Args, Task
 
@@ -35,7 +37,7 @@ _INVALID_ID = 0xFFFFFFFF
 
 def mount(m: Machine, t: Task, a: Args) -> Decision:
     """``mount(source, target, type, flags, data)``."""
-    if not t.process.namespaces:
+    if not may_mount(t):
         return -EPERM
     m.mounting.before_change(t)
     if a[3] & _CHANGES:
@@ -48,7 +50,7 @@ def mount(m: Machine, t: Task, a: Args) -> Decision:
         return -EPERM
     target = t.cstr(a[1])
     options = t.cstr(a[4]) if a[4] and kind in _OWNED else b""
-    owners, others = _owners(options)
+    owners, others = _owners(t.process.creds.space, options)
     if owners:
         m.mounting.exchange(t, a[4], others)
 
@@ -59,23 +61,23 @@ def mount(m: Machine, t: Task, a: Args) -> Decision:
             with _target(m, task, target) as fd:
                 st = os.fstat(fd)
                 m.inodes.another_file_system(st.st_dev)
-                if kind == b"tmpfs" and owners:
-                    top = m.inodes.of(st)
-                    top.uid, top.gid = owners.get(b"uid", top.uid), owners.get(b"gid", top.gid)
+                if kind in (b"tmpfs", b"ramfs"):
+                    top, creds = m.inodes.of(st), task.process.creds
+                    top.uid, top.gid = owners.get(b"uid", creds.fsuid), owners.get(b"gid", creds.fsgid)
 
     return ContinueThen(made)
 
 
-def _owners(options: bytes) -> tuple[dict[bytes, int], bytes]:
-    """The user and group that a file system's options name, and the options with nothing in place of these.
+def _owners(space: UserSpace, options: bytes) -> tuple[dict[bytes, int], bytes]:
+    """The user and group that a file system's options name, and the options with nothing in place of these; OSError.
 
-    The kernel takes only those that the guest's user namespace maps, which is one.
+    The kernel takes only those that its own user namespace maps, which is one.
     """
     owners, words = {}, options.split(b",")
     for i, word in enumerate(words):
         name, _, number = word.partition(b"=")
         if name in (b"uid", b"gid") and number.isdigit() and int(number) < _INVALID_ID:
-            owners[name] = int(number)
+            owners[name] = space.user(int(number)) if name == b"uid" else space.gid(int(number))
             words[i] = b"," * len(word)
     return owners, b",".join(words)
 
@@ -117,7 +119,7 @@ def _mount_proc(m: Machine, t: Task, path: bytes, flags: int) -> Decision:
 
 def umount2(m: Machine, t: Task, a: Args) -> Decision:
     """``umount2(target, flags)``."""
-    if not t.process.namespaces:
+    if not may_mount(t):
         return -EPERM
     with _target(m, t, t.cstr(a[0]), follow=not a[1] & _NOFOLLOW) as target:
         return 0 if m.mounting.unmount(t, target, a[1]) else CONTINUE
@@ -125,7 +127,7 @@ def umount2(m: Machine, t: Task, a: Args) -> Decision:
 
 def pivot_root(m: Machine, t: Task, a: Args) -> Decision:
     """``pivot_root(new_root, put_old)``: the working directory may move along."""
-    if not t.process.namespaces:
+    if not may_mount(t):
         return -EPERM
     # The kernel moves everybody in this mount namespace who was at the old root.
     for process in m.processes.values():

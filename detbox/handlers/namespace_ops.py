@@ -88,7 +88,7 @@ def _make(m: Machine, t: Task, dirfd: int, path: bytes, make: Callable[[int | No
     """Create one name with ``make`` and enter the new inode."""
 
     def call(at: int | None, name: bytes) -> None:
-        if t.process.creds.fsuid:
+        if t.process.creds.checked:
             opening.check_create(m, t, at, name)
         make(at, name)
         st = os.stat(name, dir_fd=at, follow_symlinks=False)
@@ -131,7 +131,7 @@ def unlinkat(m: Machine, t: Task, a: Args) -> Decision:
 def _remove(m: Machine, t: Task, dirfd: int, path: bytes, remove: Callable[..., None]) -> int:
     def call(at: int | None, name: bytes) -> None:
         before = os.stat(name, dir_fd=at, follow_symlinks=False)
-        if t.process.creds.fsuid:
+        if t.process.creds.checked:
             paths.check_dir(m, t, at, name, remove=True)
         remove(name + slash, dir_fd=at)
         _dropped(m, before)
@@ -212,7 +212,7 @@ def _rename_at(
             target = os.stat(new, dir_fd=at2, follow_symlinks=False)
         except FileNotFoundError:
             target = None
-        if t.process.creds.fsuid:
+        if t.process.creds.checked:
             for at, name, there in ((at1, old, True), (at2, new, target is not None)):
                 paths.check_dir(m, t, at, name, remove=there)
     except (FileNotFoundError, PermissionError):
@@ -295,7 +295,7 @@ def _link_at(
     m: Machine, t: Task, at1: int | None, old: bytes, at2: int | None, new: bytes, follow: bool
 ) -> int:
     source = os.stat(old, dir_fd=at1, follow_symlinks=follow)
-    if t.process.creds.fsuid:
+    if t.process.creds.checked:
         opening.check_create(m, t, at2, new)
     vnode = m.inodes.of(source)
     claim.check(m, at1, old, source, vnode, follow=follow)

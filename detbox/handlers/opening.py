@@ -65,7 +65,7 @@ def open_at(m: Machine, t: Task, dirfd: int, path: bytes, flags: int, mode: int)
             return _checked(m, t, dirfd, path, flags & 0x7FFFFFFF)
         at = fs.cwd_fd()
     try:
-        if t.process.creds.fsuid:
+        if t.process.creds.checked:
             found = paths.searched_stat(m, t, at, path, path, follow=not flags & os.O_NOFOLLOW)
             if found is None:
                 return -errno.ENOENT
@@ -104,7 +104,7 @@ def _not_plain(m: Machine, t: Task, dirfd: int, path: bytes, flags: int, mode: i
         return paths.resolve(
             m, t, dirfd, path, lambda at, name: nameless(m, t, at, name, flags, mode), follow=True
         )
-    if t.process.creds.fsuid:
+    if t.process.creds.checked:
         paths.resolve(
             m, t, dirfd, path, lambda at, name: None, follow=not flags & os.O_NOFOLLOW
         )
@@ -135,9 +135,9 @@ def open_existing(
     ``walked``: the place was found by :func:`paths.walk`.
     """
     before = None
-    if t.process.creds.fsuid or flags & (os.O_ACCMODE | os.O_TRUNC):
+    if t.process.creds.checked or flags & (os.O_ACCMODE | os.O_TRUNC):
         before = os.stat(name, dir_fd=at, follow_symlinks=not flags & os.O_NOFOLLOW)
-        if t.process.creds.fsuid:
+        if t.process.creds.checked:
             _check(m, t, at, name, before, flags)
         if S_IFMT(before.st_mode) == S_IFBLK:
             raise OSError(errno.EACCES, "block device")
@@ -301,7 +301,7 @@ def _holder_exists(at: int | None, name: bytes) -> None:
 
 def create(m: Machine, t: Task, at: int | None, name: bytes, flags: int, mode: int) -> Decision:
     """Make a new regular file; OSError(EEXIST, …)."""
-    if t.process.creds.fsuid:
+    if t.process.creds.checked:
         check_create(m, t, at, name)
     fd = os.open(name, flags & _KEPT | _MAKING | _OURS, mode & 0o7777 & ~t.process.fs.umask, dir_fd=at)
     st = os.fstat(fd)
@@ -333,7 +333,7 @@ def new_entry(m: Machine, t: Task, at: int | None, name: bytes, st: os.stat_resu
 
 def nameless(m: Machine, t: Task, at: int | None, name: bytes, flags: int, mode: int) -> Decision:
     """O_TMPFILE in the directory ``name``."""
-    if t.process.creds.fsuid:
+    if t.process.creds.checked:
         paths.check_dir(m, t, at, name + b"/x")
     fd = os.open(name, flags & _KEPT | _OURS, mode & 0o7777 & ~t.process.fs.umask, dir_fd=at)
     clear_nonblock(fd, flags)

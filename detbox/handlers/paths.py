@@ -22,7 +22,7 @@ from detbox.machine.inodes import PIPE_DEV, VInode
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
-    from detbox.supervisor.task import Task
+    from detbox.supervisor.task import Process, Task
 
 T = TypeVar("T")
 
@@ -136,7 +136,7 @@ class _Walk:
 
     def search(self) -> None:
         """OSError(EACCES) unless the virtual user may look for a name where the walk stands."""
-        if self.t.process.creds.fsuid:
+        if self.t.process.creds.checked:
             st = os.fstat(self.cur)
             # As `restricted` has it, which leaves out what everybody may search.
             if S_ISDIR(st.st_mode) and st.st_mode & 0o111 != 0o111:
@@ -270,29 +270,32 @@ def may(t: Task, st: os.stat_result, vnode: VInode, mask: int, *, real: bool = F
     ``real``: the real user ids decide instead of the file system ones, as access(2) wants it.
     """
     creds = t.process.creds
-    uid, gid = (creds.ruid, creds.rgid) if real else (creds.fsuid, creds.fsgid)
-    if uid == 0:
-        return not mask & EXECUTE or S_ISDIR(st.st_mode) or bool(st.st_mode & 0o111)
+    if real:
+        creds = creds.really()
+    uid, gid = creds.fsuid, creds.fsgid
     if uid == vnode.uid or vnode.dev == PIPE_DEV:  # a pipe has no name: only its users' /proc/PID/fd leads to it
         granted = st.st_mode >> 6
     elif vnode.gid == gid or vnode.gid in creds.groups:
         granted = st.st_mode >> 3
     else:
         granted = st.st_mode
-    return not mask & ~granted & 7
+    if not mask & ~granted & 7:
+        return True
+    return creds.overrides(vnode.uid, vnode.gid, st.st_mode, mask, directory=S_ISDIR(st.st_mode))
 
 
 def check_dir(m: Machine, t: Task, dir_fd: int | None, name: bytes, *, remove: bool = False) -> None:
     """OSError(EACCES or EPERM) unless the virtual user may change the entry ``name`` of its directory."""
-    if t.process.creds.fsuid == 0:
+    creds = t.process.creds
+    if not creds.checked:
         return
     parent = os.stat(dirname(name), dir_fd=dir_fd)
     owner = m.inodes.of(parent)
     if not may(t, parent, owner, WRITE | EXECUTE):
         raise OSError(errno.EACCES, "no right to change the directory")
-    if remove and parent.st_mode & S_ISVTX and owner.uid != t.process.creds.fsuid:
+    if remove and parent.st_mode & S_ISVTX and owner.uid != creds.fsuid:
         entry = m.inodes.of(os.stat(name, dir_fd=dir_fd, follow_symlinks=False))
-        if entry.uid != t.process.creds.fsuid:
+        if not creds.owns(entry.uid, entry.gid):
             raise OSError(errno.EPERM, "sticky directory")
 
 
@@ -304,7 +307,7 @@ def check_search(m: Machine, t: Task, dir_fd: int | None, name: bytes, path: byt
     ``dir_fd`` and ``name`` are what :func:`at` has made of ``path``; ``follow``: whether a final link is
     followed.  Below a link of procfs to an object, nothing is looked at.
     """
-    if t.process.creds.fsuid == 0:
+    if not t.process.creds.checked:
         return True
     # What comes before the path is the supervisor's name of a directory: that alone is looked at.
     end = max(0, len(name) - len(path) - 1)
@@ -342,7 +345,7 @@ def absent(t: Task, path: bytes, *, follow: bool) -> bool:
     An exception, which the whole way to that answer takes, costs more than the look.
     """
     process = t.process
-    if path[:1] != b"/" or process.fs.special or process.creds.fsuid:
+    if path[:1] != b"/" or process.fs.special or process.creds.checked:
         return False
     return _native.stat_at(None, path, follow) == -errno.ENOENT
 
@@ -367,18 +370,18 @@ def demand(m: Machine, t: Task, dirfd: int, path: bytes, mask: int, *, follow: b
     def look(at: int | None, name: bytes) -> None:
         require_at(m, t, at, name, os.stat(name, dir_fd=at, follow_symlinks=follow), mask)
 
-    if t.process.creds.fsuid:
+    if t.process.creds.checked:
         resolve(m, t, dirfd, path, look, follow=follow)
 
 
 def may_at(m: Machine, t: Task, dir_fd: int | None, name: bytes, st: os.stat_result, mask: int) -> bool:
     """The same as :func:`may` for a path, since who owns an entry of procfs follows from the path."""
     vnode = m.inodes.of(st)
-    if st.st_dev == m.inodes.proc_dev and t.process.creds.fsuid:
+    if st.st_dev in m.inodes.proc_devs and t.process.creds.checked:
         fd = os.open(name, os.O_PATH, dir_fd=dir_fd)
         try:
             vnode = VInode(vnode.key, vnode.dev, 0, vnode.fmt, 0)
-            vnode.uid, vnode.gid = proc_owner(m, path_of(m, fd))
+            vnode.uid, vnode.gid = proc_owner(m, proc_path(m, t, path_of(m, fd), st.st_dev, fd), st.st_dev)
         finally:
             os.close(fd)
     return may(t, st, vnode, mask)
@@ -390,11 +393,20 @@ def require_at(m: Machine, t: Task, dir_fd: int | None, name: bytes, st: os.stat
         raise OSError(errno.EACCES, "no right to what the path leads to")
 
 
-def proc_owner(m: Machine, path: bytes) -> tuple[int, int]:
+def proc_owner(m: Machine, path: bytes, dev: int) -> tuple[int, int]:
     """User and group of a path below /proc: a process's directory is the process's own."""
-    found = _PROCESS.match(path)
-    process = m.processes.get(int(found[1])) if found else None
+    process = process_at(m, path, dev)
     return (process.creds.euid, process.creds.egid) if process else (0, 0)
+
+
+def process_at(m: Machine, path: bytes, dev: int) -> Process | None:
+    """The process whose directory a path below /proc leads through; ``dev``: st_dev of the procfs that is meant."""
+    found = _PROCESS.match(path)
+    if found is None:
+        return None
+    number = int(found[1]) if dev in (m.inodes.proc_dev, m.inodes.cover_dev) else m.nested.outer_at(int(found[1]), dev)
+    task = m.tasks.get(number)
+    return m.processes.get(number) if task is None else task.process
 
 
 def dirname(name: bytes) -> bytes:

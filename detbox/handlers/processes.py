@@ -13,7 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, ContinueThen, Decision, Park, Wake
-from detbox.handlers import futex_exit, identity, paths, tracing
+from detbox.handlers import futex_exit, paths, tracing
 from detbox.handlers.futex_core import Args, signed
 from detbox.handlers.stat import of_fd
 from detbox.kernel import siginfo
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Process, Task
 
-CLONE_VM, CLONE_VFORK, CLONE_PIDFD, CLONE_UNTRACED, CLONE_NEWNS = 0x100, 0x4000, 0x1000, 0x800000, 0x20000
+CLONE_VM, CLONE_VFORK, CLONE_PIDFD, CLONE_UNTRACED = 0x100, 0x4000, 0x1000, 0x800000
 CLONE_THREAD = 0x10000
-CLONE_NEWUTS, CLONE_NEWUSER, CLONE_NEWPID = 0x4000000, 0x10000000, 0x20000000
+#: CLONE_NEWNS and the others that clone(2) knows: not CLONE_NEWTIME, whose bit is the exit signal's there.
+CLONE_NAMESPACES = 0x7E020000
 WNOHANG, WUNTRACED, WEXITED, WCONTINUED = 1, 2, 4, 8
 WNOWAIT, WNOTHREAD, WALL, WCLONE = 0x1000000, 0x20000000, 0x40000000, 0x80000000
 P_ALL, P_PID, P_PGID, P_PIDFD = range(4)
@@ -57,6 +58,10 @@ def _create(m: Machine, t: Task, flags: int) -> Decision:
         return -errno.EPERM  # the child would run outside the supervisor's hands
     if flags & CLONE_THREAD and len(m.tasks) >= TASKS_AT_MOST:
         return -errno.EAGAIN
+    if flags & CLONE_NAMESPACES:
+        import detbox.handlers.namespaces as namespaces
+
+        namespaces.demand(m, t, flags & CLONE_NAMESPACES)
     if flags & CLONE_PIDFD:
         t.process.files.forget_all()
     return CONTINUE
@@ -83,7 +88,7 @@ def execveat(m: Machine, t: Task, a: Args) -> Decision:
 
 
 def _execute(m: Machine, t: Task, dirfd: int, path: int, flags: int) -> Decision:
-    if t.process.creds.fsuid:
+    if t.process.creds.checked:
         name = t.cstr(path)
         if name:
             follow = not flags & paths.AT_SYMLINK_NOFOLLOW
@@ -215,7 +220,8 @@ def _let_through(m: Machine, t: Task, options: int, rusage: int, info: int, chan
     jobs = [c for c in changed if c.status is None]
     if changed and not options & WNOWAIT:
         t.process.waits.append(changed[0])
-    if info and not any(c.creds.ruid for c in changed):
+    space = t.process.creds.space
+    if info and not any(space.shown_user(c.creds.ruid) for c in changed):
         info = 0  # the kernel's is right
     if not rusage and not jobs and not info:
         return CONTINUE
@@ -232,7 +238,7 @@ def _let_through(m: Machine, t: Task, options: int, rusage: int, info: int, chan
         if rusage and child is not None:
             task.write(rusage, usage.rusage(child.cpu.ns + child.cpu.children_ns))
         if info and child is not None:
-            task.write(info + siginfo.UID, child.creds.ruid.to_bytes(4, "little"))
+            task.write(info + siginfo.UID, space.shown_user(child.creds.ruid).to_bytes(4, "little"))
         return None
 
     return ContinueThen(look)
@@ -243,28 +249,6 @@ def _let_through(m: Machine, t: Task, options: int, rusage: int, info: int, chan
 
 def relation(m: Machine, t: Task, a: Args) -> Decision:
     """Parent, group or session: the kernel's, whose numbers are the guest's own."""
-    return CONTINUE
-
-
-def unshare(m: Machine, t: Task, a: Args) -> Decision:
-    """Namespaces of the guest's own: harmless, since its user namespace owns nothing of the container."""
-    if a[0] & CLONE_NEWNS:
-        t.process.fs = t.process.fs.copy(t.process.pid)
-        t.process.fs.special = True
-    if a[0] & (CLONE_NEWNS | CLONE_NEWUSER | CLONE_NEWPID):
-        t.process.namespaces = True
-    if a[0] & CLONE_NEWUTS:
-        identity.new_uts(m, t.process)
-    if a[0] & 0x400:  # CLONE_FILES
-        t.process.files = t.process.files.copy(t.process.pid)
-    return CONTINUE
-
-
-def setns(m: Machine, t: Task, a: Args) -> Decision:
-    """Join a namespace of the guest's own making."""
-    t.process.fs = t.process.fs.copy(t.process.pid)
-    t.process.fs.special = True
-    t.process.namespaces = True
     return CONTINUE
 
 

@@ -13,15 +13,13 @@ from stat import S_ISREG
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, InstallFd
-from detbox.handlers import paths
+from detbox.handlers import idmaps, paths
 from detbox.machine.files import Kind, OpenFile
 
 if TYPE_CHECKING:
     from detbox.decision import Decision
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Task
-
-_MAPS = frozenset((b"uid_map", b"gid_map", b"projid_map", b"setgroups"))
 
 
 class Covered(Exception):
@@ -39,10 +37,8 @@ def opened(m: Machine, t: Task, flags: int, fd: int, st: os.stat_result, walked:
     if not S_ISREG(st.st_mode):
         return InstallFd(fd, cloexec, None, None)
     path = paths.proc_path(m, t, paths.path_of(m, fd), st.st_dev, fd)
-    if flags & os.O_ACCMODE != os.O_RDONLY and path.rpartition(b"/")[2] in _MAPS:
-        # The kernel asks for the rights of who opened the file (map_write in kernel/user_namespace.c).
-        t.process.files.forget_all()
-        return CONTINUE
+    written = flags & os.O_ACCMODE != os.O_RDONLY and path.rpartition(b"/")[2] in idmaps.NAMES
+    about = idmaps.open_for_writing(m, t, path, st.st_dev) if written else None
     new = m.synth_open(t, path, fd, flags)
     if new == fd and not st.st_mode & 4 and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH:
         return -errno.EACCES
@@ -50,4 +46,6 @@ def opened(m: Machine, t: Task, flags: int, fd: int, st: os.stat_result, walked:
         return InstallFd(fd, cloexec, None, OpenFile(Kind.PROC, st, m.inodes.of(st)))
     shown = os.fstat(new)
     vnode = m.inodes.synthetic(shown, path, st.st_mode)
+    if about is not None:
+        idmaps.remember(m, vnode, about)
     return InstallFd(new, cloexec, None, OpenFile(Kind.PROC, shown, vnode))

@@ -166,11 +166,16 @@ def pwrite64(m: Machine, t: Task, a: Args) -> Decision:
     f = t.process.files.get(fd_of(a[0]))
     if f.kind is Kind.REG and a[2]:
         m.inodes.touch(f.vnode)
+    if f.kind is Kind.PROC:
+        return _write_proc(m, t, fd_of(a[0]), f, [(a[1], a[2])], placed=True)
     return CONTINUE
 
 
 def pwritev(m: Machine, t: Task, a: Args) -> Decision:
     """``pwritev(fd, iov, iovcnt, offset)``."""
+    f = t.process.files.get(fd_of(a[0]))
+    if f.kind is Kind.PROC:
+        return _write_proc(m, t, fd_of(a[0]), f, iovec(t, a[1], a[2]), placed=True)
     return pwrite64(m, t, a)
 
 
@@ -178,7 +183,7 @@ def pwritev2(m: Machine, t: Task, a: Args) -> Decision:
     """``pwritev2(fd, iov, iovcnt, offset, _, flags)``: with offset -1 it is ``writev``."""
     f = t.process.files.get(fd_of(a[0]))
     if f.kind is Kind.REG:
-        return -EOPNOTSUPP if a[5] & _RWF_OF_HOSTS else pwrite64(m, t, a)
+        return -EOPNOTSUPP if a[5] & _RWF_OF_HOSTS else pwritev(m, t, a)
     if a[3] != _ALL_ONES or a[5] & _RWF_NOWAIT:
         return CONTINUE
     return _write(m, t, fd_of(a[0]), f, iovec(t, a[1], a[2]))
@@ -207,7 +212,18 @@ def _write(m: Machine, t: Task, fd: int, f: OpenFile, segments: Segments) -> Dec
             return -EINVAL
     if kind is Kind.EVENTFD:
         return continue_when(m, t, fd, POLLOUT, lambda wake: _write(m, t, fd, f, segments), "write to")
+    if kind is Kind.PROC:
+        return _write_proc(m, t, fd, f, segments)
     return CONTINUE
+
+
+def _write_proc(
+    m: Machine, t: Task, fd: int, f: OpenFile, segments: Segments, *, placed: bool = False
+) -> Decision:
+    import detbox.handlers.idmaps as idmaps
+
+    written = idmaps.write(m, t, fd, f, segments, placed=placed)
+    return CONTINUE if written is None else written
 
 
 def stream_of(f: OpenFile) -> int:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from detbox.decision import Decision, Park, Wake
 from detbox.kernel.timespec import pack_timespec
-from detbox.machine.creds import CAP_SYS_ADMIN, CAP_SYS_NICE
+from detbox.machine.creds import CAP_SYS_NICE, Creds
+from detbox.machine.userspaces import CAP_SYS_ADMIN, TOP
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
@@ -47,12 +48,12 @@ def _thread(m: Machine, t: Task, pid: int, negative: int = EINVAL) -> Task:
 
 def _first() -> Any:
     """What stands for the supervisor, as the guest sees it: root's, with nothing set, and nothing stays set."""
-    return SimpleNamespace(data={}, process=SimpleNamespace(creds=SimpleNamespace(ruid=0, euid=0)))
+    return SimpleNamespace(data={}, process=SimpleNamespace(creds=Creds.of(0, 0)))
 
 
 def _may_change(t: Task, other: Task, errno: int = EPERM) -> None:
     mine, its = t.process.creds, other.process.creds
-    if mine.euid not in (its.ruid, its.euid) and not mine.capable(CAP_SYS_NICE):
+    if mine.euid not in (its.ruid, its.euid) and not mine.capable(CAP_SYS_NICE, its.space):
         raise OSError(errno, "another user's thread")
 
 
@@ -118,7 +119,7 @@ def _set_policy(t: Task, other: Task, policy: int, priority: int, reset: int) ->
     _may_change(t, other)
     former, former_priority, _ = _policy(other)
     raised = policy in _REALTIME and (former not in _REALTIME or priority > former_priority)
-    if raised and not t.process.creds.capable(CAP_SYS_NICE):
+    if raised and not t.process.creds.capable(CAP_SYS_NICE, TOP):
         raise OSError(EPERM, "RLIMIT_RTPRIO is 0")
     other.data[POLICY] = (policy, priority, reset)
 
@@ -242,7 +243,11 @@ def _chosen(m: Machine, t: Task, which: int, who: int, first: int) -> list[Task]
     if kind == _WHICH_GROUP:
         return [task for task in m.tasks.values() if _in_group(m, t, task, who)]
     if kind == _WHICH_USER:
-        uid = who or t.process.creds.ruid
+        creds = t.process.creds
+        try:
+            uid = creds.space.user(who & _U32) if who else creds.ruid
+        except OSError:
+            return []
         return [task for task in m.tasks.values() if task.process.creds.ruid == uid]
     raise OSError(EINVAL, "neither thread, group nor user")
 
@@ -256,7 +261,7 @@ def _in_group(m: Machine, t: Task, task: Task, group: int) -> bool:
 
 def _set_nice(t: Task, other: Task, nice: int) -> None:
     nice = max(-20, min(nice, 19))
-    if nice < int(other.data.get(NICE, 0)) and not t.process.creds.capable(CAP_SYS_NICE):
+    if nice < int(other.data.get(NICE, 0)) and not t.process.creds.capable(CAP_SYS_NICE, TOP):
         raise OSError(EACCES, "RLIMIT_NICE is 0")
     other.data[NICE] = nice
 
@@ -296,7 +301,7 @@ def ioprio_set(m: Machine, t: Task, a: Args) -> Decision:
     if kind > _IOPRIO_IDLE or (kind == _IOPRIO_NONE and level):
         return -EINVAL
     creds = t.process.creds
-    if kind == _IOPRIO_RT and not (creds.capable(CAP_SYS_NICE) or creds.capable(CAP_SYS_ADMIN)):
+    if kind == _IOPRIO_RT and not (creds.capable(CAP_SYS_NICE, TOP) or creds.capable(CAP_SYS_ADMIN, TOP)):
         return -EPERM
 
     def change(task: Task) -> None:

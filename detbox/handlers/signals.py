@@ -17,6 +17,7 @@ from detbox.handlers.futex_core import Args, read_timespec, signed
 from detbox.handlers.processes import pidfd_target
 from detbox.kernel.siginfo import SI_USER
 from detbox.machine.creds import CAP_KILL, Creds
+from detbox.machine.userspaces import TOP
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
@@ -66,7 +67,7 @@ def rt_tgsigqueueinfo(m: Machine, t: Task, a: Args) -> Decision:
 def pidfd_send_signal(m: Machine, t: Task, a: Args) -> Decision:
     """Signal the process behind a descriptor."""
     signo = signed(a[1], 32)
-    if not t.process.creds.capable(CAP_KILL):
+    if _limited(t):
         target = m.processes.get(pidfd_target(m, t, a[0]))
         return _send(m, t, signo, lambda: [target] if target is not None else [])
     return _send(m, t, signo, lambda: list(m.processes.values()))
@@ -86,9 +87,19 @@ def _targets(m: Machine, t: Task, pid: int) -> list[Process]:
         found = m.processes.get(pid)
         return [found] if found is not None else []
     if pid == -1:
-        return [process for process in m.processes.values() if process is not t.process]
+        return [process for process in _everybody(m, t) if process is not t.process]
     group = -pid if pid else os.getpgid(t.tid)
     return [process for process in m.processes.values() if _group(process) == group]
+
+
+def _everybody(m: Machine, t: Task) -> list[Process]:
+    """The processes of a thread's PID namespace but its first one."""
+    processes = list(m.processes.values())
+    if t.process.namespaces:
+        space = m.nested.space(t.tid)
+        called = {process: m.nested.numbers(process.pid, space) for process in processes if space.depth}
+        processes = [process for process in processes if (called.get(process, (2,)) or (0,))[0] > 1]
+    return processes
 
 
 def _group(process: Process) -> int:
@@ -101,7 +112,7 @@ def _group(process: Process) -> int:
 def _send(
     m: Machine, t: Task, signo: int, targets: Callable[[], list[Process]], *, all_of_them: bool = False
 ) -> Decision:
-    limited = not t.process.creds.capable(CAP_KILL)
+    limited = _limited(t)
     if signo == 0 and not limited:
         return CONTINUE
     processes = targets()
@@ -137,9 +148,14 @@ def _may(t: Task, target: Process, signo: int) -> bool:
     return signo == SIGCONT and os.getsid(target.pid) == os.getsid(t.process.pid)
 
 
+def _limited(t: Task) -> bool:
+    """Whether there may be processes that it may not signal."""
+    return not t.process.creds.capable(CAP_KILL, TOP)
+
+
 def _rights(t: Task, target: Creds) -> bool:
     mine = t.process.creds
-    return mine.capable(CAP_KILL) or bool({mine.euid, mine.ruid} & {target.suid, target.ruid})
+    return mine.capable(CAP_KILL, target.space) or bool({mine.euid, mine.ruid} & {target.suid, target.ruid})
 
 
 def rt_sigpending(m: Machine, t: Task, a: Args) -> Decision:

@@ -12,13 +12,13 @@ import socket as host
 import struct
 import time
 from collections.abc import Callable, Iterator
-from errno import EINVAL, EPERM
+from errno import EPERM
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, ContinueThen, Decision, Park, Wake
 from detbox.handlers.socket_core import MSGHDR
-from detbox.machine.creds import CAP_SETGID, CAP_SETUID
 from detbox.machine.io import io_state
+from detbox.machine.userspaces import CAP_SETGID, CAP_SETUID
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
@@ -100,8 +100,10 @@ def virtual(m: Machine, t: Task, level: int, kind: int, value: bytes) -> bytes:
     if kind == _SCM_CREDENTIALS and len(value) == _CREDENTIALS.size:
         pid = _CREDENTIALS.unpack(value)[0]
         if pid:  # 0 is a message that was sent before anybody asked for credentials
-            creds = m.processes.get(pid, t.process).creds
-            return _CREDENTIALS.pack(pid, *io_state(m).senders.get(pid, (creds.ruid, creds.rgid)))
+            sender = _outer(m, t, pid)
+            creds = m.processes.get(sender, t.process).creds
+            users = io_state(m).senders.get(sender, (creds.ruid, creds.rgid))
+            return _CREDENTIALS.pack(pid, *t.process.creds.space.shown(*users))
     return value
 
 
@@ -124,7 +126,7 @@ def with_credentials(m: Machine, t: Task, headers: range, decision: Decision) ->
             return with_credentials(m, t, headers, resume(wake))
 
         decision.resume = again
-    return _lend(m, t, headers) if decision is CONTINUE and not t.process.namespaces else decision
+    return _lend(m, t, headers) if decision is CONTINUE else decision
 
 
 def _lend(m: Machine, t: Task, headers: range) -> Decision:
@@ -137,8 +139,7 @@ def _lend(m: Machine, t: Task, headers: range) -> Decision:
         for offset, level, kind, value in _parts(data):
             if (level, kind, len(value)) == (host.SOL_SOCKET, _SCM_CREDENTIALS, _CREDENTIALS.size):
                 pid, uid, gid = _CREDENTIALS.unpack(value)
-                _check(t, uid, gid)
-                io_state(m).senders[pid] = uid, gid
+                io_state(m).senders[_outer(m, t, pid)] = _checked(t, uid, gid)
                 kept.append((at + offset, value))
     if not kept:
         return CONTINUE
@@ -154,15 +155,26 @@ def _lend(m: Machine, t: Task, headers: range) -> Decision:
     return ContinueThen(give_back)
 
 
-def _check(t: Task, uid: int, gid: int) -> None:
-    """The rule of scm_check_creds() in net/core/scm.c; whose process number it may be is the kernel's to say."""
+def _outer(m: Machine, t: Task, pid: int) -> int:
+    """The container's number of the process that a thread calls ``pid``."""
+    if not t.process.namespaces:
+        return pid
+    space = m.nested.space(t.tid)
+    return m.nested.outer(pid, space) if space.depth else pid
+
+
+def _checked(t: Task, uid: int, gid: int) -> tuple[int, int]:
+    """The user and group that are meant, by the rule of scm_check_creds() in net/core/scm.c.
+
+    Whose process number it may be is the kernel's to say.
+    """
     creds = t.process.creds
-    if 0xFFFFFFFF in (uid, gid):
-        raise OSError(EINVAL, "no user")
+    uid, gid = creds.space.user(uid), creds.space.gid(gid)
     if uid not in (creds.ruid, creds.euid, creds.suid) and not creds.capable(CAP_SETUID):
         raise OSError(EPERM, "another user")
     if gid not in (creds.rgid, creds.egid, creds.sgid) and not creds.capable(CAP_SETGID):
         raise OSError(EPERM, "another group")
+    return uid, gid
 
 
 def own_credentials(m: Machine, t: Task, sock: host.socket) -> list[tuple[int, int, bytes]]:

@@ -147,7 +147,7 @@ def _bind_path(m: Machine, t: Task, path: bytes) -> Decision:
     name = path.split(b"\0", 1)[0]
     if not name:
         return CONTINUE
-    if t.process.creds.fsuid:
+    if t.process.creds.checked:
         paths.resolve(
             m, t, paths.AT_FDCWD, name, lambda at, name: check_create(m, t, at, name), follow=False
         )

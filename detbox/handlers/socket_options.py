@@ -240,5 +240,5 @@ def _peer_credentials(m: Machine, t: Task, a: Args) -> Decision:
     if pid:
         # A process that is gone had, as far as can be told, the credentials of the one that asks.
         creds = m.processes.get(pid, t.process).creds
-        uid, gid = creds.euid, creds.egid
+        uid, gid = t.process.creds.space.shown(creds.euid, creds.egid)
     return _give(t, a, struct.pack("<iII", pid, uid, gid))

@@ -12,9 +12,11 @@ from detbox.handlers import claim, paths
 from detbox.handlers.cover import shown_mode
 from detbox.kernel import _native
 from detbox.machine.inodes import PROC_DEV, VInode, blocks_of, procfs_ino, size_and_blocks
+from detbox.machine.userspaces import TOP
 
 if TYPE_CHECKING:
     from detbox.decision import Decision
+    from detbox.machine.userspaces import UserSpace
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Args, Task
 
@@ -57,7 +59,7 @@ def fstat(m: Machine, t: Task, a: Args) -> Decision:
     if a[0] & _M32 > 0x7FFFFFFF:
         return -errno.EBADF  # AT_FDCWD names a directory for other calls
     st, vnode = of_fd(m, t, a[0])
-    t.write(a[1], _pack(st, vnode))
+    t.write(a[1], _pack(st, vnode, t.process.creds.space))
     return 0
 
 
@@ -73,7 +75,7 @@ def statx(m: Machine, t: Task, a: Args) -> Decision:
         st, vnode = of_fd(m, t, a[0])
     else:
         return -errno.ENOENT
-    t.write(a[4], _pack_statx(st, vnode))
+    t.write(a[4], _pack_statx(st, vnode, t.process.creds.space))
     return 0
 
 
@@ -82,7 +84,7 @@ def _stat(m: Machine, t: Task, dirfd: int, path: bytes, buf: int, follow: bool) 
     fs = t.process.fs
     try:
         at, name = paths.at(m, t, dirfd, path)
-        if t.process.creds.fsuid and not fs.special:
+        if t.process.creds.checked and not fs.special:
             found = paths.searched_stat(m, t, at, name, path, follow=follow)
             if found is None:
                 return -errno.ENOENT
@@ -110,7 +112,7 @@ def _stat(m: Machine, t: Task, dirfd: int, path: bytes, buf: int, follow: bool) 
                 inodes.python_source(vnode, name, at, st.st_size)
             if vnode.btime != inodes.epoch_ns:
                 inodes.find_holes(vnode, st, name, at)
-    t.write(buf, _pack(st, vnode))
+    t.write(buf, _pack(st, vnode, t.process.creds.space))
     return 0
 
 
@@ -120,7 +122,7 @@ def _empty_path(m: Machine, t: Task, dirfd: int, buf: int, path: bytes, flags: i
     if not flags & 0x1000:
         return -errno.ENOENT
     st, vnode = of_fd(m, t, dirfd)
-    t.write(buf, _pack(st, vnode))
+    t.write(buf, _pack(st, vnode, t.process.creds.space))
     return 0
 
 
@@ -206,7 +208,7 @@ def _odd(m: Machine, st: os.stat_result, path: bytes) -> VInode:
         vnode.mode = shown_mode(path.rpartition(b"/")[2], st.st_mode)
         vnode.fmt = S_IFMT(vnode.mode)
     elif dev == PROC_DEV:
-        vnode.uid, vnode.gid = paths.proc_owner(m, path)
+        vnode.uid, vnode.gid = paths.proc_owner(m, path, st.st_dev)
         if path.endswith(b"/task"):
             vnode.links = _threads(m, path) + 2
     return vnode
@@ -219,7 +221,7 @@ def _threads(m: Machine, path: bytes) -> int:
     return len(process.tasks) if process is not None else 1
 
 
-def _pack(st: os.stat_result, v: VInode) -> bytes:
+def _pack(st: os.stat_result, v: VInode, space: UserSpace) -> bytes:
     """struct stat of x86-64 (arch/x86/include/uapi/asm/stat.h)."""
     mode = v.mode or st.st_mode
     real_size = st.st_size
@@ -229,17 +231,18 @@ def _pack(st: os.stat_result, v: VInode) -> bytes:
         size, blocks = size_and_blocks(v, real_size)
         # 1 means "not counted" to fts and find, as on btrfs and merged overlay directories.
         nlink = (v.links or 1) if v.fmt == S_IFDIR else st.st_nlink
-    head = _HEAD.pack(v.dev, v.ino, nlink, mode, v.uid, v.gid, 0, st.st_rdev, size, 4096, blocks)
+    uid, gid = (v.uid, v.gid) if space is TOP else space.shown(v.uid, v.gid)
+    head = _HEAD.pack(v.dev, v.ino, nlink, mode, uid, gid, 0, st.st_rdev, size, 4096, blocks)
     return head + v.times + _TAIL
 
 
-def _pack_statx(st: os.stat_result, v: VInode) -> bytes:
+def _pack_statx(st: os.stat_result, v: VInode, space: UserSpace) -> bytes:
     size, blocks = size_and_blocks(v, st.st_size)
     nlink = (v.links or 1) if v.fmt == S_IFDIR or v.mode else st.st_nlink
     atime, ctime = divmod(v.atime, 10**9), divmod(v.ctime, 10**9)
     btime, mtime = divmod(v.btime, 10**9), divmod(v.mtime, 10**9)
     return _STATX.pack(
-        _STATX_MASK, 4096, 0, nlink, v.uid, v.gid, v.mode or st.st_mode, 0, v.ino, size, blocks, 0,
+        _STATX_MASK, 4096, 0, nlink, *space.shown(v.uid, v.gid), v.mode or st.st_mode, 0, v.ino, size, blocks, 0,
         *atime, 0, *btime, 0, *ctime, 0, *mtime, 0,
         os.major(st.st_rdev), os.minor(st.st_rdev), os.major(v.dev), os.minor(v.dev),
     ) + bytes(112)  # fmt: skip

@@ -23,6 +23,7 @@ from detbox.machine import ipc_objects as ipc
 from detbox.machine.creds import CAP_IPC_LOCK
 from detbox.machine.futex_keys import shared_key
 from detbox.machine.ipc_objects import IpcTable, Layout
+from detbox.machine.userspaces import CAP_SYS_ADMIN, TOP
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
@@ -73,7 +74,7 @@ def _no_huge_pages(t: Task, size: int, flags: int) -> int:
     """The errno for a new segment of huge pages; the kernel asks who wants it before it looks for some."""
     error = hugepages.refusal(flags) if 1 <= size <= _SHMMAX else EINVAL
     creds = t.process.creds
-    allowed = creds.capable(CAP_IPC_LOCK) or 0 in (creds.fsgid, *creds.groups)  # vm.hugetlb_shm_group
+    allowed = creds.capable(CAP_IPC_LOCK, TOP) or 0 in (creds.fsgid, *creds.groups)  # vm.hugetlb_shm_group
     return error if allowed or error != ENOMEM else EPERM
 
 
@@ -168,7 +169,7 @@ def _control(
             # The *_STAT commands take an index and return the id.
             found = number if command == _IPC_STAT else result
             data = task.read(buffer, layout.size)
-            task.write(buffer, _table(m).virtualise(layout, found, data))
+            task.write(buffer, _table(m).virtualise(layout, found, data, task.process.creds.space))
         return None
 
     return ContinueThen(look)
@@ -182,12 +183,13 @@ def _set(
     data = bytearray(t.read(buffer, layout.size))
     known = _table(m).objects.get((layout.kind, number))
     creds = t.process.creds
-    if known is not None and creds.euid not in (0, known.owners[0], known.owners[2]):
+    if known is not None and creds.euid not in known.owners[::2] and not creds.capable(CAP_SYS_ADMIN):
         return -EPERM
     # Raising the limit takes a privilege of the host's that not every run has.
     if layout is ipc.MSG and struct.unpack_from("<Q", data, 88)[0] > _MSGMNB:
         return -EPERM
     uid, gid = struct.unpack_from("<2I", data, 4)
+    uid, gid = creds.space.user(uid), creds.space.gid(gid)
     struct.pack_into("<2I", data, 4, 0, 0)
     result = _native.raw_syscall(call[0], number, *call[1:], _IPC_SET, data)
     if result == 0:

@@ -63,7 +63,7 @@ def _on_fd(m: Machine, t: Task, fd: int, write: bool, call: Callable[[Target], T
 
 
 def _check(m: Machine, t: Task, st: os.stat_result, write: bool) -> None:
-    if t.process.creds.fsuid:
+    if t.process.creds.checked:
         if not paths.may(t, st, m.inodes.of(st), paths.WRITE if write else paths.READ):
             raise OSError(errno.EACCES, "no right to the attributes")
 

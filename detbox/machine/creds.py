@@ -4,13 +4,23 @@ The host gives the guest's processes one real user, whoever they believe to be; 
 files is decided by these values instead.  Credentials are one set per process, not per thread: the C
 library applies every change to all threads anyway (by a signal to each of them, so that each change
 arrives once per thread; all rules here give the same result the second time).
+
+Users and groups have the numbers that the container has for them, in whatever user namespace the process is.
 """
 
 from __future__ import annotations
 
 import stat
-from errno import EINVAL, EPERM
+from errno import EINVAL, ENOSPC, EPERM
 
+from detbox.machine.userspaces import (
+    CAP_SETFCAP,
+    CAP_SETGID,
+    CAP_SETUID,
+    DEEPEST,
+    TOP,
+    UserSpace,
+)
 from detbox.records import copied, record
 
 #: (uid_t) -1: "leave it as it is".
@@ -19,9 +29,9 @@ NGROUPS_MAX = 65536
 
 # include/uapi/linux/capability.h
 CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER, CAP_FSETID = 0, 1, 2, 3, 4
-CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP, CAP_LINUX_IMMUTABLE = 5, 6, 7, 8, 9
+CAP_KILL, CAP_SETPCAP, CAP_LINUX_IMMUTABLE = 5, 8, 9
 CAP_IPC_LOCK, CAP_IPC_OWNER = 14, 15
-CAP_SYS_CHROOT, CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_SYS_NICE, CAP_SYS_RESOURCE = 18, 19, 21, 23, 24
+CAP_SYS_CHROOT, CAP_SYS_PTRACE, CAP_SYS_NICE, CAP_SYS_RESOURCE = 18, 19, 23, 24
 CAP_MKNOD, CAP_MAC_OVERRIDE = 27, 32
 CAP_LAST = 40  # CAP_CHECKPOINT_RESTORE, since Linux 5.9
 ALL_CAPS = (1 << CAP_LAST + 1) - 1
@@ -38,10 +48,11 @@ FS_CAPS = sum(1 << cap for cap in (
 
 @record
 class Creds:
-    """The credentials of one process; numbers as the guest sees them.
+    """The credentials of one process; numbers as the container has them.
 
     The capability sets are bit masks.  ``keep_caps`` and ``no_new_privs`` are what prctl(2) sets.
     ``filters``: how many seccomp filters of its own the guest has installed; they are inherited, too.
+    ``space``: the user namespace, in which the capabilities are held.
     """
 
     ruid: int = 0
@@ -62,6 +73,7 @@ class Creds:
     no_new_privs: bool = False
     filters: int = 0
     securebits: int = 0
+    space: UserSpace = TOP
 
     @classmethod
     def of(cls, uid: int, gid: int, groups: tuple[int, ...] = ()) -> Creds:
@@ -73,9 +85,68 @@ class Creds:
         """The credentials of a forked child."""
         return copied(self)
 
-    def capable(self, cap: int) -> bool:
-        """Whether the capability is effective."""
-        return bool(self.effective >> cap & 1)
+    def capable(self, cap: int, space: UserSpace | None = None) -> bool:
+        """Whether the capability is effective in a user namespace (cap_capable() in security/commoncap.c).
+
+        Without one in the process's own; TOP is where what concerns the whole machine is asked for.
+        """
+        own = self.space
+        if space is None or space is own:
+            return bool(self.effective >> cap & 1)
+        at = space
+        while at.parent is not None and at.level > own.level:
+            if at.parent is own:
+                return at.owner == self.euid or bool(self.effective >> cap & 1)
+            at = at.parent
+        return False
+
+    def capable_over(self, cap: int, uid: int, gid: int) -> bool:
+        """Whether it is effective for a file of this user and group, which have to have numbers in the namespace."""
+        return bool(self.effective >> cap & 1) and self.space.has(uid, gid)
+
+    @property
+    def checked(self) -> bool:
+        """Whether its rights to a file have to be looked at: all but the container's root with all of its rights."""
+        return self.effective & FS_CAPS != FS_CAPS or self.space is not TOP
+
+    def overrides(self, uid: int, gid: int, mode: int, mask: int, *, directory: bool) -> bool:
+        """Whether a capability gives the rights of ``mask`` to a file that its mode ``mode`` does not give
+        (generic_permission() in fs/namei.c)."""
+        if mask == 4 or directory and not mask & 2:
+            if self.capable_over(CAP_DAC_READ_SEARCH, uid, gid):
+                return True
+        executable = directory or not mask & 1 or bool(mode & 0o111)
+        return executable and self.capable_over(CAP_DAC_OVERRIDE, uid, gid)
+
+    def really(self) -> Creds:
+        """With the real user's rights, as access(2) asks for them (access_override_creds() in fs/open.c)."""
+        found = self.copy()
+        found.fsuid, found.fsgid = self.ruid, self.rgid
+        found.effective = self.permitted if self.ruid == self.space.root else 0
+        return found
+
+    def owns(self, uid: int, gid: int) -> bool:
+        """Whether it may do what a file's owner may (inode_owner_or_capable() in fs/inode.c)."""
+        return self.fsuid == uid or self.capable_over(CAP_FOWNER, uid, gid)
+
+    # ------------------------------------------------------------------ namespaces
+
+    def new_space(self) -> UserSpace:
+        """A user namespace of its making (create_user_ns() in kernel/user_namespace.c); OSError(EPERM, ENOSPC)."""
+        if self.space.level >= DEEPEST:
+            raise OSError(ENOSPC, "too many namespaces in one another")
+        if not self.space.has(self.euid, self.egid):
+            raise OSError(EPERM, "nobody in the namespace above")
+        return UserSpace(
+            self.space, self.euid, self.egid, setgroups=self.space.setgroups, trusted=self.capable(CAP_SETFCAP)
+        )
+
+    def enter(self, space: UserSpace) -> None:
+        """Be in another user namespace, with all capabilities in it (set_cred_user_ns())."""
+        self.space = space
+        self.permitted = self.effective = self.bounding = ALL_CAPS
+        self.inheritable = self.ambient = self.securebits = 0
+        self.keep_caps = False
 
     def in_group(self, gid: int) -> bool:
         """Whether files of the group are the process's group's files."""
@@ -114,24 +185,26 @@ class Creds:
         former = self.fsuid
         if uid in (self.ruid, self.euid, self.suid, former) or (uid != KEEP and self.capable(CAP_SETUID)):
             self.fsuid = uid
-            if former == 0 and uid != 0:
+            root = self.space.root
+            if former == root != uid:
                 self.effective &= ~FS_CAPS
-            elif former != 0 and uid == 0:
+            elif former != root == uid:
                 self.effective |= self.permitted & FS_CAPS
         return former
 
     def _users(self, ruid: int, euid: int, suid: int) -> None:
         """Set the user ids; capabilities follow (cap_emulate_setxuid in security/commoncap.c)."""
-        had_root = 0 in (self.ruid, self.euid, self.suid)
+        root = self.space.root
+        had_root = root in (self.ruid, self.euid, self.suid)
         old_euid = self.euid
         self.ruid, self.euid, self.suid, self.fsuid = ruid, euid, suid, euid
-        if had_root and 0 not in (ruid, euid, suid):
+        if had_root and root not in (ruid, euid, suid):
             if not self.keep_caps:
                 self.permitted = self.effective = 0
             self.ambient = 0
-        if old_euid == 0 and euid != 0:
+        if old_euid == root != euid:
             self.effective = 0
-        elif old_euid != 0 and euid == 0:
+        elif old_euid != root == euid:
             self.effective = self.permitted
 
     # ----------------------------------------------------------------- groups
@@ -172,9 +245,13 @@ class Creds:
     def _groups(self, rgid: int, egid: int, sgid: int) -> None:
         self.rgid, self.egid, self.sgid, self.fsgid = rgid, egid, sgid, egid
 
+    def may_set_groups(self) -> bool:
+        """Whether setgroups(2) is permitted (kernel/groups.c)."""
+        return self.capable(CAP_SETGID) and self.space.setgroups and bool(self.space.groups)
+
     def setgroups(self, groups: tuple[int, ...]) -> None:
         """setgroups(2); the kernel keeps the list sorted."""
-        if not self.capable(CAP_SETGID):
+        if not self.may_set_groups():
             raise OSError(EPERM, "setgroups")
         if len(groups) > NGROUPS_MAX or KEEP in groups:
             raise OSError(EINVAL, "setgroups")
@@ -240,7 +317,7 @@ class Creds:
         Returns whether privileges were gained: then AT_SECURE is 1.  Capabilities of files are not known.
         """
         former = (self.euid, self.egid)
-        if not self.no_new_privs:
+        if not self.no_new_privs and self.space.has(uid, gid):
             if mode & stat.S_ISUID:
                 self.euid = uid
             # Without S_IXGRP, S_ISGID marks mandatory locking and not a set-group-id program.
@@ -250,9 +327,10 @@ class Creds:
         self.sgid = self.fsgid = self.egid
         if (self.euid, self.egid) != former:
             self.ambient = 0
-        if 0 in (self.ruid, self.euid):
+        root = self.space.root
+        if root in (self.ruid, self.euid):
             self.permitted = self.inheritable | self.bounding
-            self.effective = self.permitted if self.euid == 0 else 0
+            self.effective = self.permitted if self.euid == root else 0
         else:
             self.permitted = self.effective = self.ambient
         self.keep_caps = False

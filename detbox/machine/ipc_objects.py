@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
+from detbox.machine.userspaces import TOP, UserSpace
 from detbox.records import field, record
 
 
@@ -78,13 +79,14 @@ class IpcTable:
         """The object has been removed."""
         self.objects.pop((layout.kind, number), None)
 
-    def virtualise(self, layout: Layout, number: int, data: bytes) -> bytes:
-        """The structure that the kernel has filled in, with virtual owners and times."""
+    def virtualise(self, layout: Layout, number: int, data: bytes, space: UserSpace = TOP) -> bytes:
+        """The structure that the kernel has filled in, with virtual owners (called as in ``space``) and times."""
         known = self.objects.get((layout.kind, number))
         if known is None:
             return data
         out = bytearray(data)
-        _OWNERS.pack_into(out, _OWNERS_AT, *known.owners)
+        owners = known.owners
+        _OWNERS.pack_into(out, _OWNERS_AT, *space.shown(*owners[:2]), *space.shown(*owners[2:]))
         for offset in layout.times:
             # Zero means "never"; a time without a stamp is a detach at the end of a process.
             if any(out[offset : offset + 8]):

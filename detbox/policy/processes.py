@@ -11,6 +11,7 @@ from detbox.policy.later import (
     futex2,
     futex_exit,
     mqueue,
+    namespaces,
     other_memory,
     prctl,
     processes,
@@ -69,7 +70,7 @@ ROWS: tuple[Row, ...] = (
     ),
     *watched(
         PROCESSES, "namespaces of its own are possible where they leak nothing",
-        unshare=processes.unshare, setns=processes.setns,
+        unshare=namespaces.unshare, setns=namespaces.setns,
     ),
     watch("prctl", prctl.prctl, PROCESSES, "options that show or change the machine are virtual"),
     watch("arch_prctl", prctl.arch_prctl, PROCESSES,

@@ -107,9 +107,11 @@ class Image:
         def rewritten(shown: int) -> auxv.Rewrite:
             """The stack, if the guest's vDSO is at this address."""
             creds = task.process.creds
+            uid, gid = creds.space.shown(creds.ruid, creds.rgid)
+            euid, egid = creds.space.shown(creds.euid, creds.egid)
             values = auxv.AuxValues(
                 hwcap=model.hwcap(m.cpu_model, m.spec.cpus), hwcap2=model.HWCAP2, random=random,
-                uid=creds.ruid, euid=creds.euid, gid=creds.rgid, egid=creds.egid, secure=secure,
+                uid=uid, euid=euid, gid=gid, egid=egid, secure=secure,
                 vdso=shown,
             )  # fmt: skip
             result = auxv.rewrite(start.stack, start.rsp, values, parsed)

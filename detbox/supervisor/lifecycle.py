@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from detbox.errors import LimitExceeded
 from detbox.handlers import futex_exit, identity
-from detbox.handlers.processes import CLONE_ARGS, EXIT_SIGNAL
+from detbox.handlers.processes import CLONE_ARGS, CLONE_NAMESPACES, EXIT_SIGNAL
 from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
 from detbox.machine import tracees
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
 CLONE_VM, CLONE_FS, CLONE_FILES = 0x100, 0x200, 0x400
 CLONE_PARENT, CLONE_THREAD, CLONE_CHILD_CLEARTID = 0x8000, 0x10000, 0x200000
-CLONE_NEWNS, CLONE_NAMESPACES = 0x20000, 0x20000 | 0x10000000 | 0x20000000  # NEWNS, NEWUSER, NEWPID
-CLONE_NEWUTS = 0x4000000
+CLONE_NEWUTS, CLONE_NEWUSER = 0x4000000, 0x10000000
 _KILL = NUMBERS["kill"]
 
 
@@ -58,6 +57,8 @@ def on_clone(sup: Supervisor, parent: Task, vfork: bool) -> None:
     child.process.tasks[tid] = child
     sup.m.tasks[tid] = child
     sup.await_first_stop(tid)
+    if flags & CLONE_NEWUSER and not flags & CLONE_THREAD:
+        sup.m.user_spaces.made(child.process)
     tracees.after_clone(parent, child)
     if vfork:
         child.process.vfork_parent = parent
@@ -100,9 +101,13 @@ def _new_process(sup: Supervisor, parent: Task, tid: int, flags: int, exit_signa
     last = old.data.get(EXIT_SIGNAL, signal.SIGCHLD) if flags & CLONE_PARENT else exit_signal
     if last != signal.SIGCHLD:
         process.data[EXIT_SIGNAL] = last
-    process.namespaces = old.namespaces or bool(flags & CLONE_NAMESPACES)
-    if flags & CLONE_NEWNS:
-        process.fs.special = True
+    process.namespaces, process.mounts = old.namespaces, old.mounts
+    if flags & CLONE_NEWUSER:
+        process.creds.enter(old.creds.new_space())
+    if flags & CLONE_NAMESPACES:
+        from detbox.handlers import namespaces
+
+        namespaces.made(process, flags)
     sup.m.processes[tid] = process
     task = Task(tid, process, lineage)
     task.inherit(parent)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from detbox.supervisor.loop import Supervisor
     from detbox.supervisor.mounting import Mounting
     from detbox.supervisor.nested import Nested
+    from detbox.supervisor.userspaces import UserSpaces
 
 
 class Machine:
@@ -64,6 +65,7 @@ class Machine:
         self.requests = -1  # socket to the keeper
         self._sup: Supervisor
         self._mounting: Mounting | None = None
+        self._user_spaces: UserSpaces | None = None
 
     def wake(self, key: Hashable, count: int | None = None, value: Any = None) -> int:
         """Resume tasks parked on ``key``, in the order they parked; returns how many."""
@@ -133,6 +135,15 @@ class Machine:
 
             self._mounting = Mounting(self, self._procview().MOUNTS)
         return self._mounting
+
+    @property
+    def user_spaces(self) -> UserSpaces:
+        """The user namespaces of the guest's own; first asked for when there is one."""
+        if self._user_spaces is None:
+            from detbox.supervisor.userspaces import UserSpaces
+
+            self._user_spaces = UserSpaces(self)
+        return self._user_spaces
 
     def own_numbers(self, task: Task, dev: int) -> tuple[int, int]:
         """(process, thread) numbers of a thread in the procfs with st_dev ``dev``."""

@@ -116,6 +116,11 @@ class Nested:
                 return pid
         return NOBODY
 
+    def outer_at(self, number: int, dev: int) -> int:
+        """The container's number of the thread that is called ``number`` in the procfs with st_dev ``dev``."""
+        space = self.mounted.get(dev)
+        return number if space is None else self.outer(number, space)
+
     def _translating(self, handler: Handler | None, positions: tuple[int, ...]) -> Handler | None:
         if handler is None:
             return None

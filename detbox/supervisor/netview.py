@@ -7,8 +7,11 @@ import re
 from stat import S_IFSOCK
 from typing import TYPE_CHECKING, NamedTuple
 
+from detbox.machine.userspaces import TOP
+
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
+    from detbox.supervisor.task import Task
 
 _SOCKET = re.compile(rb"socket:\[(\d+)\]")
 
@@ -27,8 +30,9 @@ class Sockets:
     numbers that follow from the guest alone.  What is only in a message or in a queue of ``listen`` is not among them.
     """
 
-    def __init__(self, m: Machine) -> None:
+    def __init__(self, m: Machine, reader: Task | None) -> None:
         self._m = m
+        self._space = TOP if reader is None else reader.process.creds.space
         self._held: dict[int, Held] | None = None
 
     def get(self, ino: int) -> Held | None:
@@ -44,7 +48,7 @@ class Sockets:
             for real in _descriptors(m, (pid, *process.tasks)):
                 if real not in held:
                     vnode = m.inodes.find((m.inodes.sock_dev, real), S_IFSOCK)
-                    held[real] = Held(vnode.ino, process.creds.fsuid)
+                    held[real] = Held(vnode.ino, self._space.shown_user(process.creds.fsuid))
         return held
 
 

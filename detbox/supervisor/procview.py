@@ -13,6 +13,7 @@ from detbox.machine import constants, tracees
 from detbox.machine import inodes as inodes_module
 from detbox.machine.clock import CpuTime, user_and_system
 from detbox.machine.constants import USER_HZ
+from detbox.machine.userspaces import shown_all
 from detbox.supervisor import signals
 from detbox.supervisor.image import AUXV, OWN_MEMORY
 from detbox.supervisor.lockview import locks
@@ -95,7 +96,7 @@ def machine_view(m: Machine, caller: Task | None = None) -> MachineView:
         last_pid=max(processes),
         random_bytes=rng.bytes if rng is not None else bytes,
         virtual_inode=lambda major, minor, ino, path: _virtual_inode(m, major, minor, ino, path),
-        socket=Sockets(m).get,
+        socket=Sockets(m, caller).get,
         locks=lambda: locks(m),
         virtual_uid=lambda uid: 0,
     )
@@ -126,7 +127,7 @@ def _state_letter(task: Task, caller: Task | None) -> str:
 
 
 def _process_view(m: Machine, process: Process, caller: Task | None) -> ProcessView:
-    creds = process.creds
+    creds, reader = process.creds, (process if caller is None else caller.process).creds.space
     threads = [
         ThreadView(
             tid, task.data.get("comm", process.comm), _state_letter(task, caller), task.lineage,
@@ -142,9 +143,9 @@ def _process_view(m: Machine, process: Process, caller: Task | None) -> ProcessV
     children = user_and_system(process.cpu.children_ns)
     return ProcessView(
         process.pid, process.ppid, pgrp, sid, process.comm, process.exe, process.argv, (), b"/", state,
-        uids=(creds.ruid, creds.euid, creds.suid, creds.fsuid),
-        gids=(creds.rgid, creds.egid, creds.sgid, creds.fsgid),
-        groups=creds.groups, cap_inheritable=creds.inheritable, cap_permitted=creds.permitted,
+        uids=tuple(map(reader.shown_user, (creds.ruid, creds.euid, creds.suid, creds.fsuid))),
+        gids=tuple(map(reader.shown_group, (creds.rgid, creds.egid, creds.sgid, creds.fsgid))),
+        groups=shown_all(reader, creds.groups), cap_inheritable=creds.inheritable, cap_permitted=creds.permitted,
         cap_effective=creds.effective, cap_bounding=creds.bounding, cap_ambient=creds.ambient,
         no_new_privs=int(creds.no_new_privs), filters=creds.filters, start_ticks=ticks(process.start_ns),
         utime=_cpu_ticks(process.cpu)[0], stime=_cpu_ticks(process.cpu)[1],
@@ -156,6 +157,7 @@ def _process_view(m: Machine, process: Process, caller: Task | None) -> ProcessV
         auxv=process.data.get(AUXV, b""), own_memory=process.data.get(OWN_MEMORY, (0, 0)),
         moved_down=process.data.get(MOVED_DOWN, 0), limits=limits_of(process),
         mounts=lambda: m.mounting.shown(process) if process.namespaces else None,
+        id_map=lambda name: creds.space.text(name, reader),
     )  # fmt: skip
 
 

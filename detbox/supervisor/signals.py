@@ -210,7 +210,8 @@ def send(
         code, timerid = siginfo.SI_TIMER, ITIMER
     if code == siginfo.SI_USER:
         origin = sender or process
-        info = siginfo.user(signo, siginfo.SI_QUEUE, origin.pid, origin.creds.ruid, _OWN)
+        user = process.creds.space.shown_user(origin.creds.ruid)
+        info = siginfo.user(signo, siginfo.SI_QUEUE, origin.pid, user, _OWN)
     else:
         info = siginfo.timer(signo, code, timerid, overrun, value)
     try:
@@ -227,10 +228,10 @@ def repaired(m: Machine, task: Task, signo: int, info: bytes) -> bytes | None:
     """
     code = siginfo.code_of(info)
     if signo == signal.SIGCHLD and code > 0:
-        return siginfo.child(info, _user(m, siginfo.sender_of(info)[0]))
+        return siginfo.child(info, _user(m, task, siginfo.sender_of(info)[0]))
     if code in (siginfo.SI_USER, siginfo.SI_TKILL):
         sender, uid = siginfo.sender_of(info)
-        user = _user(m, sender)
+        user = _user(m, task, sender)
         return None if user == uid else siginfo.user(signo, code, sender, user, siginfo.value_of(info))
     if code == siginfo.SI_TIMER:
         ident, _, value = siginfo.timer_of(info)
@@ -243,10 +244,11 @@ def repaired(m: Machine, task: Task, signo: int, info: bytes) -> bytes | None:
     return None
 
 
-def _user(m: Machine, pid: int) -> int:
-    """The real user id of a process that may have ended; 0 of one outside of the container."""
+def _user(m: Machine, task: Task, pid: int) -> int:
+    """What a thread calls the real user of a process that may have ended; root of one outside of the container."""
     process = m.processes.get(pid)
-    return process.creds.ruid if process is not None else m.former_users.get(pid, 0)
+    uid = process.creds.ruid if process is not None else m.former_users.get(pid, 0)
+    return task.process.creds.space.shown_user(uid)
 
 
 def repair(m: Machine, task: Task, signo: int, info: bytes) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from detbox.machine.files import FileTable, FsContext
     from detbox.machine.program import Program
     from detbox.machine.rng import RandomStream
+    from detbox.machine.userspaces import UserSpace
 
 #: Keys of ``Task.data`` that a new thread or process takes over.
 INHERITED = ("nice", "affinity", "policy", "ioprio", "personality", "mempolicy")
@@ -53,7 +54,7 @@ class Process:
         "pid", "parent", "children", "tasks", "lineage", "mm", "files", "fs", "creds", "rng", "comm", "exe",
         "argv", "forks", "threads", "status", "exiting", "execs", "start_ns", "vfork_parent", "cpu",
         "data", "job_stop", "namespaces", "program", "path", "forks_before", "timed", "counted", "signalled",
-        "ended", "waits",
+        "ended", "waits", "mounts",
     )  # fmt: skip
 
     def __init__(self, pid: int, parent: Process | None, lineage: str) -> None:
@@ -87,6 +88,7 @@ class Process:
         self.data: dict[str, Any] = {}  # state that handlers keep per process
         self.job_stop: int = 0  # stopping signal, 0 while running
         self.namespaces = False  # has made namespaces of its own
+        self.mounts: UserSpace | None = None  # whose root may mount where it is; None: nobody may
         #: Threads that wait for a time to come, or for their turn after it: their deadlines, by the monotonic clock.
         self.timed: dict[Task, int] = {}
         #: Threads whose calls a signal has ended and that still wait for their turn to take it.

@@ -229,6 +229,11 @@ def limits(query: Query) -> bytes:
     return text(query.process.limits).encode()
 
 
+def id_map(query: Query) -> bytes:
+    """What users are called in the process's user namespace, and whether setgroups(2) is allowed there."""
+    return query.process.id_map(query.path.rpartition(b"/")[2].decode())
+
+
 def auxv(query: Query) -> bytes:
     """What is on the program's stack; the kernel's saved copy shows the host's processor and kernel."""
     return query.process.auxv

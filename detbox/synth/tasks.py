@@ -9,7 +9,7 @@ from detbox.synth.table import Access, Row, fixed, real, refused, synth
 
 _ADDRESSES = "the kernel's text with virtual device and inode numbers"
 _HOST = "depends on the host's memory or scheduling"
-_IDENTITY = "         0          0 4294967295\n"
+_MAP = "of the guest's own user namespaces; the container's is the whole machine's"
 
 
 ROWS: tuple[Row, ...] = (
@@ -43,7 +43,7 @@ ROWS: tuple[Row, ...] = (
     synth("cpuset", "the root of a cgroup namespace", fixed("/\n")),
     synth("fdinfo/*", "the kernel's text without mount, inode and clock values", process.fdinfo,
     mode=0o100400),
-    synth("gid_map", "the host's mapping is hidden", fixed(_IDENTITY), Access.REAL, 0o100644),
+    synth("gid_map", _MAP, process.id_map, Access.SINK, 0o100644),
     synth("io", _HOST, fixed(
         "rchar: 0\nwchar: 0\nsyscr: 0\nsyscw: 0\nread_bytes: 0\nwrite_bytes: 0\ncancelled_write_bytes: 0\n"),
         mode=0o100400),
@@ -60,11 +60,11 @@ ROWS: tuple[Row, ...] = (
     synth("oom_score_adj", "the host's adjustment is hidden", fixed("0\n"), Access.SINK, 0o100644),
     synth("personality", "detbox turns address randomisation off; the guest sees the default",
           fixed("00000000\n"), mode=0o100400),
-    synth("projid_map", "the host's mapping is hidden", fixed(_IDENTITY), Access.REAL, 0o100644),
+    synth("projid_map", _MAP, process.id_map, Access.SINK, 0o100644),
     synth("sched", "CPU time is virtual", process.sched, Access.SINK, 0o100644),
     synth("schedstat", "CPU time is virtual", process.schedstat),
     synth("sessionid", "sessions of the host; unset", fixed("4294967295")),
-    synth("setgroups", "the default", fixed("allow\n"), Access.REAL, 0o100644),
+    synth("setgroups", _MAP, process.id_map, Access.SINK, 0o100644),
     synth("smaps", "derived from maps", maps.smaps),
     synth("smaps_rollup", "derived from maps", maps.smaps_rollup),
     synth("stat", "times, numbers and sizes are virtual", process.stat),
@@ -73,7 +73,7 @@ ROWS: tuple[Row, ...] = (
     synth("timers", "real time; detbox keeps the timers", fixed(""), only="process"),
     synth("timerslack_ns", "the default; sleeps are exact", fixed("50000\n"), Access.SINK, 0o100666,
     "process"),
-    synth("uid_map", "the host's mapping is hidden", fixed(_IDENTITY), Access.REAL, 0o100644),
+    synth("uid_map", _MAP, process.id_map, Access.SINK, 0o100644),
     synth("wchan", "where detbox stopped it", fixed("0")),
     refused("attr/*", "no security module"),
     refused("fail-nth", "fault injection", errno.EACCES),

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from detbox.cpu.model import DEFAULT_MODEL, MODELS, CpuModel
 from detbox.machine import constants
 from detbox.machine.limits import BASE
+from detbox.machine.userspaces import TOP
 
 
 class Mount(NamedTuple):
@@ -47,6 +48,10 @@ def _the_machines() -> None:
     return None
 
 
+def _the_containers(name: str) -> bytes:
+    return TOP.text(name, TOP)
+
+
 class ProcessView(NamedTuple):
     """One process.  Identities are virtual, times are in virtual ticks (1/100 second) since boot or of CPU.
 
@@ -68,8 +73,8 @@ class ProcessView(NamedTuple):
     environ: Sequence[bytes] = ()
     cwd: bytes = b"/"
     state: str = "S"
-    uids: tuple[int, int, int, int] = (0, 0, 0, 0)  # real, effective, saved, file system
-    gids: tuple[int, int, int, int] = (0, 0, 0, 0)
+    uids: tuple[int, ...] = (0, 0, 0, 0)  # real, effective, saved, file system
+    gids: tuple[int, ...] = (0, 0, 0, 0)
     groups: Sequence[int] = ()
     cap_inheritable: int = 0
     cap_permitted: int = 0
@@ -101,6 +106,7 @@ class ProcessView(NamedTuple):
     moved_down: int = 0
     limits: tuple[tuple[int, int], ...] = BASE
     mounts: Callable[[], Sequence[Mount] | None] = _the_machines
+    id_map: Callable[[str], bytes] = _the_containers
 
     def thread(self, tid: int) -> ThreadView | None:
         """The thread of that number; the first thread exists even if ``threads`` does not name it."""

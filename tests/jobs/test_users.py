@@ -52,6 +52,34 @@ def test_rights_are_those_of_the_kernel(program: str, tmp_path: Path) -> None:
     assert len(native.splitlines()) > 250
 
 
+def _users_may_make_namespaces() -> bool:
+    command = ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", "unshare", "-Ur", "true"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not _users_may_make_namespaces(), reason="needs namespaces of another user's")
+def test_user_namespaces_are_those_of_the_kernel(tmp_path: Path) -> None:
+    shutil.copy(Path(__file__).parent / "user_spaces.py", tmp_path / "program.py")
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o755)
+        # Where the user may read it.
+        command = f"cp program.py {place}; exec env -i PATH=/usr/sbin:/usr/bin:/bin python3 {place}/program.py {place}"
+        native = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, check=True, timeout=60)
+    result = detbox.run(["sh", "-c", f"mkdir -p {place}; {command}"], workdir=tmp_path)
+    assert result.stdout.decode().splitlines() == native.stdout.decode().splitlines()
+    assert (result.status, result.stderr) == (0, native.stderr)
+    assert len(native.stdout.splitlines()) > 150
+
+
+@pytest.mark.parametrize("user", ["root", "1000", "nobody"])
+def test_anybody_is_root_of_a_user_namespace(user: str, tmp_path: Path) -> None:
+    script = "id -u; unshare -Ur sh -c 'id; cat /proc/self/uid_map; mount -t tmpfs t /mnt 2> /dev/null || echo no'"
+    result = detbox.run(["sh", "-c", script + "; unshare -Urm mount -t tmpfs t /mnt"], workdir=tmp_path, user=user)
+    own, shown, mapped, refused = result.stdout.decode().splitlines()
+    assert shown == "uid=0(root) gid=0(root) groups=0(root)" and mapped.split() == ["0", own, "1"] and refused == "no"
+    assert (result.status, result.stderr) == (0, b"")
+
+
 def test_root_of_a_user_namespace_that_has_no_other_users(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(
         "import detbox; script = 'id; ls -l /etc/passwd program.py; echo > /etc/made';"

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from detbox.decision import CONTINUE, InstallFd
+from detbox.machine.creds import Creds
 from detbox.machine.files import FileTable, FsContext
 from detbox.machine.inodes import InodeTable
 from detbox.machine.layers import Layers
@@ -65,9 +66,7 @@ class Guest:
         m.ways = 0
         m.inodes.learn_devices((b"/tmp", b"/dev/shm"))  # where the tests' own directories may be
         process: Any = SimpleNamespace(pid=os.getpid(), tasks={}, data={})
-        process.creds = SimpleNamespace(
-            ruid=uid, euid=uid, fsuid=uid, rgid=uid, egid=uid, fsgid=uid, groups=()
-        )
+        process.creds = Creds.of(uid, uid)
         process.files = FileTable(m, process.pid)
         process.fs = FsContext(m, process.pid)
         self.m, self.process = m, process

@@ -12,6 +12,7 @@ from typing import Any
 from detbox.decision import Decision, Park, Wake
 from detbox.kernel import _native, siginfo
 from detbox.machine.clock import Clock
+from detbox.machine.creds import Creds
 from detbox.machine.files import Kind, OpenFile, kind_of
 
 BASE = 0x10000
@@ -62,7 +63,7 @@ class Task:
         self.tid = os.getpid()
         self.rng = types.SimpleNamespace(bytes=lambda n: b"R" * n)
         self.process: Any = types.SimpleNamespace(
-            pid=os.getpid(), files=Files(), data={}, creds=types.SimpleNamespace(euid=1000, egid=1001)
+            pid=os.getpid(), files=Files(), data={}, creds=Creds.of(1000, 1001)
         )
 
     def _at(self, address: int, length: int) -> int:

@@ -13,6 +13,7 @@ import pytest
 
 from detbox.decision import CONTINUE, Park, Wake
 from detbox.handlers import access, content, dirs, metadata, namespace_ops, opening, stat, statfs, xattr
+from detbox.machine.creds import Creds
 from tests.unit.handlers.fs_guest import AT_FDCWD, EPOCH_NS, Guest
 
 O = os  # noqa: E741
@@ -234,18 +235,18 @@ def test_owners_are_virtual_and_decide(guest: Guest) -> None:
     st = guest.stat(stat.stat, "f")
     assert (st.uid, st.gid, st.mode & 0o7777) == (1000, 1000, 0o755)
     assert guest.call(metadata.chmod, "f", 0o600) == 0
-    guest.process.creds.fsuid = guest.process.creds.ruid = 1001
+    guest.process.creds = Creds.of(1001, 0)
     assert guest.call(opening.openat, AT_FDCWD, "f", O.O_RDONLY, 0) == -errno.EACCES
     assert guest.call(access.access, "f", 4) == -errno.EACCES
     assert guest.call(metadata.chmod, "f", 0o644) == -errno.EPERM
-    guest.process.creds.fsuid = guest.process.creds.ruid = 1000
+    guest.process.creds = Creds.of(1000, 0)
     os.close(opened(guest, "f", O.O_RDWR))
     assert guest.call(access.access, "f", 6) == 0
     assert guest.call(opening.openat, AT_FDCWD, "g", O.O_CREAT | O.O_WRONLY, 0o644) == -errno.EACCES
     os.chmod(".", 0o1777)
     opened(guest, "g", O.O_CREAT | O.O_WRONLY)
     assert guest.stat(stat.stat, "g").uid == 1000
-    guest.process.creds.fsuid = 1001
+    guest.process.creds = Creds.of(1001, 0)
     assert guest.call(namespace_ops.unlink, "g") == -errno.EPERM
 
 

@@ -13,6 +13,7 @@ import pytest
 from detbox.decision import Decision
 from detbox.handlers import identity, tracing
 from detbox.kernel.numbers import NAMES, NUMBERS, name_of
+from detbox.machine.creds import Creds
 from detbox.policy import BY_NAME, BY_NUMBER, LOOKING, TABLE, Action, Row
 from detbox.policy.later import Later, call_table
 from detbox.policy.row import Args, Case, Op, Test, watch
@@ -85,7 +86,7 @@ def test_what_stands_for_a_handler_leaves_the_table() -> None:
         return wrapped(m, t, a)
 
     table[4] = wrapper
-    task = SimpleNamespace(process=SimpleNamespace(creds=SimpleNamespace(ruid=7, rgid=8)))
+    task = SimpleNamespace(process=SimpleNamespace(creds=Creds.of(7, 8)))
     for number, expected in (3, 7), (4, 8):
         handler = table[number]
         assert handler is not None and handler(None, task, (0,) * 6) == expected

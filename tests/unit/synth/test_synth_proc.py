@@ -94,8 +94,8 @@ def test_refusals(path: str, code: int, unknown: bool) -> None:
     ("path", "expected"),
     [
         ("/proc/17/comm", RealFile()),
-        ("/proc/17/uid_map", RealFile()),
-        ("/proc/17/setgroups", RealFile()),
+        ("/proc/17/uid_map", Synthetic(b"         0          0 4294967295\n", sink=True)),
+        ("/proc/17/setgroups", Synthetic(b"allow\n", sink=True)),
         ("/proc/17/mem", RealFile()),
         ("/proc/17/oom_score_adj", Synthetic(b"0\n", sink=True)),
         ("/proc/sys/kernel/hostname", Refused(errno.EACCES)),

@@ -12,6 +12,7 @@ import pytest
 from detbox.handlers import identity, limits, memory, mounts, scheduling
 from detbox.machine.creds import ALL_CAPS, Creds
 from detbox.machine.limits import BASE, INFINITY, apply_base, text
+from detbox.machine.userspaces import TOP, UserSpace
 
 AT, OLD = 0x100, 0x400
 
@@ -183,11 +184,13 @@ def test_memory_nodes(m: NS, t: NS) -> None:
 
 def test_mounting_needs_a_namespace_of_ones_own(m: NS, t: NS) -> None:
     assert m.call(t, mounts.mount, 0, 0, 0, 0, 0) == -1
-    t.process.namespaces = True
+    t.process.mounts = UserSpace(TOP)
     m.mounting = NS(before_change=lambda t: None)
     private = 1 << 18
     assert not isinstance(m.call(t, mounts.mount, 0, 0, 0, private, 0), int) and not m.doubts
     assert m.call(t, mounts.mount, 0, 0, 0, 0, 0) == -1 and m.doubts  # a type that could show the host
+    t.process.creds.setuid(5)
+    assert m.call(t, mounts.mount, 0, 0, 0, private, 0) == -1
 
 
 def test_no_program_that_collects_cores_is_run() -> None:
