@@ -356,10 +356,7 @@ class InodeTable:
         entry.set_times(entry.atime, entry.mtime, self.stamp())
 
     def own_tree(self, top: bytes, uid: int, gid: int) -> None:
-        """Everything at and below ``top`` belongs to this user from the start.
-
-        It gets its numbers when it is seen, as everything else: they are not to tell what else is there.
-        """
+        """Everything at and below ``top`` belongs to this user from the start.  It gets its numbers when it is seen."""
         pending = [top]
         while pending:
             path = pending.pop()
