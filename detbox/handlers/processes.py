@@ -35,6 +35,7 @@ WNOWAIT, WNOTHREAD, WALL, WCLONE = 0x1000000, 0x20000000, 0x40000000, 0x80000000
 P_ALL, P_PID, P_PGID, P_PIDFD = range(4)
 #: Key of Process.data: with what it tells its parent of its end, if not with SIGCHLD.
 EXIT_SIGNAL = "exit_signal"
+_INFO = 28  # of siginfo_t, what waitid(2) writes
 CLONE_ARGS = struct.Struct("<5Q")  # flags, pidfd, child_tid, parent_tid, exit_signal
 
 
@@ -174,31 +175,53 @@ def _wait(
     """
     process = t.process
 
+    def traced(task: Task) -> bool:
+        return pid in (None, task.tid) and (chosen is None or chosen(task.process))
+
     def wanted(child: Process) -> bool:
         return _of_kind(child, options) and (chosen is None or chosen(child))
 
     def attempt(wake: Wake | None) -> Decision:
         m.forget_reaped(process)
-        stopped = tracees.report(process, pid) if chosen is None else None
-        if stopped is not None:
-            if status:
-                t.write(status, stopped[1].to_bytes(4, "little"))
-            return stopped[0]
+        found = tracees.report(process, traced, ended=bool(options & WEXITED), keep=bool(options & WNOWAIT))
+        if found is not None:
+            return _tell(t, *found, rusage, info, status)
         children = process.children
         if pid is not None:
             child = m.processes.get(pid)
             children = [child] if child is not None and child.parent is process else []
         jobs = bool(options & (WUNTRACED | WCONTINUED))
-        found = (c for c in children if (jobs or c.status is not None) and _reportable(c, options) and wanted(c))
+        able = (
+            child for child in children
+            if (jobs or child.status is not None) and _reportable(process, child, options) and wanted(child)
+        )  # fmt: skip
         # There may be thousands of them, and most waits take the first.
-        changed = list(found) if jobs else list(islice(found, 1))
-        awaited = tracees.traces(process, pid) or any(wanted(c) for c in children)
+        changed = list(able) if jobs else list(islice(able, 1))
+        tracing = tracees.awaited(process, traced)
+        if tracing and not changed and options & WNOHANG:
+            if info:
+                t.write(info, bytes(_INFO))
+            return 0
+        awaited = tracing or any(wanted(c) for c in children)
         if changed or options & WNOHANG or not awaited:
             return _let_through(m, t, options, rusage, info, changed)
         extra = {"can wait": True, "child": pid}
         return Park(attempt, events=(("child", process.pid),), why="waits for a child process", extra=extra)
 
     return attempt(None)
+
+
+def _tell(t: Task, task: Task, changed: int, rusage: int, info: int, status: int) -> int:
+    """Tell a tracer of a stop or an end that the kernel does not know of, or not as the guest's."""
+    if status:
+        t.write(status, changed.to_bytes(4, "little"))
+    if rusage:
+        t.write(rusage, usage.rusage(task.cpu.ns))
+    if not info:
+        return task.tid
+    code, value = (siginfo.CLD_TRAPPED, changed >> 8) if changed & 0xFF == 0x7F else siginfo.how_it_ended(changed)
+    t.write(info, siginfo.of_child(code, task.tid, task.process.creds.ruid, value)[:_INFO])
+    return 0
 
 
 def _of_kind(child: Process, options: int) -> bool:
@@ -208,9 +231,11 @@ def _of_kind(child: Process, options: int) -> bool:
     return (EXIT_SIGNAL in child.data) == bool(options & WCLONE)
 
 
-def _reportable(child: Process, options: int) -> bool:
+def _reportable(parent: Process, child: Process, options: int) -> bool:
     if child.status is not None:
         return bool(options & WEXITED)
+    if tracees.traces(parent, child.tasks.get(child.pid)):
+        return False  # its stops are told of as a tracee's
     if options & WUNTRACED and child.data.get("stopped") and not child.data.get("stop_reported"):
         return True
     return bool(options & WCONTINUED and child.data.get("continued"))

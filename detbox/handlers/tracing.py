@@ -1,118 +1,237 @@
-"""ptrace(2), as far as it stops threads of another process and reads what they hold, as leak checkers do.
+"""ptrace(2): what debuggers, strace and leak checkers do with threads of other processes.
 
-The kernel allows each thread one tracer, and that is the supervisor.  A thread that the guest has attached to is
-held where it is about to take a signal, and the guest's tracer is told, until that lets it go on.  What debuggers need
-besides (stops at calls, single steps, breakpoints, children from their first instruction on) is refused.
+The kernel allows each thread one tracer, and that is the supervisor, which stops threads for the guest's tracers and
+has them go on (:mod:`detbox.supervisor.tracing`).  Here is what these ask for, and what they read and change.
 """
 
 from __future__ import annotations
 
 import errno
 import signal
+import struct
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from detbox.decision import ERESTARTNOINTR
+from detbox.handlers import tracing_registers
 from detbox.handlers.futex_core import Args, signed
 from detbox.handlers.other_memory import debuggable
+from detbox.handlers.tracing_registers import code_memory
 from detbox.kernel import _native, registers, siginfo
 from detbox.machine import tracees
-from detbox.machine.tracees import FLAGS, TRACED, TRACEES, Traced
+from detbox.machine.tracees import (
+    CONT,
+    EVENT_STOP,
+    EXITKILL,
+    FLAGS,
+    SINGLESTEP,
+    SYSCALL,
+    SYSEMU,
+    TRACED,
+    TRACEES,
+    Kind,
+    Stop,
+    Traced,
+)
 
 if TYPE_CHECKING:
     from detbox.decision import Decision
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Task
 
-# include/uapi/linux/ptrace.h, include/uapi/linux/elf.h
-_PEEKTEXT, _PEEKDATA, _CONT, _GETREGS, _GETFPREGS, _ATTACH, _DETACH, _GETREGSET = 1, 2, 7, 12, 14, 16, 17, 0x4204
-_NT_PRSTATUS, _NT_FPREGSET, _NT_X86_XSTATE = 1, 2, 0x202
-_INTERRUPT = 0x4207
+# include/uapi/linux/ptrace.h
+_TRACEME, _PEEKTEXT, _PEEKDATA, _POKETEXT, _POKEDATA, _KILL, _ATTACH, _DETACH = 0, 1, 2, 4, 5, 8, 16, 17
+_SETOPTIONS, _GETEVENTMSG, _GETSIGINFO, _SETSIGINFO = 0x4200, 0x4201, 0x4202, 0x4203
+_SEIZE, _INTERRUPT, _LISTEN, _GETSIGMASK, _SETSIGMASK = 0x4206, 0x4207, 0x4208, 0x420A, 0x420B
+_GET_SYSCALL_INFO, _GET_RSEQ = 0x420E, 0x420F
+#: Options that there are; that for stops by a filter is not (of two filters the supervisor's comes first).
+_OPTIONS = 0x7F | EXITKILL
 _LAST_SIGNAL = 64
-_WORD = 8
-#: Of struct user_fpregs_struct: fop, rip and rdp, which processors of two makers keep differently; MXCSR's mask, and
-#: what is reserved.
-_FP_INSTRUCTION, _FP_MASK, _FP_RESERVED = slice(6, 24), slice(28, 32), slice(416, 512)
-_MASK = (0xFFFF).to_bytes(4, "little")
+_WORD, _MASK_SIZE, _RSEQ_SIZE = 8, 8, 24
+_ARCH = 0xC000003E  # AUDIT_ARCH_X86_64
+#: struct ptrace_syscall_info: op, arch, and where the thread is; then the call and its arguments, or its result.
+_HEAD, _CALL, _RESULT = struct.Struct("<B3xIQQ"), struct.Struct("<7Q"), struct.Struct("<q?")
+_NONE, _AT_ENTRY, _AT_EXIT = 0, 1, 2
+_ERRORS = 4095
+_LARGEST = 88
 
 
 def ptrace(m: Machine, t: Task, a: Args) -> Decision:
     """long ptrace(long request, pid_t pid, void *addr, void *data)"""
-    if a[0] == _ATTACH:
-        return _attach(m, t, debuggable(m, t, a[1]))
-    if a[0] not in _REQUESTS:
-        return -errno.EPERM
-    task = t.process.data.get(TRACEES, {}).get(signed(a[1], 32))
-    if task is None or not task.data[TRACED].signo:
+    if a[0] == _TRACEME:
+        return _trace_me(t)
+    if a[0] in (_ATTACH, _SEIZE):
+        return _attach(m, t, debuggable(m, t, a[1]), a)
+    tracee: Traced | None = t.process.data.get(TRACEES, {}).get(signed(a[1], 32))
+    if tracee is None or not tracee.task.process.tasks:
         return -errno.ESRCH
-    return _REQUESTS[a[0]](m, t, task, a)
+    if a[0] == _INTERRUPT:
+        return _interrupt(m, tracee)
+    if a[0] == _KILL:
+        m.kill(tracee.task.process)
+        return 0
+    if tracee.stop is None:
+        return -errno.ESRCH
+    request = _REQUESTS.get(a[0])
+    return request(m, t, tracee, tracee.stop, a) if request is not None else -errno.EIO
 
 
-def _attach(m: Machine, t: Task, task: Task) -> Decision:
-    if task.process is t.process or TRACED in task.data or task.process.job_stop:
+# -- beginning and end --------------------------------------------------------------------
+
+
+def _trace_me(t: Task) -> Decision:
+    parent = t.process.parent
+    if TRACED in t.data or parent is None:
         return -errno.EPERM
-    task.data[TRACED] = Traced(t.process)
-    t.process.data.setdefault(TRACEES, {})[task.tid] = task
-    m.signal(task, signal.SIGSTOP, code=siginfo.SI_USER, sender=t.process)
+    tracees.begin(t, parent, seized=False)
     return 0
 
 
-def _go_on(m: Machine, t: Task, task: Task, a: Args) -> Decision:
+def _attach(m: Machine, t: Task, task: Task, a: Args) -> Decision:
+    seize = a[0] == _SEIZE
+    if seize and (a[2] or a[3] & ~_OPTIONS):
+        return -errno.EIO
+    if task.process is t.process or TRACED in task.data or task.process.exiting:
+        return -errno.EPERM
+    tracees.begin(task, t.process, seized=seize, options=a[3] if seize else 0)
+    if not seize:
+        m.signal(task, signal.SIGSTOP, code=siginfo.SI_USER, sender=t.process)
+    if task.process.job_stop:
+        m.stop_for_tracer(task)
+    return 0
+
+
+def _interrupt(m: Machine, tracee: Traced) -> Decision:
+    if not tracee.seized:
+        return -errno.EIO
+    m.stop_for_tracer(tracee.task)
+    return 0
+
+
+def _go_on(m: Machine, t: Task, tracee: Traced, stop: Stop, a: Args) -> Decision:
     signo = a[3]
     if signo > _LAST_SIGNAL:
         return -errno.EIO
-    task.data[TRACED].signo = 0
+    task = tracee.task
+    tracee.stop = None
     if a[0] == _DETACH:
         tracees.release(task)
-    m.after_stop(task, signo)
+    else:
+        tracee.mode = a[0]
+    m.go_on(task, stop, signo)
     return 0
 
 
-def _peek(m: Machine, t: Task, task: Task, a: Args) -> Decision:
+def _listen(m: Machine, t: Task, tracee: Traced, stop: Stop, a: Args) -> Decision:
+    if not tracee.seized or stop.code >> 8 != EVENT_STOP:
+        return -errno.EIO
+    if stop.kind is Kind.GROUP and not tracee.asked:
+        tracee.stop = None
+        m.listens(tracee.task, stop.code & 0x7F)
+    elif stop.kind is Kind.GROUP:
+        tracee.stop = None
+        m.go_on(tracee.task, stop, 0)  # SIGCONT has come already
+    return 0
+
+
+# -- options and events ----------------------------------------------------------------------
+
+
+def _set_options(m: Machine, t: Task, tracee: Traced, stop: Stop, a: Args) -> Decision:
+    if a[3] & ~_OPTIONS:
+        return -errno.EINVAL
+    tracee.options = a[3]
+    m.tracing.heed_exit(tracee)
+    return 0
+
+
+def _event_message(m: Machine, t: Task, tracee: Traced, stop: Stop, a: Args) -> Decision:
+    t.write(a[3], stop.message.to_bytes(_WORD, "little"))
+    return 0
+
+
+def _get_siginfo(m: Machine, t: Task, tracee: Traced, stop: Stop, a: Args) -> Decision:
+    if stop.info is None and stop.kind is not Kind.SIGNAL:
+        return -errno.EINVAL
+    t.write(a[3], stop.info if stop.info is not None else _native.get_siginfo(tracee.task.tid))
+    return 0
+
+
+def _set_siginfo(m: Machine, t: Task, tracee: Traced, stop: Stop, a: Args) -> Decision:
+    info = t.read(a[3], siginfo.SIZE)
+    if stop.info is not None:
+        stop.info = info
+    elif stop.kind is Kind.SIGNAL:
+        _native.set_siginfo(tracee.task.tid, info)
+    else:
+        return -errno.EINVAL
+    return 0
+
+
+def _get_mask(m: Machine, t: Task, tracee: Traced, stop: Stop, a: Args) -> Decision:
+    if a[2] != _MASK_SIZE:
+        return -errno.EINVAL
+    t.write(a[3], _native.get_sigmask(tracee.task.tid).to_bytes(_MASK_SIZE, "little"))
+    return 0
+
+
+def _set_mask(m: Machine, t: Task, tracee: Traced, stop: Stop, a: Args) -> Decision:
+    if a[2] != _MASK_SIZE:
+        return -errno.EINVAL
+    _native.set_sigmask(tracee.task.tid, t.u64(a[3]))
+    return 0
+
+
+def _syscall_info(m: Machine, t: Task, tracee: Traced, stop: Stop, a: Args) -> Decision:
+    """PTRACE_GET_SYSCALL_INFO: ``addr`` is the room for it; the length that it has."""
+    regs = registers.get(tracee.task.tid)
+    op, rest = _NONE, b""
+    if tracee.options & tracees.SYSGOOD and stop.kind is Kind.ENTRY:
+        op = _AT_ENTRY
+        rest = _CALL.pack(regs.orig_rax, regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9)
+    elif tracee.options & tracees.SYSGOOD and stop.kind is Kind.EXIT:
+        op = _AT_EXIT
+        result = signed(regs.rax, 64)
+        rest = _RESULT.pack(result, -_ERRORS <= result < 0)
+    found = _HEAD.pack(op, _ARCH, regs.rip, regs.rsp) + rest
+    t.write(a[3], found.ljust(_LARGEST, b"\0")[: min(a[2], len(found))])
+    return len(found)
+
+
+def _rseq(m: Machine, t: Task, tracee: Traced, stop: Stop, a: Args) -> Decision:
+    if a[2] != _RSEQ_SIZE:
+        return -errno.EINVAL
+    t.write(a[3], bytes(_RSEQ_SIZE))
+    return _RSEQ_SIZE
+
+
+# -- memory ----------------------------------------------------------------------------------
+
+
+def _peek(m: Machine, t: Task, tracee: Traced, stop: Stop, a: Args) -> Decision:
     try:
-        word = task.read(a[2], _WORD)
+        word = code_memory(m, tracee.task, a[2], _WORD)
     except OSError:
         return -errno.EIO
     t.write(a[3], word)
     return 0
 
 
-def _get_regs(m: Machine, t: Task, task: Task, a: Args) -> Decision:
-    t.write(a[3], bytes(registers.get(task.tid).words))
+def _poke(m: Machine, t: Task, tracee: Traced, stop: Stop, a: Args) -> Decision:
+    try:
+        _native.write_code(tracee.task.tid, [(a[2], a[3].to_bytes(_WORD, "little"))])
+    except OSError:
+        return -errno.EIO
     return 0
 
 
-def _get_fpregs(m: Machine, t: Task, task: Task, a: Args) -> Decision:
-    t.write(a[3], _fpregs(task))
-    return 0
-
-
-def _get_regset(m: Machine, t: Task, task: Task, a: Args) -> Decision:
-    """PTRACE_GETREGSET: ``addr`` is the kind, ``data`` points to a struct iovec, which gets the length."""
-    if a[2] == _NT_X86_XSTATE:
-        return -errno.ENODEV  # as without XSAVE: its layout is the host's
-    if a[2] not in (_NT_PRSTATUS, _NT_FPREGSET):
-        return -errno.EINVAL
-    found = bytes(registers.get(task.tid).words) if a[2] == _NT_PRSTATUS else _fpregs(task)
-    base, length = t.u64(a[3]), t.u64(a[3] + _WORD)
-    if length % _WORD:
-        return -errno.EINVAL
-    t.write(base, found[:length])
-    t.write(a[3] + _WORD, min(length, len(found)).to_bytes(_WORD, "little"))
-    return 0
-
-
-def _fpregs(task: Task) -> bytes:
-    """The x87 and SSE registers of a stopped thread, without what tells the processor."""
-    found = bytearray(_native.get_fpregs(task.tid))
-    for part in (_FP_INSTRUCTION, _FP_RESERVED):
-        found[part] = bytes(part.stop - part.start)
-    found[_FP_MASK] = _MASK
-    return bytes(found)
-
-
-_REQUESTS = {
-    _PEEKTEXT: _peek, _PEEKDATA: _peek, _GETREGS: _get_regs, _GETFPREGS: _get_fpregs, _GETREGSET: _get_regset,
-    _CONT: _go_on, _DETACH: _go_on,
+_Request = Callable[["Machine", "Task", Traced, Stop, Args], "Decision"]
+_REQUESTS: dict[int, _Request] = {
+    _PEEKTEXT: _peek, _PEEKDATA: _peek, _POKETEXT: _poke, _POKEDATA: _poke,
+    CONT: _go_on, SYSCALL: _go_on, SINGLESTEP: _go_on, SYSEMU: _go_on, _DETACH: _go_on, _LISTEN: _listen,
+    _SETOPTIONS: _set_options, _GETEVENTMSG: _event_message, _GETSIGINFO: _get_siginfo, _SETSIGINFO: _set_siginfo,
+    _GETSIGMASK: _get_mask, _SETSIGMASK: _set_mask, _GET_SYSCALL_INFO: _syscall_info, _GET_RSEQ: _rseq,
+    **tracing_registers.REQUESTS,
 }  # fmt: skip
 
 

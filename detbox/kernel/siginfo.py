@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import struct
 
 SIZE = 128
 SI_USER, SI_KERNEL, SI_QUEUE, SI_TIMER, SI_TKILL = 0, 0x80, -1, -2, -6
 SEGV_MAPERR = 1
+CLD_EXITED, CLD_KILLED, CLD_DUMPED, CLD_TRAPPED, CLD_STOPPED = 1, 2, 3, 4, 5
 UID = 20  # offset of si_uid
 
 _HEAD = struct.Struct("<iiii")  # signo, errno, code, padding
@@ -19,6 +22,11 @@ _TIMER = struct.Struct("<iiQ")  # timer id, overrun, value
 #: status, integer, pointer, user and system time.
 RECORD = 128
 _SIGNALFD = struct.Struct("<IiiiIiiIiIiiQQQ")
+
+
+def signo_of(info: bytes) -> int:
+    """``si_signo``."""
+    return int(_HEAD.unpack_from(info)[0])
 
 
 def code_of(info: bytes) -> int:
@@ -35,10 +43,27 @@ def fault_address(info: bytes) -> int:
     return int.from_bytes(info[16:24], "little")
 
 
+def fault(signo: int, code: int, address: int) -> bytes:
+    """The siginfo of a signal that an instruction has raised."""
+    return _info(signo, code, address.to_bytes(8, "little"))
+
+
 def child(info: bytes, uid: int) -> bytes:
     """A SIGCHLD siginfo of a child that is this user's; its CPU times (host dependent) are zero."""
     pid, _, status, _, _ = _CHILD.unpack_from(info, _HEAD.size)
     return _info(_HEAD.unpack_from(info)[0], code_of(info), _CHILD.pack(pid, uid, status, 0, 0))
+
+
+def of_child(code: int, pid: int, uid: int, status: int) -> bytes:
+    """The siginfo of a change of a child, or of a traced thread."""
+    return _info(signal.SIGCHLD, code, _CHILD.pack(pid, uid, status, 0, 0))
+
+
+def how_it_ended(status: int) -> tuple[int, int]:
+    """``si_code`` and ``si_status`` for the wait status of who has ended."""
+    if os.WIFEXITED(status):
+        return CLD_EXITED, os.WEXITSTATUS(status)
+    return CLD_DUMPED if os.WCOREDUMP(status) else CLD_KILLED, os.WTERMSIG(status)
 
 
 def timer(signo: int, code: int, timerid: int, overrun: int, value: int) -> bytes:

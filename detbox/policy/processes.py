@@ -81,8 +81,9 @@ ROWS: tuple[Row, ...] = (
     watch("set_tid_address", futex_exit.set_tid_address, PROCESSES, "the thread's exit wakes the waiters"),
     emulate("restart_syscall", clocks.restart_syscall, PROCESSES, "goes on with an interrupted sleep"),
     refuse("rseq", ENOSYS, PROCESSES, "shows the CPU number in memory; the C library does without"),
-    emulate("ptrace", tracing.ptrace, PROCESSES, "another process's threads are stopped and read, as leak checkers do",
-            missing="all else, since the supervisor is every thread's tracer: debuggers and strace in the guest"),
+    emulate("ptrace", tracing.ptrace, PROCESSES,
+            "the supervisor is every thread's tracer, and stops those that the guest traces for its tracers",
+            missing="stops by filters, steps of whole blocks, AVX registers"),
     *emulated(
         PROCESSES, "copied by the supervisor while the other process is held, whatever the host says of debugging",
         process_vm_readv=other_memory.process_vm_readv, process_vm_writev=other_memory.process_vm_writev,

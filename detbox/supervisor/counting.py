@@ -17,6 +17,7 @@ from detbox.handlers import limits, timers
 from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
 from detbox.machine.clock import WINDOW
+from detbox.machine.tracees import TRACED
 from detbox.supervisor import arming, signals
 from detbox.supervisor.copying import LEFT, Copying
 from detbox.supervisor.following import SHOWN, Following
@@ -115,7 +116,9 @@ class Counting:
 
     def after_look(self, task: Task) -> None:
         """A thread has looked at a clock, and it is time to measure what it does between its looks."""
-        if FORESEEN in task.data:
+        if TRACED in task.data:
+            task.cpu.measure_at = task.cpu.looks + WINDOW
+        elif FORESEEN in task.data:
             self.rising.after_look(task)
         elif self.following.left(task) or (self._counts(task) and not self.gauging.counting(task)):
             task.cpu.measure_at = task.cpu.looks + WINDOW
@@ -171,7 +174,7 @@ class Counting:
 
     def before_signal(self, task: Task) -> None:
         """A stopped thread is about to go on, maybe into a signal handler: it is to stop there."""
-        if not self.others.concerned(task) and not task.data.get(LEFT):
+        if TRACED in task.data or not self.others.concerned(task) and not task.data.get(LEFT):
             return
         if not task.data.get(LEFT) and self._begin(task) and not task.data[STRETCH].others:
             task.process.data[_BUDGET] -= 1
@@ -180,6 +183,8 @@ class Counting:
 
     def _begin(self, task: Task) -> bool:
         """Begin a stretch if a timer's signal is due, or others wait."""
+        if TRACED in task.data:
+            return False
         due = self._due(task)
         if due is None:
             stretch = self.giving_way.begin(task) or self.others.begin(task)
@@ -206,7 +211,7 @@ class Counting:
     def on_pause(self, task: Task) -> bool:
         """A thread is stopped in its own code; True if it is counted, and has been dealt with."""
         left = task.data.pop(LEFT, 0) or self.gauging.left(task)
-        if not left or signals.restarts(task):
+        if not left or TRACED in task.data or signals.restarts(task):
             return False
         self.copying.begin(task, left)
         return True
@@ -257,6 +262,13 @@ class Counting:
         self.others.counted(task, stretch, max(stretch.before + stretch.piece - left, 0))
         self._let_be(task)
         self.copying.let_go(task)
+
+    def traced(self, task: Task) -> None:
+        """A thread has stopped for a tracer of the guest's: it is counted no more."""
+        self._let_be(task)
+        if self.gauging.counting(task):
+            self._measurer(task).cancel(task)
+        self.sup.spinning.let_be(task)
 
     @staticmethod
     def _let_be(task: Task) -> None:

@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 from functools import partial
+from stat import S_ISGID, S_ISUID
 from typing import TYPE_CHECKING, NamedTuple
 
 from detbox.cpu import auxv, emulate, model, stub
@@ -20,6 +21,8 @@ from detbox.kernel import _native, registers, siginfo
 from detbox.kernel.mappings import mappings
 from detbox.kernel.numbers import NUMBERS
 from detbox.machine.clock import BOOT_NS
+from detbox.machine.creds import CAP_SYS_PTRACE
+from detbox.machine.tracees import TRACED
 from detbox.supervisor import again, guestclock, injection, placing, signals
 from detbox.supervisor.hotsites import ROUTINE, HotSites
 from detbox.supervisor.memory import peek
@@ -121,7 +124,8 @@ class Image:
         assert self.patching is not None
         key = again.key(st, parsed[1])
         known = self._known.get(key)
-        if known is not None and known.begin(self.sup, task, rewritten):
+        # Who traces the program is told of its beginning when it is ready.
+        if known is not None and TRACED not in task.data and known.begin(self.sup, task, rewritten):
             data[OWN_MEMORY] = known.own.area, known.own.interpreter
             return True
         plan, has_area, shown = self._own_memory(m, task, st, parsed[1])
@@ -206,8 +210,10 @@ class Image:
 
     def _set_user_ids(self, m: Machine, task: Task, st: os.stat_result) -> bool:
         """What a set-user-ID program does to the virtual credentials; whether privileges were gained."""
-        owner = m.inodes.of(st)
-        return task.process.creds.on_exec(st.st_mode, owner.uid, owner.gid)
+        owner, mode, traced = m.inodes.of(st), st.st_mode, task.data.get(TRACED)
+        if traced is not None and not traced.tracer.creds.capable(CAP_SYS_PTRACE, task.process.creds.space):
+            mode &= ~(S_ISUID | S_ISGID)
+        return task.process.creds.on_exec(mode, owner.uid, owner.gid)
 
     # -- traps ------------------------------------------------------------------------
 

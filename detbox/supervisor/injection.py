@@ -11,6 +11,7 @@ from detbox.cpu import stub
 from detbox.errors import InternalError
 from detbox.kernel import _native, registers
 from detbox.kernel.numbers import NUMBERS
+from detbox.machine.tracees import CALL
 from detbox.supervisor.memory import peek, poke
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def _resume(tid: int, request: int, next_stop: Callable[[], int] | None = None) 
         if not os.WIFSTOPPED(status):
             raise InternalError(f"thread {tid} did not come back from the supervisor's code ({status:#x})")
         signo = os.WSTOPSIG(status)
-        if signo == signal.SIGTRAP:
+        if signo in (signal.SIGTRAP, signal.SIGTRAP | CALL):
             if status >> 16 == _EVENT_STOP:
                 continue
             break

@@ -12,12 +12,14 @@ each run.
 from __future__ import annotations
 
 import signal
+from functools import partial
 from typing import TYPE_CHECKING
 
 from detbox.handlers import ptys
 from detbox.kernel import _native
 from detbox.machine.io import KERNEL_SIGNALS, SIGNALS_SEEN, THREAD_SIGNALS
-from detbox.supervisor import signals
+from detbox.machine.tracees import TRACED
+from detbox.supervisor import signals, tracing
 from detbox.supervisor.task import Process, State, Task
 
 if TYPE_CHECKING:
@@ -73,8 +75,12 @@ class Jobs:
             if task.state is not State.STOPPED:
                 continue
             if task.data.pop(_TRAPPED, False) or sup.await_stop(task.tid) is not None:
-                sup.m.scheduler.make_ready(task, lambda task=task: sup.proceed(task))  # type: ignore[misc]
+                sup.m.scheduler.make_ready(task, partial(self._proceed, task))
         self._notify_parent(process)
+
+    def _proceed(self, task: Task) -> None:
+        if TRACED not in task.data or not tracing.asked(self.sup, task):
+            self.sup.proceed(task)
 
     def _notify_parent(self, process: Process) -> None:
         if process.parent is not None:

@@ -16,7 +16,8 @@ from detbox.kernel.numbers import NUMBERS
 from detbox.machine import tracees
 from detbox.machine.limits import TASKS_AT_MOST
 from detbox.machine.rng import RandomStream
-from detbox.supervisor import injection, signals
+from detbox.machine.tracees import EVENT_VFORK, TRACED
+from detbox.supervisor import injection, signals, tracing
 from detbox.supervisor.task import AddressSpace, Process, State, Task
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def clone_arguments(task: Task) -> tuple[int, int, int]:
     return 0, 0, signal.SIGCHLD
 
 
-def on_clone(sup: Supervisor, parent: Task, vfork: bool) -> None:
+def on_clone(sup: Supervisor, parent: Task, event: int) -> None:
     """A thread has created another; the new one is brought to its first stop and queued."""
     if len(sup.m.tasks) >= TASKS_AT_MOST:
         what = f"the guest has {TASKS_AT_MOST} threads at the same time"
@@ -60,15 +61,29 @@ def on_clone(sup: Supervisor, parent: Task, vfork: bool) -> None:
     if flags & CLONE_NEWUSER and not flags & CLONE_THREAD:
         sup.m.user_spaces.made(child.process)
     tracees.after_clone(parent, child)
-    if vfork:
+    if event == EVENT_VFORK:
         child.process.vfork_parent = parent
-    sup.m.scheduler.make_ready(child, lambda: sup.counting.on_birth(child))
+    sup.m.scheduler.make_ready(child, lambda: born(sup, child))
     sup.m.scheduler.forked(parent)
     sup.counting.on_clone(parent, child)
+    if not parent.data or not tracing.cloned(sup, parent, child, event):
+        after_clone(sup, parent, child)
+
+
+def after_clone(sup: Supervisor, parent: Task, child: Task) -> None:
+    """A thread that has made another goes on; it waits for a vfork child that has not gone on already."""
     sup.cont(parent, 0)
-    if vfork:
+    if child.process.vfork_parent is parent:
         sup.hold(parent)
         parent.state = State.VFORK
+
+
+def born(sup: Supervisor, child: Task) -> None:
+    """A new thread's turn has come."""
+    if TRACED in child.data:
+        tracing.born(sup, child)
+    else:
+        sup.counting.on_birth(child)
 
 
 def _new_thread(sup: Supervisor, parent: Task, tid: int) -> Task:
@@ -132,13 +147,14 @@ def on_exec(sup: Supervisor, task: Task) -> None:
             m.scheduler.remove(other)
             del process.tasks[other.tid]
             m.tasks.pop(other.tid, None)
-            tracees.after_death(m, other)
+            tracees.after_death(m, other, 0 if other.tid != tid else None)
     if former != tid:
         process.tasks.pop(former, None)
         m.tasks.pop(former, None)
         task.tid = tid
         process.tasks[tid] = task
         m.tasks[tid] = task
+    tracees.renamed(task, former)
     task.look = None  # for a call that fails; the interrupt that came with it ends with this stop (ptrace_stop)
     futex_exit.after_exec(m, task, former)
     process.mm = AddressSpace()
@@ -161,12 +177,16 @@ def begin(sup: Supervisor, task: Task) -> None:
     process.program = process.program.start(start.words)
     process.path, process.forks_before = "1", process.forks
     process.rng = RandomStream(sup.m.spec.seed, process.program.name)
-    status = sup.answer(task, start) if sup.answer is not None else None
+    traced = TRACED in task.data
+    status = sup.answer(task, start) if sup.answer is not None and not traced else None
     if status is not None:
         injection.leave(task, status)
     elif sup.image.prepare(sup.m, task, start):
         return
-    sup.cont(task, 0)
+    if traced:
+        tracing.executed(sup, task)
+    else:
+        sup.cont(task, 0)
 
 
 def release_vfork_parent(sup: Supervisor, process: Process) -> None:
@@ -177,7 +197,13 @@ def release_vfork_parent(sup: Supervisor, process: Process) -> None:
     status = sup.await_stop(parent.tid)
     if status is None:
         return
-    sup.m.scheduler.make_ready(parent, lambda: sup.cont(parent, 0))
+    sup.m.scheduler.make_ready(parent, lambda: vfork_done(sup, parent, process.pid))
+
+
+def vfork_done(sup: Supervisor, parent: Task, child: int) -> None:
+    """The parent of a vfork child is about to return from its call."""
+    if not parent.data or not tracing.vfork_done(sup, parent, child):
+        sup.cont(parent, 0)
 
 
 def on_exit(sup: Supervisor, tid: int, status: int) -> None:
@@ -187,7 +213,7 @@ def on_exit(sup: Supervisor, tid: int, status: int) -> None:
     if task is None:
         return
     process = task.process
-    _forget(sup, task)
+    _forget(sup, task, status)
     if os.WIFSIGNALED(status) or process.exiting:
         _drain(sup, process)
     if not process.tasks:
@@ -204,19 +230,27 @@ def leader_gone(sup: Supervisor, leader: Task) -> None:
     The kernel reports its exit only after theirs (delay_group_leader); until then it is a zombie.
     """
     while not signals.is_zombie(sup.m, leader):
+        if TRACED in leader.data:
+            tracing.pass_exit(leader)
         time.sleep(0.0001)
     leader.process.data["leader_gone"] = True
-    _forget(sup, leader)
+    _forget(sup, leader, 0)
 
 
-def _forget(sup: Supervisor, task: Task) -> None:
+def _forget(sup: Supervisor, task: Task, status: int) -> None:
     """A thread is gone."""
     sup.hold(task)
     sup.m.scheduler.remove(task)
     task.process.tasks.pop(task.tid, None)
     sup.m.tasks.pop(task.tid, None)
     futex_exit.after_exit(sup.m, task)
-    tracees.after_death(sup.m, task)
+    tracees.after_death(sup.m, task, status)
+
+
+def killed(sup: Supervisor, process: Process) -> None:
+    """A process has been sent SIGKILL: wait for its end."""
+    tid = leader_last(process)[0]
+    on_exit(sup, tid, sup.await_exit(tid))
 
 
 def leader_last(process: Process) -> list[int]:
@@ -231,7 +265,7 @@ def _drain(sup: Supervisor, process: Process) -> None:
         if tid not in process.tasks:
             continue
         final = sup.await_exit(tid)
-        _forget(sup, process.tasks[tid])
+        _forget(sup, process.tasks[tid], final)
         if tid == process.pid:
             process.status = final
 
@@ -278,8 +312,7 @@ def _death_signals(sup: Supervisor, orphans: list[Process]) -> None:
         if not signo or child.status is not None:
             continue
         if signo == signal.SIGKILL and any(signals.killed(sup.m, task) for task in child.tasks.values()):
-            tid = leader_last(child)[0]
-            on_exit(sup, tid, sup.await_exit(tid))
+            killed(sup, child)
         else:
             signals.notice(sup.m, child)
 

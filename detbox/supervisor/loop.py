@@ -20,9 +20,19 @@ from detbox.kernel import _native, siginfo
 from detbox.kernel.numbers import NAMES
 from detbox.machine import tracees
 from detbox.machine.clock import WINDOW, WINDOW_WEIGHT
+from detbox.machine.tracees import (
+    CALL,
+    EVENT_CLONE,
+    EVENT_EXEC,
+    EVENT_EXIT,
+    EVENT_FORK,
+    EVENT_STOP,
+    EVENT_VFORK,
+    TRACED,
+)
 from detbox.policy.later import call_table
 from detbox.scheduler.core import turn_length
-from detbox.supervisor import lifecycle, signals
+from detbox.supervisor import lifecycle, signals, tracing
 from detbox.supervisor.counting import Counting
 from detbox.supervisor.guestclock import GuestClock
 from detbox.supervisor.image import Image, Start
@@ -36,9 +46,8 @@ from detbox.supervisor.task import Process, State, Task, waits
 from detbox.supervisor.ticking import TICK_MS, tick
 
 PTRACE_CONT = 7
-EVENT_FORK, EVENT_VFORK, EVENT_CLONE, EVENT_EXEC, EVENT_VFORK_DONE, EVENT_STOP = 1, 2, 3, 4, 5, 128
-#: TRACEFORK, TRACEVFORK, TRACECLONE, TRACEEXEC, TRACEVFORKDONE, EXITKILL (include/uapi/linux/ptrace.h)
-TRACE_OPTIONS = 0x2 | 0x4 | 0x8 | 0x10 | 0x20 | 0x100000
+#: TRACESYSGOOD, TRACEFORK, TRACEVFORK, TRACECLONE, TRACEEXEC, TRACEVFORKDONE, EXITKILL (include/uapi/linux/ptrace.h)
+TRACE_OPTIONS = 0x1 | 0x2 | 0x4 | 0x8 | 0x10 | 0x20 | 0x100000
 NOTIF_CONTINUE = 1
 MAX_ERRNO = 4095
 RAX_OFFSET = 80  # of rax in struct user_regs_struct
@@ -191,7 +200,7 @@ class Supervisor:
         sets = signals.pending(self.m, task)
         mask = task.park.extra.get("sigmask") if task.park is not None else None
         blocked = sets.blocked if mask is None else mask
-        if task.process.job_stop or (sets.private | sets.shared) & sets.effective() & ~blocked:
+        if task.process.job_stop or (sets.private | sets.shared) & signals.effective(task, sets) & ~blocked:
             signals.interrupt(self.m, task)
 
     def _install(self, task: Task, decision: InstallFd) -> None:
@@ -259,7 +268,8 @@ class Supervisor:
     def cont(self, task: Task, signo: int) -> None:
         """Let a ptrace-stopped thread go on, delivering ``signo`` (0: nothing)."""
         self.grant(task)
-        _native.ptrace_request(PTRACE_CONT, task.tid, 0, signo)
+        request = tracees.request(task) if task.data else PTRACE_CONT
+        _native.ptrace_request(request, task.tid, 0, signo)
         task.state = _RUNNING
         task.native = False
         self.running += 1
@@ -295,14 +305,20 @@ class Supervisor:
         elif event == EVENT_STOP:
             self.on_event_stop(task, signo)
         elif event in (EVENT_FORK, EVENT_VFORK, EVENT_CLONE):
-            lifecycle.on_clone(self, task, event == EVENT_VFORK)
+            lifecycle.on_clone(self, task, event)
         elif event == EVENT_EXEC:
             lifecycle.on_exec(self, task)
+        elif event == EVENT_EXIT:
+            tracing.leaves(self, task)
         else:
-            self.m.scheduler.make_ready(task, lambda: self.cont(task, 0))
+            child = _native.event_message(tid)
+            self.m.scheduler.make_ready(task, lambda: lifecycle.vfork_done(self, task, child))
 
     def on_signal(self, task: Task, signo: int) -> None:
-        """Signal-delivery stop: trapped instructions are emulated, all else is delivered."""
+        """Signal-delivery stop: trapped instructions are emulated, all else is delivered.  Or a stop at a call."""
+        if signo == signal.SIGTRAP | CALL:
+            tracing.at_call(self, task)
+            return
         info, looks = _native.get_siginfo(task.tid), task.cpu.looks
         if signo == signal.SIGTRAP:
             int3 = siginfo.code_of(info) == siginfo.SI_KERNEL
@@ -312,23 +328,19 @@ class Supervisor:
             # Who waits by looking at the time stamp counter makes no calls.  Other traps depend on the processor.
             if task.cpu.looks != looks:
                 task.quantum -= WINDOW_WEIGHT if task.cpu.looks % WINDOW == WINDOW - 1 else 1
+            if task.data and tracing.stepped(self, task):
+                return
             if task.quantum > 0 or not self.turn_ends(task, self.proceed):
                 self.proceed(task)
             return
-        if task.data and tracees.stops(self.m, task, signo):
-            task.state = State.TRACED
-            return
-        self._deliver(task, signo, info)
-
-    def after_stop(self, task: Task, signo: int) -> None:
-        """The guest's tracer lets a thread go on; ``signo``: the signal that it takes, 0 for none."""
-        if signo:
-            self._deliver(task, signo, _native.get_siginfo(task.tid))
-        else:
-            self.proceed(task)
-
-    def _deliver(self, task: Task, signo: int, info: bytes) -> None:
         signals.repair(self.m, task, signo, info)
+        if TRACED in task.data:
+            tracing.takes_signal(self, task, signo)
+        else:
+            self.deliver(task, signo)
+
+    def deliver(self, task: Task, signo: int) -> None:
+        """Let a thread take the signal that it is stopped by."""
         if self.image.hot is not None:
             self.image.hot.before_signal(task)
         self.spinning.before_signal(task)
@@ -340,17 +352,23 @@ class Supervisor:
         """PTRACE_EVENT_STOP: the end of a watched call, a job control stop, or a tick's interrupt."""
         look, task.look = task.look, None
         if look is not None:
-            self._look(task, look)
+            self.look(task, look)
         if signo in STOP_SIGNALS:
-            self.jobs.on_stop(task, signo)
+            if TRACED in task.data:
+                tracing.group_stop(self, task, signo)
+            else:
+                self.jobs.on_stop(task, signo)
         elif task.state is State.STOPPED:
             self.jobs.on_trap(task)
+        elif TRACED in task.data and tracing.asked(self, task):
+            return
         elif look is not None:
             self.proceed(task)
         elif not self.spinning.on_pause(task):
             self.proceed(task)
 
-    def _look(self, task: Task, look: Callable[[Task, int], int | None]) -> None:
+    def look(self, task: Task, look: Callable[[Task, int], int | None]) -> None:
+        """Look at the end of a call, at which the thread has stopped."""
         regs = _native.get_regs(task.tid)
         rax = slice(RAX_OFFSET, RAX_OFFSET + 8)
         replaced = look(task, int.from_bytes(regs[rax], "little", signed=True))
@@ -383,6 +401,8 @@ class Supervisor:
                 return 0
             if not os.WIFSTOPPED(status):
                 return status
+            if status >> 16 == EVENT_EXIT:
+                _native.ptrace_request(PTRACE_CONT, tid, 0, 0)
 
     # -- the end ----------------------------------------------------------------
 
@@ -403,9 +423,11 @@ class Supervisor:
         """A signal has been sent: stops and deaths that the kernel carries out at once are awaited here."""
         for process in processes:
             if signo == signal.SIGKILL and process is not sender.process and self._dying(process):
-                tid = lifecycle.leader_last(process)[0]
-                lifecycle.on_exit(self, tid, self.await_exit(tid))
-            elif signo == signal.SIGCONT and process.job_stop:
+                lifecycle.killed(self, process)
+                continue
+            if signo == signal.SIGCONT:
+                tracing.continued(process)
+            if signo == signal.SIGCONT and process.job_stop:
                 self.jobs.on_continue(process)
             else:
                 signals.notice(self.m, process)

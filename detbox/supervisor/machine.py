@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
 from collections.abc import Callable, Hashable, Iterable
 from types import ModuleType
@@ -27,6 +28,7 @@ from detbox.supervisor.task import Process, Task
 
 if TYPE_CHECKING:
     from detbox.cpu.model import CpuModel
+    from detbox.machine.tracees import Stop
     from detbox.spec import RunSpec
     from detbox.supervisor.loop import Supervisor
     from detbox.supervisor.mounting import Mounting
@@ -173,9 +175,34 @@ class Machine:
         """A guest thread has sent a signal to these processes."""
         self._sup.after_signal(sender, signo, processes)
 
-    def after_stop(self, task: Task, signo: int) -> None:
+    def go_on(self, task: Task, stop: Stop, signo: int) -> None:
         """Queue a thread that its tracer lets go on, with a signal or none (0)."""
-        self.scheduler.make_ready(task, lambda: self._sup.after_stop(task, signo))
+        self.scheduler.make_ready(task, lambda: stop.then(signo))
+
+    @property
+    def tracing(self) -> ModuleType:
+        """What the loop does for tracers of the guest's; see :mod:`detbox.supervisor.tracing`."""
+        from detbox.supervisor import tracing
+
+        return tracing
+
+    def tell_tracer(self, tracer: Process, task: Task, code: int, value: int) -> None:
+        """A thread that a process of the guest traces has stopped or ended: ``si_code`` and ``si_status``."""
+        self.wake(("child", tracer.pid))
+        signals.tell_tracer(self, tracer, task, code, value)
+
+    def stop_for_tracer(self, task: Task) -> None:
+        """Have a traced thread stop that may be at anything."""
+        self.tracing.interrupt(self._sup, task)
+
+    def listens(self, task: Task, signo: int) -> None:
+        """Leave a thread in the stop of its process."""
+        self._sup.jobs.on_stop(task, signo)
+
+    def kill(self, process: Process) -> None:
+        """End a process at once."""
+        os.kill(process.pid, signal.SIGKILL)
+        lifecycle.killed(self._sup, process)
 
     def let_spinner_go(self, task: Task) -> None:
         """Queue a thread that was held because it spins: it is to take a signal."""

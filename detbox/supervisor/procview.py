@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from detbox.handlers.identity import uts_names
 from detbox.handlers.limits import limits_of
+from detbox.handlers.other_memory import debuggable
 from detbox.machine import constants, tracees
 from detbox.machine import inodes as inodes_module
 from detbox.machine.clock import CpuTime, user_and_system
@@ -121,9 +122,11 @@ def _virtual_inode(m: Machine, major: int, minor: int, ino: int, path: bytes) ->
 def _state_letter(task: Task, caller: Task | None) -> str:
     if task is caller or task.state in (State.RUNNING, State.HELD):
         return "R"
+    if task.state in (State.STOPPED, State.TRACED):
+        return "T" if task.state is State.STOPPED else "t"
     if GAVE_WAY in task.data or (task.park is not None and "spin" in task.park.extra):
         return "R"
-    return {State.STOPPED: "T", State.TRACED: "t"}.get(task.state, "S")
+    return "S"
 
 
 def _process_view(m: Machine, process: Process, caller: Task | None) -> ProcessView:
@@ -191,7 +194,7 @@ def synth_open(m: Machine, task: Task, path: bytes, fd: int, flags: int) -> int:
     dev = os.fstat(fd).st_dev
     view, outer_path = _view_in(m, task, dev)
     answer = proc.render(path, view, lambda name: _real_bytes(m, outer_path(name)), write=write,
-                         caller=m.own_numbers(task, dev)[0])  # fmt: skip
+                         memory=lambda: _may_debug(m, task, outer_path(path)))  # fmt: skip
     if isinstance(answer, Synthetic):
         return _memory_file(m, path, answer.data, write)
     if isinstance(answer, Refused):
@@ -199,6 +202,15 @@ def synth_open(m: Machine, task: Task, path: bytes, fd: int, flags: int) -> int:
             m.doubt(task, f"{os.fsdecode(path)} is not known and was hidden")
         raise OSError(answer.errno, os.strerror(answer.errno))
     return fd
+
+
+def _may_debug(m: Machine, task: Task, path: bytes) -> bool:
+    """Whether a thread may read the memory of the process that a path of the container's procfs is about."""
+    try:
+        debuggable(m, task, int(path.split(b"/")[2]))
+    except OSError:
+        return False
+    return True
 
 
 def _view_in(m: Machine, task: Task, dev: int) -> tuple[MachineView, Callable[[bytes], bytes]]:

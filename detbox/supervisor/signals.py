@@ -10,6 +10,7 @@ first thread that does not.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from detbox.decision import CONTINUE, Wake
 from detbox.handlers import timers
 from detbox.kernel import _native, siginfo
+from detbox.machine.tracees import TRACED
 from detbox.spin.stepper import OFFSET, register
 from detbox.supervisor.task import Process, State, Task
 
@@ -40,6 +42,8 @@ PTRACE_INTERRUPT = 0x4207
 ITIMER = -0x7DB0
 #: Likewise marks a signal that the kernel sends to the writer itself (SIGPIPE), or for a process, reported as SI_USER.
 _OWN = 0x7DB05E1F
+#: Marks, in the upper half of the value, the SIGCHLD that tells a tracer of the guest's of a thread.
+_TRACEE = 0x7DB0C41D
 
 
 class Pending(NamedTuple):
@@ -54,6 +58,11 @@ class Pending(NamedTuple):
     def effective(self) -> int:
         """Signals that would do something if they were delivered."""
         return ~self.ignored & ~(_IGNORED_BY_DEFAULT & ~self.caught)
+
+
+def effective(task: Task, sets: Pending) -> int:
+    """Signals that would do something if they were delivered: all of them, to who is traced."""
+    return ~0 if TRACED in task.data else sets.effective()
 
 
 def pending(m: Machine, task: Task) -> Pending:
@@ -107,7 +116,7 @@ def notice(m: Machine, process: Process, *, again: bool = False) -> None:
         except (OSError, ValueError):
             continue
         mask = task.park.extra.get("sigmask") if task.park is not None else None
-        open_signals = sets.effective() & ~(sets.blocked if mask is None else mask)
+        open_signals = effective(task, sets) & ~(sets.blocked if mask is None else mask)
         mine = sets.private & open_signals
         shared = sets.shared & open_signals & ~shared_taken
         shared_taken |= shared
@@ -170,7 +179,8 @@ def _end_wait(m: Machine, task: Task, result: int) -> None:
             sets = pending(m, task)
         except (OSError, ValueError):
             sets = None
-        stopping = task.process.job_stop
+        traced = task.data.get(TRACED)
+        stopping = task.process.job_stop or (traced is not None and traced.asked)
         if sets is not None and not stopping and not (sets.private | sets.shared) & ~sets.blocked:
             m.redo(task)
             return
@@ -221,6 +231,25 @@ def send(
     notice(m, process)
 
 
+def tell_tracer(m: Machine, tracer: Process, task: Task, code: int, value: int) -> None:
+    """Send SIGCHLD to the tracer of a thread that has stopped or ended, if that does anything."""
+    chld = bit(signal.SIGCHLD)
+    for thread in tracer.tasks.values():
+        try:
+            sets = pending(m, thread)
+        except (OSError, ValueError):
+            continue
+        if (sets.caught | sets.blocked) & chld:
+            break
+    else:
+        return
+    what = _TRACEE << 32 | code << 16 | value
+    info = siginfo.user(signal.SIGCHLD, siginfo.SI_QUEUE, task.tid, task.process.creds.ruid, what)
+    with contextlib.suppress(ProcessLookupError):
+        _native.queue_signal(tracer.pid, 0, signal.SIGCHLD, info)
+        notice(m, tracer)
+
+
 def repaired(m: Machine, task: Task, signo: int, info: bytes) -> bytes | None:
     """The siginfo of a signal that a thread takes, without what is host dependent, or None if nothing changes.
 
@@ -239,6 +268,9 @@ def repaired(m: Machine, task: Task, signo: int, info: bytes) -> bytes | None:
             return siginfo.timer(signo, siginfo.SI_KERNEL, 0, 0, 0)
         overrun = timers.delivered(task.process, ident)
         return None if overrun is None else siginfo.timer(signo, code, ident, overrun, value)
+    if code == siginfo.SI_QUEUE and siginfo.value_of(info) >> 32 == _TRACEE:
+        what = siginfo.value_of(info)
+        return siginfo.of_child(what >> 16 & 0xFFFF, *siginfo.sender_of(info), what & 0xFFFF)
     if code == siginfo.SI_QUEUE and siginfo.value_of(info) == _OWN:
         return siginfo.user(signo, siginfo.SI_USER, *siginfo.sender_of(info), 0)
     return None

@@ -19,6 +19,7 @@ from detbox.decision import Decision, Park, Wake
 from detbox.handlers import dispositions
 from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
+from detbox.machine.tracees import TRACED
 from detbox.records import field, record
 from detbox.spin import (
     LoopTable,
@@ -307,12 +308,17 @@ class Spinning:
 
     @staticmethod
     def _probe(task: Task, where: int) -> None:
-        left = task.process.data.get("spin_probes", 0)
+        left = task.process.data.get("spin_probes", 0) if TRACED not in task.data else 0
         if left and not task.data.get(_PROBE):
             task.process.data["spin_probes"] = left - 1
             _native.ptrace_request(signals.PTRACE_INTERRUPT, task.tid, 0, 0)
         if left:
             task.data[_PROBE] = where
+
+    @staticmethod
+    def let_be(task: Task) -> None:
+        """Forget that a thread is to stop."""
+        task.data.pop(_PROBE, None)
 
     def on_pause(self, task: Task) -> bool:
         """The stop that was asked for: a deterministic point.  True if it has been dealt with."""

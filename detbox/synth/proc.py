@@ -8,7 +8,7 @@ newer kernel cannot leak by adding one.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from detbox.machine.constants import NAMESPACE_INODES
@@ -107,12 +107,12 @@ def place(path: bytes, view: MachineView) -> Place | None:
 
 
 def render(
-    path: bytes, view: MachineView, reader: Reader, *, write: bool = False, caller: int = 0
+    path: bytes, view: MachineView, reader: Reader, *, write: bool = False, memory: Callable[[], bool] = lambda: False
 ) -> Answer:
     """What an open of ``path`` (canonical, below /proc) gives.
 
     ``reader(path)`` returns the real bytes of a procfs file.  ``write``: the open asks for write access.
-    ``caller``: number of the process that opens (its own memory is the only one it may open).
+    ``memory()``: whether who opens may debug the process, whose memory is open then.
     Never raises for a well-formed view; a reader's OSError becomes a refusal with its errno.
     """
     where = place(path, view)
@@ -127,10 +127,10 @@ def render(
         return Refused(row.refuse)
     query = Query(path, view, reader, where.process, where.thread)
     if write:
-        return _open_for_writing(row, query, caller)
+        return _open_for_writing(row, query, memory)
     if row.render is not None:
         return _rendered(row, query)
-    return _real(row, query, caller)
+    return _real(row, query, memory)
 
 
 def _rendered(row: Row, query: Query, sink: bool = False) -> Answer:
@@ -143,21 +143,21 @@ def _rendered(row: Row, query: Query, sink: bool = False) -> Answer:
         return Refused(error.errno or errno.EIO)
 
 
-def _real(row: Row, query: Query, caller: int) -> Answer:
+def _real(row: Row, query: Query, memory: Callable[[], bool]) -> Answer:
     owner = query.process_or_none
     if owner is not None and owner.hidden:
         return Synthetic(process.cmdline(query)) if row.name == "cmdline" else Refused(errno.EACCES)
-    if row.name == "mem" and (owner is None or owner.pid != caller):
+    if row.name == "mem" and (owner is None or not memory()):
         return Refused(errno.EACCES)
     return RealFile()
 
 
-def _open_for_writing(row: Row, query: Query, caller: int) -> Answer:
+def _open_for_writing(row: Row, query: Query, memory: Callable[[], bool]) -> Answer:
     if row.write is Access.NO:
         return Refused(errno.EACCES)
     if row.write is Access.SINK:
         return _rendered(row, query, sink=True)
-    return _real(row, query, caller)
+    return _real(row, query, memory)
 
 
 def _number_or_name(name: bytes) -> tuple[int, int, bytes]:

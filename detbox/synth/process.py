@@ -19,12 +19,12 @@ MASK64 = (1 << 64) - 1
 
 def state_letter(query: Query) -> str:
     """The state of the thread or process; an unknown letter counts as sleeping."""
-    letter = query.thread.state if query.is_task else query.process.state
+    letter = query.thread.state if query.of_thread else query.process.state
     return letter if letter in STATE_NAMES else "S"
 
 
 def _comm(query: Query) -> bytes:
-    return (query.thread.comm if query.is_task else query.process.comm)[:15]
+    return (query.thread.comm if query.of_thread else query.process.comm)[:15]
 
 
 def comm(query: Query) -> bytes:
@@ -75,8 +75,8 @@ def stat(query: Query) -> bytes:
         return value - process.moved_down if number in _OF_PROGRAM and value > 1 else value
 
     utime, stime = (thread.utime, thread.stime) if query.is_task else (process.utime, process.stime)
-    nice = thread.nice if query.is_task else process.nice
-    start = thread.start_ticks if query.is_task else process.start_ticks
+    nice = thread.nice if query.of_thread else process.nice
+    start = thread.start_ticks if query.of_thread else process.start_ticks
     pending = thread.sig_pending if query.is_task else process.sig_pending
     blocked = thread.sig_blocked if query.is_task else process.sig_blocked
     fields: list[object] = [
@@ -89,7 +89,7 @@ def stat(query: Query) -> bytes:
         process.sig_caught & 0x7FFFFFFF, 0, 0, 0, process.exit_signal, 0, 0, 0, 0, 0, 0,
         *(address(number) for number in range(45, 52)), 0,
     ]  # fmt: skip
-    number = thread.tid if query.is_task else process.pid
+    number = thread.tid if query.of_thread else process.pid
     return b"%d (%s) %s\n" % (number, _comm(query), " ".join(map(str, fields)).encode())
 
 
@@ -135,7 +135,7 @@ def status(query: Query) -> bytes:
     """The fields of Linux 6.1.  The filter, and the tracer but one in the guest, are detbox's own and not shown."""
     process, thread, view = query.process, query.thread, query.view
     letter = state_letter(query)
-    pid = thread.tid if query.is_task else process.pid
+    pid = thread.tid if query.of_thread else process.pid
     lines = [
         f"Umask:\t{process.umask & 0o777:04o}",
         f"State:\t{letter} ({STATE_NAMES[letter]})",
@@ -176,8 +176,8 @@ def _cpu_ns(query: Query) -> int:
 def sched(query: Query) -> bytes:
     """The scheduler's view: CPU time is virtual, switches and migrations are not counted."""
     process, ns = query.process, _cpu_ns(query)
-    number = query.thread.tid if query.is_task else process.pid
-    nice = query.thread.nice if query.is_task else process.nice
+    number = query.thread.tid if query.of_thread else process.pid
+    nice = query.thread.nice if query.of_thread else process.nice
     milliseconds = f"{ns // 1_000_000}.{ns % 1_000_000:06d}"
     rows: list[tuple[str, object]] = [
         ("se.exec_start", milliseconds), ("se.vruntime", milliseconds), ("se.sum_exec_runtime", milliseconds),

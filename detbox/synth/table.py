@@ -69,6 +69,13 @@ class Query(NamedTuple):
         """Whether the path names a thread (/proc/PID/task/TID/…) and not the whole process."""
         return b"/task/" in self.path
 
+    @property
+    def of_thread(self) -> bool:
+        """Whether it names a thread, in the one way or the other (/proc/TID/…)."""
+        return self.is_task or (
+            self.thread_or_none is not None and self.thread_or_none.tid != self.process.pid
+        )
+
 
 Renderer = Callable[[Query], bytes]
 

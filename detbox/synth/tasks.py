@@ -23,7 +23,7 @@ ROWS: tuple[Row, ...] = (
     real("fd/*", "links to the guest's open files", Access.REAL, 0o120700),
     real("map_files/*", "links to the guest's mapped files", mode=0o120600, only="process"),
     real("ns/*", "links whose text is virtual", mode=0o120777),
-    real("mem", "the guest's own memory; of itself alone", Access.REAL, 0o100600),
+    real("mem", "the guest's own memory, of those that the caller may debug", Access.REAL, 0o100600),
     real("coredump_filter", "set by the guest", Access.REAL, 0o100644, only="process"),
     real("timens_offsets", "fixed when the container starts", Access.REAL, 0o100644, only="process"),
     synth("arch_status", "AVX-512 use in real time", fixed("")),

@@ -46,6 +46,7 @@ GUESTS = (
     Guest("count_for_others.c", limit_s=120),
     Guest("count_little_memory.c"),
     Guest("count_until_timer.c"),
+    Guest("debugging.c"),
     Guest("directories.c"),
     Guest("dying_leaders.c"),
     Guest("exec_again.c", quick=True),

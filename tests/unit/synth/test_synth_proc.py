@@ -83,11 +83,11 @@ def test_listed_means_openable() -> None:
         ("/proc/17/pagemap", errno.EPERM, False),
         ("/proc/1/environ", errno.EACCES, False),
         ("/proc/1/fdinfo/3", errno.EACCES, False),
-        ("/proc/17/mem", errno.EACCES, False),
+        ("/proc/1/mem", errno.EACCES, False),
     ],
 )
 def test_refusals(path: str, code: int, unknown: bool) -> None:
-    assert proc.render(path.encode(), machine(), reader, caller=2) == Refused(code, unknown)
+    assert proc.render(path.encode(), machine(), reader) == Refused(code, unknown)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,22 @@ def test_refusals(path: str, code: int, unknown: bool) -> None:
     ],
 )
 def test_writing(path: str, expected: Answer) -> None:
-    assert proc.render(path.encode(), machine(), reader, write=True, caller=17) == expected
+    assert proc.render(path.encode(), machine(), reader, write=True, memory=lambda: True) == expected
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_memory_is_open_to_who_may_debug_the_process(allowed: bool) -> None:
+    for write in (True, False):
+        answer = proc.render(b"/proc/17/mem", machine(), reader, write=write, memory=lambda: allowed)
+        assert answer == (RealFile() if allowed else Refused(errno.EACCES))
+    assert proc.render(b"/proc/1/mem", machine(), reader, memory=lambda: True) == Refused(errno.EACCES)
+
+
+def test_a_thread_has_a_directory_of_its_own_number() -> None:
+    """It is not listed, and shows the thread, but the times of the whole process."""
+    assert b"\nPid:\t18\n" in read("/proc/18/status") and b"\nTgid:\t17\n" in read("/proc/18/status")
+    assert read("/proc/18/stat").startswith(b"18 (")
+    assert read("/proc/17/stat").startswith(b"17 (")
 
 
 def test_directory_order() -> None:
