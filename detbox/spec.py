@@ -8,6 +8,7 @@ are; host paths are ``str`` as the ``os`` functions of this process take them.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -291,7 +292,9 @@ def _mount(given: str | bytes, rw: bool, cwd: str) -> Mount:
         raise UserError(
             f"{flag} {text!r}: the path in the guest, {dst!r}, is not absolute", f"write {flag} {src}:/{dst}"
         )
-    return Mount(_existing(os.path.join(cwd, src), f"{flag} {src}"), os.path.normpath(dst), rw)
+    source = _existing(os.path.join(cwd, src), f"{flag} {src}")
+    _demand_files(source, f"{flag} {src}", "copy what is needed to a file")
+    return Mount(source, os.path.normpath(dst), rw)
 
 
 def _check_mounts(mounts: Sequence[Mount], workdir: str) -> None:
@@ -344,7 +347,17 @@ def _directory(path: str, what: str, remedy: str) -> str:
         raise UserError(f"{what} {os.path.abspath(path)}: {error.strerror}", remedy) from None
     if not stat.S_ISDIR(found.st_mode):
         raise UserError(f"{what} {os.path.abspath(path)} is not a directory", remedy)
-    return os.path.realpath(path)
+    if found.st_uid != os.geteuid() and not os.access(path, os.X_OK):
+        raise UserError(f"{what} {os.path.abspath(path)}: {os.strerror(errno.EACCES)}", remedy)
+    resolved = os.path.realpath(path)
+    _demand_files(resolved, f"{what} {resolved}", remedy)
+    return resolved
+
+
+def _demand_files(path: str, what: str, remedy: str) -> None:
+    for top in ("/proc", "/sys"):
+        if _within(path, top):
+            raise UserError(f"{what}: what is in {top} differs from moment to moment and is no input", remedy)
 
 
 def _image(given: str | bytes | None, cwd: str, host_env: Mapping[bytes, bytes]) -> str | None:

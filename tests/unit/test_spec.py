@@ -166,6 +166,22 @@ def test_a_mount_below_the_work_directory_needs_its_place(tmp_path: Path) -> Non
     assert build(tmp_path, ro=["/etc:/work/deps"]).mounts == (Mount("/etc", "/work/deps"),)
 
 
+@pytest.mark.parametrize(
+    "options", [{"workdir": "/proc/self"}, {"workdir": "/sys"}, {"ro": ["/proc/cpuinfo"]}, {"rw": ["link:/x"]}]
+)
+def test_what_the_kernel_makes_up_is_no_input(tmp_path: Path, options: dict[str, Any]) -> None:
+    (tmp_path / "link").symlink_to("/sys/kernel")
+    assert "is no input" in refusal(tmp_path, **options)
+
+
+def test_a_shut_directory_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shut").mkdir(0)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert build(tmp_path, workdir="shut").workdir == f"{tmp_path}/shut"  # root of the run's user namespace may
+    monkeypatch.setattr("os.geteuid", lambda: 12345)
+    assert refusal(tmp_path, workdir="shut").startswith(f"the work directory {tmp_path}/shut: Permission denied\n")
+
+
 def test_values(tmp_path: Path) -> None:
     spec = build(
         tmp_path, timeout="1.5m", memory="2G", user="1000:1000", seed="0x10", cpus="8", stdin="/dev/null"
