@@ -145,8 +145,8 @@ def key_of(
     """
     process = t.process
     parts = (
-        base, process.program.name, process.exe, process.fs.cwd_path(), process.fs.umask, _credentials(process.creds),
-        limits_of(process), lines, process.pid, process.ppid, os.getpgid(process.pid),
+        base, process.program.name, process.exe, process.comm, process.fs.cwd_path(), process.fs.umask,
+        _credentials(process.creds), limits_of(process), lines, process.pid, process.ppid, os.getpgid(process.pid),
         os.getsid(process.pid), m.clock.now, counters, process.cpu.ns, process.cpu.children_ns,
         process.start_ns // _TICK_NS, t.cpu.ns, t.turns, t.cpu.looks, _adopter(process),
         [(name, repr(t.data[name])) for name in INHERITED if name in t.data], given.rows,

@@ -44,7 +44,7 @@ def mount(m: Machine, t: Task, a: Args) -> Decision:
         return _change(m, t, a)
     kind = t.cstr(a[2]) if a[2] else b""
     if kind == b"proc":
-        return _mount_proc(m, t, t.cstr(a[1]), a[3])
+        return _mount_proc(m, t, t.cstr(a[0]) if a[0] else b"none", t.cstr(a[1]), a[3])
     if kind not in _OWN_CONTENT:
         m.doubt(t, f"a mount of type {os.fsdecode(kind)} was refused: it could show the host")
         return -EPERM
@@ -105,13 +105,13 @@ def _change(m: Machine, t: Task, a: Args) -> Decision:
     return CONTINUE
 
 
-def _mount_proc(m: Machine, t: Task, path: bytes, flags: int) -> Decision:
+def _mount_proc(m: Machine, t: Task, source: bytes, path: bytes, flags: int) -> Decision:
     """The procfs of a PID namespace of the guest's own."""
     with _target(m, t, path) as target:
         if paths.path_of(m, target).rpartition(b"/")[2] != b"proc":
             m.doubt(t, "a procfs on a directory that is not called proc was refused")
             return -EPERM
-        m.nested.mount(t, target, flags & _ATTRIBUTES)
+        m.nested.mount(t, target, source, flags & _ATTRIBUTES)
     with _target(m, t, path) as mounted:
         m.nested.learn(t, os.dup(mounted))
     return 0

@@ -16,7 +16,7 @@ from detbox.handlers import identity
 from detbox.handlers.processes import pidfd_target
 from detbox.machine.creds import CAP_SYS_CHROOT
 from detbox.machine.files import Kind
-from detbox.machine.userspaces import CAP_SYS_ADMIN
+from detbox.machine.userspaces import CAP_SYS_ADMIN, TOP
 
 if TYPE_CHECKING:
     from detbox.machine.creds import Creds
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from detbox.supervisor.task import Args, Process, Task
 
 _FS, _FILES, _NEWNS, _NEWUTS = 0x200, 0x400, 0x20000, 0x4000000
-_NEWUSER, _NEWPID = 0x10000000, 0x20000000
+_NEWUSER, _NEWPID, _NEWNET = 0x10000000, 0x20000000, 0x40000000
 #: By the flags that mean them: their names in /proc/PID/ns.  Time namespaces are the kernel's to refuse.
 _KINDS = {
     0x80: "time", _NEWNS: "mnt", 0x2000000: "cgroup", _NEWUTS: "uts", 0x8000000: "ipc", _NEWUSER: "user",
-    _NEWPID: "pid", 0x40000000: "net",
+    _NEWPID: "pid", _NEWNET: "net",
 }  # fmt: skip
 _ALL = sum(_KINDS)
 # include/uapi/linux/nsfs.h
@@ -53,6 +53,8 @@ def made(process: Process, flags: int) -> None:
     if flags & _NEWNS:
         process.fs.special = True
         process.mounts = process.creds.space
+    if flags & _NEWNET:
+        process.network = process.creds.space
 
 
 def unshare(m: Machine, t: Task, a: Args) -> Decision:
@@ -148,6 +150,8 @@ def _joined(m: Machine, process: Process, found: dict[int, UserSpace | None]) ->
     process.namespaces = True
     if _NEWNS in found:
         process.mounts = found[_NEWNS]
+    if _NEWNET in found:
+        process.network = found[_NEWNET] or TOP
     if _NEWUTS in found:
         identity.join_uts(m, process)
 

@@ -292,11 +292,21 @@ def check_dir(m: Machine, t: Task, dir_fd: int | None, name: bytes, *, remove: b
     parent = os.stat(dirname(name), dir_fd=dir_fd)
     owner = m.inodes.of(parent)
     if not may(t, parent, owner, WRITE | EXECUTE):
-        raise OSError(errno.EACCES, "no right to change the directory")
+        # The kernel looks at the mount first (mnt_want_write()).
+        closed = parent.st_dev not in m.inodes.odd_devs and _read_only(dirname(name), dir_fd)
+        raise OSError(errno.EROFS if closed else errno.EACCES, "no right to change the directory")
     if remove and parent.st_mode & S_ISVTX and owner.uid != creds.fsuid:
         entry = m.inodes.of(os.stat(name, dir_fd=dir_fd, follow_symlinks=False))
         if not creds.owns(entry.uid, entry.gid):
             raise OSError(errno.EPERM, "sticky directory")
+
+
+def _read_only(name: bytes, dir_fd: int | None) -> bool:
+    fd = os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        return bool(os.fstatvfs(fd).f_flag & os.ST_RDONLY)
+    finally:
+        os.close(fd)
 
 
 def check_search(m: Machine, t: Task, dir_fd: int | None, name: bytes, path: bytes, *, follow: bool) -> bool:

@@ -19,6 +19,7 @@ from detbox.handlers.namespace_ops import note_created
 from detbox.handlers.opening import check_create
 from detbox.handlers.socket_core import decode_inet
 from detbox.handlers.waiting import POLLOUT, fd_of, ready, signed32
+from detbox.machine.creds import CAP_NET_BIND_SERVICE
 from detbox.machine.files import Kind
 from detbox.machine.io import FIRST_PORT, LAST_PORT, io_state
 
@@ -36,6 +37,7 @@ _INET = (host.AF_INET, host.AF_INET6)
 BACKLOG = 4096
 #: What net.core.wmem_default and rmem_default allow in an unconfigured kernel; the kernel doubles it.
 _BUFFER = 106496
+_UNPRIVILEGED = 1024  # net.ipv4.ip_unprivileged_port_start
 
 
 def socket(m: Machine, t: Task, a: Args) -> Decision:
@@ -132,10 +134,17 @@ def bind(m: Machine, t: Task, a: Args) -> Decision:
                 return _bind_path(m, t, address[2:])
             _bind_unix(m, sock)
             return 0
-        if family in _INET and address[2:4] == b"\0\0" and length >= (16 if family == host.AF_INET else 24):
+        if family not in _INET or length < (16 if family == host.AF_INET else 24):
+            return CONTINUE
+        port = int.from_bytes(address[2:4], "big")
+        if not port:
             if sock.getsockname()[1]:
                 return -EINVAL  # it has a name already
             _bind_port(m, sock, address)
+            return 0
+        if port < _UNPRIVILEGED and t.process.creds.capable(CAP_NET_BIND_SERVICE, t.process.network):
+            # The kernel asks for rights in the container's network, which the guest's root has not.
+            sock.bind(_python_address(address, port))
             return 0
         return CONTINUE
     finally:

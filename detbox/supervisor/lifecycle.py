@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from detbox.errors import LimitExceeded
 from detbox.handlers import futex_exit, identity
+from detbox.handlers.paths import AT_EMPTY_PATH
 from detbox.handlers.processes import CLONE_ARGS, CLONE_NAMESPACES, EXIT_SIGNAL
 from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
@@ -18,7 +20,7 @@ from detbox.machine.limits import TASKS_AT_MOST
 from detbox.machine.rng import RandomStream
 from detbox.machine.tracees import EVENT_VFORK, TRACED
 from detbox.supervisor import injection, signals, tracing
-from detbox.supervisor.task import AddressSpace, Process, State, Task
+from detbox.supervisor.task import EXECUTED_AS, AddressSpace, Process, State, Task, kept_name
 
 if TYPE_CHECKING:
     from detbox.supervisor.loop import Supervisor
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 CLONE_VM, CLONE_FS, CLONE_FILES = 0x100, 0x200, 0x400
 CLONE_PARENT, CLONE_THREAD, CLONE_CHILD_CLEARTID = 0x8000, 0x10000, 0x200000
 CLONE_NEWUTS, CLONE_NEWUSER = 0x4000000, 0x10000000
-_KILL = NUMBERS["kill"]
+_KILL, _EXECVEAT = NUMBERS["kill"], NUMBERS["execveat"]
 
 
 def clone_arguments(task: Task) -> tuple[int, int, int]:
@@ -116,7 +118,7 @@ def _new_process(sup: Supervisor, parent: Task, tid: int, flags: int, exit_signa
     last = old.data.get(EXIT_SIGNAL, signal.SIGCHLD) if flags & CLONE_PARENT else exit_signal
     if last != signal.SIGCHLD:
         process.data[EXIT_SIGNAL] = last
-    process.namespaces, process.mounts = old.namespaces, old.mounts
+    process.namespaces, process.mounts, process.network = old.namespaces, old.mounts, old.network
     if flags & CLONE_NEWUSER:
         process.creds.enter(old.creds.new_space())
     if flags & CLONE_NAMESPACES:
@@ -162,7 +164,11 @@ def on_exec(sup: Supervisor, task: Task) -> None:
     process.data.pop(EXIT_SIGNAL, None)  # SIGCHLD from now on (begin_new_exec)
     process.files = process.files.copy(tid)
     process.exe = os.fsencode(os.readlink(f"{tid}/exe", dir_fd=m.proc_fd))
-    process.comm = process.exe.rsplit(b"/", 1)[-1][:15]
+    process.comm = kept_name(sup.m, tid)
+    process.data.pop(EXECUTED_AS, None)
+    if task.nr == _EXECVEAT and task.args[4] & AT_EMPTY_PATH:
+        # By its descriptor: before Linux 6.14 that is the name.
+        process.data[EXECUTED_AS] = process.comm, process.exe.rsplit(b"/", 1)[-1][:15]
     for hook in sup.exec_hooks:
         hook(m, task)
     release_vfork_parent(sup, process)
@@ -222,6 +228,23 @@ def on_exit(sup: Supervisor, tid: int, status: int) -> None:
         _process_exit(sup, process, status)
     elif process.job_stop:
         sup.jobs.look_at(process)
+    while sup.gone:
+        first = min(sup.gone)
+        on_exit(sup, first, sup.gone.pop(first))
+
+
+def take_zombies(sup: Supervisor) -> None:
+    """Note the ends of threads in namespaces: the first process of a PID namespace ends after all others in it.
+
+    Of its threads the last one waits for them, whichever that is (zap_pid_ns_processes() in the kernel).
+    """
+    for tid, task in sorted(sup.m.tasks.items()):
+        if task.process.namespaces and tid not in sup.gone and signals.is_zombie(sup.m, task):
+            with contextlib.suppress(ChildProcessError):
+                found, status = _native.wait_tid(tid, os.WNOHANG)
+                if found:
+                    sup.gone[tid] = status
+    time.sleep(0.0001)
 
 
 def leader_gone(sup: Supervisor, leader: Task) -> None:

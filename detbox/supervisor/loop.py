@@ -79,6 +79,7 @@ class Supervisor:
         self.running = 0  # threads in state RUNNING
         self.main_pid = 0
         self.outcome: int | None = None  # wait status of the first process
+        self.gone: dict[int, int] = {}  # of threads whose end was met while another one's was awaited: their statuses
         self.early: dict[int, int] = {}  # stops of children that the parent's event has not announced yet
         self.stops = 0
         self.notifications = 0
@@ -394,15 +395,20 @@ class Supervisor:
 
     def await_exit(self, tid: int) -> int:
         """Block until a dying thread is gone; its wait status."""
-        while True:
+        task = self.m.tasks.get(tid)
+        nested = task is not None and task.process.namespaces
+        while tid not in self.gone:
             try:
-                _, status = _native.wait_tid(tid, 0)
+                found, status = _native.wait_tid(tid, os.WNOHANG if nested else 0)
             except ChildProcessError:
                 return 0
-            if not os.WIFSTOPPED(status):
+            if found and not os.WIFSTOPPED(status):
                 return status
-            if status >> 16 == EVENT_EXIT:
+            if not found:
+                lifecycle.take_zombies(self)
+            elif status >> 16 == EVENT_EXIT:
                 _native.ptrace_request(PTRACE_CONT, tid, 0, 0)
+        return self.gone.pop(tid)
 
     # -- the end ----------------------------------------------------------------
 

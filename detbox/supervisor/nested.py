@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _NS_GET_PARENT = 0xB702  # include/uapi/linux/nsfs.h
 _CLONE_NEWNS, _CLONE_NEWPID = 0x20000, 0x20000000
-_FSCONFIG_CREATE = 6
+_FSCONFIG_SET_STRING, _FSCONFIG_CREATE = 1, 6
 _EMPTY_PATHS = 0x4 | 0x40  # MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH
 _AT_FDCWD = -100
 #: No thread has this number (PID_MAX_LIMIT is 2^22).
@@ -172,7 +172,7 @@ class Nested:
 
     # -- mounting it ------------------------------------------------------------------
 
-    def mount(self, task: Task, target: int, attributes: int) -> None:
+    def mount(self, task: Task, target: int, source: bytes, attributes: int) -> None:
         """Mount the procfs of the thread's PID namespace on the directory ``target`` (O_PATH); OSError."""
         space = self.space(task.tid)
         if not space.depth:
@@ -180,7 +180,7 @@ class Nested:
         guest = os.pidfd_open(task.process.pid)
         child = os.fork()
         if child == 0:
-            leave(lambda: _in_namespace(guest, target, attributes))
+            leave(lambda: _in_namespace(guest, target, source, attributes))
         os.close(guest)
         wait_for(child)
 
@@ -201,18 +201,19 @@ def _renumbered(view: ProcessView, process: Process, seen: dict[int, tuple[int, 
     return view._replace(pid=pid, ppid=parent, pgrp=group, sid=session, threads=threads)
 
 
-def _in_namespace(guest: int, target: int, attributes: int) -> None:
+def _in_namespace(guest: int, target: int, source: bytes, attributes: int) -> None:
     """In a child: who makes a procfs must be in the PID namespace itself, which only its children are."""
     call("setns", guest, _CLONE_NEWPID)
     child = os.fork()
     if child == 0:
-        leave(lambda: _make(guest, target, attributes))
+        leave(lambda: _make(guest, target, source, attributes))
     _, status = os.waitpid(child, 0)
     os._exit(max(os.waitstatus_to_exitcode(status), 0))
 
 
-def _make(guest: int, target: int, attributes: int) -> None:
+def _make(guest: int, target: int, source: bytes, attributes: int) -> None:
     context = call("fsopen", b"proc\0", 0)
+    call("fsconfig", context, _FSCONFIG_SET_STRING, b"source\0", source + b"\0", 0)
     call("fsconfig", context, _FSCONFIG_CREATE, 0, 0, 0)
     mount = call("fsmount", context, 0, attributes)
     call("setns", guest, _CLONE_NEWNS)

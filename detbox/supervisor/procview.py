@@ -21,7 +21,7 @@ from detbox.supervisor.lockview import locks
 from detbox.supervisor.netview import Sockets
 from detbox.supervisor.placing import MOVED_DOWN
 from detbox.supervisor.stretch import GAVE_WAY
-from detbox.supervisor.task import Process, State, Task
+from detbox.supervisor.task import EXECUTED_AS, Process, State, Task, kept_name
 from detbox.synth import proc
 from detbox.synth.proc import Refused, Synthetic
 from detbox.synth.view import MachineView, Mount, ProcessView, ThreadView, init_process
@@ -133,7 +133,7 @@ def _process_view(m: Machine, process: Process, caller: Task | None) -> ProcessV
     creds, reader = process.creds, (process if caller is None else caller.process).creds.space
     threads = [
         ThreadView(
-            tid, task.data.get("comm", process.comm), _state_letter(task, caller), task.lineage,
+            tid, _name(m, process, tid), _state_letter(task, caller), task.lineage,
             *_cpu_ticks(task.cpu), ticks(process.start_ns),
             task.data.get("nice", 0), tracer=tracees.tracer(task),
         )
@@ -145,7 +145,8 @@ def _process_view(m: Machine, process: Process, caller: Task | None) -> ProcessV
     sets = _signals(m, process)
     children = user_and_system(process.cpu.children_ns)
     return ProcessView(
-        process.pid, process.ppid, pgrp, sid, process.comm, process.exe, process.argv, (), b"/", state,
+        process.pid, process.ppid, pgrp, sid, _name(m, process, process.pid), process.exe, process.argv, (), b"/",
+        state,
         uids=tuple(map(reader.shown_user, (creds.ruid, creds.euid, creds.suid, creds.fsuid))),
         gids=tuple(map(reader.shown_group, (creds.rgid, creds.egid, creds.sgid, creds.fsgid))),
         groups=shown_all(reader, creds.groups), cap_inheritable=creds.inheritable, cap_permitted=creds.permitted,
@@ -162,6 +163,12 @@ def _process_view(m: Machine, process: Process, caller: Task | None) -> ProcessV
         mounts=lambda: m.mounting.shown(process) if process.namespaces else None,
         id_map=lambda name: creds.space.text(name, reader),
     )  # fmt: skip
+
+
+def _name(m: Machine, process: Process, tid: int) -> bytes:
+    name = kept_name(m, tid)
+    real, shown = process.data.get(EXECUTED_AS, (b"", b""))
+    return shown if shown and name == real else name or process.comm
 
 
 def _groups(pid: int) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from detbox.decision import Decision, Park
 from detbox.kernel import _native
 from detbox.kernel.numbers import NAMES
 from detbox.machine.clock import CpuTime
+from detbox.machine.userspaces import TOP
 
 if TYPE_CHECKING:
     from detbox.machine.creds import Creds
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
     from detbox.machine.program import Program
     from detbox.machine.rng import RandomStream
     from detbox.machine.userspaces import UserSpace
+    from detbox.supervisor.machine import Machine
 
+#: Key of ``Process.data``: the name of a program that was executed by its descriptor, to the kernel and to the guest.
+EXECUTED_AS = "executed as"
 #: Keys of ``Task.data`` that a new thread or process takes over.
 INHERITED = ("nice", "affinity", "policy", "ioprio", "personality", "mempolicy")
 
@@ -54,7 +58,7 @@ class Process:
         "pid", "parent", "children", "tasks", "lineage", "mm", "files", "fs", "creds", "rng", "comm", "exe",
         "argv", "forks", "threads", "status", "exiting", "execs", "start_ns", "vfork_parent", "cpu",
         "data", "job_stop", "namespaces", "program", "path", "forks_before", "timed", "counted", "signalled",
-        "ended", "waits", "mounts",
+        "ended", "waits", "mounts", "network",
     )  # fmt: skip
 
     def __init__(self, pid: int, parent: Process | None, lineage: str) -> None:
@@ -89,6 +93,7 @@ class Process:
         self.job_stop: int = 0  # stopping signal, 0 while running
         self.namespaces = False  # has made namespaces of its own
         self.mounts: UserSpace | None = None  # whose root may mount where it is; None: nobody may
+        self.network = TOP  # and whose root may change its network
         #: Threads that wait for a time to come, or for their turn after it: their deadlines, by the monotonic clock.
         self.timed: dict[Task, int] = {}
         #: Threads whose calls a signal has ended and that still wait for their turn to take it.
@@ -183,6 +188,20 @@ class Task:
 
     def __repr__(self) -> str:
         return f"<task {self.tid} of {self.process.pid} {self.process.comm!r} {self.state.value}>"
+
+
+def kept_name(m: Machine, tid: int) -> bytes:
+    """A thread's name (at first its program's), which the kernel keeps; empty if the thread is gone."""
+    try:
+        fd = os.open(f"{tid}/comm", os.O_RDONLY | os.O_CLOEXEC, dir_fd=m.proc_fd)
+    except OSError:
+        return b""
+    try:
+        return os.read(fd, 64)[:-1]
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
 
 
 def waits(tasks: Iterable[Task]) -> str:

@@ -110,6 +110,28 @@ allowed=yes
 (echo allow > "/proc/$!/setgroups") 2> /dev/null || allowed=no
 echo "setgroups: $allowed $(cat "/proc/$!/setgroups")"
 wait
+# The first process of a PID namespace ends while it has threads, and others are there.
+cat > /tmp/first.py << 'END'
+import ctypes, os, threading, time
+unshare = ctypes.CDLL(None).unshare
+assert unshare(0x10000000 | 0x20000000) == 0
+ends = os.pipe()
+first = os.fork()
+if not first:
+    for _ in range(5):
+        threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+    for _ in range(2):
+        if not os.fork():
+            threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+            time.sleep(1000)
+    time.sleep(0.1)
+    os._exit(3)
+os.close(ends[1])
+assert os.waitpid(first, 0) == (first, 3 << 8)
+assert os.read(ends[0], 1) == b""  # nobody has the other end any more
+os.close(ends[0])
+END
+timeout 20 python3 /tmp/first.py
 # As build tools do it, where the tool is there: it looks for its mounts in the table to make them read-only.
 if command -v bwrap > /dev/null; then
     bwrap --ro-bind / / --tmpfs /tmp --unshare-all --proc /proc --dev /dev sh -ec '

@@ -88,6 +88,7 @@ GUESTS = (
     Guest("process_files.c"),
     Guest("process_shared.c"),
     Guest("processor.c"),
+    Guest("program_names.sh", quick=True),
     Guest("pthread_sync.c", quick=True),
     Guest("randomness.c", quick=True),
     Guest("refused.c", native=False),

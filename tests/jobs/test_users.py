@@ -80,6 +80,18 @@ def test_anybody_is_root_of_a_user_namespace(user: str, tmp_path: Path) -> None:
     assert (result.status, result.stderr) == (0, b"")
 
 
+def test_low_ports_are_for_root(tmp_path: Path) -> None:
+    program = (
+        "import os, socket; one, other = (socket.socket() for _ in 'ab'); one.bind(('127.0.0.1', 80)); one.listen();"
+        " socket.create_connection(('127.0.0.1', 80)); os.setuid(1000); other.bind(('127.0.0.1', 81))"
+    )
+    result = detbox.run(["/usr/bin/python3", "-c", program], workdir=tmp_path)
+    assert result.stderr.splitlines()[-1] == b"PermissionError: [Errno 13] Permission denied"
+    inside = program.replace("os.setuid(1000)", "os.getuid()")
+    result = detbox.run(["unshare", "-Urn", "/usr/bin/python3", "-c", inside], workdir=tmp_path, user="1000")
+    assert (result.status, result.stderr) == (0, b"")
+
+
 def test_root_of_a_user_namespace_that_has_no_other_users(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(
         "import detbox; script = 'id; ls -l /etc/passwd program.py; echo > /etc/made';"

@@ -277,7 +277,8 @@ def rooted():
         mount -t tmpfs -o mode=755 t {TOP}/mnt; echo x > {TOP}/mnt/y; chown 0:0 {TOP}/mnt/y
         stat -c %u:%g {TOP}/mnt {TOP}/mnt/y; chown 1:1 {TOP}/mnt/y || :
         mount -t tmpfs -o uid=5 t {TOP}/mnt/ 2>&1 | tail -1; umount {TOP}/mnt; ls {TOP}/mnt; id; hostname
-        mount --bind /etc {TOP}/mnt; [ -e {TOP}/mnt/passwd ]; umount {TOP}/mnt
+        mount --bind /etc {TOP}/mnt; [ -e {TOP}/mnt/passwd ]; mount -o remount,bind,ro {TOP}/mnt
+        mkdir {TOP}/mnt/x {TOP}/mnt/passwd || umount {TOP}/mnt
         """,
         ],
         check=False,
