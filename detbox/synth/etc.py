@@ -13,8 +13,10 @@ FILES: dict[str, bytes | Symlink | None] = {
     "/etc/gshadow": None,  # only root on the host could read it
     "/etc/gshadow-": None,
     "/etc/hostname": f"{constants.HOSTNAME}\n".encode(),
+    # The host's name has a line of its own, as on any machine: it would be called localhost otherwise (`hostname -f`).
     "/etc/hosts": (
-        f"127.0.0.1\tlocalhost {constants.HOSTNAME}\n"
+        "127.0.0.1\tlocalhost\n"
+        f"127.0.0.1\t{constants.HOSTNAME}\n"
         "::1\tlocalhost ip6-localhost ip6-loopback\n"
     ).encode(),
     "/etc/localtime": Symlink("/usr/share/zoneinfo/Etc/UTC"),  # where it dangles, libc uses UTC too

@@ -2,6 +2,8 @@
 [ "$(uname -n)" = detbox ] || { echo "this changes the machine: only in a container" >&2; exit 99; }
 set -e
 shown() { stat -c '%A %u %g %h %s %i %n' "$@"; }
+# The name of the machine is its own in full, too, and leads to it: what makes a name of it (Erlang's nodes) finds itself.
+[ "$(hostname -f)" = detbox ]; getent hosts detbox localhost
 # What a machine has that is not its software is empty, and can be filled (a kernel's package writes to /boot).
 for place in /boot /home /media /mnt /root /srv; do
     [ -z "$(ls -A $place)" ]; echo new > $place/new; shown $place $place/new; rm $place/new
