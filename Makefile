@@ -26,7 +26,7 @@ demo: .venv/installed
 # The servers that remote caches are tested against (each test starts its own; Debian's may be stopped), and what tests
 # run that a small system has not got.
 .venv/servers: .venv/installed
-	tools/debian-packages.sh nginx redis-server xz-utils bzip2 git openssl procps
+	tools/debian-packages.sh nginx redis-server xz-utils bzip2 git openssl procps strace
 	touch $@
 
 test: .venv/installed .venv/servers

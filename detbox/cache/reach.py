@@ -42,7 +42,7 @@ _REACHING = {
     "mq_open": "uses a message queue",
     "pidfd_open": "uses process descriptors", "sched_setaffinity": "sets affinity", "setpriority": "sets priority",
     "process_vm_readv": "reads other memory", "process_vm_writev": "writes other memory",
-    "setns": "joins a namespace", "unshare": "makes namespaces",
+    "ptrace": "traces another process", "setns": "joins a namespace", "unshare": "makes namespaces",
     # Until its signal comes the program's instructions take time, and how many they are depends on times and numbers.
     "alarm": "sets a timer", "setitimer": "sets a timer", "timer_settime": "sets a timer",
 }  # fmt: skip

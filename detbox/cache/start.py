@@ -18,6 +18,7 @@ from detbox.kernel import _native
 from detbox.machine.creds import Creds
 from detbox.machine.files import Kind
 from detbox.machine.limits import INFINITY
+from detbox.machine.tracees import TRACED
 from detbox.records import field, names, record
 from detbox.supervisor.task import INHERITED
 
@@ -114,6 +115,8 @@ def _from_outside(
 def obstacle(m: Machine, t: Task, given: Inherited) -> str:
     """Why what this program does cannot be told from its start; "" if it can."""
     process = t.process
+    if TRACED in t.data:
+        return "is traced"
     if any(path.endswith(b" (deleted)") or made(path) for path in given.files.values()):
         return "inherits a file without a name"
     if process.fs.special or process.namespaces:

@@ -185,7 +185,7 @@ def _wait(
         m.forget_reaped(process)
         found = tracees.report(process, traced, ended=bool(options & WEXITED), keep=bool(options & WNOWAIT))
         if found is not None:
-            return _tell(t, *found, rusage, info, status)
+            return _tell(m, t, *found, rusage, info, status)
         children = process.children
         if pid is not None:
             child = m.processes.get(pid)
@@ -211,16 +211,17 @@ def _wait(
     return attempt(None)
 
 
-def _tell(t: Task, task: Task, changed: int, rusage: int, info: int, status: int) -> int:
+def _tell(m: Machine, t: Task, task: Task, changed: int, rusage: int, info: int, status: int) -> int:
     """Tell a tracer of a stop or an end that the kernel does not know of, or not as the guest's."""
     if status:
         t.write(status, changed.to_bytes(4, "little"))
     if rusage:
         t.write(rusage, usage.rusage(task.cpu.ns))
+    number = m.nested.called(task, t)
     if not info:
-        return task.tid
+        return number
     code, value = (siginfo.CLD_TRAPPED, changed >> 8) if changed & 0xFF == 0x7F else siginfo.how_it_ended(changed)
-    t.write(info, siginfo.of_child(code, task.tid, task.process.creds.ruid, value)[:_INFO])
+    t.write(info, siginfo.of_child(code, number, task.process.creds.ruid, value)[:_INFO])
     return 0
 
 

@@ -21,7 +21,12 @@ from detbox.kernel import _native, registers, siginfo
 from detbox.machine import tracees
 from detbox.machine.tracees import (
     CONT,
+    EVENT_CLONE,
+    EVENT_EXEC,
+    EVENT_FORK,
     EVENT_STOP,
+    EVENT_VFORK,
+    EVENT_VFORK_DONE,
     EXITKILL,
     FLAGS,
     SINGLESTEP,
@@ -49,6 +54,8 @@ _OPTIONS = 0x7F | EXITKILL
 _LAST_SIGNAL = 64
 _WORD, _MASK_SIZE, _RSEQ_SIZE = 8, 8, 24
 _ARCH = 0xC000003E  # AUDIT_ARCH_X86_64
+#: Events whose message is the number of a thread.
+_NAMING = (EVENT_FORK, EVENT_VFORK, EVENT_CLONE, EVENT_EXEC, EVENT_VFORK_DONE)
 #: struct ptrace_syscall_info: op, arch, and where the thread is; then the call and its arguments, or its result.
 _HEAD, _CALL, _RESULT = struct.Struct("<B3xIQQ"), struct.Struct("<7Q"), struct.Struct("<q?")
 _NONE, _AT_ENTRY, _AT_EXIT = 0, 1, 2
@@ -146,7 +153,10 @@ def _set_options(m: Machine, t: Task, tracee: Traced, stop: Stop, a: Args) -> De
 
 
 def _event_message(m: Machine, t: Task, tracee: Traced, stop: Stop, a: Args) -> Decision:
-    t.write(a[3], stop.message.to_bytes(_WORD, "little"))
+    message, other = stop.message, m.tasks.get(stop.message)
+    if other is not None and stop.code >> 8 in _NAMING:
+        message = m.nested.called(other, t)
+    t.write(a[3], message.to_bytes(_WORD, "little"))
     return 0
 
 

@@ -27,6 +27,9 @@ _DEBUG, _USER = 848, 912
 #: Of struct user_fpregs_struct: fop, rip and rdp, which processors of two makers keep differently; MXCSR's mask, and
 #: what is reserved.
 _FP_INSTRUCTION, _FP_MASK, _FP_RESERVED = slice(6, 24), slice(28, 32), slice(416, 512)
+#: Of what XSAVE writes: the features, where programs expect them (in what is reserved), the header, and AVX's halves.
+_XFEATURES, _HEADER, _AVX = slice(464, 472), 64, slice(576, 832)
+_HAS_AVX, _SHOWN, _LARGEST_XSTATE = 4, 7, 16384
 _MASK = (0xFFFF).to_bytes(4, "little")
 
 
@@ -78,7 +81,7 @@ def _fpregs(task: Task) -> bytes:
 def _get_regset(m: Machine, t: Task, tracee: Traced, stop: Stop, a: Args) -> Decision:
     """PTRACE_GETREGSET: ``addr`` is the kind, ``data`` points to a struct iovec, which gets the length."""
     base, length = _room(t, a)
-    found = _regset(tracee.task, a[2])
+    found = _regset(m, tracee.task, a[2])
     t.write(base, found[:length])
     t.write(a[3] + _WORD, min(length, len(found)).to_bytes(_WORD, "little"))
     return 0
@@ -87,21 +90,21 @@ def _get_regset(m: Machine, t: Task, tracee: Traced, stop: Stop, a: Args) -> Dec
 def _set_regset(m: Machine, t: Task, tracee: Traced, stop: Stop, a: Args) -> Decision:
     """PTRACE_SETREGSET: what is not given stays as it is."""
     base, length = _room(t, a)
-    old = _regset(tracee.task, a[2])
+    old = _regset(m, tracee.task, a[2])
+    if a[2] == _NT_X86_XSTATE and length != len(old):
+        return -errno.EFAULT
     length = min(length, len(old))
     new = t.read(base, length) + old[length:]
     if a[2] == _NT_PRSTATUS:
         _native.set_regs(tracee.task.tid, new)
-    elif failed := _put_fpregs(tracee.task, new):
+    elif failed := (_put_fpregs if a[2] == _NT_FPREGSET else _put_xstate)(tracee.task, new):
         return failed
     t.write(a[3] + _WORD, length.to_bytes(_WORD, "little"))
     return 0
 
 
 def _room(t: Task, a: Args) -> tuple[int, int]:
-    if a[2] == _NT_X86_XSTATE:
-        raise OSError(errno.ENODEV, "as without XSAVE: its layout is the host's")
-    if a[2] not in (_NT_PRSTATUS, _NT_FPREGSET):
+    if a[2] not in (_NT_PRSTATUS, _NT_FPREGSET, _NT_X86_XSTATE):
         raise OSError(errno.EINVAL, "no such registers")
     base, length = t.u64(a[3]), t.u64(a[3] + _WORD)
     if length % _WORD:
@@ -109,8 +112,45 @@ def _room(t: Task, a: Args) -> tuple[int, int]:
     return base, length
 
 
-def _regset(task: Task, kind: int) -> bytes:
+def _regset(m: Machine, task: Task, kind: int) -> bytes:
+    if kind == _NT_X86_XSTATE:
+        return _xstate(task, m.cpu_model.xcr0)
     return bytes(registers.get(task.tid).words) if kind == _NT_PRSTATUS else _fpregs(task)
+
+
+def _xstate(task: Task, features: int) -> bytes:
+    """All registers that the processor that is shown has: those of x87 and SSE, what they are, and the halves of AVX's.
+
+    Which of them have never been used depends on the processor, and is not told.
+    """
+    if not features:
+        raise OSError(errno.ENODEV, "a processor without XSAVE")
+    legacy, shown = bytearray(_fpregs(task)), features.to_bytes(_WORD, "little")
+    legacy[_XFEATURES] = shown
+    header = shown.ljust(_HEADER, b"\0")
+    return bytes(legacy) + header + (_real_xstate(task)[_AVX] if features & _HAS_AVX else b"")
+
+
+def _put_xstate(task: Task, new: bytes) -> int:
+    """What is not shown stays as it is."""
+    real = bytearray(_real_xstate(task))
+    own = int.from_bytes(new[_FP: _FP + _WORD], "little")
+    real[: _FP_RESERVED.start] = new[: _FP_RESERVED.start]
+    if len(new) >= _AVX.stop:
+        real[_AVX] = new[_AVX]
+    old = int.from_bytes(real[_FP: _FP + _WORD], "little")
+    real[_FP: _FP + _WORD] = (old & ~_SHOWN | own & _SHOWN).to_bytes(_WORD, "little")
+    words = array("Q", bytes(real))
+    vector = array("Q", [words.buffer_info()[0], len(real)])
+    return _native.ptrace_request(_SETREGSET, task.tid, _NT_X86_XSTATE, vector.buffer_info()[0])
+
+
+def _real_xstate(task: Task) -> bytes:
+    room = array("Q", bytes(_LARGEST_XSTATE))
+    vector = array("Q", [room.buffer_info()[0], _LARGEST_XSTATE])
+    if failed := _native.ptrace_request(_GETREGSET, task.tid, _NT_X86_XSTATE, vector.buffer_info()[0]):
+        raise OSError(-failed, "no registers")
+    return room.tobytes()[: vector[1]]
 
 
 def _peek_user(m: Machine, t: Task, tracee: Traced, stop: Stop, a: Args) -> Decision:

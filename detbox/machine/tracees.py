@@ -65,6 +65,7 @@ class Traced:
 
     ``mode``: the request by which it goes on.  ``asked``: it was asked to stop, and has not yet.
     ``former``: the number of the thread that has executed the program.  ``exits``: the kernel tells of its end.
+    ``begun``: the number of a call that it was kept from making.  ``repeats``: it is about to make the same one again.
     """
 
     tracer: Process
@@ -76,6 +77,8 @@ class Traced:
     asked: bool = False
     former: int = 0
     exits: bool = False
+    begun: int = -2
+    repeats: bool = False
 
     def wants(self, event: int) -> bool:
         """Whether the tracer has asked for the event."""
@@ -98,7 +101,9 @@ def of(task: Task) -> Traced | None:
 def request(task: Task) -> int:
     """The request by which a thread goes on."""
     traced = task.data.get(TRACED)
-    return traced.mode if traced is not None else CONT
+    if traced is None:
+        return CONT
+    return SYSCALL if traced.begun >= 0 else traced.mode
 
 
 def tracer(task: Task) -> int:

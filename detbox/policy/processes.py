@@ -83,7 +83,7 @@ ROWS: tuple[Row, ...] = (
     refuse("rseq", ENOSYS, PROCESSES, "shows the CPU number in memory; the C library does without"),
     emulate("ptrace", tracing.ptrace, PROCESSES,
             "the supervisor is every thread's tracer, and stops those that the guest traces for its tracers",
-            missing="stops by filters, steps of whole blocks, AVX registers"),
+            missing="stops by filters, steps of whole blocks"),
     *emulated(
         PROCESSES, "copied by the supervisor while the other process is held, whatever the host says of debugging",
         process_vm_readv=other_memory.process_vm_readv, process_vm_writev=other_memory.process_vm_writev,

@@ -183,13 +183,12 @@ def begin(sup: Supervisor, task: Task) -> None:
     process.program = process.program.start(start.words)
     process.path, process.forks_before = "1", process.forks
     process.rng = RandomStream(sup.m.spec.seed, process.program.name)
-    traced = TRACED in task.data
-    status = sup.answer(task, start) if sup.answer is not None and not traced else None
+    status = sup.answer(task, start) if sup.answer is not None else None
     if status is not None:
         injection.leave(task, status)
     elif sup.image.prepare(sup.m, task, start):
         return
-    if traced:
+    if TRACED in task.data:
         tracing.executed(sup, task)
     else:
         sup.cont(task, 0)

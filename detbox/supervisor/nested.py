@@ -33,6 +33,7 @@ _CLONE_NEWNS, _CLONE_NEWPID = 0x20000, 0x20000000
 _FSCONFIG_SET_STRING, _FSCONFIG_CREATE = 1, 6
 _EMPTY_PATHS = 0x4 | 0x40  # MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH
 _AT_FDCWD = -100
+_CALLED = "number in a namespace"  # in a thread's data
 #: No thread has this number (PID_MAX_LIMIT is 2^22).
 NOBODY = 0x7FFFFFFF
 #: Calls of which handlers want to know whom they are about, and the arguments that name a process or thread.
@@ -42,7 +43,7 @@ _ABOUT = {
     "setpriority": (1,), "sched_setaffinity": (0,), "sched_getaffinity": (0,), "sched_getscheduler": (0,),
     "sched_setscheduler": (0,), "sched_getparam": (0,), "sched_setparam": (0,), "sched_getattr": (0,),
     "sched_setattr": (0,), "sched_rr_get_interval": (0,), "get_robust_list": (0,),
-    "process_vm_readv": (0,), "process_vm_writev": (0,),
+    "process_vm_readv": (0,), "process_vm_writev": (0,), "ptrace": (1,),
 }  # fmt: skip
 
 
@@ -103,6 +104,14 @@ class Nested:
             values = lines[name].split()
             found.append(int(values[space.depth]) if len(values) > space.depth else 0)
         return found[0], found[1], found[2]
+
+    def called(self, other: Task, viewer: Task) -> int:
+        """The number of a thread for another one; of one that has ended, the last that was asked for."""
+        if viewer.process.namespaces and (space := self.space(viewer.tid)).depth:
+            found = self.numbers(other.tid, space)
+            other.data[_CALLED] = found[0] if found is not None else other.data.get(_CALLED, 0)
+            return int(other.data[_CALLED])
+        return other.tid
 
     def outer(self, number: int, space: PidSpace) -> int:
         """The container's number of the thread that is called ``number`` in a namespace, or NOBODY."""

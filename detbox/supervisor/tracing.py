@@ -17,6 +17,7 @@ import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from detbox.decision import ERESTARTNOINTR, ERESTARTSYS
 from detbox.kernel import _native, registers, siginfo
 from detbox.machine import tracees
 from detbox.machine.tracees import (
@@ -48,6 +49,8 @@ _INTERRUPT, _SETOPTIONS = 0x4207, 0x4200
 _OWN_OPTIONS = 0x3F | EXITKILL
 _ENTRY, _EXIT = 1, 2  # what PTRACE_GETEVENTMSG tells of a stop at a call
 _EXECVE = 59
+_UNSEEN = -2  # number of a call that has begun, until the supervisor hears of it
+_NO_CALL = 0xFFFF_FFFF_FFFF_FFFF
 _TRAP_BRKPT, _TRAP_TRACE = 1, 2
 _SYSCALL = b"\x0f\x05"
 
@@ -127,10 +130,60 @@ def at_call(sup: Supervisor, task: Task) -> None:
         task.look = None
         sup.look(task, look)
     traced = tracees.of(task)
+    if traced is not None and (_repeated(sup, traced) if entry else _begun_anew(sup, traced)):
+        return
     if traced is None or traced.mode not in (SYSCALL, SYSEMU):
         sup.cont(task, 0)
-        return
-    _at_call(sup, traced, entry, lambda given: sup.cont(task, given) if entry or given else sup.proceed(task))
+    elif entry:
+        _at_call(sup, traced, True, lambda given: _begin(sup, task, given))
+    else:
+        _at_call(sup, traced, False, lambda given: sup.cont(task, given) if given else sup.proceed(task))
+
+
+def _begin(sup: Supervisor, task: Task, given: int) -> None:
+    """Let a thread begin its call, unless a signal waits for it: then it is made again behind that.
+
+    Up to the moment at which the supervisor has received the notification, a signal would end the call with a restart
+    code (kernel/seccomp.c, seccomp_do_user_notification()); which of them comes first depends on the host.
+    """
+    traced, regs = tracees.of(task), registers.get(task.tid)
+    if traced is not None and regs.orig_rax >> 63 == 0:
+        traced.begun = _UNSEEN
+        task.nr = _UNSEEN
+        sets = signals.pending(sup.m, task)
+        if traced.asked or task.process.job_stop or (sets.private | sets.shared) & ~sets.blocked:
+            traced.begun = regs.orig_rax
+            regs.orig_rax = _NO_CALL
+            registers.put(task.tid, regs)
+    sup.cont(task, given)
+
+
+def _repeated(sup: Supervisor, traced: Traced) -> bool:
+    """Whether a call begins that its tracer has been told of."""
+    if not traced.repeats:
+        return False
+    traced.repeats = False
+    _begin(sup, traced.task, 0)
+    return True
+
+
+def _begun_anew(sup: Supervisor, traced: Traced) -> bool:
+    """What has ended may be a call that was not made; True if the tracer is not to be told of that.
+
+    A tick's interrupt may have come before the supervisor has heard of the call, which is made again at once.
+    """
+    task, begun, regs = traced.task, traced.begun, registers.get(traced.task.tid)
+    traced.begun = _UNSEEN
+    if begun != _UNSEEN:
+        regs.rax, regs.orig_rax = -ERESTARTNOINTR, begun
+        registers.put(task.tid, regs)
+    elif task.nr == _UNSEEN and regs.rax == -ERESTARTSYS & _NO_CALL:
+        traced.repeats = traced.mode in (SYSCALL, SYSEMU)
+        regs.rax, regs.orig_rax, regs.rip = regs.orig_rax, _NO_CALL, regs.rip - len(_SYSCALL)
+        registers.put(task.tid, regs)
+        sup.cont(task, 0)
+        return True
+    return False
 
 
 def _at_call(sup: Supervisor, traced: Traced, entry: bool, then: Callable[[int], None]) -> None:

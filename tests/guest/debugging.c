@@ -91,6 +91,8 @@ static pid_t traced_child(int (*work)(void), unsigned options)
     return pid;
 }
 
+static volatile sig_atomic_t counted;
+
 /* -- calls ------------------------------------------------------------------------------ */
 
 static int makes_calls(void)
@@ -182,6 +184,37 @@ static void changes_calls(void)
     set_regs(pid, regs);
     ends(pid, 8);
     note("calls changed\n");
+}
+
+static void notes(int signo)
+{
+    counted += signo == SIGUSR1;
+}
+
+static int is_interrupted(void)
+{
+    on_signal(SIGUSR1, notes, 0);
+    pid_t parent = (pid_t)syscall(SYS_getppid);
+    return counted == 1 && parent != -1 ? 6 : 5;
+}
+
+/* A signal that comes when a call has begun lets no call fail that does not wait. */
+static void interrupts_calls(long request)
+{
+    pid_t pid = traced_child(is_interrupted, PTRACE_O_TRACESYSGOOD);
+    do CHECK(next_stop(CALLS, pid) == AT_CALL); while (regs_of(pid).orig_rax != SYS_getppid);
+    CHECK(kill(pid, SIGUSR1) == 0);
+    go_on(request, pid, 0);
+    if (request == CALLS) {
+        CHECK(stop_of(pid) == AT_CALL);
+        CHECK(message_of(pid) == PTRACE_EVENTMSG_SYSCALL_EXIT);
+        go_on(CONT, pid, 0);
+    }
+    CHECK(stop_of(pid) == SIGUSR1);
+    int status;
+    go_on(CONT, pid, SIGUSR1);
+    CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 6);
+    note("calls interrupted\n");
 }
 
 /* -- breakpoints and steps ------------------------------------------------------------------ */
@@ -286,6 +319,33 @@ static double floating(void)
 static int computes(void)
 {
     return floating() == 2.5 ? 4 : 5;
+}
+
+__attribute__((target("avx"))) static int computes_with_avx(void)
+{
+    double y[4] = {0};
+    __asm__ volatile("vxorps %%ymm3, %%ymm3, %%ymm3\n\tint3\n\tvmovupd %%ymm3, %0" : "=m"(y) : : "xmm3", "memory");
+    return y[0] == 1 && y[1] == 2 && y[2] == 3 && y[3] == 4 ? 4 : 5;
+}
+
+/* The upper halves, if there are any. */
+static void changes_wide_vectors(void)
+{
+    static unsigned char state[16384];
+    struct iovec part = {state, sizeof state};
+    double low[] = {1, 2}, high[] = {3, 4};
+    if (!__builtin_cpu_supports("avx")) return;
+    pid_t pid = traced_child(computes_with_avx, 0);
+    CHECK(next_stop(CONT, pid) == SIGTRAP);
+    CHECK(trace(PTRACE_GETREGSET, pid, NT_X86_XSTATE, (uintptr_t)&part) == 0 && part.iov_len >= 832);
+    uint64_t features;
+    memcpy(&features, state + 464, sizeof features);
+    CHECK((features & 7) == 7);
+    memcpy(state + 160 + 3 * 16, low, sizeof low);
+    memcpy(state + 576 + 3 * 16, high, sizeof high);
+    state[512] |= 7;
+    CHECK(trace(PTRACE_SETREGSET, pid, NT_X86_XSTATE, (uintptr_t)&part) == 0);
+    ends(pid, 4);
 }
 
 static void changes_vectors(void)
@@ -575,9 +635,12 @@ int main(void)
 {
     stops_at_calls();
     changes_calls();
+    interrupts_calls(CALLS);
+    interrupts_calls(CONT);
     meets_breakpoints();
     steps();
     changes_vectors();
+    changes_wide_vectors();
     follows_children(0);
     follows_children(1);
     is_told_of_programs();

@@ -15,6 +15,8 @@ from cached import REPOSITORY, Bench
 
 from detbox.cache.store import Store
 
+TRACER = "import ctypes, os; c = ctypes.CDLL(None); p = os.fork()"
+WATCHES = "os.waitpid(p, 0); c.ptrace(7, p, 0, 0); os.waitpid(p, 0)"
 #: A line of the script, and the reason that one of its programs must have.  P is Python.
 PROGRAMS = (
     ("head -c1 > one", "uses standard input"),
@@ -49,6 +51,8 @@ PROGRAMS = (
     ("ls /proc > /dev/null", "lists the processes"),
     ("cat /proc/loadavg > /dev/null", "looks at /proc/loadavg"),
     ("unshare -U true", "makes namespaces"),
+    (f"P '{TRACER}; p or (c.ptrace(0), os.execl(\"/bin/true\", \"true\")); {WATCHES}'", "traces another process"),
+    (f"P '{TRACER}; p or (c.ptrace(0), os.execl(\"/bin/echo\", \"echo\")); {WATCHES}'", "is traced"),
     ("P 'import ctypes; ctypes.CDLL(None).inotify_init()'", "files are being watched"),
 )
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -73,6 +74,10 @@ JOBS = (
         "s.shutdown()'"
     ), stable=False),
     Job("openssl", "openssl rand -hex 16; openssl genrsa 1024 2> /dev/null | md5sum; openssl version", stable=False),
+    Job("strace", (
+        "strace -f -tt -y -o calls make -s -j2 -C project part1.o part2.o && strace -c -f -o counts sh -c 'seq 9 | sort -r | head -1' && "
+        "strace -e trace=none -o nothing sh -c 'kill $$'; (sleep 0.2; seq 3) & strace -o later -p $! && wait"
+    ), stable=False),
     Job("time goes by", "sleep 3600; date; touch a; sleep 0.01; touch b; test b -nt a && echo newer", stable=False),
     Job("file metadata", (
         "mkdir -m 750 d; echo x > d/f; ln d/f d/g; ln -s f d/s; mkfifo d/p; chmod 4711 d/f; touch -d 2001-02-03 d/g; "
@@ -119,6 +124,29 @@ def test_job(job: Job, inputs: Path) -> None:
         assert (native.status, native.stdout) == (run.status, run.stdout)
 
 
+DEBUGGED = """set pagination off
+break f30
+run
+backtrace
+set var x = 5
+watch x
+continue
+delete
+print f60(1)
+info registers rip
+continue
+"""
+
+
+@pytest.mark.skipif(shutil.which("gdb") is None, reason="gdb is not installed")
+def test_debugger(inputs: Path) -> None:
+    script = f"gcc -g -O0 big.c -o big -lm && echo '{DEBUGGED}' > commands && gdb -nx -batch -x commands ./big"
+    run = twice(["bash", "-c", script], inputs, limit_s=90, without=())
+    assert run.status == 0, run.stderr[-3000:]
+    for said in (b"Breakpoint 1, f30 (x=1)", b"Old value = 5", b"$1 = 60.", b"exited normally]"):
+        assert said in run.stdout, (said, run.stdout[-3000:])
+
+
 @pytest.mark.limit(180)
 @pytest.mark.parametrize("name", PROBES)
 def test_probe(name: str, inputs: Path) -> None:
@@ -137,5 +165,5 @@ def test_probes_differ_natively(inputs: Path) -> None:
 
 
 def test_tools_exist() -> None:
-    for tool in ("gcc", "make", "python3", "tar", "gzip", "xz", "bzip2", "git", "perl", "openssl", "ps"):
+    for tool in ("gcc", "make", "python3", "tar", "gzip", "xz", "bzip2", "git", "perl", "openssl", "ps", "strace"):
         subprocess.run(["sh", "-c", f"command -v {tool}"], check=True, capture_output=True)
