@@ -48,7 +48,7 @@ def statfs(m: Machine, t: Task, a: Args) -> Decision:
             os.close(fd)
 
     dev, flags = paths.resolve(m, t, paths.AT_FDCWD, t.cstr(a[0]), call, follow=True)
-    t.write(a[1], _answer(m, dev, flags))
+    t.write(a[1], _answer(m, t, dev, flags))
     return 0
 
 
@@ -61,9 +61,9 @@ def fstatfs(m: Machine, t: Task, a: Args) -> Decision:
         os.close(fd)
     vnode = m.inodes.of(st)
     if vnode.mode:  # a synthetic file
-        t.write(a[1], pack(inodes.PROC_DEV, flags))
+        t.write(a[1], pack(inodes.PROC_DEV, flags & os.ST_RDONLY))
     else:
-        t.write(a[1], _answer(m, st.st_dev, flags))
+        t.write(a[1], _answer(m, t, st.st_dev, flags))
     return 0
 
 
@@ -78,7 +78,9 @@ def ustat(m: Machine, t: Task, a: Args) -> Decision:
     return -errno.ENOSYS
 
 
-def _answer(m: Machine, real_dev: int, flags: int) -> bytes:
+def _answer(m: Machine, t: Task, real_dev: int, flags: int) -> bytes:
+    if not m.mounting.private(t.process):
+        flags &= ~os.ST_NOSUID  # detbox's own, or the host's
     return pack(m.inodes.devices.get(real_dev, inodes.ROOT_DEV), flags)
 
 

@@ -53,6 +53,13 @@ class Mounting:
         with open(fd, "rb") as stream:
             return stream.read()
 
+    def private(self, process: Process) -> bool:
+        """Whether the process has mounts of its own; False if it is gone."""
+        try:
+            return self._space(process.pid) != self._inode
+        except OSError:
+            return False
+
     def shown(self, process: Process) -> list[Mount] | None:
         """The mounts that the process sees, None if they are the container's."""
         try:
