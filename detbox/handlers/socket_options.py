@@ -51,6 +51,8 @@ _CONGESTION_SIZE = 16
 #: always on, TCP_CORK and TCP_DEFER_ACCEPT would set timers of the host's.
 _VIRTUAL = {(host.IPPROTO_TCP, host.TCP_NODELAY): 0, (host.IPPROTO_TCP, _TCP_CORK): 0,
             (host.IPPROTO_TCP, _TCP_DEFER_ACCEPT): 0, (host.IPPROTO_TCP, _TCP_QUICKACK): 1}  # fmt: skip
+#: TCP_RTO_MAX, and the number of retransmits is kept in a byte.
+_LONGEST_PAUSE_S, _RETRANSMITS_AT_MOST = 120, 255
 _LINGER = struct.Struct("<ii")  # struct linger: whether, and for how many seconds
 #: struct tcp_info: state, ca_state, retransmits, probes, backoff, options, window scales, delivery rate.
 _TCP_INFO_KEPT = 1
@@ -89,10 +91,18 @@ def setsockopt(m: Machine, t: Task, a: Args) -> Decision:
             if signed32(a[4]) < 4:
                 return -EINVAL
             value = signed32(t.u32(a[3]))
-            kept = value if name == _TCP_DEFER_ACCEPT else int(value != 0)
+            kept = _as_retransmits(value) if name == _TCP_DEFER_ACCEPT else int(value != 0)
             io_state(m).socket_options[f.ino, level, name] = kept
             return 0
     return CONTINUE
+
+
+def _as_retransmits(seconds: int) -> int:
+    """What the kernel tells of a time that it keeps as a number of retransmits: 1, 3, 7, 15 … s (``secs_to_retrans``)."""
+    total, count, pause = 0, 0, 1
+    while total < seconds and count < _RETRANSMITS_AT_MOST:
+        total, count, pause = total + pause, count + 1, min(2 * pause, _LONGEST_PAUSE_S)
+    return total
 
 
 def _set_linger(m: Machine, t: Task, a: Args) -> Decision:

@@ -228,10 +228,24 @@ static void only_accept_waits(void)
     CHECK(close(listener) == 0 && close(local) == 0);
 }
 
+/* How long a connection may wait for its first data is kept as a number of the kernel's retransmits. */
+static void deferring(void)
+{
+    static const int told[][2] = {{-1, 0}, {0, 0}, {1, 1}, {2, 3}, {3, 3}, {30, 31}, {100, 127}, {1000, 1087}};
+    int is, fd = socket(AF_INET, SOCK_STREAM, 0);
+    for (size_t i = 0; i < sizeof told / sizeof *told; i++) {
+        socklen_t size = sizeof is;
+        CHECK(setsockopt(fd, IPPROTO_TCP, TCP_DEFER_ACCEPT, &told[i][0], sizeof(int)) == 0);
+        CHECK(getsockopt(fd, IPPROTO_TCP, TCP_DEFER_ACCEPT, &is, &size) == 0 && is == told[i][1]);
+    }
+    close(fd);
+}
+
 int main(void)
 {
     stream();
     only_accept_waits();
+    deferring();
     closing();
     bulk();
     nonblocking();
