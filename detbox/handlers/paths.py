@@ -415,8 +415,7 @@ def process_at(m: Machine, path: bytes, dev: int) -> Process | None:
     if found is None:
         return None
     number = int(found[1]) if dev in (m.inodes.proc_dev, m.inodes.cover_dev) else m.nested.outer_at(int(found[1]), dev)
-    task = m.tasks.get(number)
-    return m.processes.get(number) if task is None else task.process
+    return m.process_of(number)
 
 
 def dirname(name: bytes) -> bytes:

@@ -84,7 +84,7 @@ def _to_thread(m: Machine, t: Task, tid: int, signo: int) -> Decision:
 
 def _targets(m: Machine, t: Task, pid: int) -> list[Process]:
     if pid > 0:
-        found = m.processes.get(pid)
+        found = m.process_of(pid)
         return [found] if found is not None else []
     if pid == -1:
         return [process for process in _everybody(m, t) if process is not t.process]

@@ -217,7 +217,7 @@ def _odd(m: Machine, st: os.stat_result, path: bytes) -> VInode:
 def _threads(m: Machine, path: bytes) -> int:
     """How many threads the process of /proc/PID/task has (Chromium counts its own by the links)."""
     pid = path[len(b"/proc/") : -len(b"/task")]
-    process = m.processes.get(int(pid)) if pid.isdigit() else None
+    process = m.process_of(int(pid)) if pid.isdigit() else None
     return len(process.tasks) if process is not None else 1
 
 

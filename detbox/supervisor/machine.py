@@ -242,6 +242,11 @@ class Machine:
         """A siginfo without host-dependent values."""
         return signals.repaired(self, task, signo, info) or info
 
+    def process_of(self, number: int) -> Process | None:
+        """The process of that number, or of the thread of that number: calls and /proc take either."""
+        task = self.tasks.get(number)
+        return task.process if task is not None else self.processes.get(number)
+
     def other_spaces(self, process: Process) -> set[object]:
         """The address spaces of all processes but one, which has ended."""
         return {other.mm for other in self.processes.values() if other is not process}

@@ -86,6 +86,47 @@ static void flood(void)
     CHECK(pthread_join(receiver, NULL) == 0 && pthread_join(third, NULL) == 0);
 }
 
+static volatile pid_t numbered;
+
+static void *has_it_blocked(void *unused)
+{
+    char byte;
+    (void)unused;
+    numbered = gettid();
+    CHECK(read(ends[0], &byte, 1) == 1);
+    return NULL;
+}
+
+static void *interrupted(void *unused)
+{
+    sigset_t told_of;
+    char byte;
+    (void)unused;
+    sigemptyset(&told_of);
+    sigaddset(&told_of, SIGUSR2);
+    CHECK(pthread_sigmask(SIG_UNBLOCK, &told_of, NULL) == 0);
+    FAILS(read(ends[0], &byte, 1), EINTR);
+    CHECK(taken_by == gettid());
+    CHECK(write(ends[1], "x", 1) == 1);
+    return NULL;
+}
+
+/* To kill, a thread's number is its process's. */
+static void by_a_threads_number(void)
+{
+    sigset_t told_of;
+    pthread_t named, taker;
+    on_signal(SIGUSR2, take, 0);
+    sigemptyset(&told_of);
+    sigaddset(&told_of, SIGUSR2);
+    CHECK(pthread_sigmask(SIG_BLOCK, &told_of, NULL) == 0);
+    CHECK(pthread_create(&named, NULL, has_it_blocked, NULL) == 0);
+    CHECK(pthread_create(&taker, NULL, interrupted, NULL) == 0);
+    sleep_ms(20); /* until both are asleep */
+    CHECK(kill(numbered, SIGUSR2) == 0);
+    CHECK(pthread_join(taker, NULL) == 0 && pthread_join(named, NULL) == 0);
+}
+
 int main(void)
 {
     struct sigaction act = {.sa_handler = take};
@@ -110,5 +151,6 @@ int main(void)
     }
     CHECK(pthread_join(thread, NULL) == 0);
     flood();
+    by_a_threads_number();
     return done();
 }
