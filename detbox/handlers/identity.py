@@ -22,6 +22,9 @@ _U32 = 0xFFFFFFFF
 
 # ---------------------------------------------------------------------------------------- users, groups
 
+#: In a process's data: its last ``setuid``, what came of it, and the threads that have made the call.
+_SETUID = "setuid"
+
 
 def getuid(m: Machine, t: Task, a: Args) -> Decision:
     """``getuid()``."""
@@ -60,8 +63,20 @@ def _change_groups(t: Task, a: Args, count: int, rule: Callable[..., None]) -> D
 
 
 def setuid(m: Machine, t: Task, a: Args) -> Decision:
-    """``setuid(uid)``."""
-    return _change_users(t, a, 1, Creds.setuid)
+    """``setuid(uid)``.
+
+    Credentials are a thread's, and a library that makes them a process's makes the call in each thread.  Here they are the
+    process's: made once more by another thread it would be judged by the rights that it has just given.
+    """
+    creds, data = t.process.creds, t.process.data
+    made = (a[0] & _U32, creds.ruid, creds.euid, creds.suid)
+    last, threads = data.get(_SETUID, (None, set()))
+    if last == made and t.tid not in threads:
+        threads.add(t.tid)
+        return 0
+    result = _change_users(t, a, 1, Creds.setuid)
+    data[_SETUID] = (a[0] & _U32, creds.ruid, creds.euid, creds.suid), {t.tid}
+    return result
 
 
 def setgid(m: Machine, t: Task, a: Args) -> Decision:

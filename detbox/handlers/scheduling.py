@@ -232,7 +232,6 @@ def sched_rr_get_interval(m: Machine, t: Task, a: Args) -> Decision:
 
 _WHICH_THREAD, _WHICH_GROUP, _WHICH_USER = range(3)
 _IOPRIO_NONE, _IOPRIO_RT, _IOPRIO_BE, _IOPRIO_IDLE = range(4)
-_IOPRIO_DEFAULT = _IOPRIO_BE << 13 | 4
 
 
 def _chosen(m: Machine, t: Task, which: int, who: int, first: int) -> list[Task]:
@@ -312,6 +311,14 @@ def ioprio_set(m: Machine, t: Task, a: Args) -> Decision:
 
 
 def ioprio_get(m: Machine, t: Task, a: Args) -> Decision:
-    """``ioprio_get(which, who)``: of several threads the best one's."""
+    """``ioprio_get(which, who)``: what a thread has been given; of several threads the best that one has."""
     tasks = _chosen(m, t, _signed(a[0]), _signed(a[1]), 1)
-    return min((int(task.data.get(IOPRIO, _IOPRIO_DEFAULT)) for task in tasks), default=-ESRCH)
+    if _signed(a[0]) - 1 == _WHICH_THREAD:
+        return int(tasks[0].data.get(IOPRIO, 0))
+    return min(map(_effective_ioprio, tasks), default=-ESRCH)
+
+
+def _effective_ioprio(task: Task) -> int:
+    """Who has been given none has one by its niceness (``get_task_ioprio``)."""
+    given = int(task.data.get(IOPRIO, 0))
+    return given if given >> 13 else _IOPRIO_BE << 13 | (int(task.data.get(NICE, 0)) + 20) // 5

@@ -30,6 +30,32 @@ static void as_root(void)
     reap(pid, 0);
 }
 
+static void *waits(void *pipe_end)
+{
+    char byte;
+    CHECK(read((int)(intptr_t)pipe_end, &byte, 1) == 0);
+    return NULL;
+}
+
+/* A call that gives rights is made in each thread by the library, and judged by the rights from before. */
+static void with_threads(void)
+{
+    pthread_t thread;
+    int ends[2];
+    pid_t pid = fork();
+    if (pid == 0) {
+        uid_t r, e, s;
+        CHECK(pipe(ends) == 0 && pthread_create(&thread, NULL, waits, (void *)(intptr_t)ends[0]) == 0);
+        CHECK(setresuid(1000, 1000, -1) == 0 && setuid(0) == 0);
+        CHECK(getresuid(&r, &e, &s) == 0 && r == 1000 && e == 0 && s == 0);
+        CHECK(setuid(0) == 0);
+        CHECK(getresuid(&r, &e, &s) == 0 && r == 0 && e == 0 && s == 0);
+        CHECK(close(ends[1]) == 0 && pthread_join(thread, NULL) == 0);
+        _exit(0);
+    }
+    reap(pid, 0);
+}
+
 int main(void)
 {
     struct utsname name;
@@ -45,7 +71,9 @@ int main(void)
         note("group %d\n", groups[i]);
     for (char **variable = environ; *variable; variable++)
         note("%s\n", *variable);
-    if (getuid() == 0)
+    if (getuid() == 0) {
         as_root();
+        with_threads();
+    }
     return done();
 }

@@ -160,7 +160,8 @@ def test_nice(m: NS, t: NS, user: NS) -> None:
     assert m.call(t, scheduling.getpriority, 2, 0) == 25
     assert m.call(t, scheduling.setpriority, 2, 1234, 1) == -3
     assert m.call(t, scheduling.getpriority, 3, 0) == -22
-    assert m.call(t, scheduling.ioprio_get, 1, 0) == 2 << 13 | 4
+    assert m.call(t, scheduling.ioprio_get, 1, 0) == 0
+    assert m.call(t, scheduling.ioprio_get, 3, 0) == 2 << 13 | 3, "as nice as -5"
     assert m.call(t, scheduling.ioprio_set, 1, 0, 3 << 13) == 0
     assert m.call(t, scheduling.ioprio_get, 1, 0) == 3 << 13
     assert m.call(user, scheduling.ioprio_set, 1, 0, 1 << 13) == -1
