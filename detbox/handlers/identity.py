@@ -65,8 +65,8 @@ def _change_groups(t: Task, a: Args, count: int, rule: Callable[..., None]) -> D
 def setuid(m: Machine, t: Task, a: Args) -> Decision:
     """``setuid(uid)``.
 
-    Credentials are a thread's, and a library that makes them a process's makes the call in each thread.  Here they are the
-    process's: made once more by another thread it would be judged by the rights that it has just given.
+    Credentials are a thread's, and a library that makes them a process's makes the call in each thread.  Here they are
+    the process's: made once more by another thread it would be judged by the rights that it has just given.
     """
     creds, data = t.process.creds, t.process.data
     made = (a[0] & _U32, creds.ruid, creds.euid, creds.suid)

@@ -98,7 +98,7 @@ def setsockopt(m: Machine, t: Task, a: Args) -> Decision:
 
 
 def _as_retransmits(seconds: int) -> int:
-    """What the kernel tells of a time that it keeps as a number of retransmits: 1, 3, 7, 15 … s (``secs_to_retrans``)."""
+    """What the kernel tells of a time, which it keeps as a number of retransmits: 1, 3, 7, 15 … s."""
     total, count, pause = 0, 0, 1
     while total < seconds and count < _RETRANSMITS_AT_MOST:
         total, count, pause = total + pause, count + 1, min(2 * pause, _LONGEST_PAUSE_S)
