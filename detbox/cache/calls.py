@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from stat import S_IFBLK, S_IFCHR, S_IFMT
 from typing import TYPE_CHECKING
 
 from detbox.cache.facts import CONTENT, IDENTITY, KIND, LIST, PYTIME, SIZE, TIMES, XATTR
@@ -223,12 +224,29 @@ QUICK: dict[int, tuple[int, Ask]] = {
 # -- changing names ---------------------------------------------------------------------
 
 
-@_probe("mkdir", "mknod")
+@_probe("mknod")
+def makes_node(k: Tracker, t: Task, a: Args) -> Marks | None:
+    return None if _device(k, t, a[1]) else _make(k, t, CWD, t.cstr(a[0]))
+
+
+@_probe("mknodat")
+def makes_node_at(k: Tracker, t: Task, a: Args) -> Marks | None:
+    return None if _device(k, t, a[2]) else _make(k, t, a[0], t.cstr(a[1]))
+
+
+def _device(k: Tracker, t: Task, mode: int) -> bool:
+    made = S_IFMT(mode & 0xFFFF) in (S_IFCHR, S_IFBLK)
+    if made:
+        k.unable(t, "makes a device")
+    return made
+
+
+@_probe("mkdir")
 def makes(k: Tracker, t: Task, a: Args) -> Marks | None:
     return _make(k, t, CWD, t.cstr(a[0]))
 
 
-@_probe("mkdirat", "mknodat")
+@_probe("mkdirat")
 def makes_at(k: Tracker, t: Task, a: Args) -> Marks | None:
     return _make(k, t, a[0], t.cstr(a[1]))
 

@@ -16,7 +16,7 @@ from detbox.handlers.limits import limits_of
 from detbox.handlers.locks import RECHECK
 from detbox.kernel import _native
 from detbox.machine.creds import Creds
-from detbox.machine.files import Kind
+from detbox.machine.files import DEVICES_MADE, Kind
 from detbox.machine.limits import INFINITY
 from detbox.machine.tracees import TRACED
 from detbox.records import field, names, record
@@ -121,6 +121,8 @@ def obstacle(m: Machine, t: Task, given: Inherited) -> str:
         return "inherits a file without a name"
     if process.fs.special or process.namespaces:
         return "has namespaces of its own"
+    if DEVICES_MADE in m.data:
+        return "devices have been made"
     state = process.data.get(_TIMERS)
     if state is not None and state.intervals:
         return "inherits a timer"

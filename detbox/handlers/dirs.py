@@ -102,7 +102,8 @@ def _snapshot(m: Machine, t: Task, fd: int) -> list[Entry]:
         ]
         find, here_dev = inodes.find, st.st_dev
         for name, ino, kind, dev in entries:
-            listed.append((find((dev or here_dev, ino), kind << 12).ino, name, kind))
+            entry = find((dev or here_dev, ino), kind << 12)
+            listed.append((entry.ino, name, kind if entry.node is None else entry.node[0] >> 12))
         return listed
     finally:
         os.close(again)

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 
 from detbox.handlers import claim, opening, paths
 from detbox.kernel import _native
+from detbox.machine.creds import CAP_MKNOD
+from detbox.machine.files import DEVICES_MADE
+from detbox.machine.userspaces import TOP
 
 if TYPE_CHECKING:
     from detbox.decision import Decision
@@ -45,26 +48,31 @@ def _mkdir(m: Machine, t: Task, dirfd: int, path: bytes, mode: int) -> int:
 
 def mknod(m: Machine, t: Task, a: Args) -> Decision:
     """int mknod(const char *path, mode_t mode, dev_t dev)"""
-    return _mknod(m, t, _CWD, t.cstr(a[0]), a[1])
+    return _mknod(m, t, _CWD, t.cstr(a[0]), a[1], a[2])
 
 
 def mknodat(m: Machine, t: Task, a: Args) -> Decision:
     """int mknodat(int dirfd, const char *path, mode_t mode, dev_t dev)"""
-    return _mknod(m, t, a[0], t.cstr(a[1]), a[2])
+    return _mknod(m, t, a[0], t.cstr(a[1]), a[2], a[3])
 
 
-def _mknod(m: Machine, t: Task, dirfd: int, path: bytes, mode: int) -> int:
+def _mknod(m: Machine, t: Task, dirfd: int, path: bytes, mode: int, device: int) -> int:
+    """Who makes a device gets an empty file that is shown as one, and that opens to the container's if it has it."""
     fmt = S_IFMT(mode & 0xFFFF) or S_IFREG
-    if fmt in (S_IFCHR, S_IFBLK):
+    node = (fmt, device & _M32) if fmt in (S_IFCHR, S_IFBLK) else None
+    # A number of zeros is an overlay's mark of a name that is gone, which is everybody's to make.
+    if node not in (None, (S_IFCHR, 0)) and not t.process.creds.capable(CAP_MKNOD, TOP):
         return -errno.EPERM
-    if fmt not in (S_IFREG, S_IFIFO, S_IFSOCK):
+    if node is None and fmt not in (S_IFREG, S_IFIFO, S_IFSOCK):
         return -errno.EPERM if fmt == S_IFDIR else -errno.EINVAL
-    mode = fmt | mode & 0o7777 & ~t.process.fs.umask
+    mode = (S_IFREG if node else fmt) | mode & 0o7777 & ~t.process.fs.umask
 
     def make(at: int | None, name: bytes) -> None:
         os.mknod(name, mode, dir_fd=at)
+        if node:
+            m.data[DEVICES_MADE] = True
 
-    return _make(m, t, dirfd, path, make)
+    return _make(m, t, dirfd, path, make, node)
 
 
 def symlink(m: Machine, t: Task, a: Args) -> Decision:
@@ -84,7 +92,10 @@ def _symlink(m: Machine, t: Task, target: bytes, dirfd: int, path: bytes) -> int
     return _make(m, t, dirfd, path, make)
 
 
-def _make(m: Machine, t: Task, dirfd: int, path: bytes, make: Callable[[int | None, bytes], None]) -> int:
+def _make(
+    m: Machine, t: Task, dirfd: int, path: bytes, make: Callable[[int | None, bytes], None],
+    node: tuple[int, int] | None = None,
+) -> int:  # fmt: skip
     """Create one name with ``make`` and enter the new inode."""
 
     def call(at: int | None, name: bytes) -> None:
@@ -94,7 +105,7 @@ def _make(m: Machine, t: Task, dirfd: int, path: bytes, make: Callable[[int | No
         st = os.stat(name, dir_fd=at, follow_symlinks=False)
         if paths.closes(st.st_mode):
             paths.ways_change(m)
-        opening.new_entry(m, t, at, name, st)
+        opening.new_entry(m, t, at, name, st).node = node
 
     paths.resolve(m, t, dirfd, path, call, follow=False)
     return 0

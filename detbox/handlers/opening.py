@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from detbox.decision import ContinueThen, InstallFd
 from detbox.handlers import claim, fifo, paths, procfs
 from detbox.kernel import _native
-from detbox.machine.files import Kind, OpenFile, device_kind, is_tty
+from detbox.machine.files import DEVICES, Kind, OpenFile, device_kind, is_tty
 from detbox.machine.inodes import VInode
 
 if TYPE_CHECKING:
@@ -88,6 +88,9 @@ def open_at(m: Machine, t: Task, dirfd: int, path: bytes, flags: int, mode: int)
         return _opened(m, t, dirfd, path, flags, fd, st)
     known = known or st
     vnode = m.inodes.table.get((known.st_dev, known.st_ino))
+    if vnode is not None and vnode.node is not None:
+        os.close(fd)
+        return _open_node(m, vnode.node, flags)
     return InstallFd(
         fd,
         bool(flags & os.O_CLOEXEC),
@@ -247,6 +250,8 @@ def _classify(m: Machine, t: Task, flags: int, fd: int, st: os.stat_result, walk
         return fifo.opened(m, t, fd, vnode, flags)
     elif fmt == S_IFBLK:
         return -errno.EACCES
+    elif vnode.node is not None:
+        return _open_node(m, vnode.node, flags)
     else:
         kind = Kind.DIR if fmt == S_IFDIR else Kind.REG
         if not st.st_mode & 4 and claim.private(m, fd, st, vnode):
@@ -257,6 +262,17 @@ def _classify(m: Machine, t: Task, flags: int, fd: int, st: os.stat_result, walk
             inodes.touch(vnode)
     clear_nonblock(fd, flags)
     return InstallFd(fd, cloexec, None, OpenFile(kind, st, vnode))
+
+
+def _open_node(m: Machine, node: tuple[int, int], flags: int) -> Decision:
+    """Open a device that the guest has made."""
+    name = DEVICES.get(node[1]) if node[0] == S_IFCHR else None
+    if name is None:
+        return -errno.ENXIO
+    fd = os.open(b"/dev/" + name, flags & (os.O_ACCMODE | os.O_APPEND) | _OURS)
+    st = os.fstat(fd)
+    clear_nonblock(fd, flags)
+    return InstallFd(fd, bool(flags & os.O_CLOEXEC), None, OpenFile(device_kind(st.st_rdev), st, m.inodes.of(st)))
 
 
 def clear_nonblock(fd: int, flags: int) -> None:

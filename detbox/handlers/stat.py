@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from stat import S_IFDIR, S_IFMT, S_IFREG
+from stat import S_IFDIR, S_IFMT, S_IFREG, S_IMODE
 from typing import TYPE_CHECKING
 
 from detbox.handlers import claim, paths
@@ -232,17 +232,23 @@ def _pack(st: os.stat_result, v: VInode, space: UserSpace) -> bytes:
         # 1 means "not counted" to fts and find, as on btrfs and merged overlay directories.
         nlink = (v.links or 1) if v.fmt == S_IFDIR else st.st_nlink
     uid, gid = (v.uid, v.gid) if space is TOP else space.shown(v.uid, v.gid)
-    head = _HEAD.pack(v.dev, v.ino, nlink, mode, uid, gid, 0, st.st_rdev, size, 4096, blocks)
+    rdev = st.st_rdev
+    if v.node is not None:
+        mode, rdev, size, blocks = v.node[0] | S_IMODE(mode), v.node[1], 0, 0
+    head = _HEAD.pack(v.dev, v.ino, nlink, mode, uid, gid, 0, rdev, size, 4096, blocks)
     return head + v.times + _TAIL
 
 
 def _pack_statx(st: os.stat_result, v: VInode, space: UserSpace) -> bytes:
     size, blocks = size_and_blocks(v, st.st_size)
     nlink = (v.links or 1) if v.fmt == S_IFDIR or v.mode else st.st_nlink
+    mode, rdev = v.mode or st.st_mode, st.st_rdev
+    if v.node is not None:
+        mode, rdev, size, blocks = v.node[0] | S_IMODE(mode), v.node[1], 0, 0
     atime, ctime = divmod(v.atime, 10**9), divmod(v.ctime, 10**9)
     btime, mtime = divmod(v.btime, 10**9), divmod(v.mtime, 10**9)
     return _STATX.pack(
-        _STATX_MASK, 4096, 0, nlink, *space.shown(v.uid, v.gid), v.mode or st.st_mode, 0, v.ino, size, blocks, 0,
+        _STATX_MASK, 4096, 0, nlink, *space.shown(v.uid, v.gid), mode, 0, v.ino, size, blocks, 0,
         *atime, 0, *btime, 0, *ctime, 0, *mtime, 0,
-        os.major(st.st_rdev), os.minor(st.st_rdev), os.major(v.dev), os.minor(v.dev),
+        os.major(rdev), os.minor(rdev), os.major(v.dev), os.minor(v.dev),
     ) + bytes(112)  # fmt: skip

@@ -50,6 +50,11 @@ _ANONYMOUS = {
     b"inotify": Kind.INOTIFY,
     b"[pidfd]": Kind.PIDFD,
 }
+#: Key of Machine.data: the guest has made devices, which a cache would take for files.
+DEVICES_MADE = "devices made"
+#: Devices that the guest may make: those that the container has and that are no terminals.
+DEVICES = {os.makedev(1, minor): name for minor, name in (
+    (3, b"null"), (5, b"zero"), (7, b"full"), (8, b"random"), (9, b"urandom"))}  # fmt: skip
 RANDOM_DEVICES = (os.makedev(1, 8), os.makedev(1, 9))
 # Consoles, /dev/tty and /dev/ptmx, pseudo-terminals (Documentation/admin-guide/devices.txt).
 _TTY_MAJORS = frozenset((3, 4, 5, *range(128, 144)))

@@ -59,7 +59,7 @@ class VInode:
 
     __slots__ = ("key", "dev", "ino", "fmt", "uid", "gid", "atime", "mtime", "ctime", "btime", "times",
                  "changed", "mode", "name", "source", "links", "missing", "looked_at",
-                 "reserved")  # fmt: skip
+                 "reserved", "node")  # fmt: skip
 
     def __init__(
         self, key: tuple[int, int], dev: int, ino: int, fmt: int, when: int, times: bytes = b""
@@ -79,6 +79,7 @@ class VInode:
         self.missing: int | None = None  # blocks of a file that the run has made, see InodeTable.find_holes()
         self.looked_at: tuple[int, bytes] | None = None  # size and times of the file when these were counted
         self.reserved = False  # all of it counts as written, since blocks have been reserved for it (fallocate)
+        self.node: tuple[int, int] | None = None  # type and number of the device that a regular file stands for
         self.source = False  # a Python source whose compiled file has been looked for
         self.atime = self.mtime = self.ctime = when
         self.times = times or packed(when, when, when)

@@ -47,6 +47,7 @@ GUESTS = (
     Guest("count_little_memory.c"),
     Guest("count_until_timer.c"),
     Guest("debugging.c"),
+    Guest("device_nodes.sh"),
     Guest("directories.c"),
     Guest("dying_leaders.c"),
     Guest("exec_again.c", quick=True),

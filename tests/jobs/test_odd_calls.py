@@ -38,7 +38,6 @@ KNOWN = {
     r"(sem|shm|msg)\w+\(": "an object that nobody has rights on is the container's, not the guest's",
     r"f?chown\((null|zero|master), ": "devices belong to the guest's root",
     r"fchmod\((null|zero|master), ": "devices belong to the guest's root",
-    r"mknod(at)?\(.*0x21a4": "the overlays' own devices for removed names are nobody's",
     r"(sendfile|splice)\(.*(listener|null)": "data that goes nowhere is found out later",
     r"splice\(": "which of two errors comes first",
     r"(connect|connect-unix|timerfd_[gs]ettime)\(path-only": "which of two errors comes first",
