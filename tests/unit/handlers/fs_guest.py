@@ -54,6 +54,7 @@ class Guest:
         self.doubts: list[str] = []
         proc_fd = os.open("/proc", os.O_PATH)
         m: Any = SimpleNamespace(
+            mounting=SimpleNamespace(private=lambda process: False),
             proc_fd=proc_fd, stdio={}, processes={}, tasks={}, data={}, code_mapped=None,
             wake=lambda key, count=None, value=None: self.woken.append(key),
             synth_open=lambda t, path, fd, flags: fd,
