@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING
 from detbox.decision import CONTINUE, ContinueThen, Decision
 from detbox.handlers import paths
 from detbox.handlers.namespaces import may_mount
+from detbox.machine.userspaces import CAP_SYS_ADMIN
 
 if TYPE_CHECKING:
+    from detbox.machine.creds import Creds
+    from detbox.machine.inodes import VInode
     from detbox.machine.userspaces import UserSpace
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Args, Task
@@ -45,11 +48,16 @@ def mount(m: Machine, t: Task, a: Args) -> Decision:
     kind = t.cstr(a[2]) if a[2] else b""
     if kind == b"proc":
         return _mount_proc(m, t, t.cstr(a[0]) if a[0] else b"none", t.cstr(a[1]), a[3])
-    if kind not in _OWN_CONTENT:
+    if kind == b"sysfs" and t.process.creds.capable(CAP_SYS_ADMIN, t.process.network):
+        return _mount_sys(m, t, t.cstr(a[1]))
+    if kind not in _OWN_CONTENT and kind != b"sysfs":
         m.doubt(t, f"a mount of type {os.fsdecode(kind)} was refused: it could show the host")
+        return -EPERM
+    if kind == b"sysfs":
         return -EPERM
     target = t.cstr(a[1])
     options = t.cstr(a[4]) if a[4] and kind in _OWNED else b""
+    layers = _Layers(m, t, t.cstr(a[4])) if a[4] and kind == b"overlay" else None
     owners, others = _owners(t.process.creds.space, options)
     if owners:
         m.mounting.exchange(t, a[4], others)
@@ -60,10 +68,11 @@ def mount(m: Machine, t: Task, a: Args) -> Decision:
         if result == 0 and kind != b"mqueue":
             with _target(m, task, target) as fd:
                 st = os.fstat(fd)
-                m.inodes.another_file_system(st.st_dev)
-                if kind in (b"tmpfs", b"ramfs"):
-                    top, creds = m.inodes.of(st), task.process.creds
-                    top.uid, top.gid = owners.get(b"uid", creds.fsuid), owners.get(b"gid", creds.fsgid)
+                creds = task.process.creds
+                owner = owners.get(b"uid", creds.fsuid), owners.get(b"gid", creds.fsgid)
+                m.inodes.another_file_system(st.st_dev, layers.owner(creds) if layers else owner)
+                if layers:
+                    layers.take_over(m, task, m.inodes.of(st))
 
     return ContinueThen(made)
 
@@ -115,6 +124,43 @@ def _mount_proc(m: Machine, t: Task, source: bytes, path: bytes, flags: int) -> 
     with _target(m, t, path) as mounted:
         m.nested.learn(t, os.dup(mounted))
     return 0
+
+
+def _mount_sys(m: Machine, t: Task, path: bytes) -> Decision:
+    """Who has a network of its own may mount sysfs; it shows what the container's shows."""
+    with _target(m, t, path) as target:
+        m.mounting.system(t, target)
+    return 0
+
+
+class _Layers:
+    """The directories of an overlay: what it shows belongs, as far as nobody has seen it, to who owns the lowest one.
+
+    The kernel takes the files' own users, who are all the same to it.
+    """
+
+    def __init__(self, m: Machine, t: Task, options: bytes) -> None:
+        self._paths = dict(word.partition(b"=")[::2] for word in options.split(b","))
+        self._lower = self._owner_of(m, t, self._paths.get(b"lowerdir", b"").rpartition(b":")[2])
+        self._upper = self._owner_of(m, t, self._paths.get(b"upperdir", b""))
+
+    @staticmethod
+    def _owner_of(m: Machine, t: Task, path: bytes) -> tuple[int, int] | None:
+        with contextlib.suppress(OSError), _target(m, t, path) as fd:
+            found = m.inodes.of(os.fstat(fd))
+            return found.uid, found.gid
+        return None
+
+    def owner(self, creds: Creds) -> tuple[int, int]:
+        """Of the overlay's files."""
+        return self._lower or (creds.fsuid, creds.fsgid)
+
+    def take_over(self, m: Machine, t: Task, top: VInode) -> None:
+        """Give the overlay's top and its directory for work their owners."""
+        top.uid, top.gid = self._upper or (top.uid, top.gid)
+        with contextlib.suppress(OSError), _target(m, t, self._paths.get(b"workdir", b"") + b"/work") as fd:
+            work, creds = m.inodes.of(os.fstat(fd)), t.process.creds
+            work.uid, work.gid = creds.fsuid, creds.fsgid
 
 
 def umount2(m: Machine, t: Task, a: Args) -> Decision:

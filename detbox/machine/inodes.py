@@ -112,6 +112,7 @@ class InodeTable:
         self._nameless: dict[tuple[int, int], VInode] = {}
         self._most_nameless = _NAMELESS
         self._owned: dict[tuple[int, int], tuple[int, int]] = {}  # (user, group) of what has not been seen yet
+        self._mounters: dict[int, tuple[int, int]] = {}  # the same for all of a file system of the guest's own
         #: The keys that the guest can still see, None if that cannot be told, and what finding them has cost, in files.
         self.reachable: Callable[[], tuple[set[tuple[int, int]] | None, int]] = lambda: (None, 0)
         self.log: list[VInode] | None = None  # what has been entered, in order, if somebody wants to know
@@ -166,13 +167,12 @@ class InodeTable:
         self.odd_devs |= {dev}
         self.devices[dev] = PROC_DEV
 
-    def another_file_system(self, dev: int) -> None:
-        """The guest has mounted a new file system, whose real st_dev is ``dev``: maybe that of one that is gone."""
-        if dev in self.devices:
-            for known in [key for key in self.table if key[0] == dev]:
-                del self.table[known]
-            for known in [key for key in self._nameless if key[0] == dev]:
-                del self._nameless[known]
+    def another_file_system(self, dev: int, owner: tuple[int, int] = (0, 0)) -> None:
+        """The guest has mounted a new file system, with real st_dev ``dev`` (maybe one's that is gone); whose it is."""
+        self._mounters[dev] = owner
+        for seen in (self.table, self._nameless) if dev in self.devices else ():
+            for known in [key for key in seen if key[0] == dev]:
+                del seen[known]
         self.devices[dev] = self._next_dev
         self._next_dev += 1
 
@@ -213,8 +213,8 @@ class InodeTable:
         # Device nodes are bound from the host's /dev one by one; here they belong to one file system.
         dev = self.devices.get(key[0], DEV_DEV if fmt == S_IFCHR else ROOT_DEV)
         entry = VInode(key, dev, self.next_number, fmt, self.epoch_ns, self._epoch_times)
-        if self._owned:
-            entry.uid, entry.gid = self._owned.pop(key, (0, 0))
+        if self._owned or self._mounters:
+            entry.uid, entry.gid = self._owned.pop(key, self._mounters.get(key[0], (0, 0)))
         self.next_number += 1
         self.table[key] = entry
         if self.log is not None:

@@ -129,6 +129,15 @@ class Mounting:
         self._inside(task, copy)
         return True
 
+    def system(self, task: Task, target: int) -> None:
+        """Mount what the container has on /sys on ``target`` (O_PATH), too; OSError."""
+        guest = os.pidfd_open(task.process.pid)
+        child = os.fork()
+        if child == 0:
+            leave(lambda: _bind_system(guest, target))
+        os.close(guest)
+        wait_for(child)
+
     def remount(self, task: Task, target: int, flags: int) -> bool:
         """Give the mount at ``target`` these flags of mount(2), unless that is for the kernel to do; OSError."""
         found = self._find(task, target)
@@ -193,6 +202,12 @@ class Mounting:
 def _entered(guest: int, body: Callable[[], None]) -> None:
     call("setns", guest, _CLONE_NEWNS)
     body()
+
+
+def _bind_system(guest: int, target: int) -> None:
+    tree = call("open_tree", -1, b"/sys\0", _CLONE_TREE | _RECURSIVE)
+    call("setns", guest, _CLONE_NEWNS)
+    call("move_mount", tree, b"\0", target, b"\0", _EMPTY_PATHS)
 
 
 def _set_all(changes: list[tuple[int, bytes]]) -> None:

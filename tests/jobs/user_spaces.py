@@ -300,6 +300,21 @@ def rooted():
     os.chmod(TOP + "/own", 0o600)
 
 
+def mounting():
+    """File systems of a namespace's own root."""
+    print("unshare", unshare(NEWUSER | NEWNS), as_root())
+    script = f"""
+        mount -t sysfs s {TOP}/mnt 2> /dev/null || echo no network of its own
+        unshare -n sh -ec 'mount -t sysfs s {TOP}/mnt; ls {TOP}/mnt/class/net; ! touch {TOP}/mnt/x 2> /dev/null'
+        mount -t tmpfs t {TOP}/mnt; cd {TOP}/mnt; mkdir low up work all; echo low > low/a
+        mount -t overlay o -o lowerdir=low,upperdir=up,workdir=work all
+        stat -c '%n %u:%g' all all/a; echo x >> all/a; echo new > all/b; mkdir all/c; rm all/a; mv all/b all/c/d
+        cat all/c/d; stat -c '%n %u:%g' all/c all/c/d work/work; chmod 700 work/work
+        mknod null c 1 3 || mkfifo fifo; stat -c '%n %F %u:%g' fifo
+    """
+    subprocess.run(["unshare", "-m", "sh", "-ec", script], check=False, stderr=subprocess.STDOUT)
+
+
 def nested():
     """Root in one, somebody else in the next: as bubblewrap does."""
     print("outer", unshare(NEWUSER | NEWNS), as_root())
@@ -467,6 +482,7 @@ for body in (
     unmapped,
     maps,
     rooted,
+    mounting,
     nested,
     by_the_parent,
     credentials,
