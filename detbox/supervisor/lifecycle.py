@@ -219,7 +219,7 @@ def on_exit(sup: Supervisor, tid: int, status: int) -> None:
         return
     process = task.process
     _forget(sup, task, status)
-    if os.WIFSIGNALED(status) or process.exiting:
+    if (os.WIFSIGNALED(status) or process.exiting) and not tracing.lingers(process):
         _drain(sup, process)
     if not process.tasks:
         if process.data.pop("leader_gone", None):

@@ -394,7 +394,8 @@ class Supervisor:
         return None
 
     def await_exit(self, tid: int) -> int:
-        """Block until a dying thread is gone; its wait status."""
+        """Block until a dying thread is gone; its wait status.  It may be stopped at its end, or stop there."""
+        _native.ptrace_request(PTRACE_CONT, tid, 0, 0)
         task = self.m.tasks.get(tid)
         nested = task is not None and task.process.namespaces
         while tid not in self.gone:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from detbox.handlers import clocks
 from detbox.machine.clock import FIRST_MEASURE, NEVER, TURNS
+from detbox.machine.tracees import TRACED
 from detbox.records import field, record
 from detbox.supervisor.following import SHOWN, FollowingOn
 from detbox.supervisor.gauge import COPY_US, GAUGE, TOO_LITTLE, Gauge, Rise
@@ -110,7 +111,7 @@ class Rising(FollowingOn):
         """A thread's looks are a loop's, it seems: it may be measuring work."""
         cpu, program = task.cpu, self._program(task)
         cpu.turns = -1
-        if GAUGE in task.data or FORESEEN in task.data:
+        if GAUGE in task.data or FORESEEN in task.data or TRACED in task.data:
             return
         if program.counted >= self.most or cpu.measure_at >= NEVER:
             (cpu.parent or cpu).rises = False

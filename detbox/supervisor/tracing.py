@@ -49,6 +49,8 @@ _INTERRUPT, _SETOPTIONS = 0x4207, 0x4200
 _OWN_OPTIONS = 0x3F | EXITKILL
 _ENTRY, _EXIT = 1, 2  # what PTRACE_GETEVENTMSG tells of a stop at a call
 _EXECVE = 59
+#: In a process's data: threads that wait at their ends for the one that takes them with it; whether that has gone on.
+_LEAVING, _ENDS = "leaving threads", "ends"
 _UNSEEN = -2  # number of a call that has begun, until the supervisor hears of it
 _NO_CALL = 0xFFFF_FFFF_FFFF_FFFF
 _TRAP_BRKPT, _TRAP_TRACE = 1, 2
@@ -262,12 +264,37 @@ def vfork_done(sup: Supervisor, task: Task, child: int) -> bool:
 
 
 def leaves(sup: Supervisor, task: Task) -> None:
-    """A thread is about to end (it or one before it has been traced by who wanted to know that)."""
-    traced = tracees.of(task)
-    if traced is None or not traced.wants(EVENT_EXIT):
-        sup.cont(task, 0)
+    """A thread is about to end (it or one before it has been traced by who wanted to know that).
+
+    Those that another one takes with it stop, too, earlier or later: they go on when that one does, or is awaited.
+    """
+    process, traced = task.process, tracees.of(task)
+    if task.state is not State.HELD:
+        if process.data.get(_ENDS):
+            _native.ptrace_request(CONT, task.tid, 0, 0)
+        else:
+            process.data.setdefault(_LEAVING, []).append(task.tid)
         return
-    _event(sup, traced, EVENT_EXIT, lambda given: sup.cont(task, 0), _native.event_message(task.tid))
+    message = _native.event_message(task.tid)
+
+    def then(given: int) -> None:
+        process.data[_ENDS] = process.exiting or bool(message & 0x7F)
+        for tid in process.data.pop(_LEAVING, ()):
+            _native.ptrace_request(CONT, tid, 0, 0)
+        sup.cont(task, 0)
+
+    if traced is not None and traced.wants(EVENT_EXIT):
+        _event(sup, traced, EVENT_EXIT, then, message)
+    else:
+        then(0)
+
+
+def lingers(process: Process) -> bool:
+    """Whether a thread of a process is stopped at its end, for its tracer to look."""
+    found = [tracees.of(task) for task in process.tasks.values()]
+    return any(
+        traced.stop is not None and traced.stop.code >> 8 == EVENT_EXIT for traced in found if traced is not None
+    )
 
 
 def heed_exit(traced: Traced) -> None:

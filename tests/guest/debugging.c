@@ -569,6 +569,43 @@ static void interrupts(void)
     note("interrupted\n");
 }
 
+static volatile int set;
+
+static void *sets(void *unused)
+{
+    sleep_ms(5);
+    set = 1;
+    return unused;
+}
+
+/* What makes detbox look into the code of others. */
+static int waits_without_calls(void)
+{
+    pthread_t thread = start(sets, NULL);
+    while (!set) ;
+    join(thread);
+    for (int i = 0; i < 10000; i++) now_ns();
+    for (int i = 0; i < 300; i++) called_clock_ns(CLOCK_REALTIME);
+    return 7;
+}
+
+/* With all stops at calls, and without any. */
+static void lets_wait(long request)
+{
+    int status, stops = 0;
+    pid_t pid = traced_child(waits_without_calls, PTRACE_O_TRACESYSGOOD);
+    for (;;) {
+        go_on(request, pid, 0);
+        CHECK(waitpid(pid, &status, __WALL) == pid);
+        if (!WIFSTOPPED(status)) break;
+        CHECK(WSTOPSIG(status) == AT_CALL);
+        stops++;
+    }
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 7);
+    CHECK(request == CONT ? !stops : stops > 600);
+    note("waited\n");
+}
+
 static volatile sig_atomic_t children;
 
 static void counts(int signo, siginfo_t *info, void *context)
@@ -602,6 +639,39 @@ static int never_ends(void)
 {
     while (pause()) ;
     return 0;
+}
+
+static void *never_returns(void *unused)
+{
+    never_ends();
+    return unused;
+}
+
+static int takes_others_along(void)
+{
+    pid_t pid = fork();
+    if (pid == 0) never_ends();
+    sleep_ms(1);
+    CHECK(kill(pid, SIGKILL) == 0);
+    CHECK(waitpid(pid, NULL, 0) == pid);
+    for (int i = 0; i < 3; i++) start(never_returns, NULL);
+    sleep_ms(1);
+    return 5;
+}
+
+/* Processes that are killed by others, and threads that one of them ends, whose stops at their ends nobody has to see. */
+static void lets_them_go(void)
+{
+    int status, killed = 0, left = 0;
+    pid_t pid = traced_child(takes_others_along, PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACEFORK | PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXIT), one;
+    go_on(CALLS, pid, 0);
+    while ((one = waitpid(-1, &status, __WALL)) > 0) {
+        killed += WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
+        left += WIFEXITED(status) && WEXITSTATUS(status) == 5;
+        if (WIFSTOPPED(status)) trace(CALLS, one, 0, 0); /* it may have ended meanwhile */
+    }
+    CHECK(errno == ECHILD && killed == 1 && left == 4);
+    note("let go\n");
 }
 
 /* PTRACE_KILL, a tracer that ends and takes those with it that it traces, and one that lets them go. */
@@ -646,7 +716,10 @@ int main(void)
     is_told_of_programs();
     changes_signals();
     interrupts();
+    lets_wait(CONT);
+    lets_wait(CALLS);
     hears_of_stops();
+    lets_them_go();
     ends_them();
     return done();
 }
