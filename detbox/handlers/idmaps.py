@@ -1,7 +1,8 @@
 """/proc/PID/uid_map, gid_map, projid_map and setgroups: who writes them says what users are called in a namespace.
 
 The kernel's own files were written when the namespace was made (:mod:`detbox.supervisor.userspaces`).  Who opens one of
-these for writing gets a memory file, and each write is judged by the rules of user_namespaces(7).
+these for writing gets a memory file, and each write is judged by the rules of user_namespaces(7).  So it is with the
+limit of the namespaces below one, /proc/sys/user/max_user_namespaces.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from detbox.handlers import paths
 from detbox.handlers.waiting import Segments, gather, total
-from detbox.machine.userspaces import CAP_SYS_ADMIN
+from detbox.machine.userspaces import CAP_SYS_ADMIN, CAP_SYS_RESOURCE, LIMIT
 
 if TYPE_CHECKING:
     from detbox.machine.creds import Creds
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Task
 
-NAMES = frozenset((b"uid_map", b"gid_map", b"projid_map", b"setgroups"))
 #: Key of Machine.data: what has been opened for writing, by the real (device, inode) of its memory file.
 _OPENED = "maps of users"
 #: More than a page is refused, whatever it is.
@@ -39,6 +39,11 @@ class _Opened(NamedTuple):
 
 def open_for_writing(m: Machine, t: Task, path: bytes, dev: int) -> _Opened:
     """The file of procfs with that path in the one with st_dev ``dev`` is about to be opened; OSError."""
+    if path == LIMIT:
+        creds = t.process.creds
+        if creds.space.parent is None or not creds.capable(CAP_SYS_RESOURCE):
+            raise OSError(errno.EACCES, "the container's limit")
+        return _Opened(creds.space, os.fsdecode(path.rpartition(b"/")[2]), creds.copy())
     process = paths.process_at(m, path, dev)
     if process is None:
         raise OSError(errno.EACCES, "not a process of the guest's")

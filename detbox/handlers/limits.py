@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, NoReturn
 from detbox.decision import Decision
 from detbox.kernel.timespec import NS
 from detbox.machine import constants
-from detbox.machine.creds import CAP_SYS_RESOURCE
 from detbox.machine.limits import BASE, COUNT, ENFORCED, INFINITY, NR_OPEN
-from detbox.machine.userspaces import TOP
+from detbox.machine.userspaces import CAP_SYS_RESOURCE, TOP
 
 if TYPE_CHECKING:
     from detbox.machine.clock import Timer

@@ -16,7 +16,7 @@ from detbox.handlers import identity
 from detbox.handlers.processes import pidfd_target
 from detbox.machine.creds import CAP_SYS_CHROOT
 from detbox.machine.files import Kind
-from detbox.machine.userspaces import CAP_SYS_ADMIN, TOP
+from detbox.machine.userspaces import CAP_SYS_ADMIN, MOST, TOP
 
 if TYPE_CHECKING:
     from detbox.machine.creds import Creds
@@ -41,9 +41,17 @@ def demand(m: Machine, t: Task, flags: int) -> None:
     creds = t.process.creds
     if flags & _NEWUSER:
         m.user_spaces.before_change(t.process)
-        creds.new_space()
+        for above in creds.new_space().above:
+            if above.most != MOST and _below(m, above) >= above.most:
+                raise OSError(errno.ENOSPC, "more user namespaces than are allowed")
     elif flags & _ALL and not creds.capable(CAP_SYS_ADMIN):
         raise OSError(errno.EPERM, "no rights to make namespaces")
+
+
+def _below(m: Machine, space: UserSpace) -> int:
+    """How many user namespaces there are in one: those that somebody is in, or in one of theirs."""
+    there = {process.creds.space for process in m.processes.values()}
+    return len({one for found in there for one in (found, *found.above) if space in one.above})
 
 
 def made(process: Process, flags: int) -> None:

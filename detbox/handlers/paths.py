@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from detbox.kernel import _native
 from detbox.machine.inodes import PIPE_DEV, VInode
+from detbox.machine.userspaces import CAP_SYS_RESOURCE, LIMIT
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
@@ -391,7 +392,11 @@ def may_at(m: Machine, t: Task, dir_fd: int | None, name: bytes, st: os.stat_res
         fd = os.open(name, os.O_PATH, dir_fd=dir_fd)
         try:
             vnode = VInode(vnode.key, vnode.dev, 0, vnode.fmt, 0)
-            vnode.uid, vnode.gid = proc_owner(m, proc_path(m, t, path_of(m, fd), st.st_dev, fd), st.st_dev)
+            path = proc_path(m, t, path_of(m, fd), st.st_dev, fd)
+            vnode.uid, vnode.gid = proc_owner(m, path, st.st_dev)
+            creds = t.process.creds
+            if path == LIMIT and creds.capable(CAP_SYS_RESOURCE):
+                vnode.uid = creds.fsuid  # set_permissions() in kernel/ucount.c
         finally:
             os.close(fd)
     return may(t, st, vnode, mask)

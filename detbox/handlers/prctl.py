@@ -79,7 +79,7 @@ def prctl(m: Machine, t: Task, a: Args) -> Decision:
     elif option == PR_GET_SECCOMP:
         return SECCOMP_MODE_FILTER if t.process.creds.filters else 0
     elif option == PR_SET_SECCOMP and value == SECCOMP_MODE_FILTER:
-        return own_filter(a[2])
+        return own_filter(t, a[2])
     elif option == PR_SET_KEEPCAPS:
         t.process.creds.keep_caps = bool(value)
         return 0

@@ -19,6 +19,7 @@ from detbox.handlers.stat import of_fd
 from detbox.kernel import siginfo
 from detbox.machine import tracees, usage
 from detbox.machine.limits import TASKS_AT_MOST
+from detbox.machine.userspaces import CAP_SYS_ADMIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -297,11 +298,14 @@ def seccomp(m: Machine, t: Task, a: Args) -> Decision:
         return CONTINUE
     if a[1] & 8:  # NEW_LISTENER
         return -errno.EBUSY
-    return own_filter(a[2])
+    return own_filter(t, a[2])
 
 
-def own_filter(program: int) -> Decision:
+def own_filter(t: Task, program: int) -> Decision:
     """Let the kernel install the filter at that address.  It is counted, because programs ask whether they have one."""
+    creds = t.process.creds
+    if program and not (creds.no_new_privs or creds.capable(CAP_SYS_ADMIN)):
+        return -errno.EACCES
 
     def look(task: Task, result: int) -> None:
         if result == 0:

@@ -13,8 +13,9 @@ from stat import S_ISREG
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, InstallFd
-from detbox.handlers import idmaps, paths
+from detbox.handlers import paths
 from detbox.machine.files import Kind, OpenFile
+from detbox.machine.userspaces import LIMIT
 
 if TYPE_CHECKING:
     from detbox.decision import Decision
@@ -37,8 +38,11 @@ def opened(m: Machine, t: Task, flags: int, fd: int, st: os.stat_result, walked:
     if not S_ISREG(st.st_mode):
         return InstallFd(fd, cloexec, None, None)
     path = paths.proc_path(m, t, paths.path_of(m, fd), st.st_dev, fd)
-    written = flags & os.O_ACCMODE != os.O_RDONLY and path.rpartition(b"/")[2] in idmaps.NAMES
-    about = idmaps.open_for_writing(m, t, path, st.st_dev) if written else None
+    about = None
+    if flags & os.O_ACCMODE != os.O_RDONLY and path.endswith((b"_map", b"/setgroups", LIMIT)):
+        import detbox.handlers.idmaps as idmaps
+
+        about = idmaps.open_for_writing(m, t, path, st.st_dev)
     new = m.synth_open(t, path, fd, flags)
     if new == fd and not st.st_mode & 4 and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH:
         return -errno.EACCES

@@ -22,11 +22,15 @@ OVERFLOW = 65534
 _MOST_EXTENTS = 340
 #: So many may be inside of one another.  The kernel's own limit is one more than 32, those that detbox is in included.
 DEEPEST = 24
+#: What a namespace has for a limit at first (INT_MAX).
+MOST = 0x7FFFFFFF
+#: The file of procfs by which a namespace's root limits the namespaces below it.
+LIMIT = b"/proc/sys/user/max_user_namespaces"
 _PAGE = 4096
 _U32 = 0xFFFFFFFF
 _SPACES = " \t\n\v\f\r"
 
-CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN, CAP_SETFCAP = 6, 7, 21, 31
+CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN, CAP_SYS_RESOURCE, CAP_SETFCAP = 6, 7, 21, 24, 31
 
 
 class Extent(NamedTuple):
@@ -63,10 +67,10 @@ class UserSpace:
     """One user namespace.
 
     ``owner``, ``group``: who has made it.  ``setgroups``: whether setgroups(2) is allowed in it.  ``trusted``: whether
-    its maker had CAP_SETFCAP, which a map of root asks for.
+    its maker had CAP_SETFCAP, which a map of root asks for.  ``most``: how many may be made below it.
     """
 
-    __slots__ = ("parent", "level", "owner", "group", "setgroups", "trusted", "users", "groups", "projects")
+    __slots__ = ("parent", "level", "owner", "group", "setgroups", "trusted", "users", "groups", "projects", "most")
 
     def __init__(
         self, parent: UserSpace | None, owner: int = 0, group: int = 0, *, setgroups: bool = True, trusted: bool = True
@@ -77,12 +81,18 @@ class UserSpace:
         self.group = group
         self.setgroups = setgroups
         self.trusted = trusted
+        self.most = MOST
         whole: Map = _SAME if parent is None else ()
         self.users = self.groups = self.projects = whole
 
     def __repr__(self) -> str:
         values = (self.owner, self.group, self.setgroups, self.trusted, self.users, self.groups, self.projects)
         return f"<user namespace {values} in {self.parent!r}>" if self.parent is not None else "<the container's users>"
+
+    @property
+    def above(self) -> list[UserSpace]:
+        """The namespaces that it lies in."""
+        return [] if self.parent is None else [self.parent, *self.parent.above]
 
     @property
     def root(self) -> int:
@@ -136,6 +146,8 @@ class UserSpace:
         text = data.partition(b"\0")[0].decode("latin-1")
         if name == "setgroups":
             self._write_setgroups(text)
+        elif LIMIT.endswith(name.encode()):
+            self.most = _limit(text)
         elif self.parent is None or opener.space not in (self, self.parent):
             raise OSError(EPERM, "not from the namespace itself or the one above")
         else:
@@ -193,6 +205,13 @@ def _known(number: int, keep: bool) -> int:
 
 def _shown(number: int) -> int:
     return OVERFLOW if number == NOBODY else number
+
+
+def _limit(text: str) -> int:
+    word = text.strip(_SPACES)
+    if not (word.isascii() and word.isdigit() and int(word) <= MOST):
+        raise OSError(EINVAL, "no such limit")
+    return int(word)
 
 
 def _range(numbers: Map, lower: int, count: int) -> int:

@@ -14,7 +14,7 @@ from detbox.machine import constants, tracees
 from detbox.machine import inodes as inodes_module
 from detbox.machine.clock import CpuTime, user_and_system
 from detbox.machine.constants import USER_HZ
-from detbox.machine.userspaces import shown_all
+from detbox.machine.userspaces import LIMIT, shown_all
 from detbox.supervisor import signals
 from detbox.supervisor.image import AUXV, OWN_MEMORY
 from detbox.supervisor.lockview import locks
@@ -198,6 +198,9 @@ def synth_open(m: Machine, task: Task, path: bytes, fd: int, flags: int) -> int:
             raise OSError(errno.EACCES, "sysfs is read-only")
         return fd
     write = flags & os.O_ACCMODE != os.O_RDONLY
+    space = task.process.creds.space
+    if path == LIMIT and space.parent is not None:
+        return _memory_file(m, path, b"%d\n" % space.most, write)
     dev = os.fstat(fd).st_dev
     view, outer_path = _view_in(m, task, dev)
     answer = proc.render(path, view, lambda name: _real_bytes(m, outer_path(name)), write=write,

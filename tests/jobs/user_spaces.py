@@ -346,6 +346,21 @@ def nested():
     print("deep", deep)
 
 
+def limited():
+    """As bubblewrap keeps what it starts from making user namespaces."""
+    limit = "/proc/sys/user/max_user_namespaces"
+    print(ask(os.open, limit, os.O_WRONLY), unshare(NEWUSER), as_root())
+    with open(limit) as file:
+        print(file.read())
+    for text in ("x", "-1", "1"):
+        fd = os.open(limit, os.O_WRONLY)
+        print(ask(os.write, fd, text.encode()), end=" ")
+        os.close(fd)
+    with open(limit) as file:
+        print(file.read(), unshare(NEWUSER), put("uid_map", "0 0 1"), put("gid_map", "0 0 1"))
+    print(unshare(NEWUSER), unshare(NEWUTS), subprocess.run(["cat", limit], capture_output=True).stdout)
+
+
 def by_the_parent():
     with Held(NEWUSER) as held:
         print("of a child", status(held.pid)[:3], get("uid_map", held.pid).split(), get("setgroups", held.pid))
@@ -484,6 +499,7 @@ for body in (
     rooted,
     mounting,
     nested,
+    limited,
     by_the_parent,
     credentials,
     signals,
