@@ -13,6 +13,7 @@ from detbox.handlers.stat import of_fd, of_path
 from detbox.handlers.statfs import flags_of
 from detbox.kernel import _native
 from detbox.machine import constants
+from detbox.machine.files import NSFS
 from detbox.machine.inodes import link_name
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from detbox.supervisor.task import Args, Task
 
 _AT_EACCESS = 0x200
-_NAMESPACE = re.compile(rb"([a-z_]+):\[\d+\]")
+_NAMESPACE = re.compile(rb"([a-z_]+):\[(\d+)\]")
 _PID_DIR = re.compile(rb"/proc/(\d+)(?:/task/\d+)?/fd/(\d+)")
 
 
@@ -164,7 +165,9 @@ def _proc_text(m: Machine, t: Task, fd: int, dev: int, place: paths.Place) -> by
     text = os.readlink(b"", dir_fd=fd)
     namespace = _NAMESPACE.fullmatch(text)
     if namespace and b"/ns/" in path:
-        return b"%s:[%d]" % (namespace[1], constants.NAMESPACE_INODES.get(name.decode(), 4026531835))
+        known = m.inodes.table.get((m.data.get(NSFS, -1), int(namespace[2])))
+        number = constants.NAMESPACE_INODES.get(name.decode(), 4026531835) if known is None else known.ino
+        return b"%s:[%d]" % (namespace[1], number)
     if _PID_DIR.fullmatch(path):
         return link_name(m.inodes.of(os.stat(name, dir_fd=place.dir_fd)), text)
     return text

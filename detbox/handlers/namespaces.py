@@ -39,13 +39,19 @@ _NS_GET_USERNS, _NS_GET_NSTYPE = 0xB701, 0xB703
 def demand(m: Machine, t: Task, flags: int) -> None:
     """OSError unless the thread may make the namespaces of ``flags``."""
     creds = t.process.creds
-    if flags & _NEWUSER:
+    if flags & _ALL:
         m.user_spaces.before_change(t.process)
+    if flags & _NEWUSER:
         for above in creds.new_space().above:
             if above.most != MOST and _below(m, above) >= above.most:
                 raise OSError(errno.ENOSPC, "more user namespaces than are allowed")
     elif flags & _ALL and not creds.capable(CAP_SYS_ADMIN):
         raise OSError(errno.EPERM, "no rights to make namespaces")
+
+
+def kinds(flags: int) -> list[str]:
+    """The kinds of new namespaces that a process is in itself: unshare(2) makes a PID namespace for its children."""
+    return [name for flag, name in _KINDS.items() if flags & flag and flag not in (_NEWPID, 0x80)]
 
 
 def _below(m: Machine, space: UserSpace) -> int:
@@ -82,6 +88,7 @@ def unshare(m: Machine, t: Task, a: Args) -> Decision:
             process.fs = process.fs.copy(process.pid)
             process.fs.special = special
         made(process, flags)
+        m.user_spaces.number(process, kinds(flags))
         if flags & _NEWUTS:
             identity.new_uts(m, process)
         if flags & _FILES:

@@ -223,6 +223,8 @@ def _link_text(state: _Walk, name: bytes, fd: int, st: os.stat_result) -> bytes 
         if name not in (b"mounts", b"net"):
             return None
     text = os.readlink(b"", dir_fd=fd)
+    if text[:5] == b"net:[" and st.st_dev in inodes.proc_devs:
+        return None  # a namespace, and not /proc/net
     if not text:
         raise OSError(errno.ENOENT, "empty link")
     return text

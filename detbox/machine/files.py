@@ -50,6 +50,8 @@ _ANONYMOUS = {
     b"inotify": Kind.INOTIFY,
     b"[pidfd]": Kind.PIDFD,
 }
+#: Key of Machine.data: st_dev of what /proc/PID/ns leads to, once there are namespaces of the guest's own.
+NSFS = "nsfs"
 #: Key of Machine.data: the guest has made devices, which a cache would take for files.
 DEVICES_MADE = "devices made"
 #: Devices that the guest may make: those that the container has and that are no terminals.

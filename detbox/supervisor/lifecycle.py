@@ -60,8 +60,9 @@ def on_clone(sup: Supervisor, parent: Task, event: int) -> None:
     child.process.tasks[tid] = child
     sup.m.tasks[tid] = child
     sup.await_first_stop(tid)
-    if flags & CLONE_NEWUSER and not flags & CLONE_THREAD:
-        sup.m.user_spaces.made(child.process)
+    apart = child.process.namespaces or flags & CLONE_NAMESPACES
+    if apart and not flags & CLONE_THREAD and tid in sup.m.tasks:
+        _in_namespaces(sup, child.process, flags & CLONE_NAMESPACES)
     tracees.after_clone(parent, child)
     if event == EVENT_VFORK:
         child.process.vfork_parent = parent
@@ -86,6 +87,15 @@ def born(sup: Supervisor, child: Task) -> None:
         tracing.born(sup, child)
     else:
         sup.counting.on_birth(child)
+
+
+def _in_namespaces(sup: Supervisor, process: Process, flags: int) -> None:
+    """A process with namespaces of the guest's own, or new ones (``flags``), was made."""
+    from detbox.handlers import namespaces
+
+    if flags & CLONE_NEWUSER:
+        sup.m.user_spaces.made(process)
+    sup.m.user_spaces.born(process, namespaces.kinds(flags))
 
 
 def _new_thread(sup: Supervisor, parent: Task, tid: int) -> Task:

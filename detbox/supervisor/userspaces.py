@@ -7,9 +7,15 @@ own the files that they make.  Maps that the guest writes are kept in :mod:`detb
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterable
+from stat import S_IFREG
 from typing import TYPE_CHECKING
 
+from detbox.machine.constants import NAMESPACE_INODES
+from detbox.machine.files import NSFS
+from detbox.machine.inodes import VInode
 from detbox.machine.userspaces import TOP, UserSpace
 from detbox.supervisor.children import call, leave, wait_for
 
@@ -18,6 +24,9 @@ if TYPE_CHECKING:
     from detbox.supervisor.task import Process
 
 _CLONE_NEWUSER = 0x10000000
+#: What namespaces of the guest's own are called, in the order in which they are made (the kernel begins there, too).
+_FIRST_NUMBER = 4026532000
+_NSFS_DEV = 0x4
 
 
 class UserSpaces:
@@ -27,11 +36,33 @@ class UserSpaces:
         self._m = m
         #: By inode.  The kernel gives the number of one that is gone to a new one, which replaces it here.
         self._known: dict[int, UserSpace] = {}
+        self._next = _FIRST_NUMBER
 
     def before_change(self, process: Process) -> None:
-        """The process may be about to make or join a user namespace; the first one that does is in the container's."""
+        """The process may be about to make or join namespaces; the first one that does is in the container's."""
         if not self._known:
             self._known[self._inode(process)] = TOP
+            for name, number in NAMESPACE_INODES.items():
+                self._call(process, name, number)
+
+    def _call(self, process: Process, name: str, number: int) -> None:
+        """Give one of its namespaces a number, whatever was known of the inode: the kernel uses those again."""
+        inodes = self._m.inodes
+        with contextlib.suppress(OSError):
+            st = os.stat(f"{process.pid}/ns/{name}", dir_fd=self._m.proc_fd)
+            self._m.data[NSFS], key = st.st_dev, (st.st_dev, st.st_ino)
+            inodes.table[key] = VInode(key, _NSFS_DEV, number, S_IFREG, inodes.epoch_ns)
+
+    def number(self, process: Process, names: Iterable[str]) -> None:
+        """The process has been put in new namespaces of these kinds."""
+        for name in names:
+            self._call(process, name, self._next)
+            self._next += 1
+
+    def born(self, process: Process, names: list[str]) -> None:
+        """A process was made in new namespaces of these kinds; maybe it is the first one of another PID namespace."""
+        called = self._m.nested.numbers(process.pid, self._m.nested.space(process.pid))
+        self.number(process, names + ["pid"] * (called is not None and called[0] == 1))
 
     def _inode(self, process: Process) -> int:
         return os.stat(f"{process.pid}/ns/user", dir_fd=self._m.proc_fd).st_ino

@@ -132,6 +132,23 @@ assert os.read(ends[0], 1) == b""  # nobody has the other end any more
 os.close(ends[0])
 END
 timeout 20 python3 /tmp/first.py
+# Namespaces are told apart by their numbers, and found again by them.
+names="cgroup ipc mnt net pid user uts"
+own() { for name in $names; do readlink "/proc/${1:-self}/ns/$name"; done; }
+before=$(own)
+[ "$(own)" = "$before" ] && [ "$(sh -c 'readlink /proc/self/ns/net')" = "$(readlink /proc/$$/ns/net)" ]
+unshare -U true
+[ "$(own)" = "$before" ]
+[ "$(unshare -Ur readlink /proc/self/ns/user)" != "$(readlink /proc/self/ns/user)" ]
+[ "$(unshare -Ur readlink /proc/self/ns/uts)" = "$(readlink /proc/self/ns/uts)" ]
+outside=$before unshare -UrmuinC bash -ec '
+for name in cgroup ipc mnt net user uts; do
+    here=$(readlink /proc/self/ns/$name)
+    ! grep -qF "$here" <<< "$outside" && [ "$here" = "$name:[$(stat -L -c %i /proc/self/ns/$name)]" ]
+    stat -L -c "%F %s" /proc/self/ns/$name
+done
+'
+[ "$(unshare -Urpf --mount-proc readlink /proc/self/ns/pid)" != "$(readlink /proc/self/ns/pid)" ]
 # As build tools do it, where the tool is there: it looks for its mounts in the table to make them read-only.
 if command -v bwrap > /dev/null; then
     bwrap --ro-bind / / --tmpfs /tmp --unshare-all --proc /proc --dev /dev sh -ec '
