@@ -24,7 +24,7 @@ from detbox.scheduler.core import Scheduler
 from detbox.supervisor import injection, lifecycle, signals
 from detbox.supervisor.console import Console
 from detbox.supervisor.readiness import EpollReadiness
-from detbox.supervisor.task import Process, Task
+from detbox.supervisor.task import Process, State, Task
 
 if TYPE_CHECKING:
     from detbox.cpu.model import CpuModel
@@ -176,7 +176,9 @@ class Machine:
         self._sup.after_signal(sender, signo, processes)
 
     def go_on(self, task: Task, stop: Stop, signo: int) -> None:
-        """Queue a thread that its tracer lets go on, with a signal or none (0)."""
+        """Queue a thread that its tracer lets go on, with a signal or none (0); not one that another takes with it."""
+        if task.state is State.DEAD:
+            return
         self.scheduler.make_ready(task, lambda: stop.then(signo))
 
     @property

@@ -274,11 +274,16 @@ def leaves(sup: Supervisor, task: Task) -> None:
             _native.ptrace_request(CONT, task.tid, 0, 0)
         else:
             process.data.setdefault(_LEAVING, []).append(task.tid)
+            sup.m.scheduler.remove(task)  # it has no turn any more
         return
     message = _native.event_message(task.tid)
+    whole = process.exiting or bool(message & 0x7F)
+    for other in process.tasks.values() if whole else ():
+        if other is not task:
+            sup.m.scheduler.remove(other)
 
     def then(given: int) -> None:
-        process.data[_ENDS] = process.exiting or bool(message & 0x7F)
+        process.data[_ENDS] = whole
         for tid in process.data.pop(_LEAVING, ()):
             _native.ptrace_request(CONT, tid, 0, 0)
         sup.cont(task, 0)

@@ -641,10 +641,15 @@ static int never_ends(void)
     return 0;
 }
 
-static void *never_returns(void *unused)
+static int woken[2];
+
+static void *never_returns(void *waits)
 {
+    char byte;
+    while (!waits) sched_yield();
+    CHECK(read(woken[0], &byte, 1) == 1);
     never_ends();
-    return unused;
+    return NULL;
 }
 
 static int takes_others_along(void)
@@ -654,21 +659,24 @@ static int takes_others_along(void)
     sleep_ms(1);
     CHECK(kill(pid, SIGKILL) == 0);
     CHECK(waitpid(pid, NULL, 0) == pid);
-    for (int i = 0; i < 3; i++) start(never_returns, NULL);
+    CHECK(pipe(woken) == 0);
+    for (int i = 0; i < 3; i++) start(never_returns, i < 2 ? NULL : "");
     sleep_ms(1);
+    CHECK(write(woken[1], "w", 1) == 1);
     return 5;
 }
 
 /* Processes that are killed by others, and threads that one of them ends, whose stops at their ends nobody has to see. */
-static void lets_them_go(void)
+static void lets_them_go(long request)
 {
     int status, killed = 0, left = 0;
     pid_t pid = traced_child(takes_others_along, PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACEFORK | PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXIT), one;
-    go_on(CALLS, pid, 0);
+    go_on(request, pid, 0);
     while ((one = waitpid(-1, &status, __WALL)) > 0) {
         killed += WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
         left += WIFEXITED(status) && WEXITSTATUS(status) == 5;
-        if (WIFSTOPPED(status)) trace(CALLS, one, 0, 0); /* it may have ended meanwhile */
+        if (!WIFSTOPPED(status)) continue;
+        trace(request, one, 0, 0); /* it may have ended meanwhile */
     }
     CHECK(errno == ECHILD && killed == 1 && left == 4);
     note("let go\n");
@@ -719,7 +727,8 @@ int main(void)
     lets_wait(CONT);
     lets_wait(CALLS);
     hears_of_stops();
-    lets_them_go();
+    lets_them_go(CALLS);
+    lets_them_go(CONT);
     ends_them();
     return done();
 }
