@@ -84,7 +84,7 @@ def _transfer(m: Machine, t: Task, a: Args, mask: int) -> Decision:
     parked = False
     try:
         if _fails_at_once(fd, a[2], mask) or ready(fd, mask):
-            return _go_on(m, t, fd, mask)
+            return _go_on(m, t, a, fd, mask)
         if deadline is not None and deadline <= m.clock.look():
             return -ETIMEDOUT
         parked = True
@@ -95,11 +95,18 @@ def _transfer(m: Machine, t: Task, a: Args, mask: int) -> Decision:
     def resume(wake: Wake) -> Decision:
         if wake.kind == "deadline":
             return -ETIMEDOUT
+        if wake.kind == "event":
+            message, priority = wake.value
+            t.write(a[1], message)
+            if a[3]:
+                t.write(a[3], struct.pack("<I", priority))
+            return len(message)
         # Another thread may have been faster: look again.
         return _transfer(m, t, a, mask)
 
     why = f"message queue at descriptor {signed(a[0])}"
-    return Park(resume, fds=((fd, mask),), deadline=deadline, interrupted=ERESTARTSYS, why=why)
+    events = (_receivers(fd),) if mask == select.POLLIN else ()
+    return Park(resume, events=events, fds=((fd, mask),), deadline=deadline, interrupted=ERESTARTSYS, why=why)
 
 
 def _fails_at_once(fd: int, size: int, mask: int) -> bool:
@@ -114,12 +121,16 @@ def _fails_at_once(fd: int, size: int, mask: int) -> bool:
     return wrong_way or wrong_size or bool(flags & os.O_NONBLOCK)
 
 
-def _go_on(m: Machine, t: Task, fd: int, mask: int) -> Decision:
-    """Let the call through; a message may send a signal to whoever asked for one."""
+def _go_on(m: Machine, t: Task, a: Args, fd: int, mask: int) -> Decision:
+    """Let the call through; a message may send a signal to whoever asked for one, but not if somebody waits for it."""
     if mask != select.POLLOUT or not _subscribers(m):
         return CONTINUE
     status = os.fstat(fd)
     queue = (status.st_dev, status.st_ino)
+    if queue not in _subscribers(m):
+        return CONTINUE
+    if _handed_over(m, t, a, fd):
+        return 0
 
     def look(task: Task, result: int) -> int | None:
         subscriber = _subscribers(m).get(queue) if result == 0 else None
@@ -127,7 +138,23 @@ def _go_on(m: Machine, t: Task, fd: int, mask: int) -> Decision:
             m.after_signal(task, subscriber[1], [subscriber[0]])
         return None
 
-    return ContinueThen(look) if queue in _subscribers(m) else CONTINUE
+    return ContinueThen(look)
+
+
+def _handed_over(m: Machine, t: Task, a: Args, fd: int) -> bool:
+    """Whether the message went to a thread that waits for one: it is never in the queue then (``pipelined_send``)."""
+    attributes = bytearray(64)
+    _native.raw_syscall(_MQ_GETSETATTR, fd, 0, attributes)
+    limit, messages = struct.unpack_from("<qq", attributes, 16)
+    if messages or a[2] > limit or fcntl(fd, F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+        return False
+    return m.wake(_receivers(fd), 1, (t.read(a[1], a[2]), a[3])) > 0
+
+
+def _receivers(fd: int) -> tuple[str, int, int]:
+    """What those wait on who want a message of the queue."""
+    status = os.fstat(fd)
+    return "mqueue", status.st_dev, status.st_ino
 
 
 def _subscribers(m: Machine) -> Subscribers:

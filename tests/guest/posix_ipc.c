@@ -33,6 +33,40 @@ static void queues(void)
     FAILS(mq_unlink("/guest-queue"), ENOENT);
 }
 
+static volatile sig_atomic_t told;
+
+static void tell(int signo)
+{
+    (void)signo;
+    told++;
+}
+
+/* Who wants to be told of a message is not told of one that somebody waits for, and still is of the next one. */
+static void notified(void)
+{
+    struct mq_attr attributes = {.mq_maxmsg = 4, .mq_msgsize = 32};
+    mqd_t queue = mq_open("/guest-told", O_CREAT | O_EXCL | O_RDWR, 0600, &attributes);
+    if (queue == (mqd_t)-1 && errno == ENOSYS)
+        return;
+    struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGRTMIN};
+    char text[32];
+    unsigned priority;
+    on_signal(SIGRTMIN, tell, 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        CHECK(mq_receive(queue, text, 32, &priority) == 3 && !memcmp(text, "two", 3) && priority == 7);
+        _exit(0);
+    }
+    sleep_ms(50); /* until it waits */
+    CHECK(mq_notify(queue, &event) == 0 && mq_send(queue, "two", 3, 7) == 0);
+    CHECK(told == 0);
+    reap(pid, 0);
+    CHECK(mq_send(queue, "one", 3, 1) == 0 && told == 1);
+    CHECK(mq_send(queue, "more", 4, 1) == 0 && told == 1);
+    CHECK(mq_receive(queue, text, 32, &priority) == 3 && priority == 1);
+    CHECK(mq_close(queue) == 0 && mq_unlink("/guest-told") == 0);
+}
+
 static void semaphore_and_memory(void)
 {
     int fd = shm_open("/guest-memory", O_CREAT | O_EXCL | O_RDWR, 0600);
@@ -62,6 +96,7 @@ static void semaphore_and_memory(void)
 int main(void)
 {
     queues();
+    notified();
     semaphore_and_memory();
     return done();
 }
