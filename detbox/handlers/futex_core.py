@@ -95,10 +95,7 @@ def sleep_until(
             return -ETIMEDOUT
         return sleeper.result
 
-    if deadline is not None and deadline <= m.clock.look():
-        m.futexes.remove(sleeper)
-        sleeper.task.leads = None  # it waits for something, if only for a moment
-        return -ETIMEDOUT
+    # Also until a time that has come: who waits like that again and again lets the others run.
     return Park(resume, events=(sleeper.event,), deadline=deadline, interrupted=dequeue, why=why)
 
 

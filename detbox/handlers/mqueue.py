@@ -85,8 +85,6 @@ def _transfer(m: Machine, t: Task, a: Args, mask: int) -> Decision:
     try:
         if _fails_at_once(fd, a[2], mask) or ready(fd, mask):
             return _go_on(m, t, a, fd, mask)
-        if deadline is not None and deadline <= m.clock.look():
-            return -ETIMEDOUT
         parked = True
     finally:
         if not parked:
