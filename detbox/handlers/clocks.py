@@ -138,7 +138,9 @@ def times(m: Machine, t: Task, a: Args) -> Decision:
 
 def getrusage(m: Machine, t: Task, a: Args) -> Decision:
     """``getrusage(who, struct rusage *)``."""
-    m.clock.look_at_work(t.cpu)
+    # Work is measured by one's own time.  That of children is asked for along with it (by R, when it collects garbage).
+    if _signed(a[0]) != RUSAGE_CHILDREN:
+        m.clock.look_at_work(t.cpu)
     m.forget_reaped(t.process)
     used = {
         RUSAGE_SELF: t.process.cpu.ns,

@@ -55,6 +55,13 @@ def test_rusage(m: NS, t: NS) -> None:
     assert m.call(t, clocks.getrusage, 2, AT) == -22
 
 
+def test_a_look_at_childrens_time_in_a_row_costs_nothing_extra(m: NS, t: NS) -> None:
+    t.cpu.looks, before = 12, m.clock.now
+    assert clocks.getrusage(m, t, (-1, AT)) == 0 and m.clock.now - before < 100_000
+    t.cpu.looks = 12
+    assert clocks.getrusage(m, t, (0, AT)) == 0 and m.clock.now - before > 10_000_000
+
+
 @pytest.mark.parametrize("duration", [0, 1, 123_456_789, 3600 * SECOND])
 def test_a_sleep_takes_exactly_as_long_as_asked(m: NS, t: NS, duration: int) -> None:
     request = t.put(AT, "<qq", *divmod(duration, SECOND))
