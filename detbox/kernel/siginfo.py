@@ -43,6 +43,11 @@ def fault_address(info: bytes) -> int:
     return int.from_bytes(info[16:24], "little")
 
 
+def with_address(info: bytes, address: int) -> bytes:
+    """The same with another ``si_addr`` (of SIGSYS: ``si_call_addr``)."""
+    return info[:16] + address.to_bytes(8, "little") + info[24:]
+
+
 def fault(signo: int, code: int, address: int) -> bytes:
     """The siginfo of a signal that an instruction has raised."""
     return _info(signo, code, address.to_bytes(8, "little"))

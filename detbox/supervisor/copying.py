@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from detbox.counted.store import Copies, Library
-from detbox.kernel import _native, registers
+from detbox.kernel import _native, registers, siginfo
 from detbox.kernel.mappings import CODE, mappings
 from detbox.kernel.numbers import NUMBERS
 from detbox.policy import BY_NUMBER, TABLE, Action
@@ -379,9 +379,17 @@ class Copying:
         if info:
             _native.set_siginfo(task.tid, info)
         if mark is not None:
+            self._tell(task, regs.rip, mark.address)
             self._put(task, regs, mark)
         if not task.data.pop(_LEAVING, False):
             task.data[LEFT] = max(copies.left(memory), 1)
+
+    @staticmethod
+    def _tell(task: Task, inside: int, address: int) -> None:
+        """A signal that an instruction in a copy has raised tells of the one that it stands for."""
+        info = _native.get_siginfo(task.tid)
+        if 0 < siginfo.code_of(info) < siginfo.SI_KERNEL and siginfo.fault_address(info) == inside:
+            _native.set_siginfo(task.tid, siginfo.with_address(info, address))
 
     @staticmethod
     def _put(task: Task, regs: registers.Registers, mark: Mark) -> None:

@@ -43,6 +43,7 @@ GUESTS = (
     Guest("core_status.c"),
     Guest("count_calls.c"),
     Guest("count_far.c", limit_s=120),
+    Guest("count_faults.c"),
     Guest("count_for_others.c", limit_s=120),
     Guest("count_little_memory.c"),
     Guest("count_until_timer.c"),
