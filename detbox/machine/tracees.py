@@ -30,6 +30,8 @@ CALL = 0x80
 TRACED, TRACEES, ENDED = "traced", "tracees", "ended tracees"
 #: Key of Task.data: the flags of the clone(2) that it makes, without CLONE_UNTRACED.
 FLAGS = "flags of a clone"
+#: Number of a call that has begun, until the supervisor hears of it.
+UNSEEN = -2
 _LEADER = "traced leader"  # of Process.data: its first thread, which is gone
 
 
@@ -77,7 +79,7 @@ class Traced:
     asked: bool = False
     former: int = 0
     exits: bool = False
-    begun: int = -2
+    begun: int = UNSEEN
     repeats: bool = False
 
     def wants(self, event: int) -> bool:

@@ -29,6 +29,16 @@ def wait_for(child: int) -> None:
         raise OSError(error if error > 0 else EINVAL, "mount")
 
 
+def with_guest(pid: int, body: Callable[[int], None]) -> None:
+    """Run ``body`` in such a child, with a descriptor (pidfd) of a process of the guest's; raises its OSError."""
+    guest = os.pidfd_open(pid)
+    child = os.fork()
+    if child == 0:
+        leave(lambda: body(guest))
+    os.close(guest)
+    wait_for(child)
+
+
 def call(name: str, *arguments: int | bytes) -> int:
     """A system call by its name; OSError."""
     result = _native.raw_syscall(NUMBERS[name], *arguments)

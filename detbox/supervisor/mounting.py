@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from detbox.kernel import _native
-from detbox.supervisor.children import call, leave, wait_for
+from detbox.supervisor.children import call, with_guest
 from detbox.supervisor.memory import poke
 from detbox.supervisor.task import Process, Task
 from detbox.synth.mounttable import RealMount, Shape, Tree, below, parse
@@ -131,12 +131,7 @@ class Mounting:
 
     def system(self, task: Task, target: int) -> None:
         """Mount what the container has on /sys on ``target`` (O_PATH), too; OSError."""
-        guest = os.pidfd_open(task.process.pid)
-        child = os.fork()
-        if child == 0:
-            leave(lambda: _bind_system(guest, target))
-        os.close(guest)
-        wait_for(child)
+        with_guest(task.process.pid, lambda guest: _bind_system(guest, target))
 
     def remount(self, task: Task, target: int, flags: int) -> bool:
         """Give the mount at ``target`` these flags of mount(2), unless that is for the kernel to do; OSError."""
@@ -191,12 +186,7 @@ class Mounting:
 
     def _inside(self, task: Task, body: Callable[[], None]) -> None:
         """Run ``body`` in a child in the guest's mount namespace; raises its OSError."""
-        guest = os.pidfd_open(task.process.pid)
-        child = os.fork()
-        if child == 0:
-            leave(lambda: _entered(guest, body))
-        os.close(guest)
-        wait_for(child)
+        with_guest(task.process.pid, lambda guest: _entered(guest, body))
 
 
 def _entered(guest: int, body: Callable[[], None]) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from detbox.decision import Decision
 from detbox.handlers.futex_core import signed
 from detbox.kernel.numbers import NUMBERS
-from detbox.supervisor.children import call, leave, wait_for
+from detbox.supervisor.children import call, leave, with_guest
 from detbox.supervisor.task import Process, Task
 from detbox.synth.view import MachineView, ProcessView
 
@@ -186,12 +186,7 @@ class Nested:
         space = self.space(task.tid)
         if not space.depth:
             raise OSError(EPERM, "the procfs of the container is not the guest's to mount")
-        guest = os.pidfd_open(task.process.pid)
-        child = os.fork()
-        if child == 0:
-            leave(lambda: _in_namespace(guest, target, source, attributes))
-        os.close(guest)
-        wait_for(child)
+        with_guest(task.process.pid, lambda guest: _in_namespace(guest, target, source, attributes))
 
     def learn(self, task: Task, fd: int) -> None:
         """Remember what the procfs whose root is ``fd`` (O_PATH) shows.

@@ -33,6 +33,7 @@ from detbox.machine.tracees import (
     SYSEMU,
     SYSGOOD,
     TRACED,
+    UNSEEN,
     Kind,
     Stop,
     Traced,
@@ -51,7 +52,6 @@ _ENTRY, _EXIT = 1, 2  # what PTRACE_GETEVENTMSG tells of a stop at a call
 _EXECVE = 59
 #: In a process's data: threads that wait at their ends for the one that takes them with it; whether that has gone on.
 _LEAVING, _ENDS = "leaving threads", "ends"
-_UNSEEN = -2  # number of a call that has begun, until the supervisor hears of it
 _NO_CALL = 0xFFFF_FFFF_FFFF_FFFF
 _TRAP_BRKPT, _TRAP_TRACE = 1, 2
 _SYSCALL = b"\x0f\x05"
@@ -150,8 +150,8 @@ def _begin(sup: Supervisor, task: Task, given: int) -> None:
     """
     traced, regs = tracees.of(task), registers.get(task.tid)
     if traced is not None and regs.orig_rax >> 63 == 0:
-        traced.begun = _UNSEEN
-        task.nr = _UNSEEN
+        traced.begun = UNSEEN
+        task.nr = UNSEEN
         sets = signals.pending(sup.m, task)
         if traced.asked or task.process.job_stop or (sets.private | sets.shared) & ~sets.blocked:
             traced.begun = regs.orig_rax
@@ -175,11 +175,11 @@ def _begun_anew(sup: Supervisor, traced: Traced) -> bool:
     A tick's interrupt may have come before the supervisor has heard of the call, which is made again at once.
     """
     task, begun, regs = traced.task, traced.begun, registers.get(traced.task.tid)
-    traced.begun = _UNSEEN
-    if begun != _UNSEEN:
+    traced.begun = UNSEEN
+    if begun != UNSEEN:
         regs.rax, regs.orig_rax = -ERESTARTNOINTR, begun
         registers.put(task.tid, regs)
-    elif task.nr == _UNSEEN and regs.rax == -ERESTARTSYS & _NO_CALL:
+    elif task.nr == UNSEEN and regs.rax == -ERESTARTSYS & _NO_CALL:
         traced.repeats = traced.mode in (SYSCALL, SYSEMU)
         regs.rax, regs.orig_rax, regs.rip = regs.orig_rax, _NO_CALL, regs.rip - len(_SYSCALL)
         registers.put(task.tid, regs)

@@ -17,7 +17,7 @@ from detbox.machine.constants import NAMESPACE_INODES
 from detbox.machine.files import NSFS
 from detbox.machine.inodes import VInode
 from detbox.machine.userspaces import TOP, UserSpace
-from detbox.supervisor.children import call, leave, wait_for
+from detbox.supervisor.children import call, with_guest
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
@@ -74,12 +74,7 @@ class UserSpaces:
     def made(self, process: Process) -> None:
         """The process, which is stopped, has got a new user namespace; its credentials are in it already."""
         self._known[self._inode(process)] = process.creds.space
-        guest = os.pidfd_open(process.pid)
-        child = os.fork()
-        if child == 0:
-            leave(lambda: _map(guest, self._m.proc_fd))
-        os.close(guest)
-        wait_for(child)
+        with_guest(process.pid, lambda guest: _map(guest, self._m.proc_fd))
 
 
 def _map(guest: int, proc_fd: int) -> None:
