@@ -27,7 +27,7 @@ from detbox.cpu.sitecache import SiteCache
 from detbox.cpu.siteindex import SiteIndex
 from detbox.errors import DetboxError, HostError, Interrupted, TimedOut
 from detbox.kernel import _native, userns
-from detbox.machine import constants
+from detbox.machine import constants, limits
 from detbox.spec import RunSpec
 from detbox.supervisor.setup import before_start
 
@@ -199,6 +199,7 @@ def _keep(spec: RunSpec, fds: tuple[int, int, int, int]) -> None:
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(ValueError, OSError):  # only root may raise the hard limit
         resource.setrlimit(resource.RLIMIT_NOFILE, (constants.OPEN_FILES_MAX, constants.OPEN_FILES_MAX))
+    limits.widen()
     try:
         _native.unshare(NAMESPACES)
     except OSError as error:
@@ -249,7 +250,7 @@ def _loopback_up() -> list[str]:
     """Bring up the network namespace's only device; what could not be set."""
     from pyroute2.iproute import IPRoute
 
-    from detbox.container import loopback
+    from detbox.kernel import loopback
 
     with IPRoute() as route:
         route.link("set", index=1, state="up")

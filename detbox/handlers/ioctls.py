@@ -8,7 +8,7 @@ from errno import EINVAL, EIO, ENOENT, ENOTTY, EOPNOTSUPP, EPERM
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, ContinueThen, Decision
-from detbox.handlers import ptys
+from detbox.handlers import networks, ptys
 from detbox.handlers.descriptors import expect_signals
 from detbox.handlers.waiting import POLLIN, fd_of, ready
 from detbox.machine.files import Kind
@@ -72,7 +72,7 @@ def ioctl(m: Machine, t: Task, a: Args) -> Decision:
     if request in _TERMINAL or request in _TERMINAL_SIZED:
         return _terminal(m, t, request, a, f)
     if request in _SOCKET:
-        return CONTINUE if f.kind is Kind.SOCKET else -ENOTTY
+        return networks.refused_request(t, request) or CONTINUE if f.kind is Kind.SOCKET else -ENOTTY
     if request == _FIGETBSZ:
         t.write(a[2], struct.pack("<i", _BLOCK_SIZE))
         return 0

@@ -12,7 +12,7 @@ from detbox.decision import Decision
 from detbox.kernel.timespec import NS
 from detbox.machine import constants
 from detbox.machine.limits import BASE, COUNT, ENFORCED, INFINITY, NR_OPEN
-from detbox.machine.userspaces import CAP_SYS_RESOURCE, TOP
+from detbox.machine.userspaces import CAP_SYS_ADMIN, CAP_SYS_RESOURCE, TOP
 
 if TYPE_CHECKING:
     from detbox.machine.clock import Timer
@@ -128,6 +128,17 @@ def descriptors_ran_out(m: Machine, t: Task) -> None:
     real, shown = resource.prlimit(t.tid, resource.RLIMIT_NOFILE)[0], limits_of(t.process)[resource.RLIMIT_NOFILE][0]
     if real < shown:
         m.doubt(t, f"{real} files are open, which is the host's hard limit (RLIMIT_NOFILE): {shown} were promised")
+
+
+def may_make(m: Machine, t: Task) -> bool:
+    """Whether a thread may make another one, or a process (``copy_process()`` in kernel/fork.c)."""
+    most, creds = limits_of(t.process)[resource.RLIMIT_NPROC][0], t.process.creds
+    if most >= BASE[resource.RLIMIT_NPROC][0] or not creds.ruid:
+        return True
+    if creds.capable(CAP_SYS_RESOURCE, TOP) or creds.capable(CAP_SYS_ADMIN, TOP):
+        return True
+    mine = [process for process in m.processes.values() if process.creds.ruid == creds.ruid]
+    return sum(max(len(process.tasks), 1) for process in mine) < most
 
 
 def room_in_file(m: Machine, t: Task, position: int, count: int) -> int:

@@ -48,7 +48,7 @@ def mount(m: Machine, t: Task, a: Args) -> Decision:
     kind = t.cstr(a[2]) if a[2] else b""
     if kind == b"proc":
         return _mount_proc(m, t, t.cstr(a[0]) if a[0] else b"none", t.cstr(a[1]), a[3])
-    if kind == b"sysfs" and t.process.creds.capable(CAP_SYS_ADMIN, t.process.network):
+    if kind == b"sysfs" and t.process.creds.capable(CAP_SYS_ADMIN, t.process.network.owner):
         return _mount_sys(m, t, t.cstr(a[1]))
     if kind not in _OWN_CONTENT and kind != b"sysfs":
         m.doubt(t, f"a mount of type {os.fsdecode(kind)} was refused: it could show the host")

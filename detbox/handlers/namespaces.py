@@ -16,7 +16,8 @@ from detbox.handlers import identity
 from detbox.handlers.processes import pidfd_target
 from detbox.machine.creds import CAP_SYS_CHROOT
 from detbox.machine.files import Kind
-from detbox.machine.userspaces import CAP_SYS_ADMIN, MOST, TOP
+from detbox.machine.networks import Network
+from detbox.machine.userspaces import CAP_SYS_ADMIN, MOST
 
 if TYPE_CHECKING:
     from detbox.machine.creds import Creds
@@ -68,7 +69,7 @@ def made(process: Process, flags: int) -> None:
         process.fs.special = True
         process.mounts = process.creds.space
     if flags & _NEWNET:
-        process.network = process.creds.space
+        process.network = Network(process.creds.space)
 
 
 def unshare(m: Machine, t: Task, a: Args) -> Decision:
@@ -166,7 +167,7 @@ def _joined(m: Machine, process: Process, found: dict[int, UserSpace | None]) ->
     if _NEWNS in found:
         process.mounts = found[_NEWNS]
     if _NEWNET in found:
-        process.network = found[_NEWNET] or TOP
+        process.network = m.user_spaces.network(process)
     if _NEWUTS in found:
         identity.join_uts(m, process)
 

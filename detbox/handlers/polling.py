@@ -11,12 +11,15 @@ import select as host
 import struct
 from collections.abc import Callable, Hashable
 from errno import EBADF, EINVAL
+from resource import RLIMIT_NOFILE
 from typing import TYPE_CHECKING
 
 from detbox.decision import ERESTARTNOHAND, Decision, Park, Wake
 from detbox.handlers import clocks, ptys, signalfd, timerfd
+from detbox.handlers.limits import limits_of
 from detbox.handlers.waiting import fd_of, ready, signed32
 from detbox.machine.files import Kind
+from detbox.machine.limits import NR_OPEN
 from detbox.records import record
 
 if TYPE_CHECKING:
@@ -31,7 +34,6 @@ _EX = host.POLLPRI
 _SETS = (_IN, _OUT, _EX)
 #: Above so many descriptors a park watches them through an epoll set of its own.
 _MANY = 16
-_RLIMIT_NOFILE_MAX = 1 << 20
 _NS = 1_000_000_000
 
 
@@ -75,7 +77,7 @@ def ppoll(m: Machine, t: Task, a: Args) -> Decision:
 
 def _poll_call(m: Machine, t: Task, a: Args, timeout: int | None) -> _Call:
     count = a[1] & 0xFFFFFFFF
-    if count > _RLIMIT_NOFILE_MAX:
+    if count > limits_of(t.process)[RLIMIT_NOFILE][0]:
         raise OSError(EINVAL, "too many descriptors")
     raw = t.read(a[0], 8 * count) if count else b""
     entries = list(struct.iter_unpack("<iHH", raw))
@@ -125,7 +127,7 @@ def _select_call(m: Machine, t: Task, a: Args, timeout: int | None) -> _Call:
     count = signed32(a[0])
     if count < 0:
         raise OSError(EINVAL, "negative nfds")
-    count = min(count, _RLIMIT_NOFILE_MAX)
+    count = min(count, NR_OPEN)
     size = (count + 63) // 64 * 8
     sets = [int.from_bytes(t.read(address, size), "little") if address and size else 0 for address in a[1:4]]
     union = (sets[0] | sets[1] | sets[2]) & ((1 << count) - 1)

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, ContinueThen, Decision, Park, Wake
-from detbox.handlers import futex_exit, paths, tracing
+from detbox.handlers import futex_exit, limits, paths, tracing
 from detbox.handlers.futex_core import Args, signed
 from detbox.handlers.stat import of_fd
 from detbox.kernel import siginfo
@@ -58,7 +58,7 @@ def clone3(m: Machine, t: Task, a: Args) -> Decision:
 def _create(m: Machine, t: Task, flags: int) -> Decision:
     if flags & CLONE_UNTRACED:
         return -errno.EPERM  # the child would run outside the supervisor's hands
-    if flags & CLONE_THREAD and len(m.tasks) >= TASKS_AT_MOST:
+    if flags & CLONE_THREAD and len(m.tasks) >= TASKS_AT_MOST or not limits.may_make(m, t):
         return -errno.EAGAIN
     if flags & CLONE_NAMESPACES:
         import detbox.handlers.namespaces as namespaces

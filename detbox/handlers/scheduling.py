@@ -10,8 +10,10 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from detbox.decision import Decision, Park, Wake
+from detbox.handlers.limits import limits_of
 from detbox.kernel.timespec import pack_timespec
 from detbox.machine.creds import CAP_SYS_NICE, Creds
+from detbox.machine.limits import RLIMIT_NICE, RLIMIT_RTPRIO
 from detbox.machine.userspaces import CAP_SYS_ADMIN, TOP
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ def _thread(m: Machine, t: Task, pid: int, negative: int = EINVAL) -> Task:
 
 def _first() -> Any:
     """What stands for the supervisor, as the guest sees it: root's, with nothing set, and nothing stays set."""
-    return SimpleNamespace(data={}, process=SimpleNamespace(creds=Creds.of(0, 0)))
+    return SimpleNamespace(data={}, process=SimpleNamespace(creds=Creds.of(0, 0), data={}))
 
 
 def _may_change(t: Task, other: Task, errno: int = EPERM) -> None:
@@ -118,9 +120,10 @@ def _set_policy(t: Task, other: Task, policy: int, priority: int, reset: int) ->
         raise OSError(EINVAL, "no such scheduling policy or priority")
     _may_change(t, other)
     former, former_priority, _ = _policy(other)
-    raised = policy in _REALTIME and (former not in _REALTIME or priority > former_priority)
-    if raised and not t.process.creds.capable(CAP_SYS_NICE, TOP):
-        raise OSError(EPERM, "RLIMIT_RTPRIO is 0")
+    most = limits_of(other.process)[RLIMIT_RTPRIO][0]
+    refused = policy != former and not most or priority > max(former_priority, most)
+    if policy in _REALTIME and refused and not t.process.creds.capable(CAP_SYS_NICE, TOP):
+        raise OSError(EPERM, "above RLIMIT_RTPRIO")
     other.data[POLICY] = (policy, priority, reset)
 
 
@@ -260,8 +263,9 @@ def _in_group(m: Machine, t: Task, task: Task, group: int) -> bool:
 
 def _set_nice(t: Task, other: Task, nice: int) -> None:
     nice = max(-20, min(nice, 19))
-    if nice < int(other.data.get(NICE, 0)) and not t.process.creds.capable(CAP_SYS_NICE, TOP):
-        raise OSError(EACCES, "RLIMIT_NICE is 0")
+    lowest = 20 - limits_of(other.process)[RLIMIT_NICE][0]
+    if nice < min(int(other.data.get(NICE, 0)), lowest) and not t.process.creds.capable(CAP_SYS_NICE, TOP):
+        raise OSError(EACCES, "below RLIMIT_NICE")
     other.data[NICE] = nice
 
 

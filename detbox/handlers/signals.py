@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, ERESTARTNOHAND, ContinueThen, Decision, Park, Wake
+from detbox.handlers import signal_room
 from detbox.handlers.futex_core import Args, read_timespec, signed
 from detbox.handlers.processes import pidfd_target
 from detbox.kernel.siginfo import SI_USER
@@ -38,7 +39,7 @@ def kill(m: Machine, t: Task, a: Args) -> Decision:
         return 0 if _rights(t, _INIT) else -errno.EPERM  # init ignores what it has no handler for
     if pid == t.process.pid and len(t.process.tasks) == 1:
         return CONTINUE
-    return _send(m, t, signo, lambda: _targets(m, t, pid), all_of_them=pid == -1)
+    return _send(m, t, signo, lambda: _targets(m, t, pid), queued=False, all_of_them=pid == -1)
 
 
 def tkill(m: Machine, t: Task, a: Args) -> Decision:
@@ -67,16 +68,16 @@ def rt_tgsigqueueinfo(m: Machine, t: Task, a: Args) -> Decision:
 def pidfd_send_signal(m: Machine, t: Task, a: Args) -> Decision:
     """Signal the process behind a descriptor."""
     signo = signed(a[1], 32)
-    if _limited(t):
+    if _limited(t) or a[2] and signo >= signal_room.REALTIME:
         target = m.processes.get(pidfd_target(m, t, a[0]))
-        return _send(m, t, signo, lambda: [target] if target is not None else [])
-    return _send(m, t, signo, lambda: list(m.processes.values()))
+        return _send(m, t, signo, lambda: [target] if target is not None else [], queued=bool(a[2]))
+    return _send(m, t, signo, lambda: list(m.processes.values()), queued=False)
 
 
 def _to_thread(m: Machine, t: Task, tid: int, signo: int) -> Decision:
     if tid == INIT:
         return -errno.EPERM
-    if tid == t.tid:
+    if tid == t.tid and signo < signal_room.REALTIME:
         return CONTINUE
     target = m.tasks.get(tid)
     return _send(m, t, signo, lambda: [target.process] if target is not None else [])
@@ -110,8 +111,10 @@ def _group(process: Process) -> int:
 
 
 def _send(
-    m: Machine, t: Task, signo: int, targets: Callable[[], list[Process]], *, all_of_them: bool = False
-) -> Decision:
+    m: Machine, t: Task, signo: int, targets: Callable[[], list[Process]], *, queued: bool = True,
+    all_of_them: bool = False,
+) -> Decision:  # fmt: skip
+    """``queued``: a real-time signal fails if there is no room for what it tells; one of kill(2) goes without that."""
     limited = _limited(t)
     if signo == 0 and not limited:
         return CONTINUE
@@ -122,10 +125,14 @@ def _send(
         allowed = [process for process in processes if _may(t, process, signo)]
         if len(allowed) < len(processes):
             return _send_to_some(m, t, signo, allowed, all_of_them=all_of_them)
+    if queued and signo >= signal_room.REALTIME and processes and not signal_room.room(m, processes[0]):
+        return -errno.EAGAIN
 
     def look(task: Task, result: int) -> None:
         if result == 0:
             m.after_signal(task, signo, processes)
+        elif result == -errno.EAGAIN:
+            signal_room.ran_out(m, task)
 
     return ContinueThen(look)
 

@@ -14,7 +14,7 @@ from stat import S_ISSOCK
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from detbox.decision import CONTINUE, ContinueThen, Decision, InstallFd
-from detbox.handlers import paths
+from detbox.handlers import networks, paths
 from detbox.handlers.namespace_ops import note_created
 from detbox.handlers.opening import check_create
 from detbox.handlers.socket_core import decode_inet
@@ -24,6 +24,7 @@ from detbox.machine.files import Kind
 from detbox.machine.io import FIRST_PORT, LAST_PORT, io_state
 
 if TYPE_CHECKING:
+    from detbox.machine.networks import Network
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Args, Task
 
@@ -48,13 +49,15 @@ def socket(m: Machine, t: Task, a: Args) -> Decision:
         return -error
     if kind & ~(_TYPE_BITS | _FLAG_BITS):
         return -EINVAL
+    networks.settle(m, t)
     if family not in _INET:
         if family == host.AF_NETLINK:
             m.need_loopback(t)
         t.process.files.forget_all()
         return _made_by_guest(m, 1)
     m.need_loopback(t)
-    sock = host.socket(family, kind & ~host.SOCK_CLOEXEC, protocol)
+    with networks.inside(m, t):
+        sock = host.socket(family, kind & ~host.SOCK_CLOEXEC, protocol)
     if kind & _TYPE_BITS == host.SOCK_STREAM:
         # Nagle's algorithm holds data back until a timer or the peer's acknowledgement comes.
         sock.setsockopt(host.IPPROTO_TCP, host.TCP_NODELAY, 1)
@@ -84,6 +87,7 @@ def _refusal(family: int, kind: int, protocol: int) -> int:
 
 def socketpair(m: Machine, t: Task, a: Args) -> Decision:
     """``socketpair(family, type, protocol, fds)``: the guest makes it, because its credentials are kept."""
+    networks.settle(m, t)
     t.process.files.forget_all()
     return _made_by_guest(m, 2, a[3])
 
@@ -142,7 +146,7 @@ def bind(m: Machine, t: Task, a: Args) -> Decision:
                 return -EINVAL  # it has a name already
             _bind_port(m, sock, address)
             return 0
-        if port < _UNPRIVILEGED and t.process.creds.capable(CAP_NET_BIND_SERVICE, t.process.network):
+        if port < _UNPRIVILEGED and t.process.creds.capable(CAP_NET_BIND_SERVICE, t.process.network.owner):
             # The kernel asks for rights in the container's network, which the guest's root has not.
             sock.bind(_python_address(address, port))
             return 0
@@ -209,6 +213,7 @@ def before_use(m: Machine, t: Task, own: int, address: bytes) -> None:
     if family == host.AF_UNSPEC:
         return
     check_peer(m, t, address)
+    networks.before_connection(m, t)
     sock = host.socket(fileno=own)
     try:
         if sock.family not in _INET or sock.type not in (host.SOCK_STREAM, host.SOCK_DGRAM):
@@ -250,22 +255,24 @@ def listen(m: Machine, t: Task, a: Args) -> Decision:
             return CONTINUE
         sock.listen(BACKLOG)
         if sock.family == host.AF_UNIX:
-            io_state(m).listeners[_bytes(sock.getsockname())] = t.process.pid
+            io_state(m).listeners[_called(t, sock.getsockname())] = t.process.pid
     finally:
         sock.close()
     return 0
 
 
-def listener_of(m: Machine, sock: host.socket) -> int:
-    """PID of the process that listened on the name to which the Unix socket is connected, or 0."""
+def listener_of(m: Machine, t: Task, sock: host.socket) -> int:
+    """PID of the process that listened on the name to which the thread's Unix socket is connected, or 0."""
     try:
-        return io_state(m).listeners.get(_bytes(sock.getpeername()), 0)
+        return io_state(m).listeners.get(_called(t, sock.getpeername()), 0)
     except OSError:
         return 0
 
 
-def _bytes(name: str | bytes) -> bytes:
-    return os.fsencode(name)
+def _called(t: Task, address: str | bytes) -> tuple[bytes, Network | None]:
+    """The name of a Unix socket: abstract ones belong to a network namespace."""
+    name = os.fsencode(address)
+    return name, t.process.network if name[:1] == b"\0" else None
 
 
 def at_address(m: Machine, t: Task, address: bytes, use: Callable[[Any], T]) -> T:
@@ -292,7 +299,8 @@ def full_peer(m: Machine, t: Task, address: bytes) -> int | None:
 
     A socket that is not connected is always writable for poll(2), and sleeps in the call.
     """
-    probe = host.socket(host.AF_UNIX, host.SOCK_DGRAM)
+    with networks.inside(m, t):
+        probe = host.socket(host.AF_UNIX, host.SOCK_DGRAM)
     try:
         at_address(m, t, address, probe.connect)
         if not ready(probe.fileno(), POLLOUT):

@@ -244,7 +244,7 @@ def _peer_credentials(m: Machine, t: Task, a: Args) -> Decision:
             return CONTINUE
         pid, uid, gid = struct.unpack("<iII", sock.getsockopt(host.SOL_SOCKET, host.SO_PEERCRED, 12))
         if pid == os.getpid():
-            pid = listener_of(m, sock)
+            pid = listener_of(m, t, sock)
     finally:
         sock.close()
     if pid:

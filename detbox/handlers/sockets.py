@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import socket as host
 from collections.abc import Callable
-from errno import EAGAIN, EBADF, EINTR
+from errno import EAGAIN, EBADF, EINTR, EPERM
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, ERESTARTSYS, Decision, Park, Wake
+from detbox.handlers import networks
 from detbox.handlers.socket_batch import receive_many, send_here
 from detbox.handlers.socket_connect import connect
 from detbox.handlers.socket_control import MMSGHDR, look_at_control, note_sender, own_credentials, with_credentials
@@ -51,6 +52,7 @@ from detbox.handlers.waiting import (
     total,
 )
 from detbox.machine.files import Kind
+from detbox.machine.networks import NETWORK
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
@@ -135,6 +137,11 @@ def _receive(
         return _receive(m, t, fd, flags, segments)
 
     return when_ready(m, t, fd, POLLIN, host.SO_RCVTIMEO, again or same, "receive from")
+
+
+def _is_netlink(own: int) -> bool:
+    with python_socket(own) as sock:
+        return sock.family == host.AF_NETLINK
 
 
 def _is_stream(t: Task, fd: int) -> bool:
@@ -233,6 +240,8 @@ def sendmmsg(m: Machine, t: Task, a: Args) -> Decision:
     headers = range(a[1], a[1] + count * MMSGHDR, MMSGHDR)
     name, room, _, _, _, _, _ = MSGHDR.unpack(t.read(a[1], MSGHDR.size))
     with borrowed(t, fd) as own, python_socket(own) as sock:
+        if sock.family == host.AF_NETLINK and t.process.network is not NETWORK:
+            return -EPERM
         if name and room:
             before_use(m, t, own, t.read(name, min(room, 128)))
         for header in headers[1:]:
@@ -262,10 +271,13 @@ def _send(
     if t.process.files.get(fd).kind is not Kind.SOCKET:
         return CONTINUE
     note_sender(m, t)
-    own = t.process.files.borrow(t, fd) if address else t.process.files.borrow_blocking(t, fd, 0)
+    always = address or t.process.network is not NETWORK
+    own = t.process.files.borrow(t, fd) if always else t.process.files.borrow_blocking(t, fd, 0)
     if own < 0:
         return CONTINUE
     try:
+        if t.process.network is not NETWORK and _is_netlink(own):
+            return networks.send_request(m, t, own, segments) or CONTINUE
         if address:
             before_use(m, t, own, address)
         if flags & MSG_DONTWAIT or nonblocking(own):

@@ -6,11 +6,11 @@ import os
 import signal
 import struct
 from collections.abc import Callable
-from errno import EINVAL, EOPNOTSUPP
+from errno import EAGAIN, EINVAL, EOPNOTSUPP
 from typing import TYPE_CHECKING
 
 from detbox.decision import Decision
-from detbox.handlers import clocks, limits
+from detbox.handlers import clocks, limits, signal_room
 from detbox.kernel.timespec import (
     ITIMERSPEC_SIZE,
     ITIMERVAL_SIZE,
@@ -37,7 +37,6 @@ _SIGEVENT = struct.Struct("<Qiii")  # value, signal, how to notify, thread
 SI_KERNEL, SI_TIMER = 0x80, -2
 _NSIG = 64
 _DELAYTIMER_MAX = 0x7FFFFFFF
-_STATE = "timers"
 _TIMER_CLOCKS = clocks.SLEEP_CLOCKS
 
 
@@ -72,15 +71,15 @@ class ProcessTimers:
 
 
 def _state(process: Process) -> ProcessTimers:
-    state: ProcessTimers | None = process.data.get(_STATE)
+    state: ProcessTimers | None = process.data.get(signal_room.TIMERS)
     if state is None:
-        state = process.data[_STATE] = ProcessTimers()
+        state = process.data[signal_room.TIMERS] = ProcessTimers()
     return state
 
 
 def after_exec(m: Machine, t: Task) -> None:
     """POSIX timers do not survive an exec; alarms and interval timers do."""
-    state: ProcessTimers | None = t.process.data.get(_STATE)
+    state: ProcessTimers | None = t.process.data.get(signal_room.TIMERS)
     if state is not None:
         for posix in state.posix.values():
             posix.timer.disarm()
@@ -89,7 +88,7 @@ def after_exec(m: Machine, t: Task) -> None:
 
 def after_exit(m: Machine, process: Process) -> None:
     """Nothing expires for a process that is gone."""
-    state = process.data.pop(_STATE, None)
+    state = process.data.pop(signal_room.TIMERS, None)
     if state is not None:
         for timer in (*state.intervals.values(), *(posix.timer for posix in state.posix.values())):
             timer.disarm()
@@ -98,7 +97,7 @@ def after_exit(m: Machine, process: Process) -> None:
 def next_signal(process: Process) -> tuple[int, int, Task | Process] | None:
     """(ns left by its clock, signal, receiver) of the timer that sends one first; None without one."""
     first: tuple[int, int, Task | Process] | None = limits.next_signal(process)
-    state: ProcessTimers | None = process.data.get(_STATE)
+    state: ProcessTimers | None = process.data.get(signal_room.TIMERS)
     if state is None:
         return first
     for which, timer in state.intervals.items():
@@ -211,6 +210,8 @@ def timer_create(m: Machine, t: Task, a: Args) -> Decision:
         if thread is None:
             return -EINVAL
         target = thread
+    if not signal_room.room(m, t.process):
+        return -EAGAIN
     timer = IntervalTimer(queue, now, lambda missed: _expired(m, posix, missed))
     posix = PosixTimer(ident, clock, notify, signo, value, target, timer, divisor)
     t.write(a[2], struct.pack("<i", ident))
@@ -233,7 +234,8 @@ def _expired(m: Machine, posix: PosixTimer, missed: int) -> None:
     """Send the signal; while the last one is still pending, expirations are only counted (POSIX)."""
     if posix.notify == SIGEV_NONE:
         return
-    if _is_pending(m, posix):
+    # Another one's real-time signal of the same number may wait as well.
+    if _is_pending(m, posix) and (posix.sent or posix.signo < signal_room.REALTIME):
         posix.overrun = min(posix.overrun + 1 + missed, _DELAYTIMER_MAX)
         return
     _taken(m, posix)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from socket import socket
 
     from detbox.handlers.timerfd import TimerFd
+    from detbox.machine.networks import Network
     from detbox.supervisor.machine import Machine
 
 #: The range of automatically chosen ports, the kernel's default (net.ipv4.ip_local_port_range).
@@ -50,7 +51,7 @@ class IoState:
     socket_cookies: dict[int, int] = field(default_factory=dict)
     timers: dict[int, TimerFd] = field(default_factory=dict)
     lock_waits: dict[int, frozenset[int]] = field(default_factory=dict)
-    listeners: dict[bytes, int] = field(default_factory=dict)
+    listeners: dict[tuple[bytes, Network | None], int] = field(default_factory=dict)
     bound: set[int] = field(default_factory=set)
     stdin_is_watched: bool = False
     control: bool = False

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 
 INFINITY = (1 << 64) - 1
-RLIMIT_RTTIME = 15
+RLIMIT_NICE, RLIMIT_RTPRIO, RLIMIT_RTTIME = 13, 14, 15
 COUNT = 16
 #: fs.nr_open: no process may have more descriptors.
 NR_OPEN = 1 << 20
@@ -33,17 +34,34 @@ BASE: tuple[tuple[int, int], ...] = (
     (INFINITY, INFINITY),  # RTTIME, microseconds
 )
 
-#: Limits that the kernel enforces by what the process itself does, so that they act at the same point in
-#: every run.  The others depend on the host or on time, and are only shown.
+#: Limits that the kernel enforces by what the process itself does, so that they act at the same point in every run.
 ENFORCED = frozenset((
     resource.RLIMIT_FSIZE, resource.RLIMIT_DATA, resource.RLIMIT_STACK, resource.RLIMIT_NOFILE,
-    resource.RLIMIT_AS,
+    resource.RLIMIT_AS, resource.RLIMIT_MSGQUEUE,
 ))
+#: What the kernel counts for each user, the processes on the host included; a user namespace has in all what its maker
+#: had when it was made.
+COUNTED = (
+    resource.RLIMIT_NPROC, resource.RLIMIT_MEMLOCK, resource.RLIMIT_SIGPENDING, resource.RLIMIT_MSGQUEUE,
+)
+#: Limits that handlers apply to the guest's own values, and those of the host's time: as wide as the host has them.
+_WIDE = (*COUNTED[:3], resource.RLIMIT_CPU, RLIMIT_RTTIME)
+
+
+def widen(which: tuple[int, ...] = COUNTED) -> None:
+    """Give the calling process as much as the host allows; root has no limit."""
+    for number in which:
+        hard = resource.getrlimit(number)[1]
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(number, (hard, hard))
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(number, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
 def apply_base() -> None:
     """Give the calling process the real soft limits that :data:`BASE` promises, as far as the host's hard
     limits go; the guest's first process calls this before its exec."""
+    widen(_WIDE)
     # A core file would be written by the kernel, and where to is the host's setting: nobody gets one.  With 0 a host's
     # program that collects them would be run all the same, and a parent would read that there is one; with 1 it is not
     # (fs/coredump.c), and a file of one byte is too small for any.

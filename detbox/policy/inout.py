@@ -10,6 +10,7 @@ from detbox.policy.later import (
     epoll,
     inotify,
     ioctls,
+    locked_memory,
     locks,
     memory,
     pipes,
@@ -131,8 +132,11 @@ ROWS: tuple[Row, ...] = (
                 *(answer(EPERM, equal(2, advice), why="injects hardware errors")
                   for advice in (MADV_HWPOISON, MADV_SOFT_OFFLINE)))),
     emulate("mincore", mapping.mincore, MEMORY, "shows every page as resident; the page cache is the host's"),
-    *(refuse(name, 0, MEMORY, "succeeds without effect: limits on locked memory are the host's")
-      for name in ("mlock", "mlock2", "munlock", "mlockall", "munlockall")),
+    *emulated(
+        MEMORY, "remembered for the guest's own limit: how much can be locked is the host's",
+        mlock=locked_memory.mlock, mlock2=locked_memory.mlock2, munlock=locked_memory.munlock,
+        mlockall=locked_memory.mlockall, munlockall=locked_memory.munlockall,
+    ),
     allow("membarrier", MEMORY, "orders the caller's own threads",
           args=(trap(equal(0, MEMBARRIER_CMD_QUERY), why="the commands offered depend on the kernel"),),
           handler=memory.membarrier),

@@ -68,7 +68,10 @@ _HOSTILE_ENV = {
     "POSIXLY_CORRECT": "1", "MALLOC_ARENA_MAX": "1", "CFLAGS": "-O0", "TMPDIR": "/var/tmp",
     "A" * 300: "z" * 3000,
 }
-_SOFT_LIMITS = {"NOFILE": 777, "CORE": -1, "STACK": 16 << 20, "FSIZE": 1 << 40, "MEMLOCK": 65536}
+_SOFT_LIMITS = {
+    "NOFILE": 777, "CORE": -1, "STACK": 16 << 20, "FSIZE": 1 << 40, "MEMLOCK": 65536, "SIGPENDING": 20,
+    "MSGQUEUE": 1000,
+}  # fmt: skip
 
 PERTURBATIONS: tuple[Perturbation, ...] = (
     Perturbation("time of run", "seconds of real time before the start", (0.0, 1.1)),

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from detbox.handlers import locked_memory, networks, signal_room
 from detbox.handlers.identity import uts_names
 from detbox.handlers.limits import limits_of
 from detbox.handlers.other_memory import debuggable
@@ -162,6 +163,8 @@ def _process_view(m: Machine, process: Process, caller: Task | None) -> ProcessV
         moved_down=process.data.get(MOVED_DOWN, 0), limits=limits_of(process),
         mounts=lambda: m.mounting.shown(process) if process.namespaces else None,
         id_map=lambda name: creds.space.text(name, reader),
+        signals_waiting=lambda: signal_room.waiting(m, process),
+        locked_kb=lambda: locked_memory.locked_kb(m, process), loopback=lambda: networks.is_up(m, process),
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from detbox.decision import CONTINUE, Wake
-from detbox.handlers import timers
+from detbox.handlers import signal_room, timers
 from detbox.kernel import _native, siginfo
 from detbox.machine.tracees import TRACED
 from detbox.spin.stepper import OFFSET, register
@@ -228,6 +228,9 @@ def send(
         _native.queue_signal(process.pid, tid, signo, info)
     except ProcessLookupError:
         return
+    except BlockingIOError:  # a real-time signal, which kill(2) sends all the same, without what it tells
+        signal_room.ran_out(m, next(iter(process.tasks.values())))
+        os.kill(process.pid, signo)
     notice(m, process)
 
 

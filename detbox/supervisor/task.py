@@ -11,7 +11,7 @@ from detbox.decision import Decision, Park
 from detbox.kernel import _native
 from detbox.kernel.numbers import NAMES
 from detbox.machine.clock import CpuTime
-from detbox.machine.userspaces import TOP
+from detbox.machine.networks import NETWORK
 
 if TYPE_CHECKING:
     from detbox.machine.creds import Creds
@@ -93,7 +93,7 @@ class Process:
         self.job_stop: int = 0  # stopping signal, 0 while running
         self.namespaces = False  # has made namespaces of its own
         self.mounts: UserSpace | None = None  # whose root may mount where it is; None: nobody may
-        self.network = TOP  # and whose root may change its network
+        self.network = NETWORK
         #: Threads that wait for a time to come, or for their turn after it: their deadlines, by the monotonic clock.
         self.timed: dict[Task, int] = {}
         #: Threads whose calls a signal has ended and that still wait for their turn to take it.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from detbox.machine.constants import NAMESPACE_INODES
 from detbox.machine.files import NSFS
 from detbox.machine.inodes import VInode
+from detbox.machine.networks import NETWORK, Network
 from detbox.machine.userspaces import TOP, UserSpace
 from detbox.supervisor.children import call, with_guest
 
@@ -36,6 +37,7 @@ class UserSpaces:
         self._m = m
         #: By inode.  The kernel gives the number of one that is gone to a new one, which replaces it here.
         self._known: dict[int, UserSpace] = {}
+        self._networks: dict[int, Network] = {}
         self._next = _FIRST_NUMBER
 
     def before_change(self, process: Process) -> None:
@@ -58,14 +60,20 @@ class UserSpaces:
         for name in names:
             self._call(process, name, self._next)
             self._next += 1
+            if name == "net":
+                self._networks[self._inode(process, name)] = process.network
 
     def born(self, process: Process, names: list[str]) -> None:
         """A process was made in new namespaces of these kinds; maybe it is the first one of another PID namespace."""
         called = self._m.nested.numbers(process.pid, self._m.nested.space(process.pid))
         self.number(process, names + ["pid"] * (called is not None and called[0] == 1))
 
-    def _inode(self, process: Process) -> int:
-        return os.stat(f"{process.pid}/ns/user", dir_fd=self._m.proc_fd).st_ino
+    def _inode(self, process: Process, name: str = "user") -> int:
+        return os.stat(f"{process.pid}/ns/{name}", dir_fd=self._m.proc_fd).st_ino
+
+    def network(self, process: Process) -> Network:
+        """The network namespace that a process is in, which has joined it."""
+        return self._networks.get(self._inode(process, "net"), NETWORK)
 
     def of(self, fd: int) -> UserSpace | None:
         """The user namespace behind the supervisor's ``fd``; None if it is none of the guest's."""

@@ -85,6 +85,7 @@ _SIX_HEAD = (
 )
 _FOUR_HEAD = "sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode"
 _DATAGRAM_TAIL = " ref pointer drops"
+_GROUPS = "Idx\tDevice    : Count Querier\tGroup    Users Timer\tReporter\n"
 
 
 def _zeros(groups: dict[str, str]) -> str:
@@ -166,6 +167,22 @@ def snmp6(query: Query) -> bytes:
     return "".join(f"{name:<32s}\t0\n" for name in _SNMP6).encode()
 
 
+def _loopback(text: str, down: str | None = None) -> Renderer:
+    """Addresses, routes and groups of the container's device.
+
+    In a network of the guest's own they are its own doing, and the kernel's text is shown: or ``text`` if it is up and
+    else ``down``, where that tells more.
+    """
+
+    def render(query: Query) -> bytes:
+        up = None if query.process_or_none is None else query.process.loopback()
+        if up is not None and down is None:
+            return query.reader(query.path)
+        return (text if up is not False else down or "").encode()
+
+    return render
+
+
 _HEADER = "only the heading: there are no entries on a machine with loopback alone"
 _COUNTERS = "counters depend on real time: zero"
 _SOCKETS = "the guest's sockets, sorted, with virtual inodes and without timers"
@@ -178,13 +195,12 @@ ROWS: tuple[Row, ...] = (
     synth("dev", _COUNTERS, fixed(_DEV)),
     synth("dev_mcast", _HEADER, fixed("")),
     synth("dev_snmp6/lo", _COUNTERS, dev_snmp6),
-    synth("fib_trie", "loopback's routes", fixed("Main:\n" + _FIB_TABLE + "Local:\n" + _FIB_TABLE)),
+    synth("fib_trie", "loopback's routes", _loopback("Main:\n" + _FIB_TABLE + "Local:\n" + _FIB_TABLE)),
     synth("icmp", _HEADER, fixed("  " + _FOUR_HEAD + _DATAGRAM_TAIL + " " * 13 + "\n")),
     synth("icmp6", _HEADER, fixed(_SIX_HEAD + _DATAGRAM_TAIL + "\n")),
-    synth("if_inet6", "loopback's address", fixed("00000000000000000000000000000001 01 80 10 80       lo\n")),
-    synth("igmp", "loopback's group", fixed(
-        "Idx\tDevice    : Count Querier\tGroup    Users Timer\tReporter\n1\tlo        :     1      V3\n"
-        "\t\t\t\t010000E0     1 0:00000000\t\t0\n")),
+    synth("if_inet6", "loopback's address", _loopback("00000000000000000000000000000001 01 80 10 80       lo\n")),
+    synth("igmp", "loopback's group", _loopback(
+        _GROUPS + "1\tlo        :     1      V3\n\t\t\t\t010000E0     1 0:00000000\t\t0\n", _GROUPS)),
     synth("igmp6", "loopback's groups", fixed(
         "1    lo              ff020000000000000000000000000001     1 0000000C 0\n"
         "1    lo              ff010000000000000000000000000001     1 00000008 0\n")),
@@ -196,9 +212,9 @@ ROWS: tuple[Row, ...] = (
     synth("ip_tables_matches", _HEADER, fixed(""), mode=0o100440),
     synth("ip_tables_names", _HEADER, fixed(""), mode=0o100440),
     synth("ip_tables_targets", _HEADER, fixed(""), mode=0o100440),
-    synth("ipv6_route", "loopback's route", fixed(
+    synth("ipv6_route", "loopback's route", _loopback(
         "00000000000000000000000000000001 80 " + "0" * 32 + " 00 " + "0" * 32
-        + " 00000000 00000001 00000000 80200001       lo\n")),
+        + " 00000000 00000001 00000000 80200001       lo\n", "")),
     synth("mcfilter", _HEADER, fixed("Idx Device        MCA        SRC    INC    EXC\n")),
     synth("mcfilter6", _HEADER, fixed(
         "Idx Device                Multicast Address                   Source Address    INC    EXC\n")),
@@ -214,7 +230,7 @@ ROWS: tuple[Row, ...] = (
     fixed("Type Device      Function\n0800          ip_rcv\n86dd          ipv6_rcv\n")),
     synth("raw", _SOCKETS, _inet("  " + _FOUR_HEAD + _DATAGRAM_TAIL, 127, _UDP)),
     synth("raw6", _SOCKETS, _inet(_SIX_HEAD + _DATAGRAM_TAIL, 0, _UDP)),
-    synth("route", _HEADER, fixed(
+    synth("route", _HEADER, _loopback(
         "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT".ljust(127)
         + "\n")),
     synth("rt6_stats", "one route", fixed("0001 0001 0000 0001 0000 0000 0000\n")),

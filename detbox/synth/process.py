@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from resource import RLIMIT_SIGPENDING
+
 from detbox.machine.constants import PAGE_SIZE, USER_HZ
 from detbox.machine.limits import text
 from detbox.synth.maps import sizes
@@ -122,7 +124,8 @@ def _memory_lines(query: Query) -> list[str]:
         return []  # a zombie has no memory and no such lines
     file = size.resident - size.resident_anonymous - size.resident_shared
     rows = [
-        ("VmPeak", size.total), ("VmSize", size.total), ("VmLck", 0), ("VmPin", 0), ("VmHWM", size.resident),
+        ("VmPeak", size.total), ("VmSize", size.total), ("VmLck", query.process.locked_kb()),
+        ("VmPin", 0), ("VmHWM", size.resident),
         ("VmRSS", size.resident), ("RssAnon", size.resident_anonymous), ("RssFile", max(0, file)),
         ("RssShmem", size.resident_shared), ("VmData", size.data), ("VmStk", size.stack), ("VmExe",
         size.text),
@@ -144,7 +147,7 @@ def status(query: Query) -> bytes:
         f"FDSize:\t{process.fd_size}", "Groups:\t" + " ".join(map(str, process.groups)) + " ",
         f"NStgid:\t{process.pid}", f"NSpid:\t{pid}", f"NSpgid:\t{process.pgrp}", f"NSsid:\t{process.sid}",
         *_memory_lines(query),
-        f"Threads:\t{len(process.tids)}", "SigQ:\t0/32768",
+        f"Threads:\t{len(process.tids)}", f"SigQ:\t{process.signals_waiting()}/{process.limits[RLIMIT_SIGPENDING][0]}",
     ]  # fmt: skip
     pending = thread.sig_pending if query.is_task else process.sig_pending
     blocked = thread.sig_blocked if query.is_task else process.sig_blocked

@@ -48,6 +48,10 @@ def _the_machines() -> None:
     return None
 
 
+def _the_containers_network() -> bool | None:
+    return None
+
+
 def _the_containers(name: str) -> bytes:
     return TOP.text(name, TOP)
 
@@ -60,6 +64,7 @@ class ProcessView(NamedTuple):
     ``auxv``: the auxiliary vector that the program was started with.  ``own_memory``: the range of addresses
     (start, end) that detbox uses itself and that maps does not show.  ``moved_down``: how far below the addresses
     in the kernel's own stat the program lies.  ``limits``: (soft, hard) by number.
+    ``signals_waiting()``: of all processes.  ``loopback()``: whether the device of a network of its own is up.
     ``mounts()``: what it sees in a mount namespace of its own; None in the machine's.
     """
 
@@ -107,6 +112,9 @@ class ProcessView(NamedTuple):
     limits: tuple[tuple[int, int], ...] = BASE
     mounts: Callable[[], Sequence[Mount] | None] = _the_machines
     id_map: Callable[[str], bytes] = _the_containers
+    signals_waiting: Callable[[], int] = int
+    locked_kb: Callable[[], int] = int
+    loopback: Callable[[], bool | None] = _the_containers_network
 
     def thread(self, tid: int) -> ThreadView | None:
         """The thread of that number; the first thread exists even if ``threads`` does not name it."""

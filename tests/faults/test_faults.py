@@ -335,14 +335,38 @@ def test_the_hosts_limit_of_open_files_is_told(tmp_path: Path) -> None:
         "import os\ntry:\n  for n in range(500): os.open('/', os.O_RDONLY)\n"
         "except OSError as error: print(n, error.errno)"
     )
+    assert limited("--nofile=200:200", program, tmp_path) == b"197 24\n"
+
+
+#: A timer's signal comes in any case.
+SENDER = """
+import ctypes, signal
+libc = ctypes.CDLL(None, use_errno=True)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGRTMIN, signal.SIGRTMIN + 1])
+sent = 0
+while sent < 100 and libc.sigqueue(2, signal.SIGRTMIN, ctypes.c_void_p(sent)) == 0:
+    sent += 1
+print(9 < sent < 31, ctypes.get_errno())
+event, timer = (ctypes.c_int * 16)(0, 0, signal.SIGRTMIN + 1), ctypes.c_void_p()
+print(libc.timer_create(1, event, ctypes.byref(timer)))
+libc.timer_settime(timer, 0, (ctypes.c_long * 4)(0, 0, 0, 9), None)
+print(signal.sigwait([signal.SIGRTMIN + 1]) - signal.SIGRTMIN)
+"""
+
+
+def test_the_hosts_limit_of_signals_is_told(tmp_path: Path) -> None:
+    assert limited("--sigpending=30:30", SENDER, tmp_path) == b"True 11\n0\n1\n"
+
+
+def limited(limit: str, program: str, cwd: Path) -> bytes:
+    """What a program of Python's prints under a hard limit of the host's, which is told."""
     ordinary = ["setpriv", "--bounding-set=-sys_resource"] if os.geteuid() == 0 else []
-    command = detbox(["/usr/bin/python3", "-c", program])
     done = subprocess.run(
-        [*ordinary, "prlimit", "--nofile=200:200", *command], cwd=tmp_path, env=os.environ | environment(),
-        capture_output=True, check=False,
+        [*ordinary, "prlimit", limit, *detbox(["/usr/bin/python3", "-c", program])], cwd=cwd,
+        env=os.environ | environment(), capture_output=True, check=False,
     )  # fmt: skip
-    assert (done.returncode, done.stdout) == (0, b"197 24\n")
-    assert b"200 files are open, which is the host's hard limit" in done.stderr
+    assert done.returncode == 0 and b"the host's hard limit" in done.stderr, done.stderr
+    return done.stdout
 
 
 def test_disk_of_temporaries_is_given_back(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from detbox.kernel import _native, siginfo
 from detbox.machine.clock import Clock
 from detbox.machine.creds import Creds
 from detbox.machine.files import Kind, OpenFile, kind_of
+from detbox.machine.networks import NETWORK
 
 BASE = 0x10000
 SIZE = 1 << 21
@@ -63,7 +64,7 @@ class Task:
         self.tid = os.getpid()
         self.rng = types.SimpleNamespace(bytes=lambda n: b"R" * n)
         self.process: Any = types.SimpleNamespace(
-            pid=os.getpid(), files=Files(), data={}, creds=Creds.of(1000, 1001)
+            pid=os.getpid(), files=Files(), data={}, creds=Creds.of(1000, 1001), network=NETWORK
         )
 
     def _at(self, address: int, length: int) -> int:

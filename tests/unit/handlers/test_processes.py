@@ -10,6 +10,7 @@ import pytest
 
 from detbox.decision import CONTINUE
 from detbox.handlers import processes
+from detbox.machine.creds import Creds
 from detbox.machine.limits import TASKS_AT_MOST
 
 SIGCHLD = 17
@@ -25,5 +26,5 @@ SIGCHLD = 17
 )
 def test_who_makes_too_many_threads_is_told(threads: int, flags: int, result: object) -> None:
     machine: Any = SimpleNamespace(tasks=dict.fromkeys(range(threads)))
-    task: Any = SimpleNamespace(data={}, process=SimpleNamespace(files=None))
+    task: Any = SimpleNamespace(data={}, process=SimpleNamespace(files=None, data={}, creds=Creds.of(0, 0)))
     assert processes.clone(machine, task, (flags, 0, 0, 0, 0, 0)) == result

@@ -65,6 +65,7 @@ class FakeMachine:
         self.spec = SimpleNamespace(cpus=4, hostname="detbox", memory_bytes=None)
         self.tasks: dict[int, FakeTask] = {}
         self.processes: dict[int, Any] = {}
+        self.data: dict[str, Any] = {}
         self.sent: list[tuple[int, dict[str, Any]]] = []
         self.woken: list[Any] = []
         self.doubts: list[str] = []
