@@ -59,7 +59,8 @@ class _Parser(argparse.ArgumentParser):
 def program() -> NoReturn:
     """What the `detbox` command executes: ``main``, whose exit status is the process's."""
     status = main()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # too late to end with another status
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # too late to end with another status
     if status == Interrupted.status:
         # An interrupt that comes while Python executes source text, as dataclasses do with their methods', makes
         # the interpreter end itself by SIGINT although it was handled (CPython's pythonrun.c, run_eval_code_obj()).

@@ -35,7 +35,7 @@ struct guest_clock {
 	int64_t cpu[2]; /* what the process's and the thread's CPU time are ahead of it */
 	int64_t work;  /* from when on a look at CPU time costs what any look does */
 	int64_t day;   /* the same for looks at clocks that stopwatches look at: always, or never */
-	/* From where the thread has looked at the monotonic clock last, and before; how many looks in a row came from
+	/* From where the thread has looked at a clock last, and before; how many looks in a row came from
 	 * two places by turns, or from one (or -1 if that does not matter); how many are too many, but for some places. */
 	uintptr_t place, other;
 	int64_t turns, enough;
@@ -72,13 +72,7 @@ GUEST_INLINE int64_t guest_look(volatile struct guest_clock *p)
 	return now + cost;
 }
 
-/* The same by a clock that stopwatches look at. */
-GUEST_INLINE int64_t guest_look_at_day(volatile struct guest_clock *p)
-{
-	return p->now < p->day ? -1 : guest_look(p);
-}
-
-/* The same by a clock that benchmarks look at: several looks in a row from one place, or two by turns, may be one's. */
+/* The same for who may be measuring work: several looks in a row from one place, or two by turns, may be a benchmark's. */
 GUEST_INLINE int64_t guest_look_from(volatile struct guest_clock *p, uintptr_t place)
 {
 	int64_t turns = p->turns, now;
@@ -90,6 +84,12 @@ GUEST_INLINE int64_t guest_look_from(volatile struct guest_clock *p, uintptr_t p
 	p->place = place;
 	p->turns = turns;
 	return now;
+}
+
+/* The same by a clock that stopwatches look at. */
+GUEST_INLINE int64_t guest_look_at_day(volatile struct guest_clock *p, uintptr_t place)
+{
+	return p->now < p->day ? -1 : guest_look_from(p, place);
 }
 
 /* CPU time after one look, or -1 if the supervisor has to be asked. */
@@ -107,7 +107,7 @@ GUEST int detbox_guest_gettime(int clock, struct timespec *time)
 	volatile struct guest_clock *page = guest_page();
 	unsigned bit = (unsigned)clock < 32 ? 1U << clock : 0;
 	int64_t now = -1;
-	if (bit & DAY_CLOCKS) now = guest_look_at_day(page);
+	if (bit & DAY_CLOCKS) now = guest_look_at_day(page, (uintptr_t)time);
 	else if (bit & (WALL_CLOCKS | BOOT_CLOCKS)) now = guest_look_from(page, (uintptr_t)time);
 	else if (bit & CPU_CLOCKS) now = guest_look_at_work(clock == CLOCK_THREAD_CPUTIME_ID);
 	if (now < 0) return (int)guest_call(SYS_clock_gettime, clock, time);
@@ -120,7 +120,7 @@ GUEST int detbox_guest_gettime(int clock, struct timespec *time)
 GUEST int detbox_guest_timeofday(struct timeval *time, struct timezone *zone)
 {
 	volatile struct guest_clock *page = guest_page();
-	int64_t now = guest_look_at_day(page);
+	int64_t now = guest_look_at_day(page, (uintptr_t)time);
 	if (now < 0) return (int)guest_call(SYS_gettimeofday, (long)time, zone);
 	now += page->wall;
 	if (time) {
@@ -134,7 +134,7 @@ GUEST int detbox_guest_timeofday(struct timeval *time, struct timezone *zone)
 GUEST time_t detbox_guest_time(time_t *time)
 {
 	volatile struct guest_clock *page = guest_page();
-	int64_t now = guest_look_at_day(page);
+	int64_t now = guest_look_at_day(page, (uintptr_t)time);
 	if (now < 0) return guest_call(SYS_time, (long)time, 0);
 	time_t seconds = (time_t)((uint64_t)(now + page->wall) / SECOND);
 	if (time) *time = seconds;

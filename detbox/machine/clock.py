@@ -43,10 +43,11 @@ LONG_PATIENCE, LONG_DOUBLING, LONG_DOUBLINGS = 1_000_192, 1024, 17
 #: further so many calls the cost doubles, up to 16 ms: a busy wait of an hour ends after some 70,000,000 looks, which
 #: take 2 s.
 PATIENCE, DOUBLING, DOUBLINGS = 131_072, 16_384, 14
-#: Looks in a row of which one at CPU time costs extra: who measures a piece of work, and doubles it until it takes long
-#: enough (gpg's key derivation: 0.1 s), would double it for ever.
+#: Looks in a row of which one at CPU time is a call, to see what is done between them (supervisor/stopwatch.py).  Where
+#: that cannot be counted it costs extra: who measures a piece of work, and doubles it until it takes long enough (as
+#: gpg's key derivation does: 0.1 s), would double it for ever.
 WORK_LOOKS = 18
-#: What the first one costs extra; each further look doubles it, up to 1.3 s.
+#: What the first one costs extra there; each further look doubles it, up to 1.3 s.
 WORK_NS = 10_000
 #: Calls after a look for which a thread counts as one that looks at clocks: it may do so by itself.
 WATCHING = 64
@@ -156,7 +157,8 @@ class CpuTime:
 
     ``looks`` counts a thread's looks at clocks since it last did anything else, ``asked`` those of them that were
     calls.  ``work_ns``: what it computes between two of them, as far as that has been measured (None: it has not);
-    ``measure_at``: the number of the look after which that is to be done;
+    ``measure_at``: the number of the look after which that is to be done, and ``measure_again``, if it looks from where
+    it has been done before;
     ``places``: where the last looks before were made, as long as it is not decided whether they come from a loop;
     ``undecided``: rows that ended like that.
     ``looked``: all looks of its program.  ``rows``: its rows of looks.
@@ -167,6 +169,7 @@ class CpuTime:
     looks in a row came from these two by turns, or -1 if that does not matter; ``rises`` (a process's): whether it
     does in the next row; ``dull``: places from which it does not for so many ``dull_rows``; ``tried``: how often it
     was followed in this row.
+    ``unable`` (a process's): not all that its threads do can be counted.
     ``timers`` expire by this CPU time (ITIMER_PROF, ITIMER_VIRTUAL, timers on a CPU clock).
     """
 
@@ -177,6 +180,7 @@ class CpuTime:
     asked: int = 0
     work_ns: int | None = None
     measure_at: int = FIRST_MEASURE
+    measure_again: int = 0
     places: tuple[Hashable, ...] = ()
     undecided: int = 0
     looked: int = 0
@@ -191,6 +195,7 @@ class CpuTime:
     dull: int = NOWHERE
     dull_rows: int = 0
     rises: bool = True
+    unable: bool = False
     timers: Timers | None = None
 
     def spend(self, ns: int) -> None:
@@ -210,7 +215,7 @@ class CpuTime:
             whole.rest -= 1
         later = min(self.undecided // UNDECIDED, LATER)
         self.measure_at = 1 if self.rows.ended(self.looks) else FIRST_MEASURE << later
-        self.looks = self.asked = self.timing = self.tried = 0
+        self.looks = self.asked = self.timing = self.tried = self.measure_again = 0
         self.turns = 0 if whole.rises else -1
         if self.dull_rows:
             self.dull_rows -= 1
@@ -331,7 +336,7 @@ class Clock:
 
     def look_at_work(self, cpu: CpuTime) -> int:
         """A thread's look at CPU time: the monotonic time."""
-        if cpu.looks < WORK_LOOKS:
+        if (cpu.parent or cpu).unable and cpu.looks < WORK_LOOKS:
             cost = WORK_NS << cpu.looks
             cpu.spend(cost)
             self.now += cost

@@ -138,9 +138,14 @@ class Following:
         """To go on would take too long; the thread is stopped in its own code."""
         gauge: Gauge = task.data[GAUGE]
         self._count(task, gauge.budget - left)
-        self._program(task).unable |= gauge.steps <= 0
+        if gauge.steps <= 0:
+            self._unable(task)
         self.end(task)
         self.copying.let_go_in_turn(task)
+
+    def _unable(self, task: Task) -> None:
+        """A thread has executed code that cannot be copied."""
+        self._program(task).unable = True
 
     def cancel(self, task: Task) -> None:
         """A signal has stopped a thread that is followed."""

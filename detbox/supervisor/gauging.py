@@ -24,13 +24,14 @@ from typing import TYPE_CHECKING
 from detbox.counted.translate import CALL_WEIGHT
 from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
-from detbox.machine.clock import FIRST_MEASURE, NEVER, Rows
+from detbox.machine.clock import FIRST_MEASURE, NEVER, WINDOW, Rows
 from detbox.records import field, record
 from detbox.supervisor import signals
 from detbox.supervisor.copying import LEFT
 from detbox.supervisor.gauge import COPY_US, GAUGE, LEAST, MOST, MOST_AT_ONCE, PER_US, TOO_LITTLE, Gauge
 
 if TYPE_CHECKING:
+    from detbox.machine.clock import CpuTime
     from detbox.supervisor.copying import Copying
     from detbox.supervisor.loop import Supervisor
     from detbox.supervisor.task import Task
@@ -101,7 +102,7 @@ class Gauging:
         task.cpu.looked = 0
         task.cpu.rows = Rows()
         whole = task.cpu.parent or task.cpu
-        whole.rest, whole.rises, task.cpu.turns = 0, True, 0
+        whole.rest, whole.rises, whole.unable, task.cpu.turns = 0, True, False, 0
 
     @staticmethod
     def _program(task: Task) -> _Program:
@@ -141,9 +142,12 @@ class Gauging:
     def _at_its_place(self, task: Task) -> bool:
         """Whether a thread looks from the same few places again and again, and it is not known what it does there."""
         cpu, place = task.cpu, _place(task)
-        cpu.places = (place, *cpu.places[: ROW - 1])
         program = self._program(task)
         known = program.known.get(place)
+        if known is not None and cpu.looks < cpu.measure_again:
+            self._next_window(cpu)
+            return False
+        cpu.places = (place, *cpu.places[: ROW - 1])
         if cpu.work_ns is None and known is not None:
             cpu.work_ns, times = known
             if times >= ENOUGH:
@@ -224,7 +228,13 @@ class Gauging:
         cpu = task.cpu
         place = cpu.places[0] if cpu.places else None
         known = self._program(task).known.get(place, (0, 0))[1] >= ENOUGH
-        cpu.measure_at = cpu.looks + 1 + max(BETWEEN, cpu.looks // (2 if known else 4))
+        cpu.measure_again = cpu.looks + 1 + max(BETWEEN, cpu.looks // (2 if known else 4))
+        self._next_window(cpu)
+
+    @staticmethod
+    def _next_window(cpu: CpuTime) -> None:
+        """Who looks by itself is seen once in a window: it may be in another loop by then."""
+        cpu.measure_at = min(cpu.measure_again, cpu.looks + WINDOW - cpu.looks % WINDOW)
 
     # -- end ---------------------------------------------------------------------------
 
@@ -284,7 +294,7 @@ class Gauging:
             self._known(task, gauge, max(gauge.total // (gauge.stretches + 1) // PER_NS, gauge.former or 0))
         if gauge.steps > 0 and not gauge.row and self._allowed(task) >= TOO_LITTLE:
             # More of this code is known now.
-            task.cpu.measure_at = task.cpu.looks + 1
+            task.cpu.measure_at = task.cpu.measure_again = task.cpu.looks + 1
         self.copying.let_go_in_turn(task)
 
     def cancel(self, task: Task) -> None:
@@ -311,7 +321,7 @@ class Gauging:
         self._close(task)
         self._later(task)
         if grows and former:
-            cpu.measure_at = cpu.looks + 1 + STRETCHES // 2
+            cpu.measure_at = cpu.measure_again = cpu.looks + 1 + STRETCHES // 2
 
     def _row_known(self, task: Task, gauge: Gauge) -> None:
         rows, ns = task.cpu.rows, gauge.total // PER_NS

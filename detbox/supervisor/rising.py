@@ -1,8 +1,8 @@
-"""Programs that measure work by the monotonic clock, and do ten or a hundred times as much when it took too little.
+"""Programs that measure work, and do ten or a hundred times as much when it took too little.
 
-Most looks at that clock are a runtime's own: Python's at each lock, Java's at each wait.  Seldom several of them in a
-row come from the same one or two places.  A benchmark's do: it looks, works, looks, and begins anew with more.  By the
-time that twenty looks have told it to be a loop (gauging.py) its work may have grown by 10^9.
+Most looks at clocks are a runtime's own: Python's at each lock, Java's at each wait.  Seldom several of them in a row
+come from the same one or two places.  A benchmark's do: it looks, works, looks, and begins anew with more.  By the time
+that twenty looks have told it to be a loop (gauging.py) its work may have grown by 10^9.
 
 So the fifth look in a row from one place, or from two by turns, is a call (guest/clock.c), and from there on the thread
 is followed (following.py) as long as its work is long, or grows.  When it is the same by turns the next looks cost what
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from itertools import cycle, islice
 from typing import TYPE_CHECKING
 
-from detbox.handlers import clocks
+from detbox.kernel.numbers import NUMBERS
 from detbox.machine.clock import FIRST_MEASURE, NEVER, TURNS
 from detbox.machine.tracees import TRACED
 from detbox.records import field, record
@@ -47,9 +47,13 @@ GROWTH, LONG, LITTLE = 2, 200_000 * PER_NS, 1_000
 ALIKE, MOST_FORESEEN, SURE = 4, 64, 1 << 33
 #: For so many rows looks from the places of a short one do not matter: four times as many and some each time.
 FIRST_REST, MOST_REST = 3, 1023
-#: In ns: what looks cost where it cannot be counted what is done between them.
+#: In ns: what looks cost where it cannot be counted what is done between them; how often that may be at first, and the
+#: looks by which it is earned once more: a compiler that times each of its steps has such looks by the thousand.
 HURRY = (1_000_000, 32_000_000, 1_024_000_000)
-_CLOCKS = (clocks.MONOTONIC, clocks.MONOTONIC_COARSE, clocks.REALTIME_COARSE, clocks.BOOTTIME)
+HURRIES, HURRY_LOOKS = 32, 4096
+#: Calls that look at a clock, and which argument tells from where on the stack.
+_PLACES_OF = {"clock_gettime": 1, "getrusage": 1, "gettimeofday": 0, "time": 0, "times": 0}
+_PLACE_OF = {NUMBERS[name]: index for name, index in _PLACES_OF.items()}
 _PROGRAM = "rising program"  # in an address space's data
 #: In a task's data: what the next looks cost.
 FORESEEN = "foreseen work"
@@ -62,12 +66,14 @@ _PLACES = 1_000
 class _Program:
     """What was ``spent`` on a program, in us, and instructions.
 
+    ``unable``: places between which there is code that cannot be copied; ``hurried``: how often one hurried there.
     ``rests``: for how many rows looks from certain places do not matter.
     """
 
     spent: int = 0
     counted: int = 0
-    unable: bool = False  # its code cannot be copied
+    unable: set[int] = field(default_factory=set)
+    hurried: int = 0
     rests: dict[int, int] = field(default_factory=dict)
 
 
@@ -82,7 +88,7 @@ class _Foreseen:
 class Rising(FollowingOn):
     """Who is followed in one run, because its work may grow."""
 
-    calls = ("clock_gettime",)
+    calls = tuple(_PLACES_OF)
     most, shows = MOST_COUNTED, MORE_LOOKS
 
     def _program(self, task: Task) -> _Program:  # type: ignore[override]
@@ -101,7 +107,7 @@ class Rising(FollowingOn):
     def _watched(self, handler: Handler) -> Handler:
         def look(m: Machine, task: Task, arguments: Args) -> Decision:
             decision = handler(m, task, arguments)
-            if task.cpu.turns >= 0 and arguments[0] in _CLOCKS and task.cpu.turn(arguments[1] & NEVER - 1):
+            if task.cpu.turns >= 0 and task.cpu.turn(arguments[_PLACE_OF[task.nr]] & NEVER - 1):
                 self._rises(task)
             return decision
 
@@ -110,14 +116,14 @@ class Rising(FollowingOn):
     def _rises(self, task: Task) -> None:
         """A thread's looks are a loop's, it seems: it may be measuring work."""
         cpu, program = task.cpu, self._program(task)
-        cpu.turns = -1
         if GAUGE in task.data or FORESEEN in task.data or TRACED in task.data:
-            return
+            return  # it may go on being followed once that is over
+        cpu.turns = -1
         if program.counted >= self.most or cpu.measure_at >= NEVER:
             (cpu.parent or cpu).rises = False
         elif self._counted(task):
             task.data[SHOWN] = MORE_LOOKS
-        elif program.unable:
+        elif cpu.two_places() in program.unable:
             self._hurry(task)
         elif self._rise(task, Rise()):
             cpu.tried += 1
@@ -177,8 +183,11 @@ class Rising(FollowingOn):
 
     def _hurry(self, task: Task) -> None:
         """What a thread does cannot be counted: each look costs several times as much as the last, to a second once."""
-        task.data[FORESEEN] = _Foreseen(iter(HURRY), None)
-        self.after_look(task)
+        program = self._program(task)
+        if program.hurried < HURRIES + task.cpu.looked // HURRY_LOOKS:
+            program.hurried += 1
+            task.data[FORESEEN] = _Foreseen(iter(HURRY), None)
+            self.after_look(task)
         self._rests(task)
 
     @staticmethod
@@ -196,6 +205,12 @@ class Rising(FollowingOn):
         task.data[GAUGE].looks = _GAVE_UP
         super().give_up(task, left)
 
+    def _unable(self, task: Task) -> None:
+        unable = self._program(task).unable
+        if len(unable) > _PLACES:
+            unable.clear()
+        unable.add(task.cpu.two_places())
+
     def end(self, task: Task) -> None:
         """A thread is not followed any more, for a while or in this row."""
         cpu, gauge, program = task.cpu, self._ended(task), self._program(task)
@@ -212,11 +227,13 @@ class Rising(FollowingOn):
             return
         gave_up = gauge.looks == _GAVE_UP
         self._leave(task, () if gave_up else rise.last)
-        if rise.long:
+        if gave_up and cpu.two_places() in program.unable:
+            self._hurry(task)
+        elif rise.long:
             program.rests.pop(cpu.two_places(), None)
             cpu.turns = TURNS - 2 if gave_up else 0
         elif gave_up and cpu.tried < TRIES and cpu.looks < EARLY:
-            # More of the code is known then, or that it cannot be counted.
+            # More of the code is known then.
             cpu.turns = TURNS - 2
         else:
             self._rests(task)

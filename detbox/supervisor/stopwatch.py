@@ -162,6 +162,10 @@ class Stopwatch(FollowingOn):
             return False
         return task.nr in MEMORY or gauge.total >= LONG * PER_NS
 
+    def _unable(self, task: Task) -> None:
+        super()._unable(task)
+        (task.cpu.parent or task.cpu).unable = True
+
     def end(self, task: Task) -> None:
         """A thread is not followed any more, until it looks again."""
         cpu, gauge, program = task.cpu, self._ended(task), self._program(task)

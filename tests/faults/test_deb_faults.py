@@ -133,7 +133,8 @@ def test_an_interrupt_at_any_phase_leaves_nothing(image: None, tmp_path: Path) -
             break
         assert process.returncode == 130, said
         assert re.search(r"^detbox: (interrupted|ended by SIG(INT|TERM))\Z", said.rstrip("\n"), re.MULTILINE), said
-        assert not out.exists() or os.listdir(out) == []
+        # All results, if the signal came between the last of them and the end.
+        assert not out.exists() or len(os.listdir(out)) in (0, 4)
         interrupted += 1
         delay *= 2
     assert interrupted >= 3

@@ -81,8 +81,15 @@ def test_looks_cost_what_is_done_between_them(work_ns: int) -> None:
     }
 
 
-def test_work_that_is_doubled_until_it_takes_long_enough_ends() -> None:
+def test_looks_at_cpu_time_cost_nothing_extra_where_work_is_counted() -> None:
     clock, cpu = Clock(0), CpuTime()
+    for _ in range(30):
+        clock.look_at_work(cpu)
+    assert cpu.ns == 30 * LOOK_NS
+
+
+def test_work_that_is_doubled_until_it_takes_long_enough_ends() -> None:
+    clock, cpu = Clock(0), CpuTime(unable=True)
     rounds, took = 0, 0
     while took < 10**9:
         clock.look_at_work(cpu)

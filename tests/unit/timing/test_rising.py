@@ -20,7 +20,9 @@ from detbox.supervisor.rising import (
     EARLY,
     FIRST_REST,
     FORESEEN,
+    HURRIES,
     HURRY,
+    HURRY_LOOKS,
     LONG,
     MORE_LATER,
     MORE_LOOKS,
@@ -71,7 +73,8 @@ class Looker:
             self.followed[-1] += 1
             self.gauge.total += instructions
             if not able:
-                self.gauge.steps, self.gauge.looks, self.program.unable = 0, rising._GAVE_UP, True
+                self.gauge.steps, self.gauge.looks = 0, rising._GAVE_UP
+                self.rising._unable(self.task)
                 self.rising.end(self.task)
             elif not self.rising._goes_on(self.task, self.gauge, True, instructions):
                 self.gauge.last = self.gauge.total
@@ -182,6 +185,25 @@ def test_what_cannot_be_counted_costs_a_second_once() -> None:
     times = sum(cost == HURRY[-1] for cost in looker.costs)
     assert 4 <= times <= 7
     assert looker.cpu.parent is not None and looker.cpu.parent.rises
+
+
+def test_only_from_there() -> None:
+    looker = Looker()
+    for _ in range(TURNS + 1):
+        looker.look(16, able=False)
+    looker.else_()
+    assert looker.row(*[48] * TURNS)
+    assert looker.costs[-1] is None
+
+
+def test_a_program_that_looks_from_many_such_places_does_not_hurry_for_ever() -> None:
+    looker = Looker()
+    for place in [16, 48, 80, 112] * 1000:
+        for _ in range(3 * TURNS):
+            looker.look(place, able=False)
+        looker.else_()
+    times = sum(cost == HURRY[-1] for cost in looker.costs)
+    assert HURRIES < times <= HURRIES + looker.cpu.looked // HURRY_LOOKS
 
 
 @pytest.mark.parametrize(("before", "tries"), [(0, TRIES), (EARLY, 1)])
