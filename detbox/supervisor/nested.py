@@ -22,7 +22,7 @@ from detbox.handlers.futex_core import signed
 from detbox.kernel.numbers import NUMBERS
 from detbox.supervisor.children import call, leave, with_guest
 from detbox.supervisor.task import Process, Task
-from detbox.synth.view import MachineView, ProcessView
+from detbox.synth.view import Lazily, MachineView, ProcessView
 
 if TYPE_CHECKING:
     from detbox.supervisor.loop import Handler, Supervisor
@@ -200,7 +200,8 @@ class Nested:
 
 def _renumbered(view: ProcessView, process: Process, seen: dict[int, tuple[int, int, int]]) -> ProcessView:
     pid, group, session = seen[process.pid]
-    threads = [thread._replace(tid=seen[thread.tid][0]) for thread in view.threads if thread.tid in seen]
+    numbers = {seen[tid][0]: tid for tid in view.threads if tid in seen}
+    threads = Lazily(numbers, lambda number: view.threads[numbers[number]]._replace(tid=number))
     parent = seen[process.ppid][0] if process.ppid in seen else 0
     return view._replace(pid=pid, ppid=parent, pgrp=group, sid=session, threads=threads)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from detbox.handlers import locked_memory, networks, signal_room
@@ -25,7 +25,7 @@ from detbox.supervisor.stretch import GAVE_WAY
 from detbox.supervisor.task import EXECUTED_AS, Process, State, Task, kept_name
 from detbox.synth import proc
 from detbox.synth.proc import Refused, Synthetic
-from detbox.synth.view import MachineView, Mount, ProcessView, ThreadView, init_process
+from detbox.synth.view import Lazily, MachineView, Mount, ProcessView, ThreadView, init_process
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
@@ -61,29 +61,11 @@ def _cpu_ticks(cpu: CpuTime) -> tuple[int, int]:
     return ticks(user), ticks(system)
 
 
-class _Processes(Mapping[int, ProcessView]):
-    """The processes by number; a view is made when it is first asked for, because each costs system calls."""
-
-    def __init__(self, m: Machine, caller: Task | None) -> None:
-        self._m = m
-        self._caller = caller
-        self._made = {1: init_process()}
-
-    def __getitem__(self, pid: int) -> ProcessView:
-        if pid not in self._made:
-            self._made[pid] = _process_view(self._m, self._m.processes[pid], self._caller)
-        return self._made[pid]
-
-    def __iter__(self) -> Iterator[int]:
-        return iter([1, *self._m.processes])
-
-    def __len__(self) -> int:
-        return 1 + len(self._m.processes)
-
-
 def machine_view(m: Machine, caller: Task | None = None) -> MachineView:
     """The virtual machine at this moment; ``caller`` runs, every other thread sleeps."""
-    processes = _Processes(m, caller)
+    processes = Lazily(
+        [1, *m.processes], lambda pid: _process_view(m, m.processes[pid], caller) if pid != 1 else init_process()
+    )
     rng = caller.rng if caller is not None else None
     return MachineView(
         processes=processes,
@@ -132,14 +114,16 @@ def _state_letter(task: Task, caller: Task | None) -> str:
 
 def _process_view(m: Machine, process: Process, caller: Task | None) -> ProcessView:
     creds, reader = process.creds, (process if caller is None else caller.process).creds.space
-    threads = [
-        ThreadView(
+
+    def thread_view(tid: int) -> ThreadView:
+        task = process.tasks[tid]
+        return ThreadView(
             tid, _name(m, process, tid), _state_letter(task, caller), task.lineage,
             *_cpu_ticks(task.cpu), ticks(process.start_ns),
             task.data.get("nice", 0), tracer=tracees.tracer(task),
-        )
-        for tid, task in sorted(process.tasks.items())
-    ]  # fmt: skip
+        )  # fmt: skip
+
+    threads = Lazily(sorted(process.tasks), thread_view)
     leader = process.tasks.get(process.pid)
     state = "Z" if process.status is not None else _state_letter(leader, caller) if leader else "S"
     pgrp, sid = _groups(process.pid)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple, TypeVar
 
 from detbox.cpu.model import DEFAULT_MODEL, MODELS, CpuModel
 from detbox.machine import constants
@@ -25,6 +26,30 @@ class Mount(NamedTuple):
     super_options: str = "rw"
     root: bytes = b"/"
     optional: str = ""  # propagation: "shared:1", say
+
+
+_View = TypeVar("_View")
+
+
+class Lazily(Mapping[int, _View]):
+    """Views by number; each is made when it is first asked for, because it costs system calls."""
+
+    def __init__(self, numbers: Iterable[int], make: Callable[[int], _View]) -> None:
+        """``numbers``: of all, in their order; ``make(number)`` makes the view."""
+        self._made: dict[int, _View | None] = dict.fromkeys(numbers)
+        self._make = make
+
+    def __getitem__(self, number: int) -> _View:
+        view = self._made[number]
+        if view is None:
+            self._made[number] = view = self._make(number)
+        return view
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
 
 
 class ThreadView(NamedTuple):
@@ -104,7 +129,7 @@ class ProcessView(NamedTuple):
     sig_blocked: int = 0
     sig_ignored: int = 0
     sig_caught: int = 0
-    threads: Sequence[ThreadView] = ()
+    threads: Mapping[int, ThreadView] = MappingProxyType({})
     hidden: bool = False
     auxv: bytes = b""
     own_memory: tuple[int, int] = (0, 0)
@@ -118,18 +143,12 @@ class ProcessView(NamedTuple):
 
     def thread(self, tid: int) -> ThreadView | None:
         """The thread of that number; the first thread exists even if ``threads`` does not name it."""
-        for thread in self.threads:
-            if thread.tid == tid:
-                return thread
-        return self.leader if tid == self.pid else None
+        return self.leader if tid == self.pid else self.threads.get(tid)
 
     @property
     def leader(self) -> ThreadView:
         """The first thread, made from the process where ``threads`` does not list it."""
-        for thread in self.threads:
-            if thread.tid == self.pid:
-                return thread
-        return ThreadView(
+        return self.threads.get(self.pid) or ThreadView(
             self.pid, self.comm, self.state, "", self.utime, self.stime, self.start_ticks, self.nice,
             self.sig_pending, self.sig_blocked,
         )  # fmt: skip
@@ -137,7 +156,7 @@ class ProcessView(NamedTuple):
     @property
     def tids(self) -> list[int]:
         """All thread numbers, sorted."""
-        return sorted({self.pid, *(thread.tid for thread in self.threads)})
+        return sorted({self.pid, *self.threads})
 
 
 def init_process() -> ProcessView:

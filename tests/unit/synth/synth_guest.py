@@ -63,7 +63,7 @@ def machine() -> MachineView:
     """Three processes: the first one without files, a shell, and a program with two threads."""
     program = ProcessView(
         17, 2, 17, 2, b"sleep", b"/usr/bin/sleep", (b"sleep", b"3600"), utime=150, stime=50, start_ticks=200,
-        threads=(ThreadView(17, b"sleep"), ThreadView(18, b"worker", utime=7, start_ticks=210)),
+        threads={17: ThreadView(17, b"sleep"), 18: ThreadView(18, b"worker", utime=7, start_ticks=210)},
         auxv=AUXV,
     )  # fmt: skip
     shell = ProcessView(2, 1, 2, 2, b"sh", b"/bin/sh", (b"sh", b"-c", b"ps"), state="R", start_ticks=100)

@@ -245,12 +245,18 @@ threads = st.builds(
     ThreadView, st.integers(1, 30000), names, st.text(max_size=1), st.just("1"), numbers, numbers, numbers,
     st.integers(-20, 19), numbers, numbers,
 )  # fmt: skip
+
+
+def by_number(views: list[ThreadView]) -> dict[int, ThreadView]:
+    return {view.tid: view for view in views}
+
+
 processes = st.builds(
     lambda *required, **given: ProcessView(*required, **given),  # hypothesis would fill the others, too
     st.just(17), numbers, numbers, numbers, names, exe=names, argv=st.lists(names, max_size=3),
     state=st.text(max_size=1), groups=st.lists(numbers, max_size=3), cap_effective=numbers,
     start_ticks=numbers, utime=numbers, stime=numbers, nice=st.integers(-20, 19), umask=numbers,
-    tty=st.integers(0, 2**32), sig_caught=numbers, threads=st.lists(threads, max_size=3),
+    tty=st.integers(0, 2**32), sig_caught=numbers, threads=st.lists(threads, max_size=3).map(by_number),
     hidden=st.booleans(),
 )  # fmt: skip
 
