@@ -18,7 +18,7 @@ from detbox.kernel import _native
 from detbox.machine.creds import Creds
 from detbox.machine.files import DEVICES_MADE, Kind
 from detbox.machine.limits import INFINITY
-from detbox.machine.tracees import TRACED
+from detbox.machine.tracees import is_traced
 from detbox.records import field, names, record
 from detbox.supervisor.task import INHERITED
 
@@ -115,7 +115,7 @@ def _from_outside(
 def obstacle(m: Machine, t: Task, given: Inherited) -> str:
     """Why what this program does cannot be told from its start; "" if it can."""
     process = t.process
-    if TRACED in t.data:
+    if is_traced(t):
         return "is traced"
     if any(path.endswith(b" (deleted)") or made(path) for path in given.files.values()):
         return "inherits a file without a name"

@@ -8,7 +8,7 @@ from errno import EINVAL, EIO, ENOENT, ENOTTY, EOPNOTSUPP, EPERM
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, ContinueThen, Decision
-from detbox.handlers import networks, ptys
+from detbox.handlers import namespaces, networks, ptys
 from detbox.handlers.descriptors import expect_signals
 from detbox.handlers.waiting import POLLIN, fd_of, ready
 from detbox.machine.files import Kind
@@ -76,6 +76,8 @@ def ioctl(m: Machine, t: Task, a: Args) -> Decision:
     if request == _FIGETBSZ:
         t.write(a[2], struct.pack("<i", _BLOCK_SIZE))
         return 0
+    if request in namespaces.REQUESTS:
+        return namespaces.request(m, t, a)
     if request >> 8 & 0xFF not in _FOREIGN_GROUPS:
         m.doubt(t, f"unknown ioctl {request:#x} on a {f.kind.value}")
     return -ENOTTY

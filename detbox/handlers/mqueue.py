@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import select
 import struct
-from errno import ETIMEDOUT
+from errno import EACCES, EPERM, ETIMEDOUT
 from fcntl import F_GETFL, fcntl
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, ERESTARTSYS, ContinueThen, Decision, Park, Wake
+from detbox.handlers import paths
 from detbox.handlers.futex_core import Args, absolute_deadline, read_timespec, signed
 from detbox.handlers.waiting import ready
 from detbox.kernel import _native
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Process, Task
 
-_MQ_GETSETATTR = 245
+_MQ_OPEN, _MQ_GETSETATTR = 240, 245
+_ACCESS = {os.O_RDONLY: paths.READ, os.O_WRONLY: paths.WRITE, os.O_RDWR: paths.READ | paths.WRITE}
 _MQ_PRIO_MAX = 32768
 _SIGEV_SIGNAL = 0
 
@@ -31,14 +33,60 @@ Subscribers = dict[tuple[int, int], tuple["Process", int]]
 
 
 def mq_open(m: Machine, t: Task, a: Args) -> Decision:
-    """Native: a new descriptor of an unknown number."""
+    """Native: a new descriptor of an unknown number.  To the kernel all queues are root's, who may open any."""
+    flags, creds = a[1] & 0xFFFFFFFF, t.process.creds
     t.process.files.forget_all()
+    if (creds.checked or creds.fsuid or creds.fsgid) and _shared(m, t):
+        status = _status(t.cstr(a[0]))
+        if status is None and flags & os.O_CREAT:
+            return ContinueThen(lambda task, result: _made(m, task, result))
+        exclusive = flags & (os.O_CREAT | os.O_EXCL) == os.O_CREAT | os.O_EXCL
+        if status is not None and not exclusive:
+            wanted = _ACCESS.get(flags & os.O_ACCMODE, 0)
+            if not paths.may(t, status, m.inodes.of(status), wanted):
+                return -EACCES
     return CONTINUE
 
 
 def mq_unlink(m: Machine, t: Task, a: Args) -> Decision:
-    """Native."""
+    """Native, for who owns the queue: their directory belongs to root and is sticky."""
+    creds = t.process.creds
+    if creds.checked and creds.fsuid and _shared(m, t):
+        status = _status(t.cstr(a[0]))
+        if status is not None:
+            vnode = m.inodes.of(status)
+            if not creds.owns(vnode.uid, vnode.gid):
+                return -EPERM
     return CONTINUE
+
+
+def _shared(m: Machine, t: Task) -> bool:
+    """Whether the thread's queues are the container's."""
+    if not t.process.namespaces:
+        return True
+    own, its = (os.stat(f"{name}/ns/ipc", dir_fd=m.proc_fd).st_ino for name in ("self", t.tid))
+    return own == its
+
+
+def _status(name: bytes) -> os.stat_result | None:
+    """What fstat(2) says of the container's queue of that name."""
+    fd = _native.raw_syscall(_MQ_OPEN, name + b"\0", os.O_RDONLY | os.O_CLOEXEC, 0, 0)
+    if fd < 0:
+        return None
+    try:
+        return os.fstat(fd)
+    finally:
+        os.close(fd)
+
+
+def _made(m: Machine, t: Task, result: int) -> None:
+    """A thread has made a queue, which is its user's."""
+    if result >= 0:
+        fd = t.process.files.borrow(t, result)
+        try:
+            m.inodes.created(os.fstat(fd), t.process.creds.fsuid, t.process.creds.fsgid)
+        finally:
+            os.close(fd)
 
 
 def mq_getsetattr(m: Machine, t: Task, a: Args) -> Decision:

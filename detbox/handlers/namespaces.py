@@ -11,13 +11,13 @@ import fcntl
 import os
 from typing import TYPE_CHECKING
 
-from detbox.decision import ContinueThen, Decision
+from detbox.decision import CONTINUE, ContinueThen, Decision, InstallFd
 from detbox.handlers import identity
 from detbox.handlers.processes import pidfd_target
 from detbox.machine.creds import CAP_SYS_CHROOT
 from detbox.machine.files import Kind
 from detbox.machine.networks import Network
-from detbox.machine.userspaces import CAP_SYS_ADMIN, MOST
+from detbox.machine.userspaces import CAP_SYS_ADMIN, MOST, TOP
 
 if TYPE_CHECKING:
     from detbox.machine.creds import Creds
@@ -33,8 +33,9 @@ _KINDS = {
     _NEWPID: "pid", _NEWNET: "net",
 }  # fmt: skip
 _ALL = sum(_KINDS)
-# include/uapi/linux/nsfs.h
-_NS_GET_USERNS, _NS_GET_NSTYPE = 0xB701, 0xB703
+# include/uapi/linux/nsfs.h; later ones are on some hosts only.
+REQUESTS = range(0xB701, 0xB705)
+_NS_GET_USERNS, _NS_GET_PARENT, _NS_GET_NSTYPE, _NS_GET_OWNER_UID = REQUESTS
 
 
 def demand(m: Machine, t: Task, flags: int) -> None:
@@ -149,8 +150,31 @@ def _meant(m: Machine, t: Task, fd: int, flags: int) -> dict[int, UserSpace | No
     return found
 
 
+def request(m: Machine, t: Task, a: Args) -> Decision:
+    """ioctl_ns(2) is the kernel's, but the container's namespaces belong to its own users, and users are virtual."""
+    m.user_spaces.before_change(t.process)
+    what, own = a[1] & 0xFFFFFFFF, t.process.files.borrow(t, a[0])
+    try:
+        kind = fcntl.ioctl(own, _NS_GET_NSTYPE)
+        if what == _NS_GET_OWNER_UID and kind == _NEWUSER:
+            space = m.user_spaces.of(own) or TOP
+            t.write(a[2], t.process.creds.space.shown_user(space.owner).to_bytes(4, "little"))
+            return 0
+        if what == _NS_GET_USERNS and kind != _NEWUSER and _owner(m, own) is None:
+            if t.process.creds.space is not TOP:
+                return -errno.EPERM
+            return InstallFd(os.open(f"{t.tid}/ns/user", os.O_RDONLY | os.O_CLOEXEC, dir_fd=m.proc_fd), True)
+    finally:
+        os.close(own)
+    t.process.files.forget_all()
+    return CONTINUE
+
+
 def _owner(m: Machine, fd: int) -> UserSpace | None:
-    own = fcntl.ioctl(fd, _NS_GET_USERNS)
+    try:
+        own = fcntl.ioctl(fd, _NS_GET_USERNS)
+    except PermissionError:
+        return None  # the host's, as time is
     try:
         return m.user_spaces.of(own)
     finally:

@@ -48,6 +48,7 @@ def debuggable(m: Machine, t: Task, number: int) -> Task:
         raise OSError(ESRCH, "no such thread")
     mine, its = t.process.creds, other.process.creds
     same = {mine.ruid} == {its.ruid, its.euid, its.suid} and {mine.rgid} == {its.rgid, its.egid, its.sgid}
+    same = same and mine.space is its.space and not its.permitted & ~mine.permitted  # cap_ptrace_access_check()
     if t.process is not other.process and not same and not mine.capable(CAP_SYS_PTRACE, its.space):
         raise OSError(EPERM, "another user's process")
     return other

@@ -32,11 +32,11 @@ from detbox.machine.tracees import (
     SINGLESTEP,
     SYSCALL,
     SYSEMU,
-    TRACED,
     TRACEES,
     Kind,
     Stop,
     Traced,
+    is_traced,
 )
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def ptrace(m: Machine, t: Task, a: Args) -> Decision:
 
 def _trace_me(t: Task) -> Decision:
     parent = t.process.parent
-    if TRACED in t.data or parent is None:
+    if is_traced(t) or parent is None:
         return -errno.EPERM
     tracees.begin(t, parent, seized=False)
     return 0
@@ -98,7 +98,7 @@ def _attach(m: Machine, t: Task, task: Task, a: Args) -> Decision:
     seize = a[0] == _SEIZE
     if seize and (a[2] or a[3] & ~_OPTIONS):
         return -errno.EIO
-    if task.process is t.process or TRACED in task.data or task.process.exiting:
+    if task.process is t.process or is_traced(task) or task.process.exiting:
         return -errno.EPERM
     tracees.begin(task, t.process, seized=seize, options=a[3] if seize else 0)
     if not seize:

@@ -27,7 +27,7 @@ SYSGOOD, EXITKILL = 1, 1 << 20
 CALL = 0x80
 
 #: Key of Task.data: how it is traced; of Process.data: those that it traces, by number, and those that have ended.
-TRACED, TRACEES, ENDED = "traced", "tracees", "ended tracees"
+_TRACED, TRACEES, ENDED = "traced", "tracees", "ended tracees"
 #: Key of Task.data: the flags of the clone(2) that it makes, without CLONE_UNTRACED.
 FLAGS = "flags of a clone"
 #: Number of a call that has begun, until the supervisor hears of it.
@@ -95,14 +95,25 @@ class Ended:
     status: int
 
 
+def is_traced(task: Task) -> bool:
+    """Whether a process of the guest traces a thread."""
+    return _TRACED in task.data
+
+
 def of(task: Task) -> Traced | None:
     """How a thread is traced, if it is."""
-    return task.data.get(TRACED)
+    return task.data.get(_TRACED)
+
+
+def known(task: Task) -> Traced:
+    """How a thread is traced that is."""
+    traced: Traced = task.data[_TRACED]
+    return traced
 
 
 def request(task: Task) -> int:
     """The request by which a thread goes on."""
-    traced = task.data.get(TRACED)
+    traced = of(task)
     if traced is None:
         return CONT
     return SYSCALL if traced.begun >= 0 else traced.mode
@@ -110,26 +121,26 @@ def request(task: Task) -> int:
 
 def tracer(task: Task) -> int:
     """The number of the process that traces a thread, 0 if none does."""
-    traced = task.data.get(TRACED)
+    traced = of(task)
     return traced.tracer.pid if traced is not None else 0
 
 
 def traces(process: Process, task: Task | None) -> bool:
     """Whether a thread is traced by a process."""
-    traced = task.data.get(TRACED) if task is not None else None
+    traced = of(task) if task is not None else None
     return traced is not None and traced.tracer is process
 
 
 def begin(task: Task, tracer: Process, *, seized: bool, options: int = 0) -> Traced:
     """A process traces a thread from now on."""
-    traced = task.data[TRACED] = Traced(tracer, task, seized, options)
+    traced = task.data[_TRACED] = Traced(tracer, task, seized, options)
     tracer.data.setdefault(TRACEES, {})[task.tid] = traced
     return traced
 
 
 def release(task: Task) -> None:
     """A thread has no tracer any more."""
-    traced = task.data.pop(TRACED)
+    traced = task.data.pop(_TRACED)
     traced.tracer.data[TRACEES].pop(task.tid, None)
 
 
@@ -203,19 +214,19 @@ def after_death(m: Machine, task: Task, status: int | None = None) -> None:
 
     A process's first thread counts when the whole process is gone.
     """
-    if not task.data or TRACED not in task.data:
+    if not task.data or not is_traced(task):
         return
     if status is None or task.tid != task.process.pid:
         _end(m, task, status)
     else:
-        task.data[TRACED].stop = None
+        known(task).stop = None
         task.process.data[_LEADER] = task
 
 
 def after_exit(m: Machine, process: Process) -> None:
     """A process is gone: those that it traced go on, with the signals that they were stopped by, but SIGSTOP."""
     leader: Task | None = process.data.pop(_LEADER, None)
-    if leader is not None and TRACED in leader.data:
+    if leader is not None and is_traced(leader):
         _end(m, leader, process.status)
     for traced in list(process.data.get(TRACEES, {}).values()):
         task, stop = traced.task, traced.stop
@@ -231,7 +242,7 @@ def after_exit(m: Machine, process: Process) -> None:
 
 
 def _end(m: Machine, task: Task, status: int | None) -> None:
-    process = task.data[TRACED].tracer
+    process = known(task).tracer
     release(task)
     if status is not None and (task.tid != task.process.pid or task.process.parent is not process):
         process.data.setdefault(ENDED, []).append(Ended(task, status))

@@ -17,7 +17,7 @@ from detbox.handlers import limits, timers
 from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
 from detbox.machine.clock import WINDOW
-from detbox.machine.tracees import TRACED
+from detbox.machine.tracees import is_traced
 from detbox.supervisor import arming, signals
 from detbox.supervisor.copying import LEFT, Copying
 from detbox.supervisor.following import SHOWN, Following
@@ -116,7 +116,7 @@ class Counting:
 
     def after_look(self, task: Task) -> None:
         """A thread has looked at a clock, and it is time to measure what it does between its looks."""
-        if TRACED in task.data:
+        if is_traced(task):
             task.cpu.measure_at = task.cpu.looks + WINDOW
         elif FORESEEN in task.data:
             self.rising.after_look(task)
@@ -174,7 +174,7 @@ class Counting:
 
     def before_signal(self, task: Task) -> None:
         """A stopped thread is about to go on, maybe into a signal handler: it is to stop there."""
-        if TRACED in task.data or not self.others.concerned(task) and not task.data.get(LEFT):
+        if is_traced(task) or not self.others.concerned(task) and not task.data.get(LEFT):
             return
         if not task.data.get(LEFT) and self._begin(task) and not task.data[STRETCH].others:
             task.process.data[_BUDGET] -= 1
@@ -183,7 +183,7 @@ class Counting:
 
     def _begin(self, task: Task) -> bool:
         """Begin a stretch if a timer's signal is due, or others wait."""
-        if TRACED in task.data:
+        if is_traced(task):
             return False
         due = self._due(task)
         if due is None:
@@ -211,7 +211,7 @@ class Counting:
     def on_pause(self, task: Task) -> bool:
         """A thread is stopped in its own code; True if it is counted, and has been dealt with."""
         left = task.data.pop(LEFT, 0) or self.gauging.left(task)
-        if not left or TRACED in task.data or signals.restarts(task):
+        if not left or is_traced(task) or signals.restarts(task):
             return False
         self.copying.begin(task, left)
         return True

@@ -14,7 +14,7 @@ from detbox.counted.translate import CALL_WEIGHT
 from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
 from detbox.machine.clock import FIRST_MEASURE, NEVER
-from detbox.machine.tracees import TRACED
+from detbox.machine.tracees import is_traced
 from detbox.records import record
 from detbox.supervisor import signals
 from detbox.supervisor.copying import LEFT
@@ -84,7 +84,7 @@ class Following:
             decision = handler(m, task, arguments)
             program = self._program(task)
             program.looks += 1
-            free = GAUGE not in task.data and TRACED not in task.data
+            free = GAUGE not in task.data and not is_traced(task)
             if program.looks > LOOKS and free and self._allowed(program) and not self._counted(task):
                 self._begin(task)
             return decision

@@ -20,9 +20,10 @@ from detbox.handlers import dispositions
 from detbox.kernel import _native, registers, siginfo
 from detbox.kernel.mappings import mappings
 from detbox.kernel.numbers import NUMBERS
+from detbox.machine import tracees
 from detbox.machine.clock import BOOT_NS
 from detbox.machine.creds import CAP_SYS_PTRACE
-from detbox.machine.tracees import TRACED
+from detbox.machine.tracees import is_traced
 from detbox.supervisor import again, guestclock, injection, placing, signals
 from detbox.supervisor.hotsites import ROUTINE, HotSites
 from detbox.supervisor.memory import peek
@@ -125,7 +126,7 @@ class Image:
         key = again.key(st, parsed[1])
         known = self._known.get(key)
         # Who traces the program is told of its beginning when it is ready.
-        if known is not None and TRACED not in task.data and known.begin(self.sup, task, rewritten):
+        if known is not None and not is_traced(task) and known.begin(self.sup, task, rewritten):
             data[OWN_MEMORY] = known.own.area, known.own.interpreter
             return True
         plan, has_area, shown = self._own_memory(m, task, st, parsed[1])
@@ -210,7 +211,7 @@ class Image:
 
     def _set_user_ids(self, m: Machine, task: Task, st: os.stat_result) -> bool:
         """What a set-user-ID program does to the virtual credentials; whether privileges were gained."""
-        owner, mode, traced = m.inodes.of(st), st.st_mode, task.data.get(TRACED)
+        owner, mode, traced = m.inodes.of(st), st.st_mode, tracees.of(task)
         if traced is not None and not traced.tracer.creds.capable(CAP_SYS_PTRACE, task.process.creds.space):
             mode &= ~(S_ISUID | S_ISGID)
         return task.process.creds.on_exec(mode, owner.uid, owner.gid)

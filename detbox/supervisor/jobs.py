@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from detbox.handlers import ptys
 from detbox.kernel import _native
 from detbox.machine.io import KERNEL_SIGNALS, SIGNALS_SEEN, THREAD_SIGNALS
-from detbox.machine.tracees import TRACED
+from detbox.machine.tracees import is_traced
 from detbox.supervisor import signals, tracing
 from detbox.supervisor.task import Process, State, Task
 
@@ -79,7 +79,7 @@ class Jobs:
         self._notify_parent(process)
 
     def _proceed(self, task: Task) -> None:
-        if TRACED not in task.data or not tracing.asked(self.sup, task):
+        if not is_traced(task) or not tracing.asked(self.sup, task):
             self.sup.proceed(task)
 
     def _notify_parent(self, process: Process) -> None:

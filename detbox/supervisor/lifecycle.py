@@ -18,7 +18,7 @@ from detbox.kernel.numbers import NUMBERS
 from detbox.machine import tracees
 from detbox.machine.limits import TASKS_AT_MOST
 from detbox.machine.rng import RandomStream
-from detbox.machine.tracees import EVENT_VFORK, TRACED
+from detbox.machine.tracees import EVENT_VFORK, is_traced
 from detbox.supervisor import injection, signals, tracing
 from detbox.supervisor.task import EXECUTED_AS, AddressSpace, Process, State, Task, kept_name
 
@@ -83,7 +83,7 @@ def after_clone(sup: Supervisor, parent: Task, child: Task) -> None:
 
 def born(sup: Supervisor, child: Task) -> None:
     """A new thread's turn has come."""
-    if TRACED in child.data:
+    if is_traced(child):
         tracing.born(sup, child)
     else:
         sup.counting.on_birth(child)
@@ -198,7 +198,7 @@ def begin(sup: Supervisor, task: Task) -> None:
         injection.leave(task, status)
     elif sup.image.prepare(sup.m, task, start):
         return
-    if TRACED in task.data:
+    if is_traced(task):
         tracing.executed(sup, task)
     else:
         sup.cont(task, 0)
@@ -262,7 +262,7 @@ def leader_gone(sup: Supervisor, leader: Task) -> None:
     The kernel reports its exit only after theirs (delay_group_leader); until then it is a zombie.
     """
     while not signals.is_zombie(sup.m, leader):
-        if TRACED in leader.data:
+        if is_traced(leader):
             tracing.pass_exit(leader)
         time.sleep(0.0001)
     leader.process.data["leader_gone"] = True

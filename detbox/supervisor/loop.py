@@ -28,7 +28,7 @@ from detbox.machine.tracees import (
     EVENT_FORK,
     EVENT_STOP,
     EVENT_VFORK,
-    TRACED,
+    is_traced,
 )
 from detbox.policy.later import call_table
 from detbox.scheduler.core import turn_length
@@ -335,7 +335,7 @@ class Supervisor:
                 self.proceed(task)
             return
         signals.repair(self.m, task, signo, info)
-        if TRACED in task.data:
+        if is_traced(task):
             tracing.takes_signal(self, task, signo)
         else:
             self.deliver(task, signo)
@@ -355,13 +355,13 @@ class Supervisor:
         if look is not None:
             self.look(task, look)
         if signo in STOP_SIGNALS:
-            if TRACED in task.data:
+            if is_traced(task):
                 tracing.group_stop(self, task, signo)
             else:
                 self.jobs.on_stop(task, signo)
         elif task.state is State.STOPPED:
             self.jobs.on_trap(task)
-        elif TRACED in task.data and tracing.asked(self, task):
+        elif is_traced(task) and tracing.asked(self, task):
             return
         elif look is not None:
             self.proceed(task)

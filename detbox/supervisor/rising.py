@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from detbox.kernel.numbers import NUMBERS
 from detbox.machine.clock import FIRST_MEASURE, NEVER, TURNS
-from detbox.machine.tracees import TRACED
+from detbox.machine.tracees import is_traced
 from detbox.records import field, record
 from detbox.supervisor.following import SHOWN, FollowingOn
 from detbox.supervisor.gauge import COPY_US, GAUGE, TOO_LITTLE, Gauge, Rise
@@ -116,7 +116,7 @@ class Rising(FollowingOn):
     def _rises(self, task: Task) -> None:
         """A thread's looks are a loop's, it seems: it may be measuring work."""
         cpu, program = task.cpu, self._program(task)
-        if GAUGE in task.data or FORESEEN in task.data or TRACED in task.data:
+        if GAUGE in task.data or FORESEEN in task.data or is_traced(task):
             return  # it may go on being followed once that is over
         cpu.turns = -1
         if program.counted >= self.most or cpu.measure_at >= NEVER:

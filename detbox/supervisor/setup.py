@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from stat import S_IFREG
 from typing import TYPE_CHECKING, Any
 
 from detbox.decision import CONTINUE, Decision, Park
@@ -10,8 +12,10 @@ from detbox.errors import HostError, UserError
 from detbox.handlers import identity, limits, sysvipc, timers
 from detbox.kernel.numbers import NAMES, NUMBERS
 from detbox.machine import tracees
+from detbox.machine.constants import NAMESPACE_INODES
 from detbox.machine.creds import Creds
-from detbox.machine.files import FileTable, FsContext
+from detbox.machine.files import NSFS, FileTable, FsContext
+from detbox.machine.inodes import VInode
 from detbox.machine.program import Program
 from detbox.machine.rng import RandomStream
 from detbox.recorder.interleaving import Interleaving
@@ -22,6 +26,9 @@ if TYPE_CHECKING:
     from detbox.recorder.real_times import RealTimes
     from detbox.spec import RunSpec
     from detbox.supervisor.loop import Supervisor
+    from detbox.supervisor.machine import Machine
+
+_NSFS_DEV = 0x4
 
 
 def first_process(sup: Supervisor, pid: int) -> None:
@@ -44,6 +51,16 @@ def first_process(sup: Supervisor, pid: int) -> None:
     m.tasks[pid] = task
     sup.main_pid = pid
     sup.running = 1
+    for name, number in NAMESPACE_INODES.items():
+        number_namespace(m, pid, name, number)
+
+
+def number_namespace(m: Machine, pid: int, name: str, number: int) -> None:
+    """Give one of a process's namespaces a number, whatever was known of the inode: the kernel uses those again."""
+    with contextlib.suppress(OSError):
+        st = os.stat(f"{pid}/ns/{name}", dir_fd=m.proc_fd)
+        m.data[NSFS], key = st.st_dev, (st.st_dev, st.st_ino)
+        m.inodes.table[key] = VInode(key, _NSFS_DEV, number, S_IFREG, m.inodes.epoch_ns)
 
 
 def user_ids(user: str) -> tuple[int, int]:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from detbox.decision import CONTINUE, Wake
 from detbox.handlers import signal_room, timers
 from detbox.kernel import _native, siginfo
-from detbox.machine.tracees import TRACED
+from detbox.machine import tracees
+from detbox.machine.tracees import is_traced
 from detbox.spin.stepper import OFFSET, register
 from detbox.supervisor.task import Process, State, Task
 
@@ -62,7 +63,7 @@ class Pending(NamedTuple):
 
 def effective(task: Task, sets: Pending) -> int:
     """Signals that would do something if they were delivered: all of them, to who is traced."""
-    return ~0 if TRACED in task.data else sets.effective()
+    return ~0 if is_traced(task) else sets.effective()
 
 
 def pending(m: Machine, task: Task) -> Pending:
@@ -179,7 +180,7 @@ def _end_wait(m: Machine, task: Task, result: int) -> None:
             sets = pending(m, task)
         except (OSError, ValueError):
             sets = None
-        traced = task.data.get(TRACED)
+        traced = tracees.of(task)
         stopping = task.process.job_stop or (traced is not None and traced.asked)
         if sets is not None and not stopping and not (sets.private | sets.shared) & ~sets.blocked:
             m.redo(task)

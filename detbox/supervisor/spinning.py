@@ -19,7 +19,7 @@ from detbox.decision import Decision, Park, Wake
 from detbox.handlers import dispositions
 from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
-from detbox.machine.tracees import TRACED
+from detbox.machine.tracees import is_traced
 from detbox.records import field, record
 from detbox.spin import (
     LoopTable,
@@ -308,7 +308,7 @@ class Spinning:
 
     @staticmethod
     def _probe(task: Task, where: int) -> None:
-        left = task.process.data.get("spin_probes", 0) if TRACED not in task.data else 0
+        left = task.process.data.get("spin_probes", 0) if not is_traced(task) else 0
         if left and not task.data.get(_PROBE):
             task.process.data["spin_probes"] = left - 1
             _native.ptrace_request(signals.PTRACE_INTERRUPT, task.tid, 0, 0)

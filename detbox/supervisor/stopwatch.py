@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from detbox.handlers import clocks
 from detbox.kernel.numbers import NUMBERS
 from detbox.machine.clock import FIRST_MEASURE
-from detbox.machine.tracees import TRACED
+from detbox.machine.tracees import is_traced
 from detbox.records import field, record
 from detbox.supervisor.following import SHOWN, FollowingOn
 from detbox.supervisor.gauge import COPY_US, GAUGE, LEAST, MOST_AT_ONCE, TOO_LITTLE, Gauge
@@ -115,7 +115,7 @@ class Stopwatch(FollowingOn):
         if whole.rest:
             return
         cpu.timing += 1
-        if GAUGE in task.data or TRACED in task.data or cpu.timing >= FIRST_MEASURE or program.unable:
+        if GAUGE in task.data or is_traced(task) or cpu.timing >= FIRST_MEASURE or program.unable:
             return
         program.looks += 1
         if program.looks <= FIRST:

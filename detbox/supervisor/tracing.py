@@ -32,7 +32,6 @@ from detbox.machine.tracees import (
     SYSCALL,
     SYSEMU,
     SYSGOOD,
-    TRACED,
     UNSEEN,
     Kind,
     Stop,
@@ -79,7 +78,7 @@ def _event(sup: Supervisor, traced: Traced, event: int, then: Callable[[int], No
 
 def takes_signal(sup: Supervisor, task: Task, signo: int) -> None:
     """A thread is about to take a signal."""
-    traced: Traced = task.data[TRACED]
+    traced = tracees.known(task)
     if signo == signal.SIGTRAP and traced.mode == SINGLESTEP:
         _mend_reason(task)
 
@@ -209,7 +208,7 @@ def cloned(sup: Supervisor, parent: Task, child: Task, event: int) -> bool:
 
 def born(sup: Supervisor, task: Task) -> None:
     """A thread that is traced from its first instruction on has its turn."""
-    traced: Traced = task.data[TRACED]
+    traced = tracees.known(task)
     if traced.seized:
         code = signal.SIGTRAP | EVENT_STOP << 8
         _stop(sup, traced, Kind.EVENT, code, lambda given: sup.cont(task, 0), info=event_info(task, code))
@@ -227,7 +226,7 @@ def _given(sup: Supervisor, task: Task, signo: int) -> None:
 
 def executed(sup: Supervisor, task: Task) -> None:
     """A program is ready to begin: what the kernel's stops would be, one after the other."""
-    traced: Traced = task.data[TRACED]
+    traced = tracees.known(task)
     regs = registers.get(task.tid)
     regs.rax, regs.orig_rax = 0, _EXECVE
     registers.put(task.tid, regs)
@@ -321,7 +320,7 @@ def pass_exit(task: Task) -> None:
 
 def interrupt(sup: Supervisor, task: Task) -> None:
     """PTRACE_INTERRUPT, or the attachment to a process that is stopped."""
-    traced: Traced = task.data[TRACED]
+    traced = tracees.known(task)
     traced.asked = True
     _native.ptrace_request(_INTERRUPT, task.tid, 0, 0)
     if task.state is State.PARKED:
@@ -335,7 +334,7 @@ def interrupt(sup: Supervisor, task: Task) -> None:
 
 def asked(sup: Supervisor, task: Task) -> bool:
     """A thread has stopped that may have been asked to, or that SIGCONT has reached; True if its tracer is told."""
-    traced: Traced = task.data[TRACED]
+    traced = tracees.known(task)
     if not traced.asked or not traced.seized:
         return False
     code = signal.SIGTRAP | EVENT_STOP << 8
@@ -345,7 +344,7 @@ def asked(sup: Supervisor, task: Task) -> bool:
 
 def group_stop(sup: Supervisor, task: Task, signo: int) -> None:
     """A thread takes part in a stop of its process."""
-    traced, process = task.data[TRACED], task.process
+    traced, process = tracees.known(task), task.process
     if not process.job_stop:
         process.job_stop = signo
         for other in list(process.tasks.values()):

@@ -7,18 +7,14 @@ own the files that they make.  Maps that the guest writes are kept in :mod:`detb
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterable
-from stat import S_IFREG
 from typing import TYPE_CHECKING
 
-from detbox.machine.constants import NAMESPACE_INODES
-from detbox.machine.files import NSFS
-from detbox.machine.inodes import VInode
 from detbox.machine.networks import NETWORK, Network
 from detbox.machine.userspaces import TOP, UserSpace
 from detbox.supervisor.children import call, with_guest
+from detbox.supervisor.setup import number_namespace
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
@@ -27,7 +23,6 @@ if TYPE_CHECKING:
 _CLONE_NEWUSER = 0x10000000
 #: What namespaces of the guest's own are called, in the order in which they are made (the kernel begins there, too).
 _FIRST_NUMBER = 4026532000
-_NSFS_DEV = 0x4
 
 
 class UserSpaces:
@@ -44,21 +39,11 @@ class UserSpaces:
         """The process may be about to make or join namespaces; the first one that does is in the container's."""
         if not self._known:
             self._known[self._inode(process)] = TOP
-            for name, number in NAMESPACE_INODES.items():
-                self._call(process, name, number)
-
-    def _call(self, process: Process, name: str, number: int) -> None:
-        """Give one of its namespaces a number, whatever was known of the inode: the kernel uses those again."""
-        inodes = self._m.inodes
-        with contextlib.suppress(OSError):
-            st = os.stat(f"{process.pid}/ns/{name}", dir_fd=self._m.proc_fd)
-            self._m.data[NSFS], key = st.st_dev, (st.st_dev, st.st_ino)
-            inodes.table[key] = VInode(key, _NSFS_DEV, number, S_IFREG, inodes.epoch_ns)
 
     def number(self, process: Process, names: Iterable[str]) -> None:
         """The process has been put in new namespaces of these kinds."""
         for name in names:
-            self._call(process, name, self._next)
+            number_namespace(self._m, process.pid, name, self._next)
             self._next += 1
             if name == "net":
                 self._networks[self._inode(process, name)] = process.network

@@ -70,6 +70,10 @@ THREAD = Level(row for row in tasks.ROWS if row.only != "process")
 NET = Level(net.ROWS)
 
 
+#: For those alone who may debug the process (proc_mem_open() in fs/proc/base.c).
+_OF_DEBUGGERS = frozenset(("mem", "maps", "smaps", "smaps_rollup", "numa_maps", "environ", "auxv", "pagemap"))
+
+
 class Place(NamedTuple):
     """A procfs path taken apart: its level, the name within it, and the task that it is about."""
 
@@ -107,12 +111,12 @@ def place(path: bytes, view: MachineView) -> Place | None:
 
 
 def render(
-    path: bytes, view: MachineView, reader: Reader, *, write: bool = False, memory: Callable[[], bool] = lambda: False
+    path: bytes, view: MachineView, reader: Reader, *, write: bool = False, memory: Callable[[], bool] = lambda: True
 ) -> Answer:
     """What an open of ``path`` (canonical, below /proc) gives.
 
     ``reader(path)`` returns the real bytes of a procfs file.  ``write``: the open asks for write access.
-    ``memory()``: whether who opens may debug the process, whose memory is open then.
+    ``memory()``: whether who opens may debug the process, whose memory, and what is in it, is open then.
     Never raises for a well-formed view; a reader's OSError becomes a refusal with its errno.
     """
     where = place(path, view)
@@ -126,6 +130,8 @@ def render(
     if row.refuse:
         return Refused(row.refuse)
     query = Query(path, view, reader, where.process, where.thread)
+    if row.name in _OF_DEBUGGERS and not query.process.hidden and not memory():
+        return Refused(errno.EACCES)
     if write:
         return _open_for_writing(row, query, memory)
     if row.render is not None:
@@ -147,8 +153,6 @@ def _real(row: Row, query: Query, memory: Callable[[], bool]) -> Answer:
     owner = query.process_or_none
     if owner is not None and owner.hidden:
         return Synthetic(process.cmdline(query)) if row.name == "cmdline" else Refused(errno.EACCES)
-    if row.name == "mem" and (owner is None or not memory()):
-        return Refused(errno.EACCES)
     return RealFile()
 
 

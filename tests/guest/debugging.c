@@ -159,30 +159,21 @@ static int makes_one_call(void)
 /* A call can be made another one, or none. */
 static void changes_calls(void)
 {
-    pid_t pid = traced_child(makes_one_call, 0);
-    CHECK(next_stop(CALLS, pid) == SIGTRAP);
-    struct user_regs_struct regs = regs_of(pid);
-    regs.orig_rax = SYS_dup;
-    regs.rdi = 1 << 20;
-    set_regs(pid, regs);
-    CHECK(next_stop(CALLS, pid) == SIGTRAP);
-    regs = regs_of(pid);
-    CHECK((long)regs.rax == -EBADF);
-    regs.rax = 7;
-    set_regs(pid, regs);
-    ends(pid, 7);
-
-    pid = traced_child(makes_one_call, 0);
-    CHECK(next_stop(CALLS, pid) == SIGTRAP);
-    regs = regs_of(pid);
-    regs.orig_rax = (unsigned long)-1;
-    set_regs(pid, regs);
-    CHECK(next_stop(CALLS, pid) == SIGTRAP);
-    regs = regs_of(pid);
-    CHECK((long)regs.rax == -ENOSYS);
-    regs.rax = 8;
-    set_regs(pid, regs);
-    ends(pid, 8);
+    const struct { unsigned long number; long result; } others[] = {{SYS_dup, -EBADF}, {(unsigned long)-1, -ENOSYS}};
+    for (int i = 0; i < 2; i++) {
+        pid_t pid = traced_child(makes_one_call, 0);
+        CHECK(next_stop(CALLS, pid) == SIGTRAP);
+        struct user_regs_struct regs = regs_of(pid);
+        regs.orig_rax = others[i].number;
+        regs.rdi = 1 << 20;
+        set_regs(pid, regs);
+        CHECK(next_stop(CALLS, pid) == SIGTRAP);
+        regs = regs_of(pid);
+        CHECK((long)regs.rax == others[i].result);
+        regs.rax = 7 + i;
+        set_regs(pid, regs);
+        ends(pid, 7 + i);
+    }
     note("calls changed\n");
 }
 

@@ -120,6 +120,20 @@ def alone(outside, name):
         assert datagram.recvfrom(2) == (b"z", datagram.getsockname())
     assert any("127.0.0.1" in line for line in table("fib_trie"))
 
+    # A group of receivers.
+    group, port = "224.1.1.1", 5007
+    members = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2)]
+    for member, where in zip(members, (group, ""), strict=True):
+        member.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        member.bind((where, port))
+        joined = socket.inet_aton(group) + socket.inet_aton("127.0.0.1")
+        member.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, joined)
+    sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    assert ask(sender.sendto, b"nowhere", (group, port)) == "ENETUNREACH"
+    sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1"))
+    sender.sendto(b"to all", (group, port))
+    assert [member.recv(10) for member in members] == [b"to all"] * 2
+
     # Another address of the same device.
     ten = socket.inet_aton("10.1.2.3")
     attributes = struct.pack("<HH4sHH4s", 8, 1, ten, 8, 2, ten)

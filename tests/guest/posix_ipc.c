@@ -1,5 +1,6 @@
 /* POSIX message queues, named shared memory and named semaphores. */
 #include "guest.h"
+#include <grp.h>
 #include <mqueue.h>
 #include <semaphore.h>
 
@@ -67,6 +68,38 @@ static void notified(void)
     CHECK(mq_close(queue) == 0 && mq_unlink("/guest-told") == 0);
 }
 
+/* A queue belongs to who makes it, and its directory to root. */
+static void owned(void)
+{
+    if (geteuid() != 0)
+        return;
+    mqd_t queue = mq_open("/guest-private", O_CREAT | O_EXCL | O_RDWR, 0640, NULL);
+    if (queue == (mqd_t)-1 && errno == ENOSYS)
+        return;
+    pid_t pid = fork();
+    if (pid == 0) {
+        CHECK(setgroups(0, NULL) == 0 && setresgid(0, 0, 0) == 0 && setresuid(1234, 1234, 1234) == 0);
+        CHECK(mq_open("/guest-private", O_RDONLY) != (mqd_t)-1);
+        FAILS((int)mq_open("/guest-private", O_RDWR), EACCES);
+        FAILS((int)mq_open("/guest-private", O_RDWR | O_CREAT | O_EXCL, 0600, NULL), EEXIST);
+        FAILS(mq_unlink("/guest-private"), EACCES); /* glibc's for EPERM */
+        CHECK(mq_open("/guest-theirs", O_CREAT | O_EXCL | O_WRONLY, 0200, NULL) != (mqd_t)-1);
+        FAILS((int)mq_open("/guest-theirs", O_RDONLY), EACCES);
+        CHECK(mq_open("/guest-theirs", O_WRONLY) != (mqd_t)-1);
+        _exit(0);
+    }
+    reap(pid, 0);
+    pid = fork();
+    if (pid == 0) {
+        CHECK(setresuid(1235, 1235, 1235) == 0);
+        FAILS((int)mq_open("/guest-theirs", O_WRONLY), EACCES);
+        FAILS(mq_unlink("/guest-theirs"), EACCES);
+        _exit(0);
+    }
+    reap(pid, 0);
+    CHECK(mq_close(queue) == 0 && mq_unlink("/guest-private") == 0 && mq_unlink("/guest-theirs") == 0);
+}
+
 static void semaphore_and_memory(void)
 {
     int fd = shm_open("/guest-memory", O_CREAT | O_EXCL | O_RDWR, 0600);
@@ -97,6 +130,7 @@ int main(void)
 {
     queues();
     notified();
+    owned();
     semaphore_and_memory();
     return done();
 }

@@ -114,6 +114,9 @@ def test_memory_is_open_to_who_may_debug_the_process(allowed: bool) -> None:
         answer = proc.render(b"/proc/17/mem", machine(), reader, write=write, memory=lambda: allowed)
         assert answer == (RealFile() if allowed else Refused(errno.EACCES))
     assert proc.render(b"/proc/1/mem", machine(), reader, memory=lambda: True) == Refused(errno.EACCES)
+    for name in (b"maps", b"smaps", b"environ", b"auxv"):
+        answer = proc.render(b"/proc/17/" + name, machine(), reader, memory=lambda: allowed)
+        assert (answer == Refused(errno.EACCES)) is not allowed
 
 
 def test_a_thread_has_a_directory_of_its_own_number() -> None:
