@@ -505,6 +505,22 @@ static PyObject *get_siginfo(PyObject *self, PyObject *args)
 	return PyBytes_FromStringAndSize((char *)&si, sizeof si);
 }
 
+/* signals_queued(tid): whether a signal waits, blocked or not, for a thread that is in a ptrace stop, or for its process.
+ * What has been sent without what it tells (more than RLIMIT_SIGPENDING) is not seen. */
+static PyObject *signals_queued(PyObject *self, PyObject *args)
+{
+	int tid;
+	siginfo_t si;
+	if (!PyArg_ParseTuple(args, "i", &tid)) return NULL;
+	for (unsigned flags = 0; flags <= PTRACE_PEEKSIGINFO_SHARED; flags++) {
+		struct __ptrace_peeksiginfo_args what = {.off = 0, .flags = flags, .nr = 1};
+		long found = ptrace(PTRACE_PEEKSIGINFO, tid, &what, &si);
+		if (found < 0) return fail();
+		if (found > 0) Py_RETURN_TRUE;
+	}
+	Py_RETURN_FALSE;
+}
+
 static PyObject *set_siginfo(PyObject *self, PyObject *args)
 {
 	int tid;
@@ -1122,6 +1138,7 @@ static PyMethodDef methods[] = {
 	{"seize", seize, METH_VARARGS, NULL},
 	{"event_message", event_message, METH_VARARGS, NULL},
 	{"get_siginfo", get_siginfo, METH_VARARGS, NULL},
+	{"signals_queued", signals_queued, METH_VARARGS, NULL},
 	{"set_siginfo", set_siginfo, METH_VARARGS, NULL},
 	{"get_sigmask", get_sigmask, METH_VARARGS, NULL},
 	{"set_sigmask", set_sigmask, METH_VARARGS, NULL},

