@@ -13,7 +13,7 @@ from detbox.machine.creds import CAP_SYS_PTRACE
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
-    from detbox.supervisor.task import Args, Task
+    from detbox.supervisor.task import Args, Process, Task
 
 _PAGE = 4096
 
@@ -39,19 +39,24 @@ def _vectors(t: Task, a: Args) -> tuple[Segments, Segments]:
 
 
 def debuggable(m: Machine, t: Task, number: int) -> Task:
-    """The thread that is meant, if the caller may debug it (``__ptrace_may_access``); OSError."""
+    """The thread that is meant, if the caller may debug it; OSError."""
     pid = signed(number, 32)
     if pid == 1:
         raise OSError(EPERM, "the supervisor")
     other = m.tasks.get(pid)
     if other is None:
         raise OSError(ESRCH, "no such thread")
-    mine, its = t.process.creds, other.process.creds
-    same = {mine.ruid} == {its.ruid, its.euid, its.suid} and {mine.rgid} == {its.rgid, its.egid, its.sgid}
-    same = same and mine.space is its.space and not its.permitted & ~mine.permitted  # cap_ptrace_access_check()
-    if t.process is not other.process and not same and not mine.capable(CAP_SYS_PTRACE, its.space):
+    if not may_debug(t, other.process):
         raise OSError(EPERM, "another user's process")
     return other
+
+
+def may_debug(t: Task, other: Process) -> bool:
+    """``__ptrace_may_access()`` and ``cap_ptrace_access_check()``."""
+    mine, its = t.process.creds, other.creds
+    same = {mine.ruid} == {its.ruid, its.euid, its.suid} and {mine.rgid} == {its.rgid, its.egid, its.sgid}
+    same = same and mine.space is its.space and not its.permitted & ~mine.permitted
+    return t.process is other or same or mine.capable(CAP_SYS_PTRACE, its.space)
 
 
 def _copied(source: Task, from_: Segments, target: Task, to: Segments) -> int:

@@ -77,8 +77,8 @@ def pidfd_send_signal(m: Machine, t: Task, a: Args) -> Decision:
 def _to_thread(m: Machine, t: Task, tid: int, signo: int) -> Decision:
     if tid == INIT:
         return -errno.EPERM
-    if tid == t.tid and signo < signal_room.REALTIME:
-        return CONTINUE
+    if tid == t.tid:
+        return CONTINUE if signo < signal_room.REALTIME or signal_room.room(m, t.process) else -errno.EAGAIN
     target = m.tasks.get(tid)
     return _send(m, t, signo, lambda: [target.process] if target is not None else [])
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from detbox.handlers import locked_memory, networks, signal_room
 from detbox.handlers.identity import uts_names
 from detbox.handlers.limits import limits_of
-from detbox.handlers.other_memory import debuggable
+from detbox.handlers.other_memory import may_debug
 from detbox.machine import constants, tracees
 from detbox.machine import inodes as inodes_module
 from detbox.machine.clock import CpuTime, user_and_system
@@ -203,11 +203,8 @@ def synth_open(m: Machine, task: Task, path: bytes, fd: int, flags: int) -> int:
 
 def _may_debug(m: Machine, task: Task, path: bytes) -> bool:
     """Whether a thread may read the memory of the process that a path of the container's procfs is about."""
-    try:
-        debuggable(m, task, int(path.split(b"/")[2]))
-    except OSError:
-        return False
-    return True
+    process = m.process_of(int(path.split(b"/")[2]))
+    return process is not None and may_debug(task, process)
 
 
 def _view_in(m: Machine, task: Task, dev: int) -> tuple[MachineView, Callable[[bytes], bytes]]:
