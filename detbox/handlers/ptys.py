@@ -87,9 +87,11 @@ def note(m: Machine, t: Task, fd: int, own: int) -> None:
 def _other_side(m: Machine, own: int) -> int:
     """A borrowed descriptor of the other side, -1 if no process has it open."""
     side, number = _side(own)
-    if number < 0:
-        return -1
-    wanted = ("slave" if side == "master" else "master", number)
+    return -1 if number < 0 else _find(m, ("slave" if side == "master" else "master", number))
+
+
+def _find(m: Machine, wanted: tuple[str, int]) -> int:
+    """A borrowed descriptor of this side, -1 if no process has it open."""
     known = io_state(m).terminals.get(wanted)
     if known is not None:
         found = _borrow_side(*known, wanted)
@@ -100,6 +102,22 @@ def _other_side(m: Machine, own: int) -> int:
     io_state(m).terminals.update((side, place) for side, place in _sides(m))
     known = io_state(m).terminals.get(wanted)
     return -1 if known is None else _borrow_side(*known, wanted)
+
+
+def slave_number(own: int) -> int:
+    """The number of the pty whose slave side a descriptor is, -1 if it is none or was hung up."""
+    side, number = _side(own)
+    return number if side == "slave" else -1
+
+
+def has_lost_master(m: Machine, own: int, number: int) -> bool:
+    """Whether a slave, once pty ``number``'s, was hung up by the master's closing, and not by vhangup()."""
+    if number < 0 or device(own):
+        return False
+    master = _find(m, ("master", number))
+    if master >= 0:
+        os.close(master)
+    return master < 0
 
 
 def _borrow_side(pid: int, fd: int, wanted: tuple[str, int]) -> int:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import termios
-from errno import EAGAIN
+from errno import EAGAIN, EIO
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, ERESTARTSYS, Decision, Park, Wake
 from detbox.handlers.locks import RECHECK
-from detbox.handlers.ptys import device, is_master, note, put, queued, word
+from detbox.handlers.ptys import device, has_lost_master, is_master, note, put, queued, slave_number, word
 from detbox.handlers.waiting import (
     POLLHUP,
     POLLIN,
@@ -38,24 +38,43 @@ _TIOCGPKT = 0x80045438
 _TENTH_NS = 100_000_000
 
 
-def read_terminal(m: Machine, t: Task, fd: int, segments: Segments) -> Decision:
-    """A line in canonical mode; otherwise everything there is, up to the buffer's size."""
+def read_terminal(m: Machine, t: Task, fd: int, segments: Segments, waited: int = -1) -> Decision:
+    """A line in canonical mode; otherwise everything there is, up to the buffer's size.
+
+    ``waited``: the number of the pty for whose slave side the call has waited.  Who waits when the master closes
+    gets EIO, who reads later the end of the file (drivers/tty/pty.c, pty_close()).
+    """
     own = t.process.files.borrow(t, fd)
     try:
+        if has_lost_master(m, own, waited):
+            return -EIO
         note(m, t, fd, own)
         if _in_background(m, t, own):
             return CONTINUE
         raw = _raw_mode(own)
         if raw is None and (nonblocking(own) or ready(own, POLLIN)):
             return CONTINUE
-        blocks = not nonblocking(own)
+        blocks, pty = not nonblocking(own), slave_number(own)
     finally:
         os.close(own)
     if raw is None:
         return continue_when(
-            m, t, fd, POLLIN, lambda wake: read_terminal(m, t, fd, segments), "read from terminal"
-        )
-    return _read_raw(m, t, fd, segments, raw, blocks)
+            m, t, fd, POLLIN, lambda wake: read_terminal(m, t, fd, segments, pty), "read from terminal",
+            interrupted=lambda: _interrupted(m, t, fd, pty),
+        )  # fmt: skip
+    return _read_raw(m, t, fd, segments, raw, blocks, pty)
+
+
+def _interrupted(m: Machine, t: Task, fd: int, pty: int) -> int:
+    """The answer to a read that has waited when a signal comes, the SIGHUP of the master's closing maybe."""
+    try:
+        own = t.process.files.borrow(t, fd)
+    except OSError:
+        return -ERESTARTSYS
+    try:
+        return -EIO if has_lost_master(m, own, pty) else -ERESTARTSYS
+    finally:
+        os.close(own)
 
 
 def _raw_mode(fd: int) -> tuple[int, int] | None:
@@ -88,7 +107,7 @@ def _in_background(m: Machine, t: Task, fd: int) -> bool:
 
 
 def _read_raw(
-    m: Machine, t: Task, fd: int, segments: Segments, mode: tuple[int, int], blocks: bool
+    m: Machine, t: Task, fd: int, segments: Segments, mode: tuple[int, int], blocks: bool, pty: int
 ) -> Decision:
     """Non-canonical input: VMIN and VTIME as termios(3) has them, in virtual time."""
     minimum, tenths = mode
@@ -118,10 +137,13 @@ def _read_raw(
             # Nothing is taken before all is there: the terminal is not readable with less than VMIN, so that
             # nobody would say when the rest comes.  A buffer smaller than VMIN needs the second look.
             return Park(
-                step, events=(RECHECK,), fds=((own, POLLIN),), why=f"read from terminal descriptor {fd}"
-            )
+                step, events=(RECHECK,), fds=((own, POLLIN),), interrupted=lambda: _interrupted(m, t, fd, pty),
+                why=f"read from terminal descriptor {fd}",
+            )  # fmt: skip
         before = done
         more = collect(own)
+        if wake is not None and not done and has_lost_master(m, own, pty):
+            more = -EIO
         timed_out = wake is not None and wake.kind == "deadline"
         enough = done >= max(minimum, 1) or more <= 0 or timed_out or (minimum == 0 and (done or not tenths))
         if enough or not blocks:
@@ -133,7 +155,7 @@ def _read_raw(
         if tenths and (minimum == 0 or done):
             deadline = m.clock.now + tenths * _TENTH_NS if done > before or wake is None else None
         return Park(
-            step, fds=((own, POLLIN),), deadline=deadline, interrupted=lambda: done or -ERESTARTSYS,
+            step, fds=((own, POLLIN),), deadline=deadline, interrupted=lambda: done or _interrupted(m, t, fd, pty),
             why=f"read from terminal descriptor {fd}",
         )  # fmt: skip
 

@@ -15,6 +15,40 @@ static void on_resize(int number)
         hung_up++;
 }
 
+/* What a read of the slave gives that waits when the master is closed: EIO, and the end of the file from then on. */
+static void closed(cc_t minimum, int session)
+{
+    int master, slave, ready[2];
+    char text[16];
+    struct termios modes;
+    CHECK(openpty(&master, &slave, NULL, NULL, NULL) == 0 && pipe(ready) == 0);
+    if (minimum) {
+        CHECK(tcgetattr(slave, &modes) == 0);
+        cfmakeraw(&modes);
+        modes.c_cc[VMIN] = minimum;
+        CHECK(tcsetattr(slave, TCSANOW, &modes) == 0);
+    }
+    pid_t pid = fork();
+    if (pid == 0) {
+        close(master);
+        hung_up = 0;
+        on_signal(SIGHUP, on_resize, 0);
+        if (session) CHECK(setsid() == getpid() && ioctl(slave, TIOCSCTTY, 0) == 0);
+        CHECK(write(ready[1], "x", 1) == 1);
+        CHECK(read(slave, text, sizeof text) == -1 && errno == EIO);
+        CHECK(hung_up == session);
+        CHECK(read(slave, text, sizeof text) == 0);
+        _exit(3);
+    }
+    close(slave);
+    CHECK(read(ready[0], text, 1) == 1);
+    sleep_ms(100);
+    close(master);
+    reap(pid, 3);
+    close(ready[0]);
+    close(ready[1]);
+}
+
 int main(void)
 {
     int master, slave;
@@ -64,5 +98,9 @@ int main(void)
     CHECK(read(master, text, sizeof text) == 5 && memcmp(text, "sized", 5) == 0);
     close(master);
     reap(pid, 3);
+    closed(0, 0);
+    closed(0, 1);
+    closed(1, 0);
+    closed(5, 1);
     return done();
 }
