@@ -26,8 +26,9 @@ STAMP_NS = 1_000
 #: Of the looks that a thread makes by itself every so many-th is a call, lest others wait for their turns; the price
 #: of looks changes at calls alone.
 WINDOW = 256
-#: What such a call uses up of the thread's turn.
-WINDOW_WEIGHT = 16
+#: What such a call uses up of the thread's turn: so many looks take as long as a turn of other calls, and who makes
+#: them may be waiting for another thread, by memory.
+WINDOW_WEIGHT = 256
 #: Looks in a row after which each one is a call, to see whether they come from a loop; then it is measured how much the
 #: thread computes between them (supervisor/gauging.py): that much time passes from one to the next.
 FIRST_MEASURE = 8

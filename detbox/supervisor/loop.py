@@ -328,7 +328,7 @@ class Supervisor:
         if signo in (signal.SIGSEGV, signal.SIGILL, signal.SIGTRAP) and self.image.trapped(task, signo, info):
             # Who waits by looking at the time stamp counter makes no calls.  Other traps depend on the processor.
             if task.cpu.looks != looks:
-                task.quantum -= WINDOW_WEIGHT if task.cpu.looks % WINDOW == WINDOW - 1 else 1
+                task.quantum -= WINDOW_WEIGHT if looks % WINDOW == WINDOW - 1 else 1
             if task.data and tracing.stepped(self, task):
                 return
             if task.quantum > 0 or not self.turn_ends(task, self.proceed):

@@ -1,5 +1,6 @@
 /* A look at the clock is the same whether the guest makes it by itself or by a system call, and both are one clock. */
 #include "guest.h"
+#include <x86intrin.h>
 
 /* Fewer than make detbox measure what the program does between them. */
 enum { LOOKS = 4 };
@@ -146,6 +147,31 @@ static void processes(void)
     note("at the end %lld\n", (long long)*shared);
 }
 
+enum { ROUNDS = 40 };
+
+static int64_t by_counter(void) { return (int64_t)__rdtsc(); }
+
+/* Processes that wait for each other by memory, and look at a clock meanwhile, as those of MPI do: each has its turn
+   after some looks of the other one. */
+static void by_turns(int64_t (*look)(void))
+{
+    atomic_int *turn = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(turn != MAP_FAILED);
+    int64_t start = called_clock_ns(CLOCK_MONOTONIC);
+    pid_t child = fork();
+    int own = child == 0;
+    for (int i = 0; i < ROUNDS; i++) {
+        while (*turn % 2 != own) CHECK(look() > 0);
+        begin_anew();
+        ++*turn;
+    }
+    if (own) _exit(3);
+    reap(child, 3);
+    int64_t took = called_clock_ns(CLOCK_MONOTONIC) - start;
+    note("%d turns took %lld\n", *turn, (long long)took);
+    CHECK(*turn == 2 * ROUNDS && took < 1000 * MS);
+}
+
 static void hidden(void)
 {
     char line[1024];
@@ -162,6 +188,8 @@ int main(void)
     other_threads();
     others();
     processes();
+    by_turns(by_itself);
+    by_turns(by_counter);
     hidden();
     puts("EXIT-SUCCESS");
     return 0;
