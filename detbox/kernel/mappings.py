@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 _LINE = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+)(?: +(.*))?\n?")
-
+_EXECUTABLE = re.compile(rb"\S+ ..x")
 
 #: Rights of code that does not change.
 CODE = b"r-xp"
@@ -47,6 +47,11 @@ def mappings(proc_fd: int, tid: int) -> Iterator[Mapping]:
     It is asked by thread: a leader that has exited has none.
     """
     return parse(_lines(proc_fd, tid))
+
+
+def executable_mappings(proc_fd: int, tid: int) -> Iterator[Mapping]:
+    """Those that can be executed: to parse them all takes five times as long.  Raises OSError."""
+    return parse(filter(_EXECUTABLE.match, _lines(proc_fd, tid)))
 
 
 def _lines(proc_fd: int, tid: int) -> list[bytes]:

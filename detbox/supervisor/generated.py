@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from detbox.kernel.mappings import mappings
+from detbox.kernel.mappings import executable_mappings
 from detbox.machine.constants import COPIES
 from detbox.records import record
 from detbox.supervisor.image import OWN_MEMORY
@@ -23,14 +23,17 @@ if TYPE_CHECKING:
 _KEY = "generated code"  # in an address space's data
 #: How often those that were woken go first: at first, and of so many times once.
 ALLOWED, ONE_IN = 256, 16
+#: The first so many times it is looked each time whether there is such code; then after a part of the times so far.
+OFTEN, SELDOM = 64, 8
 
 
 @record
 class _Known:
     """How often somebody has ``woken`` others, and has let them go ``first``; and whether there is memory for code that
-    is in no file."""
+    is in no file, for which it looks the ``next`` time."""
 
     woken: int = 0
+    next: int = 1
     first: int = 0
     generates: bool = False
 
@@ -38,15 +41,16 @@ class _Known:
 def lets_go_first(m: Machine, task: Task) -> bool:
     """Whether those that a thread has woken go first.
 
-    To look for generated code takes as long as some calls do, so that is done for the 1st, 2nd, 4th, 8th … time.
+    To look for generated code takes as long as some calls do, so that is done less and less often.
     """
     known: _Known = task.process.mm.data.setdefault(_KEY, _Known())
     known.woken += 1
-    if not known.generates and known.woken & (known.woken - 1) == 0:
+    if not known.generates and known.woken >= known.next:
+        known.next = known.woken + (1 if known.woken < OFTEN else known.woken // SELDOM)
         own = (COPIES, task.process.data.get(OWN_MEMORY, (0, 0)))
         known.generates = any(
-            each.perms[2:3] == b"x" and not each.ino and not each.name and not any(a <= each.start < b for a, b in own)
-            for each in mappings(m.proc_fd, task.tid)
+            not each.ino and not each.name and not any(a <= each.start < b for a, b in own)
+            for each in executable_mappings(m.proc_fd, task.tid)
         )
     if not known.generates or known.first >= ALLOWED + known.woken // ONE_IN:
         return False

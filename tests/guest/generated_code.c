@@ -3,7 +3,8 @@
 #include "guest.h"
 #include <linux/futex.h>
 
-enum { ROUNDS = 50 };
+/* Rounds before there is such code, and with it. */
+enum { BEFORE = 23, ROUNDS = 50 };
 
 /* As a virtual machine's interpreter: counts its turns, and does something else in each 2^10th. */
 __asm__(".text\n"
@@ -32,7 +33,7 @@ static void wait_while(atomic_int *word, int value)
 static void *helper(void *unused)
 {
     (void)unused;
-    for (int round = 0; round < ROUNDS; round++) {
+    for (int round = 0; round < BEFORE + ROUNDS; round++) {
         wait_while(&work, round);
         for (uint64_t i = 0; i < 2000000; i++) sum = sum * 6364136223846793005u + i;
         helped++;
@@ -51,18 +52,27 @@ static void *other(void *unused)
     return NULL;
 }
 
+static void wake_helper(int round)
+{
+    state.done = 0;
+    work = round + 1;
+    syscall(SYS_futex, &work, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+}
+
 int main(void)
 {
+    pthread_t helping = start(helper, NULL), running = start(other, NULL);
+    sleep_ms(1);
+    for (int round = 0; round < BEFORE; round++) {
+        wake_helper(round);
+        while (!state.done) sched_yield();
+    }
     char *code = mmap(NULL, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     CHECK(code != MAP_FAILED);
     memcpy(code, waits, (size_t)(waits_end - waits));
     void (*generated)(void *) = (void (*)(void *))code;
-    pthread_t helping = start(helper, NULL), running = start(other, NULL);
-    sleep_ms(1);
-    for (int round = 0; round < ROUNDS; round++) {
-        state.done = 0;
-        work = round + 1;
-        syscall(SYS_futex, &work, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+    for (int round = BEFORE; round < BEFORE + ROUNDS; round++) {
+        wake_helper(round);
         generated(&state);
         CHECK(helped == round + 1);
     }

@@ -48,3 +48,12 @@ def test_own_memory_is_found_by_address() -> None:
         assert every and mappings.mapping_at(proc, os.getpid(), 1 << 64) is None
     finally:
         os.close(proc)
+
+
+def test_what_can_be_executed() -> None:
+    fd = os.open("/proc", os.O_RDONLY)
+    try:
+        found = list(mappings.executable_mappings(fd, os.getpid()))
+        assert found == [each for each in mappings.mappings(fd, os.getpid()) if each.perms[2:3] == b"x"] != []
+    finally:
+        os.close(fd)
