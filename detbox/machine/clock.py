@@ -360,6 +360,14 @@ class Clock:
         """Let the monotonic time be at least ``ns``: nobody can run before then."""
         self.now = max(self.now, ns)
 
+    def advance(self, ns: int) -> int:
+        """Let ``ns`` pass, or less if something expires before; how many."""
+        deadline = self.next_deadline()
+        if deadline is not None:
+            ns = min(ns, max(deadline - self.now, 0))
+        self.now += ns
+        return ns
+
     def round_up(self, step: int) -> None:
         """Let the time be the next multiple of ``step`` ns after the start; timers expire at the next call."""
         self.now += -(self.now - BOOT_NS) % step

@@ -319,9 +319,5 @@ class Counting:
     def pass_time(self, task: Task, ns: int) -> None:
         """Let ``ns`` pass, or less if something expires before; the thread used its processor meanwhile."""
         clock = self.sup.m.clock
-        deadline = clock.next_deadline()
-        if deadline is not None:
-            ns = min(ns, max(deadline - clock.now, 0))
-        clock.jump_to(clock.now + ns)
-        task.cpu.spend(ns)
+        task.cpu.spend(clock.advance(ns))
         clock.expire()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from detbox.records import record
+from detbox.records import field, record
 from detbox.scheduler.core import FAR
 from detbox.supervisor.copying import FEW_STEPS
 from detbox.supervisor.lifecycle import CLONE_CHILD_CLEARTID, clone_arguments
@@ -40,6 +40,12 @@ ALLOWED, RESERVE, EARNED, EARNED_BY_SIGNAL = 150_000, 50_000, 5, 150
 #: their end: they have taken some ten times as long.
 EARNED_BY_TURNS = 40_000
 COPY_US, BEGIN_US, CALL_US, STEP_US = 12, 150, 12, 30
+#: When all of that is spent, so much has to be earned before the thread is counted again, for many calls in a row: to
+#: begin for each single one would cost as much, and a loop without end comes behind one that is not counted mostly.
+REGAINED = 20_000
+#: Till then each kind of call of each thread is counted so many times, and so many calls in all: a loop without end
+#: mostly comes behind one that has not been made before.
+RARE, RARE_CALLS = 2, 256
 #: Instructions of a process that may be counted: they run at a third to nine tenths of their speed.  Of a stretch that
 #: others have waited for to its end, no more than :data:`WAITED` are taken: an endless loop takes as long natively.
 COUNTED, WAITED = 1 << 35, 1 << 32
@@ -82,6 +88,14 @@ class _Account:
     spins: int = 0
     lingers: int = 0
     allowed: int = ALLOWED
+    over: bool = False  # all has been spent, and not enough earned since
+    rare: int = 0  # calls that were counted all the same
+    kinds: dict[tuple[int, ...], int] = field(default_factory=dict)  # those of them of each kind
+
+    @property
+    def left(self) -> int:
+        """What may be spent."""
+        return self.allowed + RESERVE + EARNED * self.calls + self.earned - self.spent
 
 
 class GivingWay:
@@ -115,12 +129,23 @@ class GivingWay:
         return account
 
     def _able(self, process: Process, account: _Account) -> bool:
-        return (
-            account.spent < account.allowed + RESERVE + EARNED * account.calls + account.earned
-            and account.counted < COUNTED
-            and account.spins < SPINS
-            and self.copying.stepped(process)[0] < FEW_STEPS
-        )
+        return account.left > (REGAINED if account.over else 0) and self._worthwhile(process, account)
+
+    def _worthwhile(self, process: Process, account: _Account) -> bool:
+        few = self.copying.stepped(process)[0] < FEW_STEPS
+        return account.counted < COUNTED and account.spins < SPINS and few
+
+    def _is_rare(self, task: Task, account: _Account) -> bool:
+        """Whether a call is counted although all has been spent."""
+        if account.rare >= RARE_CALLS or not account.over or not self._worthwhile(task.process, account):
+            return False
+        kind = (task.tid, task.nr, task.args[0])
+        times = account.kinds.get(kind, 0)
+        if times >= RARE or self._reason(task, account) is None:
+            return False
+        account.kinds[kind] = times + 1
+        account.rare += 1
+        return True
 
     def lets_go_first(self, task: Task) -> bool:
         """Whether those that a thread has woken go first: it is new, and not counted for the sake of ready ones."""
@@ -152,7 +177,8 @@ class GivingWay:
             return None
         account = self._account(task)
         account.calls += 1
-        if not self._able(process, account):
+        account.over = account.left <= (REGAINED if account.over else 0) and _LONG_LOOPS not in process.data
+        if not self._able(process, account) and not self._is_rare(task, account):
             return None
         reason, inside = self._reason(task, account), self.copying.inside(task)
         if reason is not None:
@@ -222,7 +248,7 @@ class GivingWay:
         account: _Account | None = process.data.get(_ACCOUNT)
         if account is None or _LONG_LOOPS not in process.data:
             return 0
-        return max(account.allowed + RESERVE + EARNED * account.calls + account.earned - account.spent, 0)
+        return max(account.left, 0)
 
     # -- what has been spent -------------------------------------------------------------
 

@@ -75,6 +75,9 @@ _CALL_DELAY = 5.0
 _NOBODY, _PATIENCE_MS = -1, 20
 # A walk takes at most so many times the processor time of the supervisor alone: the kernel works for the other thread.
 _WALK_SHARE = 5
+# What a spin takes for each instruction of its loop before it is parked, in ns: some fifth of what it takes to
+# find.  Else no time would pass where two threads wait for each other in loops until a third one has slept.
+_SPIN_NS, _SPIN_MOST_NS = 5_000, 1_000_000
 #: The two forms of the instruction.
 _INT3 = (b"\xcc", b"\xcd\x03")
 _UNPREPARED = NotSpin("the disassembler has not been imported", 0)
@@ -352,6 +355,8 @@ class Spinning:
             why = f"spins at {verdict.address:#x} on memory that nobody changes"
             sup.m.scheduler.park(task, Park(_no_call, why=why, extra={"spin": True}))
             self._await_cpu_timers(task)
+            sup.m.clock.advance(min(_SPIN_NS * len(verdict.addresses), _SPIN_MOST_NS))
+            sup.m.clock.expire()
         else:
             sup.proceed(task)
 

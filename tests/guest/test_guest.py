@@ -103,6 +103,7 @@ GUESTS = (
     Guest("socket_tables.py"),
     Guest("sparse_files.sh", quick=True),
     Guest("spawn_kinds.c"),
+    Guest("spin_exchanges.c", limit_s=120),
     Guest("spin_traps.c"),
     Guest("spin_waits.c", limit_s=120),
     Guest("stopped_jobs.c"),

@@ -56,6 +56,11 @@ class Host:
         self.tasks[which].state = State.READY
         self.ready.append(self.tasks[which])
 
+    def calls(self, times: int = giving_way.RARE) -> None:
+        """The same call comes so often that it is no rare one."""
+        for _ in range(times):
+            self.way.begin(self.task)
+
     def ns(self) -> float | None:
         stretch = self.way.begin(self.task)
         assert (stretch is not None) == self.way.waits(self.task) or self.copying.in_copy
@@ -167,6 +172,7 @@ def test_the_budgets() -> None:
         stretch = host.way.begin(host.task)
         assert stretch is not None
         spend(host, stretch)
+        host.calls()
         return host.ns() is None
 
     def copies(number: int) -> Any:
@@ -197,6 +203,42 @@ def test_the_budgets() -> None:
     calls = most // giving_way.STEP_US
     assert not spent(steps(calls // 2, 0)) and spent(steps(calls, 0))
     assert not spent(steps(calls, calls)) and not spent(steps(0, calls))
+
+
+def test_rare_calls_are_counted_when_all_is_spent() -> None:
+    host = Host()
+    host.waits(TURN)
+    stretch = host.way.begin(host.task)
+    assert stretch is not None
+    host.copying.copies = 1_000_000
+    host.way.counted(host.task, stretch, 1)
+    for kind in range(2):
+        host.task.nr = kind
+        assert [host.way.begin(host.task) is not None for _ in range(3)] == [True, True, False]
+    host.task.args = (8, 0, 0, 0, 0, 0)
+    assert host.way.begin(host.task) is not None
+    host.process.timed.clear()
+    assert host.way.begin(host.task) is None
+    host.waits(TURN)
+    assert host.way.begin(host.task) is not None and host.way.begin(host.task) is None
+    for kind in range(giving_way.RARE_CALLS):
+        host.task.nr = 100 + kind
+        assert (host.way.begin(host.task) is not None) == (kind < giving_way.RARE_CALLS - 6)
+
+
+def test_when_all_is_spent_some_is_earned_before_the_next_call_is_counted() -> None:
+    host = Host()
+    host.waits(TURN)
+    stretch = host.way.begin(host.task)
+    assert stretch is not None
+    host.copying.copies = (giving_way.ALLOWED + giving_way.RESERVE) // giving_way.COPY_US + 1
+    host.way.counted(host.task, stretch, 1)
+    host.calls()
+    host.copying.in_copy = True
+    many = giving_way.REGAINED // giving_way.EARNED
+    counted = [host.way.begin(host.task) is not None for _ in range(2 * many)]
+    first = counted.index(True)
+    assert many <= first < many + 200 and all(counted[first:])
 
 
 def test_the_last_of_the_budget_is_for_who_waits_for_a_time_or_is_new() -> None:
@@ -249,6 +291,7 @@ def test_long_work_while_others_wait_for_a_time_earns_copies() -> None:
         host.copying.copies = copies_us // giving_way.COPY_US
         host.way.counted(host.task, stretch, instructions)
         host.ready.clear()
+        host.calls()
         return host.ns() is not None
 
     long = giving_way.LONG
