@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from detbox.supervisor.task import Task
 
 
+#: Who opens a file reads it within so many ns, most likely: what it shows is made only once then.
+_FRESH = 50_000
+
+
 class Covered(Exception):
     """The path led through /proc/self to the supervisor's place: it has to be walked."""
 
@@ -50,6 +54,28 @@ def opened(m: Machine, t: Task, flags: int, fd: int, st: os.stat_result, walked:
         return InstallFd(fd, cloexec, None, OpenFile(Kind.PROC, st, m.inodes.of(st)))
     shown = os.fstat(new)
     vnode = m.inodes.synthetic(shown, path, st.st_mode)
+    if st.st_dev not in m.nested.mounted:
+        vnode.fresh = m.clock.now + _FRESH
     if about is not None:
         idmaps.remember(m, vnode, about)
     return InstallFd(new, cloexec, None, OpenFile(Kind.PROC, shown, vnode))
+
+
+def read(m: Machine, t: Task, fd: int, f: OpenFile, position: int | None = None) -> int:
+    """Have an open file show what there is now if it is read from its beginning; an error, or 0.
+
+    ``position``: where it is read, if the call names that.
+    """
+    vnode = f.vnode
+    if vnode is None or vnode.fresh is None or position:
+        return 0
+    until, vnode.fresh = vnode.fresh, 0
+    if m.clock.now < until:
+        return 0
+    borrowed = t.process.files.borrow(t, fd)
+    try:
+        if position is None and os.lseek(borrowed, 0, os.SEEK_CUR):
+            return 0
+        return m.synth_again(t, vnode.name, borrowed)
+    finally:
+        os.close(borrowed)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from detbox.supervisor.task import Args, Task
 
 #: Bound here because looking a member up in its enumeration costs more than the rest of a short handler.
-_REG, _PIPE = Kind.REG, Kind.PIPE
+_REG, _PIPE, _PROC = Kind.REG, Kind.PIPE, Kind.PROC
 #: Reads of these return at once, whatever they return.
 _AT_ONCE = frozenset({Kind.REG, Kind.DIR, Kind.MEMFD, Kind.PROC, Kind.EPOLL})
 _STREAMS = {Kind.STDOUT: 1, Kind.STDERR: 2}
@@ -52,7 +52,7 @@ def read(m: Machine, t: Task, a: Args) -> Decision:
     f = t.process.files.get(a[0])
     kind = f.kind
     if kind is _REG or (kind is not _PIPE and kind in _AT_ONCE):
-        return CONTINUE
+        return _read_proc(m, t, fd_of(a[0]), f) if kind is _PROC else CONTINUE
     return _read(m, t, fd_of(a[0]), f, [(a[1], a[2])])
 
 
@@ -60,7 +60,7 @@ def readv(m: Machine, t: Task, a: Args) -> Decision:
     """``readv(fd, iov, iovcnt)``."""
     f = t.process.files.get(fd_of(a[0]))
     if f.kind in _AT_ONCE:
-        return CONTINUE
+        return _read_proc(m, t, fd_of(a[0]), f) if f.kind is _PROC else CONTINUE
     return _read(m, t, fd_of(a[0]), f, iovec(t, a[1], a[2]))
 
 
@@ -69,7 +69,7 @@ def pread64(m: Machine, t: Task, a: Args) -> Decision:
     f = t.process.files.get(fd_of(a[0]))
     if f.kind is Kind.RANDOM:
         return _read(m, t, fd_of(a[0]), f, [(a[1], a[2])])
-    return CONTINUE
+    return _read_proc(m, t, fd_of(a[0]), f, a[3]) if f.kind is _PROC else CONTINUE
 
 
 def preadv(m: Machine, t: Task, a: Args) -> Decision:
@@ -77,7 +77,7 @@ def preadv(m: Machine, t: Task, a: Args) -> Decision:
     f = t.process.files.get(fd_of(a[0]))
     if f.kind is Kind.RANDOM:
         return _read(m, t, fd_of(a[0]), f, iovec(t, a[1], a[2]))
-    return CONTINUE
+    return _read_proc(m, t, fd_of(a[0]), f, a[3]) if f.kind is _PROC else CONTINUE
 
 
 def preadv2(m: Machine, t: Task, a: Args) -> Decision:
@@ -127,6 +127,12 @@ def _read(m: Machine, t: Task, fd: int, f: OpenFile, segments: Segments) -> Deci
         if timer is not None:
             return timerfd.read_expirations(m, t, fd, timer, segments)
     return continue_when(m, t, fd, POLLIN, lambda wake: _read(m, t, fd, f, segments), "read from")
+
+
+def _read_proc(m: Machine, t: Task, fd: int, f: OpenFile, position: int | None = None) -> Decision:
+    import detbox.handlers.procfs as procfs
+
+    return procfs.read(m, t, fd, f, position) or CONTINUE
 
 
 def fill_stdin(m: Machine, t: Task, fd: int) -> None:

@@ -59,7 +59,7 @@ class VInode:
 
     __slots__ = ("key", "dev", "ino", "fmt", "uid", "gid", "atime", "mtime", "ctime", "btime", "times",
                  "changed", "mode", "name", "source", "links", "missing", "looked_at",
-                 "reserved", "node")  # fmt: skip
+                 "reserved", "node", "fresh")  # fmt: skip
 
     def __init__(
         self, key: tuple[int, int], dev: int, ino: int, fmt: int, when: int, times: bytes = b""
@@ -75,6 +75,7 @@ class VInode:
         self.changed = False  # times differ from those of an input: written back at the end
         self.mode = 0  # full mode of a synthetic file, 0 otherwise
         self.name = b""  # path of a synthetic file
+        self.fresh: int | None = None  # until when it need not be made anew; None: it is not
         self.links = 0  # of a directory, where they count something
         self.missing: int | None = None  # blocks of a file that the run has made, see InodeTable.find_holes()
         self.looked_at: tuple[int, bytes] | None = None  # size and times of the file when these were counted

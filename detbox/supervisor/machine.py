@@ -232,6 +232,10 @@ class Machine:
         """Answer an open of a procfs or sysfs file; see :func:`procview.synth_open`."""
         return self._procview().synth_open(self, task, path, fd, flags)
 
+    def synth_again(self, task: Task, path: bytes, fd: int) -> int:
+        """Have a file that was opened show what there is now; see :func:`procview.synth_again`."""
+        return self._procview().synth_again(self, task, path, fd)
+
     def synth_mode(self, task: Task, path: bytes, dev: int) -> int | None:
         """st_mode of a procfs path, None where the guest sees nothing."""
         return self._procview().synth_mode(self, task, path, dev)

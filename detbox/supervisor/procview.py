@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -201,6 +202,25 @@ def synth_open(m: Machine, task: Task, path: bytes, fd: int, flags: int) -> int:
     return fd
 
 
+def synth_again(m: Machine, task: Task, path: bytes, fd: int) -> int:
+    """Have ``fd``, which stands for a file of the container's procfs, show what there is now; an error, or 0."""
+    if path == LIMIT or fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY:
+        return 0
+    try:
+        os.stat(path[len(b"/proc/"):], dir_fd=m.proc_fd)
+    except FileNotFoundError:
+        return -errno.ESRCH  # proc_single_show() in fs/proc/base.c
+    answer = proc.render(path, machine_view(m, task), lambda name: _real_bytes(m, name))
+    if not isinstance(answer, Synthetic):
+        return 0
+    again = os.open(f"self/fd/{fd}", os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, dir_fd=m.proc_fd)
+    try:
+        _fill(again, answer.data)
+    finally:
+        os.close(again)
+    return 0
+
+
 def _may_debug(m: Machine, task: Task, path: bytes) -> bool:
     """Whether a thread may read the memory of the process that a path of the container's procfs is about."""
     process = m.process_of(int(path.split(b"/")[2]))
@@ -235,11 +255,15 @@ def _real_bytes(m: Machine, path: bytes) -> bytes:
         os.close(fd)
 
 
-def _memory_file(m: Machine, path: bytes, content: bytes, write: bool) -> int:
-    fd = os.memfd_create(proc.memfd_name(path), os.MFD_CLOEXEC)
+def _fill(fd: int, content: bytes) -> None:
     view = memoryview(content)
     while view:
         view = view[os.write(fd, view):]
+
+
+def _memory_file(m: Machine, path: bytes, content: bytes, write: bool) -> int:
+    fd = os.memfd_create(proc.memfd_name(path), os.MFD_CLOEXEC)
+    _fill(fd, content)
     os.lseek(fd, 0, os.SEEK_SET)
     if write:
         return fd

@@ -1,5 +1,6 @@
 /* What a program reads about itself in /proc and /sys; printed whole, since all of it must be the same every time. */
 #include "guest.h"
+#include <sys/wait.h>
 
 static void show(const char *path, size_t limit)
 {
@@ -40,9 +41,51 @@ static void threads_as_links(void)
     close(proc);
 }
 
+/* The letter behind "State:", read at the file's beginning. */
+static char state_in(int fd, int placed)
+{
+    char text[2048];
+    CHECK(placed || lseek(fd, 0, SEEK_SET) == 0);
+    ssize_t n = placed ? pread(fd, text, sizeof text - 1, 0) : read(fd, text, sizeof text - 1);
+    CHECK(n > 0);
+    text[n > 0 ? n : 0] = 0;
+    const char *found = strstr(text, "State:\t");
+    CHECK(found != NULL);
+    return found ? found[7] : 0;
+}
+
+/* A file that stays open tells what there is when it is read from its beginning, the first time, too. */
+static void read_again(void)
+{
+    int status;
+    char path[64], byte;
+    fflush(stdout);
+    pid_t pid = fork();
+    if (pid == 0) {
+        raise(SIGSTOP);
+        for (;;)
+            pause();
+    }
+    snprintf(path, sizeof path, "/proc/%d/status", pid);
+    int fd = open(path, O_RDONLY), other = open(path, O_RDONLY);
+    CHECK(fd >= 0 && other >= 0);
+    CHECK(waitpid(pid, &status, WUNTRACED) == pid && WIFSTOPPED(status));
+    usleep(1000);
+    CHECK(state_in(fd, 0) == 'T' && state_in(other, 1) == 'T');
+    CHECK(kill(pid, SIGCONT) == 0 && waitpid(pid, &status, WCONTINUED) == pid);
+    usleep(1000);
+    CHECK(state_in(fd, 1) == 'S' && state_in(other, 0) == 'S');
+    CHECK(kill(pid, SIGKILL) == 0 && waitpid(pid, &status, 0) == pid && lseek(fd, 0, SEEK_SET) == 0);
+    FAILS(read(fd, &byte, 1), ESRCH);
+    FAILS(pread(other, &byte, 1, 0), ESRCH);
+    close(fd);
+    close(other);
+}
+
 int main(void)
 {
     threads_as_links();
+    read_again();
     static const char *paths[] = {
         "/proc/self/stat", "/proc/self/status", "/proc/self/maps", "/proc/self/limits", "/proc/self/cgroup",
         "/proc/self/mountinfo", "/proc/self/cmdline", "/proc/self/environ", "/proc/self/io", "/proc/self/statm",
