@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from detbox.decision import CONTINUE, ContinueThen, Decision
 from detbox.handlers import paths
 from detbox.handlers.namespaces import may_mount
-from detbox.machine.userspaces import CAP_SYS_ADMIN
+from detbox.machine.userspaces import CAP_SYS_ADMIN, TOP
 
 if TYPE_CHECKING:
     from detbox.machine.creds import Creds
@@ -115,8 +115,13 @@ def _change(m: Machine, t: Task, a: Args) -> Decision:
 
 
 def _mount_proc(m: Machine, t: Task, source: bytes, path: bytes, flags: int) -> Decision:
-    """The procfs of a PID namespace of the guest's own."""
+    """The procfs of a PID namespace of the guest's own; the container's is its root's to mount once more."""
     with _target(m, t, path) as target:
+        if not m.nested.space(t.tid).depth:
+            if not t.process.creds.capable(CAP_SYS_ADMIN, TOP):
+                return -EPERM
+            m.mounting.again(t, b"/proc", target, flags & _ATTRIBUTES)
+            return 0
         if paths.path_of(m, target).rpartition(b"/")[2] != b"proc":
             m.doubt(t, "a procfs on a directory that is not called proc was refused")
             return -EPERM
@@ -129,7 +134,7 @@ def _mount_proc(m: Machine, t: Task, source: bytes, path: bytes, flags: int) -> 
 def _mount_sys(m: Machine, t: Task, path: bytes) -> Decision:
     """Who has a network of its own may mount sysfs; it shows what the container's shows."""
     with _target(m, t, path) as target:
-        m.mounting.system(t, target)
+        m.mounting.again(t, b"/sys", target)
     return 0
 
 

@@ -129,9 +129,9 @@ class Mounting:
         self._inside(task, copy)
         return True
 
-    def system(self, task: Task, target: int) -> None:
-        """Mount what the container has on /sys on ``target`` (O_PATH), too; OSError."""
-        with_guest(task.process.pid, lambda guest: _bind_system(guest, target))
+    def again(self, task: Task, what: bytes, target: int, attributes: int = 0) -> None:
+        """Mount what the container has on /sys or /proc (``what``) on ``target`` (O_PATH), too; OSError."""
+        with_guest(task.process.pid, lambda guest: _bind_again(guest, what, target, attributes))
 
     def remount(self, task: Task, target: int, flags: int) -> bool:
         """Give the mount at ``target`` these flags of mount(2), unless that is for the kernel to do; OSError."""
@@ -194,8 +194,11 @@ def _entered(guest: int, body: Callable[[], None]) -> None:
     body()
 
 
-def _bind_system(guest: int, target: int) -> None:
-    tree = call("open_tree", -1, b"/sys\0", _CLONE_TREE | _RECURSIVE)
+def _bind_again(guest: int, what: bytes, target: int, attributes: int) -> None:
+    tree = call("open_tree", -1, what + b"\0", _CLONE_TREE | _RECURSIVE)
+    if attributes:
+        wanted = _ATTRIBUTES.pack(attributes, 0, 0, 0)
+        call("mount_setattr", tree, b"\0", _EMPTY_PATH | _RECURSIVE, wanted, len(wanted))
     call("setns", guest, _CLONE_NEWNS)
     call("move_mount", tree, b"\0", target, b"\0", _EMPTY_PATHS)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable
-from errno import EPERM
 from typing import TYPE_CHECKING, NamedTuple
 
 from detbox.decision import Decision
@@ -182,10 +181,7 @@ class Nested:
     # -- mounting it ------------------------------------------------------------------
 
     def mount(self, task: Task, target: int, source: bytes, attributes: int) -> None:
-        """Mount the procfs of the thread's PID namespace on the directory ``target`` (O_PATH); OSError."""
-        space = self.space(task.tid)
-        if not space.depth:
-            raise OSError(EPERM, "the procfs of the container is not the guest's to mount")
+        """Mount the procfs of the thread's own PID namespace on the directory ``target`` (O_PATH); OSError."""
         with_guest(task.process.pid, lambda guest: _in_namespace(guest, target, source, attributes))
 
     def learn(self, task: Task, fd: int) -> None:

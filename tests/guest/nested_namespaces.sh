@@ -32,6 +32,20 @@ assert str(os.getpid()) == os.readlink(\"/proc/self\") == os.readlink(\"/proc/th
 "
 ls /proc | grep -c "^[0-9]"
 '
+# The procfs of the PID namespace that it is in, which is for root alone.
+if [ "$(id -u)" = 0 ]; then
+    unshare -m bash -ec '
+mount -t tmpfs t /mnt
+mkdir /mnt/proc
+mount -t proc -o ro proc /mnt/proc
+[ "$(cat /mnt/proc/self/comm)" = cat ] && [ "$(cat /mnt/proc/$$/comm)" = bash ] && [ -d /mnt/proc/1 ]
+[ "$(readlink /mnt/proc/self/root)" = / ] && cmp /proc/version /mnt/proc/version
+[ "$(findmnt -n -o FSTYPE /mnt/proc)" = proc ] && findmnt -n -o OPTIONS /mnt/proc | grep -q "^ro"
+umount /mnt/proc
+[ -z "$(ls /mnt/proc)" ]
+'
+fi
+if unshare -Urm mount -t proc proc /mnt 2> /dev/null; then exit 9; fi
 # A root of its own: the old one goes.
 unshare -Urm sh -ec '
 mount -t tmpfs t /mnt
