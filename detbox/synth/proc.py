@@ -84,12 +84,16 @@ class Place(NamedTuple):
     task_directory: bool = False  # /proc/PID/task itself
 
 
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit()
+
+
 def place(path: bytes, view: MachineView) -> Place | None:
     """Take a canonical path apart; None if it names a process or thread that the guest does not have."""
     parts = path.decode("latin-1").split("/")[2:]
     if parts == [""]:
         parts = []
-    if not parts or not parts[0].isdigit():
+    if not parts or not _is_number(parts[0]):
         if parts[:1] == ["net"] and len(parts) > 1:
             return Place(NET, "/".join(parts[1:]))
         return Place(ROOT, "/".join(parts))
@@ -101,7 +105,7 @@ def place(path: bytes, view: MachineView) -> Place | None:
     if rest[:1] == ["task"]:
         if len(rest) == 1:
             return Place(PROCESS, "task", owner, thread, task_directory=True)
-        named = owner.thread(int(rest[1])) if rest[1].isdigit() else None
+        named = owner.thread(int(rest[1])) if _is_number(rest[1]) else None
         if named is None:
             return None
         thread, level, rest = named, THREAD, rest[2:]

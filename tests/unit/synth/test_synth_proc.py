@@ -7,7 +7,7 @@ import os
 import stat
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from detbox.synth import net, proc, root, sysctl, tasks
@@ -277,6 +277,8 @@ def test_no_process_and_no_kernel_text_breaks_a_renderer(
 
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=60))
+@example(b"\xb2")  # a digit of Latin-1, which is no number
+@example(b"task/\xb2")
 def test_any_path_is_answered(path: bytes) -> None:
     for head in (b"/proc/", b"/proc/17/", b"/proc/17/task/18/", b"/proc/sys/"):
         proc.render(head + path, machine(), reader)
