@@ -23,6 +23,7 @@ _LIMITS = "limits"
 _CPU_TIMER = "cpu limit"
 _RLIMIT = struct.Struct("<QQ")
 SI_KERNEL, SI_USER = 0x80, 0
+_INIT = 1
 _LARGEST = (1 << 63) - 1
 #: A larger stack moves everything that is mapped (mmap_base: the gap is 128 MiB at least, with 1 MiB of guard).
 _LAYOUT = 127 << 20
@@ -63,10 +64,16 @@ def prlimit64(m: Machine, t: Task, a: Args) -> Decision:
     """``prlimit64(pid, resource, new, old)``."""
     which = _which(a[1])
     new = _RLIMIT.unpack(t.read(a[2], _RLIMIT.size)) if a[2] else None
-    process = _target(m, t, a[0] & 0xFFFFFFFF)
-    old = limits_of(process)[which]
-    if new is not None:
-        _set(m, t, process, which, *new)
+    if a[0] & 0xFFFFFFFF == _INIT:
+        mine = t.process.creds
+        if new is not None or {mine.ruid, mine.rgid} != {0} and not mine.capable(CAP_SYS_RESOURCE, TOP):
+            return -EPERM
+        old = BASE[which]
+    else:
+        process = _target(m, t, a[0] & 0xFFFFFFFF)
+        old = limits_of(process)[which]
+        if new is not None:
+            _set(m, t, process, which, *new)
     if a[3]:
         t.write(a[3], _RLIMIT.pack(*old))
     return 0

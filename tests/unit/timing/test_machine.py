@@ -83,6 +83,8 @@ def test_limits(m: NS, t: NS, user: NS) -> None:
     assert m.call(user, limits.prlimit64, 2, 4, 0, AT) == -1
     assert m.call(t, limits.prlimit64, 9, 4, 0, AT) == 0
     assert m.call(t, limits.prlimit64, 77, 4, 0, AT) == -3
+    assert m.call(t, limits.prlimit64, 1, 4, 0, AT) == 0 and t.get(AT, "<QQ") == BASE[4]
+    assert m.call(user, limits.prlimit64, 1, 4, 0, AT) == m.call(t, limits.prlimit64, 1, 4, AT, 0) == -1
     assert m.call(t, limits.getrlimit, 16, AT) == -22
     assert m.call(t, limits.setrlimit, 7, t.put(AT, "<QQ", 5, (1 << 20) + 1)) == -1
 
