@@ -256,3 +256,9 @@ def clock_adjtime(m: Machine, t: Task, a: Args) -> Decision:
     if clock == REALTIME:
         return adjtimex(m, t, a[1:] + (0,))
     return -EOPNOTSUPP if clock in WALL_CLOCKS or clock in BOOT_CLOCKS else -EINVAL
+
+
+def clock_settime(m: Machine, t: Task, a: Args) -> Decision:
+    """``clock_settime(clockid, timespec)``: not permitted, where there is something to set."""
+    clock = _signed(a[0])
+    return -EPERM if clock == REALTIME or cpu_clock(m, t, clock) is not None else -EINVAL

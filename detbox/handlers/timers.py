@@ -144,11 +144,12 @@ def _current(timer: IntervalTimer, divisor: int) -> tuple[int, int]:
 
 
 def _set(m: Machine, t: Task, timer: IntervalTimer, which: int, interval: int, value: int) -> None:
+    divisor = _divisor(which)
     if not value:
-        timer.interval = interval
+        # By CPU time the interval is kept (set_cpu_itimer() in kernel/time/itimer.c).
+        timer.interval = 0 if which == ITIMER_REAL else interval * divisor
         timer.disarm()
         return
-    divisor = _divisor(which)
     now = m.clock.look(t.cpu) if which == ITIMER_REAL else t.process.cpu.ns
     timer.arm(now + value * divisor, interval * divisor)
 

@@ -113,9 +113,28 @@ static void busy(void)
         ;
 }
 
+/* Which clocks can be set at all, and what a timer that does not run tells of its interval. */
+static void not_set(void)
+{
+    struct timespec now = {1, 0};
+    CHECK(clock_gettime(CLOCK_MONOTONIC, &now) == 0);
+    FAILS(clock_settime(CLOCK_MONOTONIC, &now), EINVAL);
+    FAILS(clock_settime(CLOCK_TAI, &now), EINVAL);
+    FAILS(clock_settime(77, &now), EINVAL);
+    const int kinds[] = {ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF};
+    for (int i = 0; i < 3; i++) {
+        struct itimerval stopped = {{10, 0}, {0, 0}}, periodic = {{20, 0}, {30, 0}}, old;
+        CHECK(setitimer(kinds[i], &stopped, NULL) == 0 && setitimer(kinds[i], &periodic, &old) == 0);
+        CHECK(old.it_interval.tv_sec == (kinds[i] == ITIMER_REAL ? 0 : 10) && old.it_value.tv_sec == 0);
+        CHECK(setitimer(kinds[i], &(struct itimerval){{0, 0}, {0, 0}}, &old) == 0);
+        CHECK(old.it_interval.tv_sec == 20 && old.it_value.tv_sec >= 29);
+    }
+}
+
 int main(void)
 {
     monotone();
+    not_set();
     coherent();
     timestamps();
     counter();
