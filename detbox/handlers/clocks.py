@@ -72,6 +72,7 @@ def cpu_clock(m: Machine, t: Task, clock: int) -> tuple[CpuTime, int] | None:
         if task is None:
             raise OSError(EINVAL, "no such thread")
         return task.cpu, divisor
+    m.forget_reaped(t.process)
     process = m.processes.get(number or t.process.pid)
     if process is None:
         raise OSError(EINVAL, "no such process")

@@ -131,10 +131,25 @@ static void not_set(void)
     }
 }
 
+/* A process has a clock until somebody has waited for it. */
+static void of_child(void)
+{
+    clockid_t clock;
+    struct timespec used;
+    pid_t child = fork();
+    if (child == 0) _exit(0);
+    CHECK(waitid(P_PID, (id_t)child, &(siginfo_t){0}, WEXITED | WNOWAIT) == 0);
+    CHECK(clock_getcpuclockid(child, &clock) == 0 && clock_gettime(clock, &used) == 0);
+    CHECK(waitpid(child, NULL, 0) == child);
+    FAILS(clock_gettime(clock, &used), EINVAL);
+    CHECK(clock_getcpuclockid(child, &clock) == ESRCH);
+}
+
 int main(void)
 {
     monotone();
     not_set();
+    of_child();
     coherent();
     timestamps();
     counter();
