@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from detbox.handlers.waiting import Segments, gather, total
 from detbox.kernel import _native, loopback
 from detbox.kernel.numbers import NUMBERS
+from detbox.machine.creds import CAP_NET_ADMIN
 from detbox.machine.networks import NETWORK
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from detbox.supervisor.task import Process, Task
 
 _CLONE_NEWNET = 0x40000000
-_CAP_NET_ADMIN = 12
-_LO = 1
 #: struct nlmsghdr: length, type, flags, sequence number, port; struct ifinfomsg: family, type, index, flags, change.
 _MESSAGE, _LINK = struct.Struct("<IHHII"), struct.Struct("<BxHiII")
 _RTM_NEWLINK, _RTM_SETLINK, _RTM_NEWQDISC, _RTM_NEWPREFIX = 16, 19, 36, 52
@@ -103,7 +102,7 @@ def refused_request(t: Task, request: int) -> int:
     if any(request in some for some in _DEVICES):
         return -ENOPKG
     if request in _CHANGES:
-        if not t.process.creds.capable(_CAP_NET_ADMIN, network.owner):
+        if not t.process.creds.capable(CAP_NET_ADMIN, network.owner):
             return -EPERM
         network.routes = False
     return 0
@@ -118,7 +117,7 @@ def send_request(m: Machine, t: Task, own: int, segments: Segments) -> Decision 
     None if it can be left as it is; otherwise what it must not ask for has been replaced by a request that fails.
     """
     data = gather(t, segments, 0, total(segments))
-    changed, allowed = False, t.process.creds.capable(_CAP_NET_ADMIN, t.process.network.owner)
+    changed, allowed = False, t.process.creds.capable(CAP_NET_ADMIN, t.process.network.owner)
     parts, at = [], 0
     while at + _MESSAGE.size <= len(data):
         length, kind, flags, number, port = _MESSAGE.unpack_from(data, at)

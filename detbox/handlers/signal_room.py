@@ -17,20 +17,21 @@ if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Process, Task
 
+#: The last signal's number (the kernel's _NSIG).
+NSIG = 64
 #: Signals from here on wait as often as they are sent, each with what it tells (SIGRTMIN of the kernel's).
 REALTIME = 32
 #: Key of Process.data: its timers.
 TIMERS = "timers"
 #: Key of Machine.data: no more signals than so many wait, but for one of each number for each thread.
 _AT_MOST = "waiting signals"
-_NSIG = 64
 
 
 def room(m: Machine, process: Process) -> bool:
     """Whether one more signal may wait that tells of itself (``sig_get_ucounts()`` in kernel/signal.c)."""
     most = limits_of(process)[RLIMIT_SIGPENDING][0]
     found = m.data.get(_AT_MOST, 0) + 1
-    if found + _NSIG * len(m.tasks) > most:
+    if found + NSIG * len(m.tasks) > most:
         found = waiting(m, process) + 1
         if found > most:
             return False

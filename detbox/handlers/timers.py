@@ -35,7 +35,6 @@ _ITIMER_SIGNALS = {
 SIGEV_SIGNAL, SIGEV_NONE, SIGEV_THREAD, SIGEV_THREAD_ID = 0, 1, 2, 4
 _SIGEVENT = struct.Struct("<Qiii")  # value, signal, how to notify, thread
 SI_KERNEL, SI_TIMER = 0x80, -2
-_NSIG = 64
 _DELAYTIMER_MAX = 0x7FFFFFFF
 _TIMER_CLOCKS = clocks.SLEEP_CLOCKS
 
@@ -204,7 +203,7 @@ def timer_create(m: Machine, t: Task, a: Args) -> Decision:
     target: Task | Process = t.process
     if notify not in (SIGEV_SIGNAL, SIGEV_NONE, SIGEV_THREAD, SIGEV_THREAD_ID):
         return -EINVAL
-    if notify != SIGEV_NONE and not 1 <= signo <= _NSIG:
+    if notify != SIGEV_NONE and not 1 <= signo <= signal_room.NSIG:
         return -EINVAL
     if notify == SIGEV_THREAD_ID:
         thread = t.process.tasks.get(tid)

@@ -97,6 +97,11 @@ class _Account:
         """What may be spent."""
         return self.allowed + RESERVE + EARNED * self.calls + self.earned - self.spent
 
+    @property
+    def enough(self) -> bool:
+        """Whether some may be spent now."""
+        return self.left > (REGAINED if self.over else 0)
+
 
 class GivingWay:
     """The accounts of one run's processes."""
@@ -129,7 +134,7 @@ class GivingWay:
         return account
 
     def _able(self, process: Process, account: _Account) -> bool:
-        return account.left > (REGAINED if account.over else 0) and self._worthwhile(process, account)
+        return account.enough and self._worthwhile(process, account)
 
     def _worthwhile(self, process: Process, account: _Account) -> bool:
         few = self.copying.stepped(process)[0] < FEW_STEPS
@@ -177,7 +182,7 @@ class GivingWay:
             return None
         account = self._account(task)
         account.calls += 1
-        account.over = account.left <= (REGAINED if account.over else 0) and _LONG_LOOPS not in process.data
+        account.over = not account.enough and _LONG_LOOPS not in process.data
         if not self._able(process, account) and not self._is_rare(task, account):
             return None
         reason, inside = self._reason(task, account), self.copying.inside(task)
@@ -239,7 +244,7 @@ class GivingWay:
         if self._reason(task, account) is None:
             del process.data[_LONG_LOOPS]
             return False
-        account.allowed = account.spent + allowed - RESERVE - EARNED * account.calls - account.earned
+        account.allowed += allowed - account.left
         return self._able(process, account)
 
     @staticmethod

@@ -69,11 +69,7 @@ class ThreadView(NamedTuple):
     tracer: int = 0
 
 
-def _the_machines() -> None:
-    return None
-
-
-def _the_containers_network() -> bool | None:
+def _as_the_machine() -> None:
     return None
 
 
@@ -135,11 +131,11 @@ class ProcessView(NamedTuple):
     own_memory: tuple[int, int] = (0, 0)
     moved_down: int = 0
     limits: tuple[tuple[int, int], ...] = BASE
-    mounts: Callable[[], Sequence[Mount] | None] = _the_machines
+    mounts: Callable[[], Sequence[Mount] | None] = _as_the_machine
     id_map: Callable[[str], bytes] = _the_containers
     signals_waiting: Callable[[], int] = int
     locked_kb: Callable[[], int] = int
-    loopback: Callable[[], bool | None] = _the_containers_network
+    loopback: Callable[[], bool | None] = _as_the_machine
 
     def thread(self, tid: int) -> ThreadView | None:
         """The thread of that number; the first thread exists even if ``threads`` does not name it."""

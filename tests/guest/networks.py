@@ -85,8 +85,8 @@ def listeners():
     return [line.split()[1] for line in table("tcp") if line.split()[3] == "0A"]
 
 
-def alone(outside, name):
-    """In a namespace of its own."""
+def device_down(outside, name):
+    """In a new namespace: nothing of the container's is seen, and nobody is reached."""
     own_network()
     assert not flags() & UP and listeners() == [] and table("unix") == [] and table("fib_trie") == []
     assert [line.split()[0] for line in table("dev")[1:]] == ["lo:"]
@@ -104,6 +104,9 @@ def alone(outside, name):
     first.close()
     second.close()
 
+
+def brought_up(outside):
+    """The device works like the container's then."""
     bring_up()
     assert flags() & UP
     assert ask(socket.create_connection, outside.getsockname()) == "ECONNREFUSED"
@@ -120,7 +123,8 @@ def alone(outside, name):
         assert datagram.recvfrom(2) == (b"z", datagram.getsockname())
     assert any("127.0.0.1" in line for line in table("fib_trie"))
 
-    # A group of receivers.
+
+def group_of_receivers():
     group, port = "224.1.1.1", 5007
     members = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2)]
     for member, where in zip(members, (group, ""), strict=True):
@@ -134,7 +138,9 @@ def alone(outside, name):
     sender.sendto(b"to all", (group, port))
     assert [member.recv(10) for member in members] == [b"to all"] * 2
 
-    # Another address of the same device.
+
+def another_address():
+    """Of the same device."""
     ten = socket.inet_aton("10.1.2.3")
     attributes = struct.pack("<HH4sHH4s", 8, 1, ten, 8, 2, ten)
     assert request(ADDRESS, CREATE, struct.pack("<4BI", socket.AF_INET, 24, 0, 0, 1) + attributes) == 0
@@ -143,12 +149,16 @@ def alone(outside, name):
     assert len(there.recv(100_000, socket.MSG_WAITALL)) == 100_000 and here.getsockname()[0] == "10.1.2.3"
     assert any("10.1.2.3" in line for line in table("fib_trie"))
 
-    # There is no device of an unknown kind.
+
+def no_other_device():
+    """There is none of an unknown kind."""
     kind = struct.pack("<HH", 9, 1) + b"none\0\0\0\0"
     body = struct.pack("<BxHiII", 0, 0, 0, 0, 0) + struct.pack("<HH", 4 + len(kind), 18) + kind
     assert request(NEWLINK, CREATE, body) == errno.EOPNOTSUPP
 
-    # Who joins it later is in it.
+
+def joined_later():
+    """Who joins a namespace is in it."""
     ready, end = os.pipe(), os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -173,7 +183,10 @@ def alone(outside, name):
     os.close(end[1])
     os.waitpid(pid, 0)
 
-    # Without rights nothing is changed.
+
+def without_rights():
+    """Nothing is changed."""
+
     def powerless():
         call("prctl", 24, 12, 0, 0, 0)  # PR_CAPBSET_DROP, CAP_NET_ADMIN
         os.setresuid(0, 0, 0)
@@ -181,6 +194,17 @@ def alone(outside, name):
 
     in_child(powerless)
     assert flags() & UP
+
+
+def alone(outside, name):
+    """In a namespace of its own."""
+    device_down(outside, name)
+    brought_up(outside)
+    group_of_receivers()
+    another_address()
+    no_other_device()
+    joined_later()
+    without_rights()
 
 
 DOWN = """
