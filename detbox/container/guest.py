@@ -1,4 +1,4 @@
-"""Inside the namespaces: assembles the file system, starts the first guest process, and supervises it."""
+"""Inside the namespaces: enters the file system, starts the first guest process, and supervises it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ import struct
 import time
 from typing import TYPE_CHECKING, Any
 
-from detbox.container import ahead, modules, operations, placement, plan, skeleton
-from detbox.container.overlay import Overlay
+from detbox.container import ahead, building, modules, operations, placement, plan, skeleton
 from detbox.cpu import model
 from detbox.cpu.siteindex import SiteIndex
 from detbox.errors import CommandNotFound, CommandNotInvocable, HostError, InternalError
@@ -34,13 +33,10 @@ from detbox.supervisor.machine import Machine
 from detbox.supervisor.setup import Observation, first_process, install_hooks, user_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from detbox.cache.observed import Observed
     from detbox.cache.store import Store
 
 MAIN_PID = 2
-NEXT_PROCESS = "/proc/sys/kernel/ns_last_pid"  # there with CONFIG_CHECKPOINT_RESTORE
 PR_SET_TSC, PR_TSC_SIGSEGV = 26, 2
 ADDR_NO_RANDOMIZE = 0x0040000
 CLONE_NEWUSER = 0x10000000
@@ -48,9 +44,8 @@ WALL = 0x40000000  # __WALL of wait4(2)
 LAUNCH_TIMEOUT_S = 20.0
 
 
-def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
-    """The supervisor process from its first moment to the report."""
-    started = time.perf_counter()
+def supervise(spec: RunSpec, started: float, life: int, result: int, requests: int) -> None:
+    """The supervisor process, from its modules to the report; ``started``: its first moment, as time.perf_counter()."""
     if spec.observe_fd >= 0:
         # Only runs that are observed need it.
         from detbox.cache.observed import Observed
@@ -65,7 +60,7 @@ def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
     # Opened before the root changes: afterwards there is no path to it.
     store = _store(spec)
     index = SiteIndex(spec.site_cache)
-    proc_fd, layers = build(spec)
+    proc_fd, layers = enter(spec, requests)
     raise_limits()
     console = Console(host, spec.stdin_head)
     machine = Machine(spec, console, proc_fd, model.MODELS[spec.cpu_model])
@@ -83,7 +78,7 @@ def supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
     path = find_command(spec)
     placement.stay_here()
     cell = mmap.mmap(-1, 4096)
-    launcher = _start_first_process(spec, console, path, cell, proc_fd)
+    launcher = _start_first_process(spec, console, path, cell)
     machine.listener = _take_listener(launcher, cell)
     _native.sync_wake_up(machine.listener)
     first_process(sup, launcher)
@@ -173,69 +168,46 @@ def _host_streams(spec: RunSpec) -> tuple[int, int, int]:
     return stdin, os.dup(1), os.dup(2)
 
 
-def build(spec: RunSpec) -> tuple[int, Layers]:
-    """Assemble the container's file system and enter it; a descriptor of a procfs mount of our own."""
-    steps = plan.steps(spec)
+def enter(spec: RunSpec, requests: int) -> tuple[int, Layers]:
+    """Enter the file system that the keeper has assembled; a descriptor of a procfs mount of our own.
+
+    Raises HostError; EOFError if the keeper has failed, and has said so.
+    """
     limited = userns.limited()
-    _native.unshare(0x20000)  # CLONE_NEWNS: the keeper keeps the host's view
-    _native.mount(None, b"/", None, operations.MS_REC | operations.MS_PRIVATE, None)
-    host = modules.open_host()
-    kept = None if spec.image else _use_tree(steps)
-    # Sources are opened in the new namespace: the kernel mounts nothing from another one.
-    for step in steps:
-        step.prepare()
-    os.umask(0o022)
-    makers = len(os.sched_getaffinity(0)) if os.access(NEXT_PROCESS, os.W_OK) else 1
-    for step in steps:
-        if isinstance(step, Overlay):
-            step.makers = makers
+    modules.follow(modules.open_host())
+    with socket.socket(fileno=requests) as sock:
         try:
-            step.execute()
-        except OSError as error:
-            what = f"cannot set up the container ({step.describe()}): {error}"
-            raise HostError(what, "run: detbox doctor") from error
+            built = building.Built.receive(sock)
+        finally:
+            sock.detach()
+    building.enter(built.namespace)
+    os.close(built.namespace)
+    os.umask(0o022)
+    building.execute(plan.PROCFS)
     proc_fd = own_proc()
     cover(os.fsencode(operations.staged("/proc/1")))
-    modules.follow(host)
     operations.enter(operations.STAGE)
     socket.sethostname(spec.hostname)
     with contextlib.suppress(OSError):
         _native.raw_syscall(NUMBERS["setdomainname"], constants.DOMAINNAME.encode(), len(constants.DOMAINNAME))
     os.chdir(spec.guest_workdir)
     os.umask(0)  # the guest's own is applied by the handlers
-    return proc_fd, _layers(spec, steps, limited, None if kept is None else skeleton.Wholeness(kept.lock).demand)
+    return proc_fd, _layers(spec, built, limited)
 
 
-def _use_tree(steps: list[operations.Step]) -> ahead.Ahead | None:
-    """Give the overlays of the host's system the directories that are kept from run to run; None without any."""
-    kept = ahead.begun()
-    hidden = None if kept is None else kept.hidden()
-    if kept is None or hidden is None:
-        return None
-    for step in steps:
-        if isinstance(step, Overlay):
-            top = step.path[1:] + "/"
-            step.middle = f"{skeleton.tree(kept.place)}{step.path}"
-            step.hidden = [path[len(top) :] for path in hidden if path.startswith(top)]
-    return kept
-
-
-def _layers(
-    spec: RunSpec, steps: list[operations.Step], limited: bool, refused: Callable[[], None] | None
-) -> Layers:
-    overlays = [step for step in steps if isinstance(step, Overlay)]
-    images = [step for step in steps if isinstance(step, (Overlay, operations.Unpack))]
+def _layers(spec: RunSpec, built: building.Built, limited: bool) -> Layers:
+    looking = ahead.begun() if built.kept else None
     # An image's overlay has become the root by way of another mount.
-    mounts = [_native.mount_id(-1, b"/")] if spec.image else [step.mount_id for step in overlays]
+    mounts = [_native.mount_id(-1, b"/")] if spec.image else built.mounts
     return Layers(
         mounts=frozenset(mounts),
         host=spec.image is None,
         limited=limited,
-        scratch=next((step.fd for step in steps if isinstance(step, operations.Detach)), -1),
-        uppers={os.fsencode(step.path): os.fsencode(step.upper) for step in overlays},
-        emptied=frozenset(os.fsencode(path) for step in overlays for path in step.emptied),
-        owners={path: owner for step in images for path, owner in step.owners.items()},
-        refused=refused,
+        scratch=built.scratch,
+        uppers={os.fsencode(path): os.fsencode(upper) for path, upper in built.uppers.items()},
+        emptied=frozenset(map(os.fsencode, built.emptied)),
+        owners={os.fsencode(path): (uid, gid) for path, (uid, gid) in built.owners.items()},
+        refused=None if looking is None else skeleton.Wholeness(looking.lock).demand,
     )
 
 
@@ -288,18 +260,18 @@ def find_command(spec: RunSpec) -> bytes:
     raise CommandNotFound(f"{os.fsdecode(name)} is not in the container")
 
 
-def _start_first_process(
-    spec: RunSpec, console: Console, path: bytes, cell: mmap.mmap, proc_fd: int
-) -> int:
+def _start_first_process(spec: RunSpec, console: Console, path: bytes, cell: mmap.mmap) -> int:
     go_read, go_write = os.pipe2(os.O_CLOEXEC)
     ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
-    pid = _fork_with_main_pid(proc_fd)
+    pid = os.fork()
     if pid == 0:
         try:
             _first_process_body(spec, console, path, cell, go_read, ready_write)
         except BaseException as error:
             os.write(ready_write, f"{type(error).__name__}: {error}".encode())
         os._exit(126)
+    if pid != MAIN_PID:
+        raise InternalError(f"the first guest process has PID {pid}")
     os.close(go_read)
     os.close(ready_write)
     _expect(ready_read)
@@ -319,26 +291,6 @@ def _start_first_process(
     os.close(go_write)
     os.set_blocking(ready_read, False)
     return pid
-
-
-def _fork_with_main_pid(proc_fd: int) -> int:
-    """fork(2) with a child that is number 2, although threads have used such numbers."""
-    end = time.monotonic() + LAUNCH_TIMEOUT_S
-    while True:
-        with contextlib.suppress(OSError):
-            fd = os.open(NEXT_PROCESS[len("/proc/"):], os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc_fd)
-            os.write(fd, b"%d" % (MAIN_PID - 1))
-            os.close(fd)
-        pid = os.fork()
-        if pid in (0, MAIN_PID):
-            if pid == 0 and os.getpid() != MAIN_PID:
-                os._exit(0)
-            return pid
-        # A thread has ended, and the kernel has not given its number back yet.
-        os.waitpid(pid, 0)
-        if time.monotonic() > end:
-            raise InternalError(f"the first guest process has PID {pid}")
-        time.sleep(0.001)
 
 
 def _expect(ready: int) -> None:

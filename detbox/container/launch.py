@@ -1,11 +1,14 @@
 """Starts a run: namespaces, the supervisor as PID 1, the guest's first process as PID 2.
 
 Three processes take part.  The caller forks a *keeper*, which makes the
-namespaces and stays outside the container's file system (it brings up the
-loopback device when the guest first wants a socket).  The keeper forks the
-*supervisor*, PID 1 of the new PID namespace: when it ends, for whatever reason,
-the kernel kills every guest process, and all mounts and temporaries vanish with
-the namespaces.  Each dies with its parent (PR_SET_PDEATHSIG).
+namespaces, assembles the container's file system and stays outside of it (it
+brings up the loopback device when the guest first wants a socket).  The keeper
+forks the *supervisor*, PID 1 of the new PID namespace: when it ends, for whatever
+reason, the kernel kills every guest process, and all mounts and temporaries vanish
+with the namespaces.  Each dies with its parent (PR_SET_PDEATHSIG).
+
+The supervisor's modules are imported in the supervisor: it does so while the keeper
+assembles the file system, and no other process has copies of them.
 """
 
 from __future__ import annotations
@@ -16,10 +19,12 @@ import os
 import resource
 import select
 import signal
+import socket
+import time
 from typing import Any
 
 from detbox import errors
-from detbox.container import ahead, guest, placement, storeimage, usage
+from detbox.container import ahead, building, placement, storeimage, usage
 from detbox.container.ahead import PR_SET_PDEATHSIG
 from detbox.container.outcome import Outcome
 from detbox.cpu import service
@@ -29,7 +34,6 @@ from detbox.errors import DetboxError, HostError, Interrupted, TimedOut
 from detbox.kernel import _native, userns
 from detbox.machine import constants, limits
 from detbox.spec import RunSpec
-from detbox.supervisor.setup import before_start
 
 CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
@@ -53,7 +57,7 @@ def _run(spec: RunSpec) -> Outcome:
     result_read, result_write = os.pipe2(os.O_CLOEXEC)
     mapped_read, mapped_write = os.pipe2(os.O_CLOEXEC)
     ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
-    before_start(spec)
+    _before_start(spec)
     keeper = os.fork()
     if keeper == 0:
         for fd in (life_write, result_read, mapped_write, ready_read):
@@ -76,6 +80,17 @@ def _run(spec: RunSpec) -> Outcome:
     return _outcome(text)
 
 
+def _before_start(spec: RunSpec) -> None:
+    """Import what the run's observation needs, in the process that starts everything.
+
+    python-ptrace asks ldconfig where the C library is: that process must not be the guest's first.
+    """
+    if spec.record is not None:
+        from detbox.recorder.calls import parameters
+
+        parameters()
+
+
 def _await_result(spec: RunSpec, result: int, keeper: int) -> bytes:
     """Collect the supervisor's report; a signal, the time limit or the memory limit ends the run."""
     parts: list[bytes] = []
@@ -83,8 +98,6 @@ def _await_result(spec: RunSpec, result: int, keeper: int) -> bytes:
     old = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     old_wakeup = signal.set_wakeup_fd(wakeup_write)
     try:
-        import time
-
         watches = (usage.Watch(keeper, spec.memory_bytes), placement.Placement(keeper))
         end = None if spec.timeout_s is None else time.monotonic() + spec.timeout_s
         while True:
@@ -130,7 +143,7 @@ def _end(keeper: int) -> None:
 def _outcome(text: bytes) -> Outcome:
     if not text:
         raise errors.InternalError("the supervisor ended without a report")
-    raw = json.loads(text)
+    raw, _ = json.JSONDecoder().raw_decode(text.decode())  # both may fail, keeper and supervisor: the first one counts
     if "error" in raw:
         name, message, remedy, trace = raw["error"]
         cls = errors.by_name(name)
@@ -215,33 +228,44 @@ def _keep(spec: RunSpec, fds: tuple[int, int, int, int]) -> None:
     if supervisor == 0:
         os.close(requests)
         _native.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        _child(lambda: guest.supervise(spec, life, result, supervisor_side), result)
+        _child(lambda: _supervise(spec, life, result, supervisor_side), result)
     os.close(supervisor_side)
-    os.close(result)
-    _serve(spec, requests)
-    os.waitpid(supervisor, 0)
+    try:
+        with socket.socket(fileno=requests) as sock, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            building.build(spec).send(sock)
+            os.close(result)
+            _serve(spec, sock)
+    except BaseException:
+        os.kill(supervisor, signal.SIGKILL)
+        raise
+    finally:
+        os.waitpid(supervisor, 0)
 
 
-def _serve(spec: RunSpec, requests: int) -> None:
+def _supervise(spec: RunSpec, life: int, result: int, requests: int) -> None:
+    """The supervisor; its modules are imported here."""
+    started = time.perf_counter()
+    from detbox.container import guest
+
+    with contextlib.suppress(EOFError):  # the keeper has failed, and has said why
+        guest.supervise(spec, started, life, result, requests)
+
+
+def _serve(spec: RunSpec, sock: socket.socket) -> None:
     """Do what cannot be done from inside the container, until the supervisor ends."""
-    import socket
-
     cache, index = SiteCache(spec.site_cache), SiteIndex(spec.site_cache)
-    with socket.socket(fileno=requests) as sock:
-        while True:
-            word, fds, _, _ = socket.recv_fds(sock, 1, 1)
-            if not word:
-                return
-            if word == b"l":
-                service.send(sock, _loopback_up())
-                continue
-            service.answer(sock, word, fds[0], cache, index)
-            os.close(fds[0])
+    while True:
+        word, fds, _, _ = socket.recv_fds(sock, 1, 1)
+        if not word:
+            return
+        if word == b"l":
+            service.send(sock, _loopback_up())
+            continue
+        service.answer(sock, word, fds[0], cache, index)
+        os.close(fds[0])
 
 
 def _socketpair() -> tuple[int, int]:
-    import socket
-
     one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     return one.detach(), other.detach()
 

@@ -20,6 +20,7 @@ _FRESH = {"/tmp": 0o1777, "/run": 0o755, "/home": 0o755, "/root": 0o700} | dict.
     ("/boot", "/media", "/mnt", "/srv"), 0o755
 )
 _SCRATCH = f"/{hostroot.SCRATCH}"
+PROCFS = ops.Special("proc", "/proc")
 #: File systems in memory that the guest can fill.
 _LIMITED = ("/", _SCRATCH, "/tmp", "/run", "/dev/shm")
 #: How many levels of directories are looked through for private ones, where it is not two (see Overlay).
@@ -30,7 +31,7 @@ def steps(spec: RunSpec) -> list[Step]:
     """All steps, in order.  Raises UserError."""
     plan: list[Step] = []
     plan += image_root(spec.image) if spec.image else _host_root(spec)
-    plan += [ops.Special("proc", "/proc"), *_devices(), *_sys(spec)]
+    plan += [PROCFS, *_devices(), *_sys(spec)]
     plan += _fixed_files(spec)
     plan.append(ops.Directory(spec.guest_workdir))
     plan.append(ops.Bind(spec.workdir, spec.guest_workdir, read_only=False))

@@ -101,17 +101,6 @@ def _print_call(task: Task, decision: Decision) -> Decision:
     return decision
 
 
-def before_start(spec: RunSpec) -> None:
-    """Import what the run's observation needs, in the process that starts everything.
-
-    python-ptrace asks ldconfig where the C library is: that process must not be the guest's first.
-    """
-    if spec.record is not None:
-        from detbox.recorder.calls import parameters
-
-        parameters()
-
-
 class Observation:
     """What is noted about a run besides its outputs.
 
