@@ -105,7 +105,9 @@ def run(
     before = _snapshot(kept)
     answer, stdout, stderr = _execute(options, command, stdin if isinstance(stdin, bytes) else b"")
     if "error" in answer:
-        raise errors.by_name(answer["error"])(answer["message"], answer["remedy"])
+        error = errors.by_name(answer["error"])(answer["message"], answer["remedy"])
+        error.stats = answer.get("stats", {})
+        raise error
     return Result(
         status=answer["status"],
         stdout=stdout,

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 #: Added to a signal's number when the guest's first process was killed by it (as shells do).
@@ -40,6 +40,7 @@ class DetboxError(Exception):
         super().__init__(message)
         self.message = message
         self.remedy = remedy
+        self.stats: dict[str, Any] = {}
 
     def lines(self) -> list[str]:
         """The text for people: the message, then the remedy."""

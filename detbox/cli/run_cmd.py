@@ -103,7 +103,12 @@ def run(arguments: argparse.Namespace) -> int:
     if spec.dry_run:
         _describe(spec)
         return 0
-    outcome = launch(spec)
+    try:
+        outcome = launch(spec)
+    except DetboxError as error:
+        if spec.stats and error.stats:
+            say("\n".join(stats_lines(error.stats)))
+        raise
     report(spec, outcome)
     leftovers.collect()
     return status_of(spec, outcome)
@@ -227,6 +232,7 @@ def _run_for_program(arguments: argparse.Namespace) -> int:
     except DetboxError as error:
         status = error.status
         answer.update(status=status, error=type(error).__name__, message=error.message, remedy=error.remedy)
+        answer["stats"] = error.stats
     except Exception:  # the edge of the program: whatever arrives here is our bug
         import traceback
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from detbox.container import ahead, building, modules, operations, placement, plan, skeleton
 from detbox.cpu import model
 from detbox.cpu.siteindex import SiteIndex
-from detbox.errors import CommandNotFound, CommandNotInvocable, HostError, InternalError
+from detbox.errors import CommandNotFound, CommandNotInvocable, DetboxError, HostError, InternalError, Interrupted
 from detbox.handlers.cover import cover
 from detbox.kernel import _native, userns
 from detbox.kernel.numbers import NAMES, NUMBERS
@@ -87,9 +87,12 @@ def supervise(spec: RunSpec, started: float, life: int, result: int, requests: i
     try:
         status = sup.run()
         console.drain()
-    except BaseException:
+    except BaseException as ended:
+        error = Interrupted("ended by the caller") if isinstance(ended, KeyboardInterrupt) else ended
         end_early(machine, spec)
-        raise
+        if isinstance(error, DetboxError):
+            error.stats = statistics(sup, started, ready)
+        raise error from None
     finally:
         trouble = observation.end(sup.outcome is not None)
     failed = struct.unpack_from("i", cell, 4)[0]

@@ -30,7 +30,7 @@ from detbox.container.outcome import Outcome
 from detbox.cpu import service
 from detbox.cpu.sitecache import SiteCache
 from detbox.cpu.siteindex import SiteIndex
-from detbox.errors import DetboxError, HostError, Interrupted, TimedOut
+from detbox.errors import DetboxError, GuestError, HostError, Interrupted, TimedOut
 from detbox.kernel import _native, userns
 from detbox.machine import constants, limits
 from detbox.spec import RunSpec
@@ -57,7 +57,10 @@ def _run(spec: RunSpec) -> Outcome:
     result_read, result_write = os.pipe2(os.O_CLOEXEC)
     mapped_read, mapped_write = os.pipe2(os.O_CLOEXEC)
     ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
-    _before_start(spec)
+    if spec.record is not None:
+        from detbox.supervisor.setup import before_record
+
+        before_record()
     keeper = os.fork()
     if keeper == 0:
         for fd in (life_write, result_read, mapped_write, ready_read):
@@ -65,30 +68,24 @@ def _run(spec: RunSpec) -> Outcome:
         _child(lambda: _keep(spec, (life_read, result_write, mapped_read, ready_write)), result_write)
     for fd in (life_read, result_write, mapped_read, ready_write):
         os.close(fd)
+    life = os.fdopen(life_write, "wb")  # told to end by its end
     try:
         if os.read(ready_read, 1):
             _map_ids(keeper)
             os.write(mapped_write, b"m")
         text = _await_result(spec, result_read, keeper)
+    except (Interrupted, GuestError) as ended:
+        life.close()
+        ended.stats = _last_stats(result_read)
+        raise
     finally:
-        for fd in (result_read, mapped_write, ready_read, life_write):
-            with contextlib.suppress(OSError):
-                os.close(fd)
+        life.close()
+        for fd in (result_read, mapped_write, ready_read):
+            os.close(fd)
         _end(keeper)
         if (looking := ahead.begun()) is not None:
             looking.end()
     return _outcome(text)
-
-
-def _before_start(spec: RunSpec) -> None:
-    """Import what the run's observation needs, in the process that starts everything.
-
-    python-ptrace asks ldconfig where the C library is: that process must not be the guest's first.
-    """
-    if spec.record is not None:
-        from detbox.recorder.calls import parameters
-
-        parameters()
 
 
 def _await_result(spec: RunSpec, result: int, keeper: int) -> bytes:
@@ -125,6 +122,18 @@ def _await_result(spec: RunSpec, result: int, keeper: int) -> bytes:
         os.close(wakeup_write)
 
 
+def _last_stats(result: int) -> dict[str, Any]:
+    """What the supervisor says of a run that it has been told to end; empty if it does not say it in time."""
+    text, end = b"", time.monotonic() + END_S
+    while select.select([result], [], [], max(0.0, end - time.monotonic()))[0]:
+        data = os.read(result, 65536)
+        if not data:
+            error = _error(_parsed(text)) if text else None
+            return error.stats if error is not None else {}
+        text += data
+    return {}
+
+
 def _end(keeper: int) -> None:
     """Make sure that nothing of the run is left.
 
@@ -143,15 +152,30 @@ def _end(keeper: int) -> None:
 def _outcome(text: bytes) -> Outcome:
     if not text:
         raise errors.InternalError("the supervisor ended without a report")
-    raw, _ = json.JSONDecoder().raw_decode(text.decode())  # both may fail, keeper and supervisor: the first one counts
-    if "error" in raw:
-        name, message, remedy, trace = raw["error"]
-        cls = errors.by_name(name)
-        error = cls(message, remedy) if cls is not errors.InternalError else errors.InternalError(message)
-        if trace:
-            error.add_note(trace)
+    raw = _parsed(text)
+    error = _error(raw)
+    if error is not None:
         raise error
     return Outcome(**raw)
+
+
+def _parsed(text: bytes) -> dict[str, Any]:
+    raw: dict[str, Any]
+    raw, _ = json.JSONDecoder().raw_decode(text.decode())  # both may fail, keeper and supervisor: the first one counts
+    return raw
+
+
+def _error(raw: dict[str, Any]) -> DetboxError | None:
+    """The error that a report tells of, if it does."""
+    if "error" not in raw:
+        return None
+    name, message, remedy, trace, stats = raw["error"]
+    cls = errors.by_name(name)
+    error = cls(message, remedy) if cls is not errors.InternalError else errors.InternalError(message)
+    error.stats = stats
+    if trace:
+        error.add_note(trace)
+    return error
 
 
 def _child(body: Any, result: int) -> None:
@@ -179,7 +203,7 @@ def _trace() -> str:
 
 def report_error(result: int, error: DetboxError, trace: str = "") -> None:
     """Send an error to the caller."""
-    text = json.dumps({"error": [type(error).__name__, error.message, error.remedy, trace]})
+    text = json.dumps({"error": [type(error).__name__, error.message, error.remedy, trace, error.stats]})
     with contextlib.suppress(OSError):
         os.write(result, text.encode())
 

@@ -101,6 +101,16 @@ def _print_call(task: Task, decision: Decision) -> Decision:
     return decision
 
 
+def before_record() -> None:
+    """Import what a recorded run needs, in the process that starts everything.
+
+    python-ptrace asks ldconfig where the C library is: that process must not be the guest's first.
+    """
+    from detbox.recorder.calls import parameters
+
+    parameters()
+
+
 class Observation:
     """What is noted about a run besides its outputs.
 

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "harness"))
 
 from under_detbox import detbox, environment, twice, unprivileged
 
+import detbox as package
 from detbox.errors import Deadlock, Interrupted, LimitExceeded, TimedOut
 from detbox.spec import DEFAULT_EPOCH_NS
 
@@ -118,6 +119,16 @@ def test_endless_guest_is_ended(script: str, tmp_path: Path) -> None:
     assert child.returncode == TimedOut.status, err
     assert time.monotonic() - begin < 15
     assert not marked(mark)
+
+
+def test_statistics_of_a_run_that_is_ended(tmp_path: Path) -> None:
+    with pytest.raises(TimedOut) as late:
+        package.run(["sh", "-c", "ls; while :; do :; done"], workdir=tmp_path, timeout=3)
+    with pytest.raises(Deadlock) as dead:
+        package.run(["sh", "-c", "ls; mkfifo p; cat p"], workdir=tmp_path)
+    for caught in (late, dead):
+        assert caught.value.stats["calls"]["getdents64"] == 2
+    assert late.value.stats["guest_cpu_s"] > 0.1 > dead.value.stats["guest_cpu_s"]
 
 
 FAMILY = """
