@@ -200,9 +200,11 @@ class Counting:
         return True
 
     def go_on_counted(self, task: Task) -> bool:
-        """Let a stopped thread go on counted, if there is a reason."""
-        if not self._begin(task):
+        """Let a thread that is stopped at a deterministic point go on counted, if there is a reason."""
+        if not self.others.concerned(task) or not self._begin(task):
             return False
+        if not task.data[STRETCH].others:
+            task.process.data[_BUDGET] -= 1
         self.sup.proceed(task)
         return True
 
@@ -280,8 +282,10 @@ class Counting:
         if self.copying.inside(parent):
             self.copying.come_out(child)
             stretch: Stretch | None = parent.data.get(STRETCH)
-            # The new one may be a better reason than other processes that wait.
+            # The new one may be a better reason than other processes that wait, and a thread than others that sleep.
             own = stretch is not None and not stretch.for_other_processes
+            if stretch is not None and stretch.others and child.process is parent.process:
+                own = False
             counted = own or self.gauging.counting(parent) or child.process.vfork_parent is not None
             if not counted and self.others.concerned(parent) and self._begin(parent):
                 self.copying.stays(parent, parent.data[LEFT])

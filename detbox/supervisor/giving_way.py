@@ -29,6 +29,9 @@ TURN, GLANCE = 1_000_000, 50_000
 #: Who has had so many turns without a call has longer ones, twice as long each time. With long turns the budget is over
 #: before each has often seen what the others have done; where all wait for a time, short ones are dear.
 TURNS = 16
+#: When nothing is left for those that are ready, but a thread is counted since somebody waits for a time, they have
+#: their turns after so many ns.
+LATE = 128_000_000
 #: A thread stays in its copies for so many calls without a reason, and for so many ns after each of them, lest it
 #: goes in and out with each call.
 LINGER, LINGER_NS = 64, 10_000_000
@@ -64,8 +67,10 @@ PIECE, LONGER = 40_000_000, 8
 LIMIT, CLOSER, CLOSEST = 96, 4, 4_000
 #: A runtime's monitor takes the processor from a thread that has computed for so many ns (Go's: forcePreemptNS).
 TURN_OF_RUNTIME = 10_000_000
-#: A process whose threads have been found to spin so often is not counted: spins end without that.
-SPINS = 8
+#: Spins end without being counted, too, where they have been found before, and much sooner.  So the first so many that
+#: a process's threads are found at are free, and each further one costs so many us; threads are then looked at after
+#: so many instructions.
+SPINS, SPIN_US, SOON = 8, 2_000, 2_000_000
 _ACCOUNT = "giving_way"  # in a process's data
 _NEW = "new threads"  # in a process's data: how often those that they wake may still go first, by their numbers
 _MANY = 1_000  # so many of them are remembered
@@ -138,7 +143,7 @@ class GivingWay:
 
     def _worthwhile(self, process: Process, account: _Account) -> bool:
         few = self.copying.stepped(process)[0] < FEW_STEPS
-        return account.counted < COUNTED and account.spins < SPINS and few
+        return account.counted < COUNTED and few
 
     def _is_rare(self, task: Task, account: _Account) -> bool:
         """Whether a call is counted although all has been spent."""
@@ -197,7 +202,7 @@ class GivingWay:
             account.spent += BEGIN_US
         ns, ready = reason
         total = ns * PER_NS
-        return Stretch(total, min(total, PIECE), limit=LIMIT, others=True, ready=ready)
+        return Stretch(total, min(total, first_piece(account.spins)), limit=LIMIT, others=True, ready=ready)
 
     def _reason(self, task: Task, account: _Account) -> tuple[int, bool] | None:
         """When others of the process are to go on, in ns from now, and whether they are ready; None: nobody waits."""
@@ -210,6 +215,8 @@ class GivingWay:
         if left > TURN and m.scheduler.ready and counts:
             others = [other for other in process.tasks.values() if other.state is State.READY]
             if used_up or account.spent >= account.allowed + EARNED * account.calls:
+                if LATE < left < FAR and others:
+                    left = LATE
                 others = [other for other in others if other.nr < 0]
             ready = [GAVE_WAY in other.data for other in others]
             times = task.data.get(GAVE_WAY, 0)
@@ -282,10 +289,18 @@ class GivingWay:
 
     def spins(self, task: Task) -> None:
         """The thread was found to spin."""
-        self._account(task).spins += 1
+        account = self._account(task)
+        account.spins += 1
+        if account.spins > SPINS:
+            account.spent += SPIN_US
 
     def _copied(self, task: Task, account: _Account) -> None:
         made, (_, stepped, handled) = self.copying.made(task), self.copying.stepped(task.process)
         account.spent += COPY_US * (made - account.made) + STEP_US * (stepped - account.stepped)
         account.spent -= EARNED_BY_SIGNAL * (handled - account.handled)
         account.made, account.stepped, account.handled = made, stepped, handled
+
+
+def first_piece(spins: int) -> int:
+    """How many instructions are counted before a thread is looked at, if so many spins were found."""
+    return PIECE if spins < SPINS else SOON

@@ -25,10 +25,11 @@ from detbox.supervisor.giving_way import (
     LIMIT,
     LINGER,
     LINGER_NS,
-    PIECE,
+    SPIN_US,
     SPINS,
     TURN,
     WAITED,
+    first_piece,
 )
 from detbox.supervisor.stretch import GAVE_WAY, PER_NS, Stretch
 from detbox.supervisor.task import State
@@ -251,15 +252,14 @@ class OtherProcesses:
             ns = min(ns, deadline - clock.now)
         total = max(ns, TURN) * per_ns
         most = self.copying.made(task) + (account.most - account.spent) // COPY_US
-        return Stretch(total, min(total, PIECE), limit=LIMIT, others=True, reason=reason, most=most, per_ns=per_ns)
+        piece = min(total, first_piece(state.spins))
+        return Stretch(total, piece, limit=LIMIT, others=True, reason=reason, most=most, per_ns=per_ns)
 
     def _found(self, task: Task) -> _Candidate | None:
         """The reason to count a thread; None: nobody waits."""
         process = task.process
         state: _State | None = process.data.get(_STATE)
         if process.vfork_parent is not None or self.copying.stepped(process)[0] >= FEW_STEPS:
-            return None
-        if state is not None and state.spins >= SPINS:
             return None
         candidates = [each for each in self._candidates(task, state) if self.accounts[each[1]].open]
         return min(candidates, key=lambda each: each[0], default=None)
@@ -355,7 +355,10 @@ class OtherProcesses:
 
     def spins(self, task: Task) -> None:
         """The thread was found to spin."""
-        self._state(task).spins += 1
+        state = self._state(task)
+        state.spins += 1
+        if state.spins > SPINS and state.reason is not None:
+            self.accounts[state.reason].spent += SPIN_US
 
     def _spend(self, task: Task, spent: int, instructions: int) -> None:
         state = self._state(task)

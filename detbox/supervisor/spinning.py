@@ -382,7 +382,12 @@ class Spinning:
             self.sup.m.scheduler.make_ready(task, then)
 
     def _again(self, task: Task) -> None:
-        """Continue a spinner; its next turn is walked here, and not by way of the breakpoint."""
+        """Continue a spinner; its next turn is walked here, and not by way of the breakpoint.
+
+        How far it is walked depends on what has been remembered: if it is counted, then from where it was parked.
+        """
+        if self.sup.counting.go_on_counted(task):
+            return
         # Its steps may be looks at the clock.
         self.sup.grant(task)
         stepper = PtraceStepper(task.tid)

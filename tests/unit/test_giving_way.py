@@ -189,8 +189,9 @@ def test_the_budgets() -> None:
     long = Stretch(giving_way.COUNTED, 1, others=True)
     assert not spent(lambda host, stretch: host.way.reached(host.task, long))
     assert spent(lambda host, stretch: [host.way.reached(host.task, long) for _ in range(8)])
-    assert not spent(lambda host, stretch: [host.way.spins(host.task) for _ in range(giving_way.SPINS - 1)])
-    assert spent(lambda host, stretch: [host.way.spins(host.task) for _ in range(giving_way.SPINS)])
+    spins = giving_way.SPINS + most // giving_way.SPIN_US
+    assert not spent(lambda host, stretch: [host.way.spins(host.task) for _ in range(spins - 1)])
+    assert spent(lambda host, stretch: [host.way.spins(host.task) for _ in range(spins + 1)])
     assert spent(lambda host, stretch: setattr(host.copying, "steps", (1_000, 0, 0)))
 
     def steps(calls: int, signals: int) -> Any:
@@ -302,6 +303,29 @@ def test_long_work_while_others_wait_for_a_time_earns_copies() -> None:
     assert not goes_on(giving_way.COUNTED - 1, most + giving_way.MOST_EARNED)
 
 
+def test_who_is_ready_has_a_late_turn_when_nothing_is_left_for_it_but_somebody_waits() -> None:
+    host = Host(3)
+    host.is_ready()
+    host.waits(2 * giving_way.LATE, which=2)
+    assert host.ns() == TURN
+    host.tasks[1].nr = 0
+    host.process.data[giving_way._ACCOUNT].spent = giving_way.ALLOWED + giving_way.RESERVE // 2
+    assert host.ns() == giving_way.LATE
+    host.waits(FAR, which=2)
+    assert host.ns() is None
+
+
+def test_who_has_often_spun_is_looked_at_soon() -> None:
+    host = Host()
+    host.waits(FAR - 1)
+    for piece in (giving_way.PIECE, giving_way.SOON):
+        stretch = host.way.begin(host.task)
+        assert stretch is not None and stretch.piece == piece
+        for _ in range(giving_way.SPINS):
+            host.way.spins(host.task)
+    assert host.process.data[giving_way._ACCOUNT].spent >= giving_way.SPINS * giving_way.SPIN_US
+
+
 def test_those_that_a_new_thread_wakes_go_first_when_nothing_is_left_for_ready_ones() -> None:
     host = Host()
     new = host.process.data[giving_way._NEW] = {host.task.tid: giving_way.NEW}
@@ -314,5 +338,5 @@ def test_those_that_a_new_thread_wakes_go_first_when_nothing_is_left_for_ready_o
     assert sum(firsts) == giving_way.NEW - 2 and not new, "it is not new any more"
     assert not host.way.lets_go_first(host.tasks[1]), "it is not new"
     new[host.task.tid] = giving_way.NEW
-    account.spins = giving_way.SPINS
+    account.counted = giving_way.COUNTED
     assert not host.way.lets_go_first(host.task), "it is not counted at all"

@@ -13,7 +13,7 @@ from detbox.decision import Park
 from detbox.kernel.numbers import NUMBERS
 from detbox.scheduler.core import NAP, Awaited
 from detbox.supervisor import other_processes
-from detbox.supervisor.giving_way import COPY_US, LINGER, SPINS, TURN
+from detbox.supervisor.giving_way import COPY_US, LINGER, PIECE, SOON, SPINS, TURN
 from detbox.supervisor.other_processes import (
     BACKGROUND,
     LIMITS,
@@ -273,10 +273,11 @@ def test_copies_are_paid_for() -> None:
 def test_who_spins_or_generates_code_is_left_alone() -> None:
     host = Host()
     host.awaits(host.other, SECOND)
-    for _ in range(SPINS):
-        assert host.begin() is not None
+    pieces = []
+    while (stretch := host.others.begin(host.task)) is not None:
+        pieces.append(stretch.piece)
         host.others.spins(host.task)
-    assert host.begin() is None
+    assert pieces[:SPINS] == [PIECE] * SPINS and set(pieces[SPINS:]) == {SOON}, "they cost more and more"
     host = Host()
     host.awaits(host.other, SECOND)
     host.copying.steps = other_processes.FEW_STEPS
