@@ -14,7 +14,7 @@ from stat import S_ISSOCK
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from detbox.decision import CONTINUE, ContinueThen, Decision, InstallFd
-from detbox.handlers import networks, paths
+from detbox.handlers import networks, paths, rtnetlink
 from detbox.handlers.namespace_ops import note_created
 from detbox.handlers.opening import check_create
 from detbox.handlers.socket_core import decode_inet
@@ -54,7 +54,8 @@ def socket(m: Machine, t: Task, a: Args) -> Decision:
         if family == host.AF_NETLINK:
             m.need_loopback(t)
         t.process.files.forget_all()
-        return _made_by_guest(m, 1)
+        made = _made_by_guest(m, 1)
+        return rtnetlink.noted(m, made) if family == host.AF_NETLINK else made
     m.need_loopback(t)
     with networks.inside(m, t):
         sock = host.socket(family, kind & ~host.SOCK_CLOEXEC, protocol)

@@ -13,7 +13,7 @@ from errno import EAGAIN, EBADF, EINTR, EPERM
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, ERESTARTSYS, Decision, Park, Wake
-from detbox.handlers import networks
+from detbox.handlers import networks, rtnetlink
 from detbox.handlers.socket_batch import receive_many, send_here
 from detbox.handlers.socket_connect import connect
 from detbox.handlers.socket_control import MMSGHDR, look_at_control, note_sender, own_credentials, with_credentials
@@ -52,6 +52,7 @@ from detbox.handlers.waiting import (
     total,
 )
 from detbox.machine.files import Kind
+from detbox.machine.io import io_state
 from detbox.machine.networks import NETWORK
 
 if TYPE_CHECKING:
@@ -95,14 +96,17 @@ def read_plain(m: Machine, t: Task, fd: int, segments: Segments) -> Decision:
     """``read`` and ``readv`` of a socket."""
     if total(segments) == 0:
         return CONTINUE
-    return when_ready(
+    decision = when_ready(
         m, t, fd, POLLIN, host.SO_RCVTIMEO, lambda wake: read_plain(m, t, fd, segments), "read from"
     )
+    return _told(m, t, fd, segments, decision)
 
 
 def recvfrom(m: Machine, t: Task, a: Args) -> Decision:
     """``recvfrom(fd, buf, len, flags, addr, addrlen)``."""
-    return _receive(m, t, fd_of(a[0]), a[3], [(a[1], a[2])])
+    fd, segments = fd_of(a[0]), [(a[1], a[2])]
+    decision = _receive(m, t, fd, a[3], segments, lambda wake: recvfrom(m, t, a))
+    return _told(m, t, fd, segments, decision)
 
 
 def recvmsg(m: Machine, t: Task, a: Args) -> Decision:
@@ -115,7 +119,11 @@ def recvmsg(m: Machine, t: Task, a: Args) -> Decision:
         _, _, base, count, _, length, _ = MSGHDR.unpack(t.read(a[1], MSGHDR.size))
         segments = iovec(t, base, count)
         control = length
-    decision = _receive(m, t, fd_of(a[0]), flags, segments, lambda wake: recvmsg(m, t, a))
+    fd = fd_of(a[0])
+    decision = _receive(m, t, fd, flags, segments, lambda wake: recvmsg(m, t, a))
+    if decision is CONTINUE and io_state(m).netlink:
+        _, _, base, count, _, _, _ = MSGHDR.unpack(t.read(a[1], MSGHDR.size))
+        decision = _told(m, t, fd, iovec(t, base, count), decision)
     if control and decision is CONTINUE:
         t.process.files.forget_all()
         return look_at_control(m, a[1], lambda result: 1)
@@ -147,6 +155,21 @@ def _is_netlink(own: int) -> bool:
 def _is_stream(t: Task, fd: int) -> bool:
     with borrowed(t, fd) as own, python_socket(own) as sock:
         return sock.type == host.SOCK_STREAM
+
+
+def _told(m: Machine, t: Task, fd: int, segments: Segments, decision: Decision) -> Decision:
+    """What the kernel receives into the segments is looked at if the socket is one of AF_NETLINK."""
+    known = io_state(m).netlink
+    if decision is not CONTINUE or not known:
+        return decision
+    f = t.process.files.get(fd)
+    if f.kind is not Kind.SOCKET or f.ino not in known:
+        return decision
+    with borrowed(t, fd) as own:
+        if _is_netlink(own):
+            return rtnetlink.received(segments)
+    known.discard(f.ino)  # the number has been another socket's since
+    return decision
 
 
 def _receive_all(m: Machine, t: Task, fd: int, flags: int, segments: Segments) -> Decision:

@@ -35,6 +35,7 @@ class IoState:
     ``signal_sets``: how often a signal descriptor was made or given another set.
     ``control``: whether a socket has been told to stamp what arrives, or to say who sends; sockets inherit that.
     ``linger``, ``congestion``: SO_LINGER's seconds and TCP_CONGESTION of a socket with this host inode number.
+    ``netlink``: host inode numbers of the sockets of AF_NETLINK.
     ``stamping``: a socket that keeps the kernel stamping.
     ``senders``: the user and the group of who has sent last, by process.
     ``listeners``: who listens on which Unix name.
@@ -55,6 +56,7 @@ class IoState:
     bound: set[int] = field(default_factory=set)
     stdin_is_watched: bool = False
     control: bool = False
+    netlink: set[int] = field(default_factory=set)
     linger: dict[int, int] = field(default_factory=dict)
     congestion: dict[int, bytes] = field(default_factory=dict)
     stamping: socket | None = None

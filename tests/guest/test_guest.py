@@ -98,6 +98,7 @@ GUESTS = (
     Guest("pthread_sync.c", quick=True),
     Guest("randomness.c", quick=True),
     Guest("refused.c", native=False),
+    Guest("rtnetlink.py", native=False),
     Guest("shell_jobs.sh", quick=True),
     Guest("signal_queue.c"),
     Guest("signal_restart.c"),
