@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import marshal
 import os
 import signal
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from detbox.container import hostroot
 from detbox.values import cache_place
 
+if TYPE_CHECKING:
+    from detbox.container import skeleton
+
 PR_SET_PDEATHSIG = 1
-_END = b"."  # behind the paths: all have been told
 _NAME = "directories"  # of the place in detbox's cache
 
 
@@ -52,20 +56,25 @@ class Ahead:
         os.umask(0)
         root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         tops = [name for name in hostroot.names() if hostroot.shown(name)]
-        hidden = skeleton.renew(self.place, self.lock, tops, root)
-        if hidden is not None:
-            os.write(answer, b"\0".join([*hidden, _END]))
+        kept = skeleton.renew(self.place, self.lock, tops, root)
+        if kept is not None:
+            with open(answer, "wb") as file:
+                marshal.dump((kept.hidden, [tuple(change) for change in kept.above]), file)
 
-    def hidden(self) -> list[str] | None:
-        """Paths of the directories in the tree that are shown empty; None: there is no tree.
+    def kept(self) -> skeleton.Kept | None:
+        """What there is of the tree; None: it cannot be used.
 
         Waits for the process.  For one process of the run, which has inherited this object.
         """
-        said = b""
-        while part := os.read(self._answer, 65536):
-            said += part
-        *paths, last = said.split(b"\0")
-        return [os.fsdecode(path) for path in paths] if last == _END else None
+        from detbox.container import skeleton
+
+        with open(self._answer, "rb", closefd=False) as file:
+            said = file.read()
+        try:
+            hidden, above = marshal.loads(said)
+        except (EOFError, ValueError):
+            return None
+        return skeleton.Kept(hidden, [skeleton.Change(*change) for change in above])
 
     def end(self) -> None:
         """End the process, once the run has ended: if it is still at work, nobody wanted its answer."""

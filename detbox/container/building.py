@@ -120,13 +120,16 @@ def _namespace() -> Iterator[int]:
 
 def _use_tree(steps: list[operations.Step]) -> bool:
     """Give the overlays of the host's system the directories that are kept from run to run; whether there are any."""
-    kept = ahead.begun()
-    hidden = None if kept is None else kept.hidden()
-    if kept is None or hidden is None:
+    looking = ahead.begun()
+    kept = None if looking is None else looking.kept()
+    if looking is None or kept is None:
         return False
     for step in steps:
         if isinstance(step, Overlay):
-            top = step.path[1:] + "/"
-            step.middle = f"{skeleton.tree(kept.place)}{step.path}"
-            step.hidden = [path[len(top) :] for path in hidden if path.startswith(top)]
+            top = os.fsencode(step.path[1:] + "/")
+            step.middle = f"{skeleton.tree(looking.place)}{step.path}"
+            step.hidden = [os.fsdecode(path[len(top) :]) for path in kept.hidden if path.startswith(top)]
+            step.above = [
+                change._replace(path=change.path[len(top) :]) for change in kept.above if change.path.startswith(top)
+            ]
     return True

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterable, Sequence
 
-from detbox.container import storeimage
+from detbox.container import skeleton, storeimage
 from detbox.container.hostroot import FOR_ALL
 from detbox.container.operations import MS_NODEV, MS_NOSUID, Step, mount, staged
 from detbox.errors import HostError
@@ -22,8 +22,8 @@ class Overlay(Step):
 
     An ordinary user's namespace does not map the owner of the host's directories, so that nothing could be
     created in them.  What exists in the upper layer is the user's own, so all directories are made there, unless
-    a layer between the two has them (see ``skeleton``): its path is ``middle``, and ``hidden`` says which of its
-    directories are shown empty.
+    a layer between the two has them (see ``skeleton``): its path is ``middle``, ``hidden`` says which of its
+    directories are shown empty, and ``above`` what has changed since it was made.
     For root something else is done there: a directory that an ordinary user may not list or search is shown empty
     to both, and ``depth`` levels are looked through for such directories.
     """
@@ -35,6 +35,7 @@ class Overlay(Step):
     makers: int = 1  # threads that make directories
     middle: str | None = None
     hidden: Sequence[str] = ()  # relative to ``path``
+    above: Sequence[skeleton.Change] = ()  # likewise
     emptied: list[str] = field(default_factory=list)  # guest paths of directories shown empty
     owners: dict[bytes, tuple[int, int]] = field(default_factory=dict)  # as the image's manifest says
     mount_id: int = -1  # known once it is mounted; something may cover the path later
@@ -62,16 +63,18 @@ class Overlay(Step):
         target = staged(self.path)
         os.makedirs(target, exist_ok=True)
         upper, work = f"{staged(self.scratch)}/upper", f"{staged(self.scratch)}/work"
-        os.makedirs(upper)
+        self._make_upper(upper)
         os.makedirs(work)
-        # The upper directory's own attributes are those of the merged root.
-        mode = os.fstat(self._fd).st_mode & 0o7777
-        os.chmod(upper, mode)
         if not self._mount_with_middle(upper, work):
             self._make_directories(upper)
             self._mount_layers([self._fd], upper, work)
         self.mount_id = _native.mount_id(-1, os.fsencode(target))
         os.close(self._fd)
+
+    def _make_upper(self, upper: str) -> None:
+        os.makedirs(upper)
+        # The upper directory's own attributes are those of the merged root.
+        os.chmod(upper, os.fstat(self._fd).st_mode & 0o7777)
 
     def _mount_layers(self, layers: Sequence[int], upper: str, work: str) -> None:
         """``layers``: descriptors of the lower ones' directories, the upmost first."""
@@ -87,8 +90,11 @@ class Overlay(Step):
         if self._middle_fd < 0:
             return False
         try:
+            skeleton.lay(upper, self._fd, self.above)
             self._mount_layers([self._middle_fd, self._fd], upper, work)
-        except HostError:
+        except (HostError, OSError):
+            skeleton.clear(os.fsencode(upper))
+            self._make_upper(upper)
             return False
         finally:
             os.close(self._middle_fd)

@@ -10,10 +10,12 @@ ctime, and so does a change of its mode (inode(7)); so the tree is right as long
 inode number and the ctime of the list, one fstatat(2) for each.  A directory that had changed within the last moments
 when it was noted counts as changed the next time: the clock of a file system has its ticks.
 
-Runs hold a shared lock (flock(2)) on the place, since a layer must not change under a mounted overlay; who has to
-change the tree wants an exclusive one, and does without the tree if another run is using it.  The list is removed
-before the tree is changed, and written anew afterwards, so that whatever ends a run halfway leaves no wrong tree
-behind.  Nothing depends on the tree but how soon a run starts: where there is none, the directories are made in memory.
+A host that is in use changes: its programs write to some directories of /var all the time.  A few changes are not
+written down; each run looks at the same directories again, and lays what differs above the tree, in its own layer in
+memory.  So it does if another run is using the tree: runs hold a shared lock (flock(2)) on the place, since a layer
+must not change under a mounted overlay, and who changes the tree wants an exclusive one.  The list is removed before
+the tree is changed, and written anew afterwards, so that whatever ends a run halfway leaves no wrong tree behind.
+Nothing depends on the tree but how soon a run starts: where there is none, the directories are made in memory.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import struct
 import time
 import zlib
 from collections.abc import Iterable, Sequence
-from stat import S_IMODE, S_ISDIR
+from stat import S_IFCHR, S_IMODE, S_ISDIR
 from typing import NamedTuple
 
 from detbox.container.hostroot import FOR_ALL
@@ -40,6 +42,7 @@ _MAGIC = b"detbox directories 1\n"
 _CHECKSUM = struct.Struct("<I")
 _UNKEPT = b"not kept\n"  # instead of records
 _UNKEPT_S = 7 * 86400  # seconds until it is tried again
+_FEW = 64  # directories that have changed: as fast as if none had
 _MOST = 100_000  # directories: 400 MB on a file system that gives each a block of its own
 _FRESH_NS = 2_000_000_000  # the coarsest clock of a file system in use (FAT's) ticks every two seconds
 _NEVER = -1  # no directory's time of change
@@ -63,16 +66,26 @@ class Change(NamedTuple):
     kind: int = _PLAIN
 
 
+class Kept(NamedTuple):
+    """What a run has of the tree: paths relative to the root.
+
+    ``hidden``: the directories that are shown empty.  ``above``: what is to be made above the tree, in order.
+    """
+
+    hidden: list[bytes]
+    above: list[Change] = []
+
+
 def tree(place: str) -> str:
     """The path of the tree; each of the system's top-level directories lies in it under its own name."""
     return f"{place}/tree"
 
 
-def renew(place: str, lock: int, tops: Sequence[str], root: int) -> list[bytes] | None:
-    """Bring the tree up to date; the paths of the directories that are shown empty, relative to ``root``.
+def renew(place: str, lock: int, tops: Sequence[str], root: int) -> Kept | None:
+    """Bring the tree up to date, or say in what it differs; None: the tree cannot be used now.
 
     ``lock``: a descriptor of ``place`` with a shared lock.  ``tops``: names of the directories that are kept with all
-    below them.  ``root``: a descriptor of the directory that they lie in.  None: the tree cannot be used now.
+    below them.  ``root``: a descriptor of the directory that they lie in.
     """
     listing = f"{place}/list"
     try:
@@ -85,25 +98,75 @@ def renew(place: str, lock: int, tops: Sequence[str], root: int) -> list[bytes] 
             root, records or b"", _HIDDEN | _TOP, len(os.sched_getaffinity(0)), True
         )
         changed += {os.fsencode(top) for top in tops}.difference(flagged)
-        if not changed:
-            return [path for path in flagged if b"/" in path]
+        if records and len(changed) <= _FEW:
+            few = Listing(root, _parsed(_native.related_directories(records, changed)))
+            kept = _kept(root, [path for path in flagged if b"/" in path], few.look(changed))
+            if kept is not None:
+                return kept
         news = Listing(root, _parsed(records or b""))
         changes = news.look(changed)
-        kept = len(news.directories) <= _MOST
+        enough = len(news.directories) <= _MOST
         if changes or records is None:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return _kept(root, news.hidden(), changes) if records and enough else None
             if _read(listing) != found:
                 return None  # somebody else has changed it between the two locks
-            _apply(place, lock, changes if kept else [], anew=records is None or not kept)
-        records = _packed(news.directories) if kept else _UNKEPT
+            _apply(place, lock, changes if enough else [], anew=records is None or not enough)
+        records = _packed(news.directories) if enough else _UNKEPT
         _write(lock, records)
         if changes:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             if _read(listing) != records:
                 return None  # likewise
-        return news.hidden() if kept else None
+        return Kept(news.hidden()) if enough else None
     except (OSError, ValueError):
         return None
+
+
+def _kept(root: int, hidden: list[bytes], changes: list[Change]) -> Kept | None:
+    """The tree as it is, with ``changes`` above it; None if these cannot be made there.
+
+    A layer above can hide what is in the tree, but not show what the tree hides.
+    """
+    made = {change.path for change in changes if change.what == "make"}
+    gone = [change.path for change in changes if change.what == "remove"]
+    if any(change.kind == _HIDDEN for change in changes) or not made.isdisjoint(gone):
+        return None
+    for path in gone:
+        if b"/" not in path or _is_there(path, root):  # now it is something else
+            return None
+    below = tuple(path + b"/" for path in gone)
+    return Kept([path for path in hidden if path not in gone and not path.startswith(below)], changes)
+
+
+def _is_there(path: bytes, root: int) -> bool:
+    try:
+        os.stat(path, dir_fd=root, follow_symlinks=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def lay(upper: str, source: int, changes: Iterable[Change]) -> None:
+    """Make what differs from the tree in the layer above it.  Raises OSError.
+
+    ``upper``: the directory of that layer.  ``source``: a descriptor of the host's directory, which the paths are
+    relative to.
+    """
+    for what, path, _, _ in changes:
+        names = path.split(b"/")
+        for end in range(1, len(names) + (what != "remove")):
+            part = b"/".join(names[:end])
+            target = os.fsencode(upper) + b"/" + part
+            with contextlib.suppress(FileExistsError, FileNotFoundError):  # the latter: just now it has been removed
+                mode = S_IMODE(os.stat(part, dir_fd=source, follow_symlinks=False).st_mode)
+                os.mkdir(target)
+                os.chmod(target, mode)
+        if what == "remove":
+            # A whiteout (Documentation/filesystems/overlayfs.rst), which everybody may make (mknod(2)).
+            os.mknod(os.fsencode(upper) + b"/" + path, S_IFCHR)
 
 
 class Wholeness:
@@ -287,7 +350,7 @@ def _apply(place: str, lock: int, changes: Iterable[Change], *, anew: bool) -> N
         if name != os.path.basename(tree(place)):  # the list, and what a killed process has left of one
             os.unlink(f"{place}/{name}")
     if anew:
-        _clear(top)
+        clear(top)
         os.mkdir(top, 0o755)
     modes: dict[bytes, int] = {}
     try:
@@ -295,7 +358,7 @@ def _apply(place: str, lock: int, changes: Iterable[Change], *, anew: bool) -> N
             target = top + b"/" + path
             _unlock(os.path.dirname(target), modes)
             if what == "remove":
-                _clear(target)
+                clear(target)
                 continue
             if what == "mode":
                 os.chmod(target, 0o700)
@@ -308,7 +371,7 @@ def _apply(place: str, lock: int, changes: Iterable[Change], *, anew: bool) -> N
             with contextlib.suppress(FileNotFoundError):  # it was removed after all
                 os.chmod(target, mode)
     except OSError:
-        _clear(top)
+        clear(top)
         _write(lock, _UNKEPT)
         raise
 
@@ -320,7 +383,7 @@ def _unlock(directory: bytes, modes: dict[bytes, int]) -> None:
         os.chmod(directory, 0o700)
 
 
-def _clear(top: bytes) -> None:
+def clear(top: bytes) -> None:
     """Remove a directory and all below it, some of which their owner may not change."""
     import shutil
 

@@ -1158,6 +1158,7 @@ static PyMethodDef methods[] = {
 	{"pack_dirents", pack_dirents, METH_VARARGS, NULL},
 	{"make_directories", make_directories, METH_VARARGS, NULL},
 	{"check_directories", check_directories, METH_VARARGS, NULL},
+	{"related_directories", related_directories, METH_VARARGS, NULL},
 	{"make_copies", make_copies, METH_VARARGS, NULL},
 	{"count_loops", count_loops, METH_VARARGS, NULL},
 	{"write_places", write_places, METH_VARARGS, NULL},

@@ -301,3 +301,61 @@ static PyObject *check_directories(PyObject *self, PyObject *args)
 	Py_XDECREF(flagged);
 	return NULL;
 }
+
+struct name {
+	const char *path;
+	size_t length;
+};
+
+static int is_one_of(const struct name *names, long count, const char *path, size_t length)
+{
+	for (long i = 0; i < count; i++)
+		if (names[i].length == length && !memcmp(names[i].path, path, length)) return 1;
+	return 0;
+}
+
+/* How much of a path is its parent's: none for the topmost ones. */
+static size_t parent_length(const char *path, size_t length)
+{
+	while (length && path[length - 1] != '/') length--;
+	return length ? length - 1 : 0;
+}
+
+/* related_directories(records, paths) -> the records of those directories, of their parents, and of what lies directly in them
+ *
+ * For a few paths: each record is compared with each.  Raises ValueError for a list that is damaged. */
+static PyObject *related_directories(PyObject *self, PyObject *args)
+{
+	Py_buffer list;
+	PyObject *paths, *found = NULL;
+	if (!PyArg_ParseTuple(args, "y*O!", &list, &PyList_Type, &paths)) return NULL;
+	const struct directory_record **records;
+	long n = find_records(list.buf, (const char *)list.buf + list.len, &records), count = PyList_GET_SIZE(paths);
+	struct name *names = malloc((2 * count + 1) * sizeof *names);
+	char *kept = malloc(list.len + 1), *end = kept;
+	if (!records || !names || !kept) PyErr_NoMemory();
+	else if (n < 0) PyErr_SetString(PyExc_ValueError, "a damaged list of directories");
+	for (long i = 0; i < count && !PyErr_Occurred(); i++) {
+		Py_ssize_t length;
+		if (PyBytes_AsStringAndSize(PyList_GET_ITEM(paths, i), (char **)&names[i].path, &length)) break;
+		names[i].length = length;
+		names[count + i] = (struct name){names[i].path, parent_length(names[i].path, length)};
+	}
+	if (!PyErr_Occurred()) {
+		for (long i = 0; i < n; i++) {
+			const struct directory_record *r = records[i];
+			if (!is_one_of(names, 2 * count, r->path, r->length) &&
+			    !is_one_of(names, count, r->path, parent_length(r->path, r->length)))
+				continue;
+			size_t size = (sizeof *r + r->length + 1 + 7) & ~7UL;
+			memcpy(end, r, size);
+			end += size;
+		}
+		found = PyBytes_FromStringAndSize(kept, end - kept);
+	}
+	free(records);
+	free(names);
+	free(kept);
+	PyBuffer_Release(&list);
+	return found;
+}

@@ -98,3 +98,25 @@ def test_killed_while_they_are_made(home: tuple[str, Path]) -> None:
         process.wait()
     theirs = run(user, cache)
     assert (theirs.returncode, theirs.stdout) == (0, run(None, cache / "root").stdout)
+
+
+def test_what_has_changed_on_the_host_since_they_were_made(home: tuple[str, Path]) -> None:
+    user, cache = home
+    host = Path(tempfile.mkdtemp(prefix="detbox-host-", dir="/var/tmp"))
+    try:
+        host.chmod(0o755)
+        (host / "old" / "deep").mkdir(parents=True)
+        (host / "mode").mkdir()
+        for _ in range(2):
+            assert run(user, cache, "true").returncode == 0
+        below = tree(cache) / host.relative_to("/")
+        assert (below / "old" / "deep").is_dir()
+        shutil.rmtree(host / "old")
+        (host / "new" / "sub").mkdir(parents=True)
+        (host / "mode").chmod(0o1777)
+        script = f"cd {host} && find . -printf '%p %i %n %m %u %g %t %c\\n'; mkdir new/sub/x old; rm -r mode; ls -laR"
+        theirs, roots = run(user, cache, script), run(None, cache / "root", script)
+        assert (theirs.returncode, theirs.stderr, theirs.stdout) == (0, b"", roots.stdout)
+        assert not (below / "new").exists(), "it was laid above the tree"
+    finally:
+        shutil.rmtree(host)

@@ -35,14 +35,35 @@ class Place:
         self.lock = os.open(self.place, os.O_RDONLY)
         fcntl.flock(self.lock, fcntl.LOCK_SH)
 
-    def renew(self) -> list[bytes] | None:
-        """The hidden directories, sorted."""
+    def look(self) -> skeleton.Kept | None:
+        """What a run gets."""
         root = os.open(self.system, os.O_PATH)
         try:
-            hidden = skeleton.renew(str(self.place), self.lock, TOPS, root)
+            return skeleton.renew(str(self.place), self.lock, TOPS, root)
         finally:
             os.close(root)
-        return None if hidden is None else sorted(hidden)
+
+    def renew(self) -> list[bytes] | None:
+        """The hidden directories, sorted."""
+        kept = self.look()
+        return None if kept is None else sorted(kept.hidden)
+
+    def merged(self, kept: skeleton.Kept, upper: Path) -> list[tuple[str, int, list[str]]]:
+        """The directories of the tree with what is above them, as an overlay shows them."""
+        system = os.open(self.system, os.O_PATH)
+        upper.mkdir()
+        skeleton.lay(str(upper), system, kept.above)
+        os.close(system)
+        shown = {path: (mode, attributes) for path, mode, attributes in listed(self.tree)}
+        for where, _, files in os.walk(upper):
+            directory = os.path.relpath(where, upper)
+            if directory != ".":
+                shown[directory] = (os.stat(where).st_mode, os.listxattr(where))
+            for name in files:
+                assert os.lstat(f"{where}/{name}").st_rdev == 0
+                gone = f"{directory}/{name}"
+                shown = {path: of for path, of in shown.items() if path != gone and not path.startswith(gone + "/")}
+        return sorted((path, mode, attributes) for path, (mode, attributes) in shown.items())
 
     def anew(self, target: Path) -> list[bytes]:
         """The same made in the other way, below ``target``, with the rights that a container has."""
@@ -121,15 +142,21 @@ def _step(system: Path, what: str, path: str, other: str) -> None:
         pass
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(_STEPS, min_size=1, max_size=4))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(_STEPS, min_size=1, max_size=4), st.sampled_from([0, 3, 64]), st.booleans())
 def test_any_change_is_noticed(
-    tmp_path_factory: pytest.TempPathFactory, rounds: list[list[tuple[str, str, str]]]
+    tmp_path_factory: pytest.TempPathFactory, rounds: list[list[tuple[str, str, str]]], few: int, in_use: bool
 ) -> None:
+    """``few``: as many changes are laid above the tree; so are all while another run uses it."""
     base = tmp_path_factory.mktemp("changes")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(skeleton, "_FRESH_NS", 0)
+        patch.setattr(skeleton, "_FEW", few)
         place = Place(base)
+        place.renew()
+        other = os.open(place.place, os.O_RDONLY)
+        if in_use:
+            fcntl.flock(other, fcntl.LOCK_SH)
         for number, steps in enumerate(rounds):
             for step in steps:
                 _step(place.system, *step)
@@ -137,15 +164,23 @@ def test_any_change_is_noticed(
                 if (place.system / top).is_file():
                     (place.system / top).unlink()
                 (place.system / top).mkdir(exist_ok=True)
-            hidden = place.renew()
-            target = base / f"made{number}"
-            assert hidden == place.anew(target)
-            assert listed(place.tree) == listed(target)
+            kept, target = place.look(), base / f"made{number}"
+            hidden = place.anew(target)
+            if kept is None:
+                assert in_use
+            else:
+                assert sorted(kept.hidden) == hidden
+                assert place.merged(kept, base / f"upper{number}") == listed(target)
+                assert few or in_use or not kept.above
             time.sleep(_TICK_S)
         os.close(place.lock)
+        os.close(other)
 
 
-def test_what_was_noted_in_the_moment_of_its_change_is_looked_at_again(tmp_path: Path) -> None:
+def test_what_was_noted_in_the_moment_of_its_change_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(skeleton, "_FEW", 0)  # so that it shows
     place = Place(tmp_path)
     place.renew()
     before = (place.place / "list").stat().st_ino
@@ -163,20 +198,52 @@ def test_nothing_is_written_if_nothing_has_changed(place: Place) -> None:
     assert (place.place / "list").stat().st_ino == before
 
 
-def test_a_tree_in_use_is_not_changed(place: Place) -> None:
+def test_a_tree_in_use_is_not_changed(place: Place, tmp_path: Path) -> None:
     populate(place.system)
     place.renew()
     other = os.open(place.place, os.O_RDONLY)
     fcntl.flock(other, fcntl.LOCK_SH)
     time.sleep(_TICK_S)
-    (place.system / "b/file").write_text("")
-    assert place.renew() is not None  # what the tree does not show may change
     (place.system / "b/new").mkdir()
-    assert place.renew() is None
+    (place.system / "b/shut").mkdir(0o700)
+    assert place.renew() is None  # a layer above cannot show it empty
     assert not (place.tree / "b/new").exists()
     os.close(other)
-    assert place.renew() is not None
+    assert place.look() == ([*place.anew(tmp_path / "made")], [])
     assert (place.tree / "b/new").exists()
+
+
+@pytest.mark.parametrize("few", [0, 64])
+def test_a_few_changes_are_laid_above(place: Place, monkeypatch: pytest.MonkeyPatch, few: int) -> None:
+    populate(place.system)
+    place.renew()
+    monkeypatch.setattr(skeleton, "_FEW", few)
+    time.sleep(_TICK_S)
+    before = (place.place / "list").stat().st_ino
+    (place.system / "b/file").write_text("")
+    (place.system / "b/new").mkdir(0o750)
+    (place.system / "b/new").chmod(0o755)
+    (place.system / "a/a0/b0").chmod(0o755)
+    shutil.rmtree(place.system / "a/a1")
+    kept = place.look()
+    assert kept is not None
+    assert bool(kept.above) is bool(few)
+    assert ((place.place / "list").stat().st_ino == before) is bool(few)
+    assert (place.tree / "b/new").exists() is not bool(few)
+
+
+def test_what_cannot_be_laid_above_is_written_down(place: Place) -> None:
+    populate(place.system)
+    (place.system / "a/x").mkdir()
+    place.renew()
+    time.sleep(_TICK_S)
+    (place.system / "a/x").rmdir()
+    (place.system / "a/x").write_text("what a directory was")
+    assert place.look() == ([b"a/a2/b2", b"a/a2/b5"], [])
+    assert not (place.tree / "a/x").exists()
+    time.sleep(_TICK_S)
+    (place.system / "a/a2/b5").chmod(0o755)
+    assert place.look() == ([b"a/a2/b2"], [])
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "removed", "no tree"])
