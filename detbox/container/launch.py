@@ -68,7 +68,7 @@ def _run(spec: RunSpec) -> Outcome:
         _child(lambda: _keep(spec, (life_read, result_write, mapped_read, ready_write)), result_write)
     for fd in (life_read, result_write, mapped_read, ready_write):
         os.close(fd)
-    life = os.fdopen(life_write, "wb")  # told to end by its end
+    life = os.fdopen(life_write, "wb")  # its end tells the supervisor to end the run
     try:
         if os.read(ready_read, 1):
             _map_ids(keeper)
