@@ -170,6 +170,7 @@ class CpuTime:
     looks in a row came from these two by turns, or -1 if that does not matter; ``rises`` (a process's): whether it
     does in the next row; ``dull``: places from which it does not for so many ``dull_rows``; ``tried``: how often it
     was followed in this row.
+    ``hurry``: what the next look costs in any case, although the thread does other things in between.
     ``unable`` (a process's): not all that its threads do can be counted.
     ``timers`` expire by this CPU time (ITIMER_PROF, ITIMER_VIRTUAL, timers on a CPU clock).
     """
@@ -196,6 +197,7 @@ class CpuTime:
     dull: int = NOWHERE
     dull_rows: int = 0
     rises: bool = True
+    hurry: int | None = None
     unable: bool = False
     timers: Timers | None = None
 
@@ -224,6 +226,8 @@ class CpuTime:
                 self.dull = NOWHERE
         self.work_ns = None
         self.places = ()
+        if self.hurry is not None:
+            self.work_ns, self.measure_at = self.hurry, 1
 
     def turn(self, place: int) -> bool:
         """A look at the monotonic clock from there; whether several came from two places by turns (guest/clock.c)."""

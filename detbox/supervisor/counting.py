@@ -132,8 +132,8 @@ class Counting:
         data = task.data
         if GAUGE in data:
             self._measurer(task).on_call(task, looking)
-        if not looking:
-            data.pop(FORESEEN, None)
+        if not looking and FORESEEN in data:
+            self.rising.on_other_call(task)
         data.pop(GAVE_WAY, None)
         data.pop(LOOPED, None)
         stretch: Stretch | None = data.pop(STRETCH, None)

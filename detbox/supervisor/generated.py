@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from detbox.kernel.mappings import executable_mappings
+from detbox.kernel.mappings import Mapping, executable_mappings
 from detbox.machine.constants import COPIES
 from detbox.records import record
 from detbox.supervisor.image import OWN_MEMORY
@@ -47,12 +47,18 @@ def lets_go_first(m: Machine, task: Task) -> bool:
     known.woken += 1
     if not known.generates and known.woken >= known.next:
         known.next = known.woken + (1 if known.woken < OFTEN else known.woken // SELDOM)
-        own = (COPIES, task.process.data.get(OWN_MEMORY, (0, 0)))
-        known.generates = any(
-            not each.ino and not each.name and not any(a <= each.start < b for a, b in own)
-            for each in executable_mappings(m.proc_fd, task.tid)
-        )
+        known.generates = bool(code_without_file(m, task))
     if not known.generates or known.first >= ALLOWED + known.woken // ONE_IN:
         return False
     known.first += 1
     return True
+
+
+def code_without_file(m: Machine, task: Task) -> list[Mapping]:
+    """A thread's memory for code that is in no file."""
+    own = (COPIES, task.process.data.get(OWN_MEMORY, (0, 0)))
+    return [
+        each
+        for each in executable_mappings(m.proc_fd, task.tid)
+        if not each.ino and not each.name and not any(a <= each.start < b for a, b in own)
+    ]

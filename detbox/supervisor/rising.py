@@ -12,6 +12,8 @@ longer.
 
 from __future__ import annotations
 
+import re
+from array import array
 from collections.abc import Iterator
 from itertools import cycle, islice
 from typing import TYPE_CHECKING
@@ -22,6 +24,7 @@ from detbox.machine.tracees import is_traced
 from detbox.records import field, record
 from detbox.supervisor.following import SHOWN, FollowingOn
 from detbox.supervisor.gauge import COPY_US, GAUGE, TOO_LITTLE, Gauge, Rise
+from detbox.supervisor.generated import code_without_file
 from detbox.supervisor.stopwatch import MEMORY, MORE_CALLS
 from detbox.supervisor.stretch import PER_NS
 
@@ -33,7 +36,9 @@ if TYPE_CHECKING:
 
 #: What may be spent on a program and those that it forks, in us (gauge.py): at first, and for each look; and how many
 #: instructions are counted.
-ALLOWED, EARNED, MOST_COUNTED = 25_000, 1, 1 << 36
+ALLOWED, EARNED, MOST_COUNTED = 40_000, 1, 1 << 36
+#: One row may have this part of what is left: runtimes have several such rows before the program that they run begins.
+SHARE = 4
 #: Copies that may be made for one row (who is in a loop may make more), and how often that is tried, with more of them
 #: known then, if it has not had so many looks: an interpreter makes long rows while it starts.
 COPIES, TRIES, EARLY = 640, 2, 64
@@ -47,10 +52,13 @@ GROWTH, LONG, LITTLE = 2, 200_000 * PER_NS, 1_000
 ALIKE, MOST_FORESEEN, SURE = 4, 64, 1 << 33
 #: For so many rows looks from the places of a short one do not matter: four times as many and some each time.
 FIRST_REST, MOST_REST = 3, 1023
-#: In ns: what looks cost where it cannot be counted what is done between them; how often that may be at first, and the
-#: looks by which it is earned once more: a compiler that times each of its steps has such looks by the thousand.
-HURRY = (1_000_000, 32_000_000, 1_024_000_000)
+#: In ns: what looks cost where it cannot be counted what is done between them (the last two the same: one of them ends
+#: a piece of work); how often that may be at first, and the looks by which it is earned once more: a compiler that
+#: times each of its steps has such looks by the thousand.
+HURRY = (32_000_000, 1_024_000_000, 1_024_000_000)
 HURRIES, HURRY_LOOKS = 32, 4096
+#: What a runtime does for the code that it generates, in between.
+_OWN_WORK = MEMORY | {NUMBERS["futex"]}
 #: Calls that look at a clock, and which argument tells from where on the stack.
 _PLACES_OF = {"clock_gettime": 1, "getrusage": 1, "gettimeofday": 0, "time": 0, "times": 0}
 _PLACE_OF = {NUMBERS[name]: index for name, index in _PLACES_OF.items()}
@@ -58,6 +66,11 @@ _PROGRAM = "rising program"  # in an address space's data
 #: In a task's data: what the next looks cost.
 FORESEEN = "foreseen work"
 _GAVE_UP = -1
+# So much of the stack is looked at, in bytes: some frames of a runtime's function that looks at the clock.
+_FRAMES = 256
+# Calls: to an address that is a part of it, in a register, or in memory.
+_CALL_LENGTH = 7
+_CALLS = re.compile(rb".{2}\xe8.{4}|.{5}\xff[\xd0-\xd7]|.{4}\xff[\x50-\x57].|.\xff[\x90-\x97].{4}", re.DOTALL)
 # Of how many places something is known.
 _PLACES = 1_000
 
@@ -66,13 +79,15 @@ _PLACES = 1_000
 class _Program:
     """What was ``spent`` on a program, in us, and instructions.
 
-    ``unable``: places between which there is code that cannot be copied; ``hurried``: how often one hurried there.
+    ``unable``: places between which there is code that cannot be copied; ``blind``: there is too much of it to follow
+    any thread; ``hurried``: how often one hurried there.
     ``rests``: for how many rows looks from certain places do not matter.
     """
 
     spent: int = 0
     counted: int = 0
     unable: set[int] = field(default_factory=set)
+    blind: bool = False
     hurried: int = 0
     rests: dict[int, int] = field(default_factory=dict)
 
@@ -119,21 +134,35 @@ class Rising(FollowingOn):
         if GAUGE in task.data or FORESEEN in task.data or is_traced(task):
             return  # it may go on being followed once that is over
         cpu.turns = -1
-        if program.counted >= self.most or cpu.measure_at >= NEVER:
+        program.blind |= cpu.measure_at >= NEVER
+        if program.counted >= self.most:
             (cpu.parent or cpu).rises = False
         elif self._counted(task):
             task.data[SHOWN] = MORE_LOOKS
-        elif cpu.two_places() in program.unable:
+        elif self._generated(task) or (cpu.two_places() in program.unable and not program.blind):
             self._hurry(task)
+        elif program.blind:
+            self._rests(task)
         elif self._rise(task, Rise()):
             cpu.tried += 1
+
+    def _generated(self, task: Task) -> bool:
+        """Whether generated code looks at the clock: its address is on the stack, directly above what it asks for."""
+        try:
+            words = array("Q", task.read(task.cpu.place, _FRAMES))
+        except OSError:
+            return False
+        code = code_without_file(self.sup.m, task)
+        return any(
+            each.start <= word < each.end and _is_behind_call(task, word) for each in code for word in words
+        )
 
     def _rise(self, task: Task, rise: Rise) -> bool:
         """Follow a thread, if that may be done."""
         allowed = ALLOWED + EARNED * task.cpu.looked - self._program(task).spent
         if allowed < TOO_LITTLE:
             return False
-        copies = min(allowed // COPY_US, COPIES)
+        copies = min(max(allowed // SHARE, TOO_LITTLE) // COPY_US, COPIES)
         self._begin(task, copies, MORE_LATER if rise.long else MORE_LOOKS, MORE_CALLS)
         task.data[GAUGE].rise = rise
         return True
@@ -175,11 +204,25 @@ class Rising(FollowingOn):
         cost = None if counted else next(foreseen.costs, None)
         if cost is not None:
             cpu.work_ns, cpu.measure_at = cost, cpu.looks + 1
+            if foreseen.rise is None:
+                cpu.hurry = cost
             return
-        del task.data[FORESEEN]
+        self.forget(task)
         rise = foreseen.rise
         if rise is None or counted or not self._rise(task, rise):
             self._leave(task, () if rise is None else rise.last)
+
+    @staticmethod
+    def on_other_call(task: Task) -> None:
+        """A thread has done something else than to look."""
+        if task.cpu.hurry is None or task.nr not in _OWN_WORK:
+            Rising.forget(task)
+
+    @staticmethod
+    def forget(task: Task) -> None:
+        """Nothing is foreseen of a thread any more."""
+        task.data.pop(FORESEEN, None)
+        task.cpu.hurry = None
 
     def _hurry(self, task: Task) -> None:
         """What a thread does cannot be counted: each look costs several times as much as the last, to a second once."""
@@ -246,3 +289,11 @@ class Rising(FollowingOn):
         places = cpu.two_places()
         rests[places] = rest = min(4 * rests.get(places, 0) + FIRST_REST, MOST_REST)
         cpu.is_dull(rest)
+
+
+def _is_behind_call(task: Task, address: int) -> bool:
+    """Whether there is a call before an address, so that it is where one returns to."""
+    try:
+        return _CALLS.fullmatch(task.read(address - _CALL_LENGTH, _CALL_LENGTH)) is not None
+    except OSError:
+        return False

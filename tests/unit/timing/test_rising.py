@@ -44,9 +44,10 @@ class Looker:
 
     def __init__(self) -> None:
         self.rising = Rising.__new__(Rising)
-        self.made, self.counted = 0, False
+        self.made, self.counted, self.generated = 0, False, False
         self.rising.copying = cast(Any, SimpleNamespace(made=lambda task: self.made))
         self.rising._counted = lambda task: self.counted
+        self.rising._generated = lambda task: self.generated  # type: ignore[method-assign]
         self.rising._begin = self._begin  # type: ignore[method-assign]
         self.cpu = CpuTime(CpuTime())
         process = SimpleNamespace(mm=AddressSpace())
@@ -89,12 +90,15 @@ class Looker:
         elif FORESEEN in self.task.data and cpu.looks >= cpu.measure_at:
             self.rising.after_look(self.task)
 
-    def else_(self) -> None:
+    def else_(self, call: str = "write") -> None:
         """Do something else."""
-        self.task.data.pop(FORESEEN, None)
+        self.task.nr = NUMBERS[call]
+        if FORESEEN in self.task.data:
+            self.rising.on_other_call(self.task)
         if self.gauge is not None:
             self.rising.end(self.task)
         self.cpu.begin_anew()
+        self.task.nr = NUMBERS["clock_gettime"]
 
     def row(self, *places: int) -> bool:
         """A row of looks; whether the thread was followed."""
@@ -182,9 +186,33 @@ def test_what_cannot_be_counted_costs_a_second_once() -> None:
     assert looker.followed == [1] and [cost for cost in looker.costs if cost] == list(HURRY)
     looker.else_()
     assert not any(looker.row(*[16] * 20) for _ in range(1000))
-    times = sum(cost == HURRY[-1] for cost in looker.costs)
+    times = looker.costs.count(HURRY[0])
     assert 4 <= times <= 7
     assert looker.cpu.parent is not None and looker.cpu.parent.rises
+
+
+def test_generated_code_is_not_followed() -> None:
+    looker = Looker()
+    looker.generated = True
+    assert not looker.row(*[16] * 50) and [cost for cost in looker.costs if cost] == list(HURRY)
+    looker = Looker()
+    looker.cpu.unmeasured()
+    assert not looker.row(*[16] * 50) and not looker.row(*[48] * 50), "not where nothing can be measured"
+    assert not any(looker.costs)
+    looker.generated = True
+    assert not looker.row(*[80] * 50) and any(looker.costs)
+
+
+@pytest.mark.parametrize(("call", "costs"), [("futex", list(HURRY)), ("madvise", list(HURRY)), ("write", [HURRY[0]])])
+def test_what_a_runtime_does_for_its_code_changes_nothing(call: str, costs: list[int]) -> None:
+    looker = Looker()
+    looker.generated = True
+    for _ in range(TURNS + 1):
+        looker.look(16)
+    looker.else_(call)
+    for _ in range(TURNS - 1):
+        looker.look(48)
+    assert [cost for cost in looker.costs if cost] == costs
 
 
 def test_only_from_there() -> None:
@@ -202,7 +230,7 @@ def test_a_program_that_looks_from_many_such_places_does_not_hurry_for_ever() ->
         for _ in range(3 * TURNS):
             looker.look(place, able=False)
         looker.else_()
-    times = sum(cost == HURRY[-1] for cost in looker.costs)
+    times = looker.costs.count(HURRY[0])
     assert HURRIES < times <= HURRIES + looker.cpu.looked // HURRY_LOOKS
 
 
