@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import struct
 from collections.abc import Callable
 from errno import EINVAL, EPERM, ESRCH
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from detbox.supervisor.task import Args, Process, Task
 
 _U32 = 0xFFFFFFFF
+#: Shows a release that old programs understand: 2.6.60 and more, by the minor number (kernel/sys.c: override_release).
+_UNAME26 = 0x0020000
 
 # ---------------------------------------------------------------------------------------- users, groups
 
@@ -239,7 +242,11 @@ class _Names:
 def uname(m: Machine, t: Task, a: Args) -> Decision:
     """``uname(struct utsname *)``."""
     hostname, domainname = uts_names(m, t.process)
-    system = (constants.OSTYPE, constants.KERNEL_RELEASE, constants.KERNEL_VERSION, constants.MACHINE)
+    kernel = constants.KERNEL_RELEASE
+    if int(t.data.get("personality", 0)) & _UNAME26:
+        _, minor, rest = re.split(r"^\d+\.(\d+)[\d.]*", kernel)
+        kernel = f"2.6.{int(minor) + 60}{rest}"
+    system = (constants.OSTYPE, kernel, constants.KERNEL_VERSION, constants.MACHINE)
     name, release, version, machine = (field.encode() for field in system)
     fields = (name, hostname, release, version, machine, domainname)
     t.write(a[0], b"".join(field[:_UTS_FIELD - 1].ljust(_UTS_FIELD, b"\0") for field in fields))
@@ -296,7 +303,7 @@ def _set_name(t: Task, which: str, a: Args) -> Decision:
 
 
 def personality(m: Machine, t: Task, a: Args) -> Decision:
-    """``personality(persona)``: shown as set, without effect: the layout is fixed in any case."""
+    """``personality(persona)``: shown as set, without effect but for UNAME26: the layout is fixed in any case."""
     former = int(t.data.get("personality", 0))
     if a[0] & _U32 != _U32:
         t.data["personality"] = a[0] & _U32

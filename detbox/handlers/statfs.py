@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from detbox.supervisor.task import Args, Task
 
 _STATFS = struct.Struct("<7q2i3q32x")
-_VALID_RELATIME = 0x1020
+#: ST_VALID, and that reading leaves the time of access alone.
+_VALID_NOATIME = 0x0420
 #: Magic numbers (include/uapi/linux/magic.h) by virtual device.
 _TYPES = {
     inodes.PROC_DEV: 0x9FA0,
@@ -91,6 +92,6 @@ def pack(dev: int, real_flags: int) -> bytes:
     if kind in _WITH_BLOCKS:
         free = constants.STATFS_BLOCKS_FREE
         sizes = (constants.STATFS_BLOCKS, free, free, constants.STATFS_FILES, constants.STATFS_FILES_FREE)
-    flags = _VALID_RELATIME | real_flags & (os.ST_RDONLY | os.ST_NOSUID)
+    flags = _VALID_NOATIME | real_flags & (os.ST_RDONLY | os.ST_NOSUID)
     size = constants.STATFS_BLOCK_SIZE
     return _STATFS.pack(kind, size, *sizes, dev, 0, constants.STATFS_NAME_MAX, size, flags)

@@ -22,6 +22,8 @@ Target = bytes | int
 _OVERLAY = b"user.overlay."  # overlayfs keeps its own notes in these (mount option userxattr)
 _MAX_SIZE = 65536  # XATTR_SIZE_MAX
 _NONE = (errno.EOPNOTSUPP, errno.EPERM)
+#: The name of a socket's protocol, by which `lsfd` knows it (net/socket.c); nobody else has this attribute.
+_PROTOCOL = b"system.sockprotoname"
 
 
 def _on_path(m: Machine, t: Task, path: bytes, follow: bool, write: bool, call: Callable[[Target], T]) -> T:
@@ -89,7 +91,7 @@ def _is_users(name: bytes) -> bool:
 
 def _get(m: Machine, t: Task, a: Args, kind: str) -> int:
     name = _name(t, a[1])
-    if not _is_users(name):
+    if not _is_users(name) and name != _PROTOCOL:
         if kind == "f":
             t.process.files.get(a[0])
         else:

@@ -155,7 +155,7 @@ class Tree:
                          mount.source, ",".join(mount.options), ",".join(kept), mount.root, optional)  # fmt: skip
         place = origin[1]
         entry = self.shape.entry(place)
-        options = ",".join((mount.options[0], *asked, "relatime"))
+        options = ",".join((mount.options[0], *asked, "noatime"))
         root = below(place, entry.point) or b"/"
         return Mount(numbers[mount.mount_id], parent, entry.major, entry.minor, mount.point, entry.fstype,
                      entry.source, options, entry.super_options, root, optional)  # fmt: skip

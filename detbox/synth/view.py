@@ -22,7 +22,7 @@ class Mount(NamedTuple):
     point: bytes
     fstype: str
     source: bytes
-    options: str = "rw,relatime"
+    options: str = "rw,noatime"
     super_options: str = "rw"
     root: bytes = b"/"
     optional: str = ""  # propagation: "shared:1", say

@@ -2,6 +2,7 @@
 #include "guest.h"
 #include <grp.h>
 #include <pwd.h>
+#include <sys/personality.h>
 #include <sys/fsuid.h>
 #include <sys/utsname.h>
 
@@ -56,8 +57,23 @@ static void with_threads(void)
     reap(pid, 0);
 }
 
+static void old_release(void)
+{
+    struct utsname before, after;
+    unsigned int minor, shown;
+    pid_t pid = fork();
+    if (pid == 0) {
+        CHECK(uname(&before) == 0 && sscanf(before.release, "%*u.%u", &minor) == 1);
+        CHECK(personality(UNAME26) == 0 && uname(&after) == 0);
+        CHECK(sscanf(after.release, "2.6.%u", &shown) == 1 && shown == minor + 60);
+        _exit(0);
+    }
+    reap(pid, 0);
+}
+
 int main(void)
 {
+    old_release();
     struct utsname name;
     struct passwd *me = getpwuid(getuid());
     CHECK(uname(&name) == 0);

@@ -37,6 +37,7 @@ def state(name, sock):
 listener = socket.create_server(("127.0.0.1", 0))
 before = number(listener)
 client = socket.create_connection(listener.getsockname())
+assert os.getxattr(f"/proc/self/fd/{client.fileno()}", "system.sockprotoname") == b"TCP\0"
 served, _ = listener.accept()
 assert table("tcp").keys() >= {number(listener), number(client), number(served)}
 assert state("tcp", listener) == LISTEN

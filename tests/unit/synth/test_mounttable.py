@@ -31,9 +31,9 @@ def shown(own: bytes) -> list[tuple[int, int, str, str, str, str, str]]:
 
 def test_container_is_one_piece() -> None:
     assert shown(b"") == [
-        (20, 1, "8:1", "/", "/", "rw,relatime", ""),
-        (21, 20, "0:25", "/", "/tmp", "rw,relatime", ""),
-        (22, 20, "0:21", "/", "/proc", "rw,relatime", ""),
+        (20, 1, "8:1", "/", "/", "rw,noatime", ""),
+        (21, 20, "0:25", "/", "/tmp", "rw,noatime", ""),
+        (22, 20, "0:21", "/", "/proc", "rw,noatime", ""),
     ]
 
 
@@ -56,7 +56,7 @@ def test_own_mounts_and_places_of_the_container() -> None:
 206 96 0:32 / /mnt rw,noexec,relatime - tmpfs x rw,size=4k,uid=7,inode64
 """
     assert shown(own)[3:] == [
-        (23, 20, "8:1", "/work/deep", "/usr/local", "ro,relatime", "shared:1 master:2"),
-        (24, 20, "8:1", "/usr", "/usr", "rw,nosuid,relatime", "shared:2"),
+        (23, 20, "8:1", "/work/deep", "/usr/local", "ro,noatime", "shared:1 master:2"),
+        (24, 20, "8:1", "/usr", "/usr", "rw,nosuid,noatime", "shared:2"),
         (25, 20, "0:0", "/", "/mnt", "rw,noexec,relatime", ""),
     ]
