@@ -44,7 +44,8 @@ class PosixTimer:
     """A timer of timer_create(2).
 
     ``overrun``: expirations since the signal that was sent last, as long as that is pending (``sent``); ``last``: those
-    before the last signal that has been taken.
+    before the last signal that has been taken.  ``measured``: the process by whose CPU time it goes, if it is another
+    one than that which has the timer.
     """
 
     ident: int
@@ -58,14 +59,16 @@ class PosixTimer:
     overrun: int = 0
     last: int = 0
     sent: bool = False
+    measured: Process | None = None
 
 
 @record
 class ProcessTimers:
-    """The timers of one process."""
+    """The timers of one process; ``others``: those of other processes that go by its CPU time."""
 
     intervals: dict[int, IntervalTimer] = field(default_factory=dict)
     posix: dict[int, PosixTimer] = field(default_factory=dict)
+    others: list[PosixTimer] = field(default_factory=list)
     created: int = 0
 
 
@@ -103,11 +106,19 @@ def next_signal(process: Process) -> tuple[int, int, Task | Process] | None:
         left = timer.remaining()
         if left and (first is None or left < first[0]):
             first = left, int(_ITIMER_SIGNALS[which]), process
-    for posix in state.posix.values():
+    for posix in (*(posix for posix in state.posix.values() if posix.measured is None), *state.others):
         left = posix.timer.remaining()
         if left and posix.notify != SIGEV_NONE and (first is None or left < first[0]):
             first = left, posix.signo, posix.target
     return first
+
+
+def measured(process: Process) -> list[Process]:
+    """The other processes by whose CPU time a process has timers that are still to expire."""
+    state: ProcessTimers | None = process.data.get(signal_room.TIMERS)
+    if state is None:
+        return []
+    return [posix.measured for posix in state.posix.values() if posix.measured and posix.timer.remaining()]
 
 
 # ------------------------------------------------------------------------------ alarm and setitimer
@@ -216,6 +227,9 @@ def timer_create(m: Machine, t: Task, a: Args) -> Decision:
     posix = PosixTimer(ident, clock, notify, signo, value, target, timer, divisor)
     t.write(a[2], struct.pack("<i", ident))
     state.posix[ident] = posix
+    if clock not in _TIMER_CLOCKS and (found := clocks.cpu_clock(m, t, clock)) is not None:
+        others = (each for each in m.processes.values() if each is not t.process)
+        posix.measured = next((each for each in others if each.cpu is found[0]), None)
     state.created += 1
     return 0
 
@@ -297,6 +311,9 @@ def timer_settime(m: Machine, t: Task, a: Args) -> Decision:
     posix.overrun = posix.last = 0
     if value:
         timer.arm(_deadline(m, t, posix, value, now, bool(a[1] & clocks.TIMER_ABSTIME)), interval * divisor)
+        if posix.measured is not None:
+            others = _state(posix.measured).others
+            others[:] = [*(each for each in others if each is not posix and each.timer.remaining()), posix]
     if a[3]:
         t.write(a[3], pack_itimerspec(*former))
     return 0

@@ -74,13 +74,14 @@ class Counting:
     # -- deterministic points -------------------------------------------------------
 
     def _armed(self, task: Task) -> None:
-        """A timer was armed: the next stretches of code are counted."""
-        due = timers.next_signal(task.process)
-        if due is not None and due[0] <= FAR:
-            task.process.data.setdefault(_BUDGET, STRETCHES)
-            task.process.data[_EXPIRED] = 0
-            task.process.counted = True
-            self.others.armed(task.process)
+        """A timer was armed: the next stretches of code are counted, of the process by whose CPU time it goes."""
+        for process in (task.process, *timers.measured(task.process)):
+            due = timers.next_signal(process)
+            if due is not None and due[0] <= FAR:
+                process.data.setdefault(_BUDGET, STRETCHES)
+                process.data[_EXPIRED] = 0
+                process.counted = True
+                self.others.armed(process)
 
     def _on_fork(self, m: Machine, parent: Process, child: Process) -> None:
         if parent.counted and limits.limits_of(parent)[resource.RLIMIT_CPU][0] <= INHERITED:

@@ -54,6 +54,8 @@ class Overdue:
         Raises NotDeterministic if it computes far beyond the time that its own timer has left.
         """
         due = timers.next_signal(task.process)
+        if due is not None and due[2] not in (task.process, *task.process.tasks.values()):
+            due = None  # another process's, by this one's CPU time
         left = self._ancestors(task) if due is None else due[0]
         if left is None:
             return inf

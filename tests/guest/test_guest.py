@@ -38,6 +38,7 @@ GUESTS = (
     Guest("async_io.c"),
     Guest("asyncio_tasks.py"),
     Guest("busy_waits.c", native=False),
+    Guest("child_cpu_timer.c"),
     Guest("clock_looks.c", native=False, quick=True),
     Guest("clocks.c", quick=True),
     Guest("core_status.c"),
