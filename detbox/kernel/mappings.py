@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import re
+import struct
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 _LINE = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+)(?: +(.*))?\n?")
 _EXECUTABLE = re.compile(rb"\S+ ..x")
+
+# include/uapi/linux/fs.h: size, flags, address asked for; start, end, flags, page size, offset, inode, major, minor;
+# no name and no build ID are asked for.
+_PROCMAP_QUERY = 0xC0686611
+_QUERY = struct.Struct("<3Q 6Q 2I 8x 16x")
+_SHARED = 8
 
 #: Rights of code that does not change.
 CODE = b"r-xp"
@@ -67,6 +76,33 @@ def mapping_at(proc_fd: int, tid: int, address: int) -> Mapping | None:
     # They are in order, and to parse one takes 5 us.
     below = bisect_right(lines, address, hi=len(lines) - 1, key=lambda line: int(line[: line.index(b"-")], 16))
     return next((found for found in parse(lines[max(below - 1, 0) : below]) if address < found.end), None)
+
+
+def shared_at(proc_fd: int, tid: int, address: int) -> tuple[int, int, int] | None:
+    """The object in memory that is shared: device, inode number, and offset of the address; None where it is private.
+
+    To ask for one mapping (Linux 6.11) takes 10 us, to read the list 100 and more.  Raises OSError, EFAULT where
+    nothing is mapped.
+    """
+    fd = os.open(f"{tid}/maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc_fd)
+    try:
+        answer = fcntl.ioctl(fd, _PROCMAP_QUERY, _QUERY.pack(_QUERY.size, 0, address, *(0,) * 8))
+    except OSError as error:
+        if error.errno == errno.ENOTTY:
+            return _shared_at(proc_fd, tid, address)
+        raise OSError(errno.EFAULT, "unmapped memory") if error.errno == errno.ENOENT else error from None
+    finally:
+        os.close(fd)
+    _, _, _, start, _, flags, _, offset, ino, major, minor = _QUERY.unpack(answer)
+    return (os.makedev(major, minor), ino, offset + address - start) if flags & _SHARED else None
+
+
+def _shared_at(proc_fd: int, tid: int, address: int) -> tuple[int, int, int] | None:
+    """The same by the list."""
+    found = mapping_at(proc_fd, tid, address)
+    if found is None:
+        raise OSError(errno.EFAULT, "unmapped memory")
+    return (found.dev, found.ino, found.offset + address - found.start) if found.perms[3:] == b"s" else None
 
 
 def place_below(occupied: Iterable[tuple[int, int]], length: int, top: int) -> int | None:

@@ -13,7 +13,7 @@ from collections.abc import Hashable
 from errno import EFAULT, EINVAL
 from typing import TYPE_CHECKING
 
-from detbox.kernel.mappings import mapping_at
+from detbox.kernel.mappings import shared_at
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
@@ -36,10 +36,6 @@ def key_of(m: Machine, t: Task, address: int, private: bool) -> Hashable:
 
 
 def shared_key(proc_fd: int, tid: int, mm: Hashable, address: int) -> Hashable:
-    """Look the mapping up in /proc/TID/maps; raises OSError(EFAULT)."""
-    found = mapping_at(proc_fd, tid, address)
-    if found is None:
-        raise OSError(EFAULT, "futex in unmapped memory")
-    if found.perms[3:] == b"s":
-        return ("shared", found.dev, found.ino, found.offset + address - found.start)
-    return ("anonymous", mm, address)
+    """Look up what is mapped there; raises OSError(EFAULT)."""
+    shared = shared_at(proc_fd, tid, address)
+    return ("anonymous", mm, address) if shared is None else ("shared", *shared)

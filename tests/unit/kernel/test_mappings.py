@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
+
+import pytest
 
 from detbox.kernel import mappings
 from detbox.kernel.mappings import CODE, Mapping
@@ -57,3 +60,19 @@ def test_what_can_be_executed() -> None:
         assert found == [each for each in mappings.mappings(fd, os.getpid()) if each.perms[2:3] == b"x"] != []
     finally:
         os.close(fd)
+
+
+def test_what_is_shared_is_told_alike_by_query_and_list() -> None:
+    proc, me = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY), os.getpid()
+    try:
+        with mmap.mmap(-1, 8192) as shared, mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE) as private:
+            # The kernel lists the mappings of both by their addresses, which ctypes knows.
+            places = [ctypes.addressof(ctypes.c_char.from_buffer(memory)) for memory in (shared, private)]
+            told = [mappings.shared_at(proc, me, places[0] + 4100), mappings.shared_at(proc, me, places[1])]
+            assert told == [mappings._shared_at(proc, me, places[0] + 4100), None]
+            assert told[0] is not None and told[0][2] == 4100
+        for look in (mappings.shared_at, mappings._shared_at):
+            with pytest.raises(OSError, match="unmapped"):
+                look(proc, me, 4096)
+    finally:
+        os.close(proc)
