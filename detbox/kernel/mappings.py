@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 _LINE = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+)(?: +(.*))?\n?")
+# How lines of memory without a file or a name end; with one they are longer, since it begins in column 73.
+_NOTHING, _NAMED = b"p 00000000 00:00 0 ", 73
 _EXECUTABLE = re.compile(rb"\S+ ..x")
 
 # include/uapi/linux/fs.h: size, flags, address asked for; start, end, flags, page size, offset, inode, major, minor;
@@ -44,7 +46,16 @@ class Mapping(NamedTuple):
 
 def parse(lines: Iterable[bytes]) -> Iterator[Mapping]:
     """The mappings of a listing, in order of address."""
-    for match in filter(None, map(_LINE.fullmatch, lines)):
+    for line in lines:
+        # A thread's stack makes two of these, and there may be thousands.
+        if line.endswith(_NOTHING) and len(line) < _NAMED:
+            dash, space = line.index(b"-"), line.index(b" ")
+            addresses = int(line[:dash], 16), int(line[dash + 1 : space], 16)
+            yield Mapping(*addresses, line[space + 1 : space + 5], 0, 0, 0, b"")
+            continue
+        match = _LINE.fullmatch(line)
+        if match is None:
+            continue
         start, end, perms, offset, major, minor, ino, name = match.groups()
         device = os.makedev(int(major, 16), int(minor, 16))
         yield Mapping(int(start, 16), int(end, 16), perms, int(offset, 16), device, int(ino), name or b"")

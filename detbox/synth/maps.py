@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 from detbox.kernel import mappings as kernel
@@ -52,25 +53,36 @@ class Mapping(kernel.Mapping):
 def mappings(query: Query) -> Iterator[Mapping]:
     """The visible mappings of the query's process, in order of address; none for a zombie or hidden
     process."""
-    process = query.process
-    if process.hidden:
-        return
-    try:
-        raw = query.reader(b"/proc/%d/maps" % process.pid)
-    except OSError:
-        return
-    for start, end, perms, offset, dev, ino, name in _without_loops(kernel.parse(raw.split(b"\n"))):
-        if name in KERNEL_MAPPINGS or name.startswith(HIDDEN_MAPPING_PREFIXES):
-            continue
+    for start, end, perms, offset, dev, ino, name in _visible(_raw(query), query.process.own_memory):
         if ino:
             dev, ino = query.view.virtual_inode(os.major(dev), os.minor(dev), ino, name)
+        yield Mapping(start, end, perms, offset, dev, ino, name)
+
+
+def _raw(query: Query) -> bytes:
+    """The kernel's own listing for the query's process; empty for a zombie or hidden process."""
+    process = query.process
+    if process.hidden:
+        return b""
+    try:
+        return query.reader(b"/proc/%d/maps" % process.pid)
+    except OSError:
+        return b""
+
+
+def _visible(raw: bytes, own_memory: tuple[int, int]) -> Iterator[tuple[int, int, bytes, int, int, int, bytes]]:
+    """What the guest sees of a listing, with the host's device and inode numbers."""
+    for each in _without_loops(kernel.parse(raw.split(b"\n"))):
+        start, end, perms, offset, dev, ino, name = each
+        if name and (name in KERNEL_MAPPINGS or name.startswith(HIDDEN_MAPPING_PREFIXES)):
+            continue
         if COPIES[0] <= start and end <= COPIES[1]:
             continue
-        if start < process.own_memory[1] <= end:
+        if start < own_memory[1] <= end:
             # The kernel joins it with a mapping of the guest's that it touches and that has the same rights.
-            end = process.own_memory[0]
+            end = own_memory[0]
         if start < end:
-            yield Mapping(start, end, perms, offset, dev, ino, name)
+            yield start, end, perms, offset, dev, ino, name
 
 
 def _without_loops(found: Iterable[kernel.Mapping]) -> Iterator[kernel.Mapping]:
@@ -191,9 +203,15 @@ class Sizes(NamedTuple):
 
 def sizes(query: Query) -> Sizes:
     """Sums over the mappings; all zero where there are none."""
-    exe = query.process.exe
+    return _sums(_raw(query), query.process.own_memory, query.process.exe)
+
+
+@lru_cache(maxsize=2)
+def _sums(raw: bytes, own_memory: tuple[int, int], exe: bytes) -> Sizes:
+    """They change seldom, and a thread has two lines in a listing, which take some us each."""
     total = resident = anonymous = shared = data = stack = text = libraries = 0
-    for mapping in mappings(query):
+    for each in _visible(raw, own_memory):
+        mapping = Mapping(*each)
         total += mapping.kb
         resident += mapping.resident_kb
         anonymous += _split(mapping)[2]

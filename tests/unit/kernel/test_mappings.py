@@ -26,6 +26,13 @@ def test_lines_are_read_whatever_the_name() -> None:
     assert (stack.name, shared.name, shared.perms) == (b"[stack]", b"", b"rw-s")
 
 
+def test_memory_without_a_name() -> None:
+    trap = b"00400000-00452000 r-xp 00001000 08:02 173521".ljust(73) + b"/rw-p 00000000 00:00 0 "
+    found, named = mappings.parse([b"7ffff7ff0000-7ffff7ff1000 ---p 00000000 00:00 0 ", trap])
+    assert found == Mapping(0x7FFFF7FF0000, 0x7FFFF7FF1000, b"---p", 0, 0, 0, b"")
+    assert (named.name, named.ino) == (trap[73:], 173521)
+
+
 def test_a_place_is_found_below_what_is_mapped() -> None:
     occupied = [(10, 20), (50, 60), (24, 30), (60, 70), (95, 120)]
     assert mappings.place_below(occupied, 20, 70) == 30
