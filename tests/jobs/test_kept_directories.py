@@ -20,7 +20,7 @@ cd /usr/share/doc
 mkdir new; echo x > bash/new; chmod 750 bash; rm -r coreutils; touch -d 2001-01-01 bash /etc; mv dash moved; rmdir new
 ln -s nowhere /usr/lib/link; echo y >> /etc/passwd; rm -rf /etc/alternatives; mkdir -m 3777 /var/lib/new
 stat -c '%n %i %h %a %u %g %s %y %z %w' . .. bash bash/* moved moved/* /etc /etc/passwd /usr /usr/lib /var/lib/new
-find /etc /usr/share /opt -xdev -type d -printf '%p %i %n %m %u %g %t %c\n' | sha256sum
+find /etc /usr/share/doc /opt -xdev -type d -printf '%p %i %n %m %u %g %t %c\n' | sha256sum
 ls -laR /etc | sha256sum
 cat /proc/mounts; df /usr; ls -la / /var
 """
