@@ -33,7 +33,7 @@ class Scratch:
 
     def __init__(self) -> None:
         name = f"{PREFIX}{secrets.token_hex(6)}"
-        self.disk = Path(tempfile.gettempdir()).resolve() / name
+        self.disk = Path(temporary_directory()).resolve() / name
         usable = os.access(MEMORY_DIR, os.W_OK | os.X_OK)
         self.memory = Path(MEMORY_DIR, name) if usable else self.disk / "memory"
         self._life = self._keeper = -1
@@ -65,6 +65,17 @@ class Scratch:
         """Whether there is room in memory for an image, which is much faster than on a disk."""
         status = os.statvfs(self.memory)
         return status.f_bavail * status.f_frsize > _ROOM_BYTES < _free_memory_bytes()
+
+
+def temporary_directory() -> str:
+    """As tempfile chooses it, which tries directories by writing a file: who is killed then leaves it behind."""
+    if tempfile.tempdir is None:
+        named = [os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP")]
+        for place in (*named, "/tmp", "/var/tmp"):
+            if place and os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK):
+                tempfile.tempdir = os.path.abspath(place)
+                break
+    return tempfile.gettempdir()
 
 
 def _free_memory_bytes() -> int:

@@ -13,7 +13,6 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from detbox.images.lend import lend
 from detbox.images.place import place_of
 from detbox.report.copies import Copies
 from detbox.report.perturb import PERTURBATIONS, Difference, Host, Observed, compare, owner_of, variants
-from detbox.report.scratch import Scratch
+from detbox.report.scratch import Scratch, temporary_directory
 from detbox.report.tree import snapshot
 from detbox.spec import BASE_ENV, Mount, RunSpec
 
@@ -102,7 +101,7 @@ def choose(
 
 def _user_obstacle(spec: RunSpec | None) -> str:
     """Why the other user cannot run detbox, or this job, here; "" if it can."""
-    places = [(tempfile.gettempdir(), "the copies are made (TMPDIR)")]
+    places = [(temporary_directory(), "the copies are made (TMPDIR)")]
     if spec is not None:
         # Of an image in a store the other user gets a copy.
         places += [(spec.image, "the image is")] if spec.image and not place_of(spec.image) else []
