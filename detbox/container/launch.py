@@ -26,6 +26,7 @@ from typing import Any
 from detbox import errors
 from detbox.container import ahead, building, placement, storeimage, usage
 from detbox.container.ahead import PR_SET_PDEATHSIG
+from detbox.container.building import CLONE_NEWNS
 from detbox.container.outcome import Outcome
 from detbox.cpu import service
 from detbox.cpu.sitecache import SiteCache
@@ -35,7 +36,7 @@ from detbox.kernel import _native, userns
 from detbox.machine import constants, limits
 from detbox.spec import RunSpec
 
-CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
+CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x2000000, 0x4000000, 0x8000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 NAMESPACES = (
     CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP

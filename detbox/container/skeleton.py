@@ -98,9 +98,12 @@ def renew(place: str, lock: int, tops: Sequence[str], root: int) -> Kept | None:
             root, records or b"", _HIDDEN | _TOP, len(os.sched_getaffinity(0)), True
         )
         changed += {os.fsencode(top) for top in tops}.difference(flagged)
+        hidden = [path for path in flagged if b"/" in path]
+        if not changed:
+            return Kept(hidden)
         if records and len(changed) <= _FEW:
             few = Listing(root, _parsed(_native.related_directories(records, changed)))
-            kept = _kept(root, [path for path in flagged if b"/" in path], few.look(changed))
+            kept = _kept(root, hidden, few.look(changed))
             if kept is not None:
                 return kept
         news = Listing(root, _parsed(records or b""))
@@ -155,18 +158,19 @@ def lay(upper: str, source: int, changes: Iterable[Change]) -> None:
     ``upper``: the directory of that layer.  ``source``: a descriptor of the host's directory, which the paths are
     relative to.
     """
+    top = os.fsencode(upper)
     for what, path, _, _ in changes:
         names = path.split(b"/")
         for end in range(1, len(names) + (what != "remove")):
             part = b"/".join(names[:end])
-            target = os.fsencode(upper) + b"/" + part
+            target = top + b"/" + part
             with contextlib.suppress(FileExistsError, FileNotFoundError):  # the latter: just now it has been removed
                 mode = S_IMODE(os.stat(part, dir_fd=source, follow_symlinks=False).st_mode)
                 os.mkdir(target)
                 os.chmod(target, mode)
         if what == "remove":
             # A whiteout (Documentation/filesystems/overlayfs.rst), which everybody may make (mknod(2)).
-            os.mknod(os.fsencode(upper) + b"/" + path, S_IFCHR)
+            os.mknod(top + b"/" + path, S_IFCHR)
 
 
 class Wholeness:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _CLONE_NEWNET = 0x40000000
 #: struct nlmsghdr: length, type, flags, sequence number, port; struct ifinfomsg: family, type, index, flags, change.
-_MESSAGE, _LINK = struct.Struct("<IHHII"), struct.Struct("<BxHiII")
+MESSAGE, _LINK = struct.Struct("<IHHII"), struct.Struct("<BxHiII")
 _RTM_NEWLINK, _RTM_SETLINK, _RTM_NEWQDISC, _RTM_NEWPREFIX = 16, 19, 36, 52
 _GET = 2  # of each four types the third one
 _IFLA_IFNAME, _IFLA_LINKINFO, _IFLA_INFO_KIND = 3, 18, 1
@@ -119,9 +119,9 @@ def send_request(m: Machine, t: Task, own: int, segments: Segments) -> Decision 
     data = gather(t, segments, 0, total(segments))
     changed, allowed = False, t.process.creds.capable(CAP_NET_ADMIN, t.process.network.owner)
     parts, at = [], 0
-    while at + _MESSAGE.size <= len(data):
-        length, kind, flags, number, port = _MESSAGE.unpack_from(data, at)
-        if not _MESSAGE.size <= length <= len(data) - at:
+    while at + MESSAGE.size <= len(data):
+        length, kind, flags, number, port = MESSAGE.unpack_from(data, at)
+        if not MESSAGE.size <= length <= len(data) - at:
             break
         part = data[at : at + length]
         if kind >= _RTM_NEWLINK and kind & 3 != _GET:
@@ -142,10 +142,10 @@ def send_request(m: Machine, t: Task, own: int, segments: Segments) -> Decision 
 def _makes_device(kind: int, message: bytes) -> bool:
     if _RTM_NEWQDISC <= kind < _RTM_NEWPREFIX:
         return True  # they hold packets back until a time has come
-    if kind not in (_RTM_NEWLINK, _RTM_SETLINK) or len(message) < _MESSAGE.size + _LINK.size:
+    if kind not in (_RTM_NEWLINK, _RTM_SETLINK) or len(message) < MESSAGE.size + _LINK.size:
         return False
-    index = _LINK.unpack_from(message, _MESSAGE.size)[2]
-    found = dict(loopback.attributes(message[_MESSAGE.size + _LINK.size :]))
+    index = _LINK.unpack_from(message, MESSAGE.size)[2]
+    found = dict(loopback.attributes(message[MESSAGE.size + _LINK.size :]))
     return _IFLA_LINKINFO in found or not index and found.get(_IFLA_IFNAME, b"").rstrip(b"\0") != b"lo"
 
 
@@ -153,4 +153,4 @@ def _impossible(flags: int, number: int, port: int) -> bytes:
     """A request for a device of a kind that there is not: the kernel answers as where the module is missing."""
     kind = struct.pack("<HH8s", 12, _IFLA_INFO_KIND, b"detbox")
     body = _LINK.pack(0, 0, 0, 0, 0) + struct.pack("<HH", 4 + len(kind), _IFLA_LINKINFO) + kind
-    return _MESSAGE.pack(_MESSAGE.size + len(body), _RTM_NEWLINK, flags, number, port) + body
+    return MESSAGE.pack(MESSAGE.size + len(body), _RTM_NEWLINK, flags, number, port) + body

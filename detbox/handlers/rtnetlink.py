@@ -11,6 +11,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from detbox.decision import ContinueThen, Decision
+from detbox.handlers.networks import MESSAGE
 from detbox.handlers.waiting import Segments, gather, scatter, total
 from detbox.machine.io import io_state
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Task
 
-_MESSAGE = struct.Struct("<IHHII")  # struct nlmsghdr: length, type, flags, sequence number, port
 _ATTRIBUTE = struct.Struct("<HH")
 _REACHABLE = 30_000  # ms: what the random time is drawn around
 
@@ -81,13 +81,13 @@ def received(segments: Segments) -> ContinueThen:
 def shown(data: bytes) -> bytes:
     """The messages of a datagram as the guest sees them."""
     changed, at = bytearray(data), 0
-    while at + _MESSAGE.size <= len(data):
-        length, kind, _, _, _ = _MESSAGE.unpack_from(data, at)
-        if length < _MESSAGE.size:
+    while at + MESSAGE.size <= len(data):
+        length, kind, _, _, _ = MESSAGE.unpack_from(data, at)
+        if length < MESSAGE.size:
             break
         if kind in _SHOWN:
             header, values = _SHOWN[kind]
-            _show(changed, at + _MESSAGE.size + header, min(at + length, len(data)), (), values)
+            _show(changed, at + MESSAGE.size + header, min(at + length, len(data)), (), values)
         at += length + -length % 4
     return bytes(changed)
 
