@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, Decision
 from detbox.handlers.futex_core import Args
-from detbox.handlers.processes import own_filter
+from detbox.handlers.seccomp import MODE_FILTER, MODE_STRICT, own_filter, strict
 
 if TYPE_CHECKING:
     from detbox.machine.creds import Creds
@@ -29,7 +29,6 @@ PR_GET_SPECULATION_CTRL, PR_SET_SPECULATION_CTRL, PR_SET_SYSCALL_USER_DISPATCH, 
 #: far above.
 LAST_OPTION = 64
 PR_TSC_ENABLE = 1
-SECCOMP_MODE_FILTER = 2
 DEFAULT_TIMERSLACK_NS = 50_000
 # arch/x86/include/uapi/asm/prctl.h
 ARCH_SET_CPUID, ARCH_GET_CPUID = 0x1012, 0x1011
@@ -77,9 +76,9 @@ def prctl(m: Machine, t: Task, a: Args) -> Decision:
     elif option == PR_GET_NO_NEW_PRIVS:
         return int(t.process.creds.no_new_privs)
     elif option == PR_GET_SECCOMP:
-        return SECCOMP_MODE_FILTER if t.process.creds.filters else 0
-    elif option == PR_SET_SECCOMP and value == SECCOMP_MODE_FILTER:
-        return own_filter(t, a[2])
+        return MODE_FILTER if t.process.creds.filters else 0
+    elif option == PR_SET_SECCOMP and value in (MODE_STRICT, MODE_FILTER):
+        return own_filter(t, a[2]) if value == MODE_FILTER else strict(m, t)
     elif option == PR_SET_KEEPCAPS:
         t.process.creds.keep_caps = bool(value)
         return 0

@@ -19,7 +19,6 @@ from detbox.handlers.stat import of_fd
 from detbox.kernel import siginfo
 from detbox.machine import tracees, usage
 from detbox.machine.limits import TASKS_AT_MOST
-from detbox.machine.userspaces import CAP_SYS_ADMIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -290,25 +289,3 @@ def pidfd_open(m: Machine, t: Task, a: Args) -> Decision:
 def pidfd_getfd(m: Machine, t: Task, a: Args) -> Decision:
     """Taking another process's descriptor is a debugger's business, refused like ptrace."""
     return -errno.EPERM
-
-
-def seccomp(m: Machine, t: Task, a: Args) -> Decision:
-    """A filter of the guest's own can only restrict it further; a second listener would get in our way."""
-    if a[0] & 0xFFFFFFFF != 1:  # SECCOMP_SET_MODE_FILTER
-        return CONTINUE
-    if a[1] & 8:  # NEW_LISTENER
-        return -errno.EBUSY
-    return own_filter(t, a[2])
-
-
-def own_filter(t: Task, program: int) -> Decision:
-    """Let the kernel install the filter at that address.  It is counted, because programs ask whether they have one."""
-    creds = t.process.creds
-    if program and not (creds.no_new_privs or creds.capable(CAP_SYS_ADMIN)):
-        return -errno.EACCES
-
-    def look(task: Task, result: int) -> None:
-        if result == 0:
-            task.process.creds.filters += 1
-
-    return ContinueThen(look) if program else CONTINUE

@@ -46,6 +46,10 @@ FS_CAPS = sum(1 << cap for cap in (
     CAP_LINUX_IMMUTABLE, CAP_MAC_OVERRIDE))
 
 
+#: Key of Task.data: the thread is in the strict mode of seccomp(2).
+STRICT = "strict"
+
+
 @record
 class Creds:
     """The credentials of one process; numbers as the container has them.

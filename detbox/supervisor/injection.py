@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from detbox.cpu import stub
 from detbox.errors import InternalError
 from detbox.kernel import _native, registers
 from detbox.kernel.numbers import NUMBERS
+from detbox.machine.creds import STRICT
 from detbox.machine.tracees import CALL
 from detbox.supervisor.memory import peek, poke
 
@@ -31,8 +33,10 @@ def call(task: Task, number: int, *args: int) -> int:
     """One call of a thread in a signal's delivery stop or in the stop after a call; its signed result.
 
     No signal reaches the thread meanwhile.  The stops before and after the call are no signals, so that no
-    disposition changes.
+    disposition changes.  A thread in strict mode (seccomp) may make none.
     """
+    if STRICT in task.data:
+        return -errno.EPERM
     tid = task.tid
     regs, saved = registers.get(tid), registers.get(tid)
     mask = _native.get_sigmask(tid)
@@ -155,6 +159,14 @@ def _stop_later(tid: int) -> None:
 
 def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
+
+
+def to_call(task: Task, number: int) -> None:
+    """Have a thread that is in the delivery stop of a call's SIGSYS make another call instead, without arguments."""
+    regs = registers.get(task.tid)
+    regs.rip -= len(_SYSCALL)
+    regs.rax, regs.rdi, regs.orig_rax = number, 0, _NO_CALL
+    registers.put(task.tid, regs)
 
 
 def leave(task: Task, status: int) -> None:

@@ -13,9 +13,10 @@ from detbox.errors import LimitExceeded
 from detbox.handlers import futex_exit, identity
 from detbox.handlers.paths import AT_EMPTY_PATH
 from detbox.handlers.processes import CLONE_ARGS, CLONE_NAMESPACES, EXIT_SIGNAL
-from detbox.kernel import _native
+from detbox.kernel import _native, siginfo
 from detbox.kernel.numbers import NUMBERS
 from detbox.machine import tracees
+from detbox.machine.creds import STRICT
 from detbox.machine.limits import TASKS_AT_MOST
 from detbox.machine.rng import RandomStream
 from detbox.machine.tracees import EVENT_VFORK, is_traced
@@ -29,6 +30,7 @@ CLONE_VM, CLONE_FS, CLONE_FILES = 0x100, 0x200, 0x400
 CLONE_PARENT, CLONE_THREAD, CLONE_CHILD_CLEARTID = 0x8000, 0x10000, 0x200000
 CLONE_NEWUTS, CLONE_NEWUSER = 0x4000000, 0x10000000
 _KILL, _EXECVEAT = NUMBERS["kill"], NUMBERS["execveat"]
+_SYS_SECCOMP = 1  # si_code of a filter's SIGSYS (include/uapi/asm-generic/siginfo.h)
 
 
 def clone_arguments(task: Task) -> tuple[int, int, int]:
@@ -283,6 +285,23 @@ def killed(sup: Supervisor, process: Process) -> None:
     """A process has been sent SIGKILL: wait for its end."""
     tid = leader_last(process)[0]
     on_exit(sup, tid, sup.await_exit(tid))
+
+
+def forbidden(sup: Supervisor, task: Task, info: bytes) -> bool:
+    """Whether a thread is about to take SIGSYS for a call that seccomp's strict mode forbids: it dies by SIGKILL.
+
+    The thread alone (__secure_computing_strict() in kernel/seccomp.c).  From among others it leaves by exit(2): the
+    kernel knows no other end of one thread.
+    """
+    if STRICT not in task.data or siginfo.code_of(info) != _SYS_SECCOMP:
+        return False
+    if len(task.process.tasks) == 1:
+        os.kill(task.process.pid, signal.SIGKILL)
+        killed(sup, task.process)
+    else:
+        injection.to_call(task, NUMBERS["exit"])
+        sup.cont(task, 0)
+    return True
 
 
 def leader_last(process: Process) -> list[int]:

@@ -334,6 +334,8 @@ class Supervisor:
             if task.quantum > 0 or not self.turn_ends(task, self.proceed):
                 self.proceed(task)
             return
+        if signo == signal.SIGSYS and lifecycle.forbidden(self, task, info):
+            return
         signals.repair(self.m, task, signo, info)
         if is_traced(task):
             tracing.takes_signal(self, task, signo)

@@ -16,6 +16,7 @@ from detbox.machine import constants, tracees
 from detbox.machine import inodes as inodes_module
 from detbox.machine.clock import CpuTime, user_and_system
 from detbox.machine.constants import USER_HZ
+from detbox.machine.creds import STRICT
 from detbox.machine.userspaces import LIMIT, shown_all
 from detbox.supervisor import signals
 from detbox.supervisor.image import AUXV, OWN_MEMORY
@@ -121,7 +122,7 @@ def _process_view(m: Machine, process: Process, caller: Task | None) -> ProcessV
         return ThreadView(
             tid, _name(m, process, tid), _state_letter(task, caller), task.lineage,
             *_cpu_ticks(task.cpu), ticks(process.start_ns),
-            task.data.get("nice", 0), tracer=tracees.tracer(task),
+            task.data.get("nice", 0), tracer=tracees.tracer(task), strict=STRICT in task.data,
         )  # fmt: skip
 
     threads = Lazily(sorted(process.tasks), thread_view)

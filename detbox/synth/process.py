@@ -161,7 +161,8 @@ def status(query: Query) -> bytes:
         lines.append(f"{name}:\t{mask & MASK64:016x}")
     nodes = ",".join(["00000000"] * (NODE_WORDS - 1) + ["00000001"])
     lines += [
-        f"NoNewPrivs:\t{process.no_new_privs}", f"Seccomp:\t{2 if process.filters else 0}",
+        f"NoNewPrivs:\t{process.no_new_privs}",
+        f"Seccomp:\t{1 if thread.strict else 2 if process.filters else 0}",
         f"Seccomp_filters:\t{process.filters}",
         "Speculation_Store_Bypass:\tnot vulnerable", "SpeculationIndirectBranch:\talways enabled",
         f"Cpus_allowed:\t{cpu_mask(view.cpus)}", f"Cpus_allowed_list:\t{cpu_list(view.cpus)}",

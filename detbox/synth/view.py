@@ -67,6 +67,7 @@ class ThreadView(NamedTuple):
     sig_pending: int = 0
     sig_blocked: int = 0
     tracer: int = 0
+    strict: bool = False
 
 
 def _as_the_machine() -> None:

@@ -113,6 +113,7 @@ GUESTS = (
     Guest("spin_waits.c", limit_s=120),
     Guest("stopped_jobs.c"),
     Guest("stopwatch.c", limit_s=120),
+    Guest("strict_mode.c"),
     Guest("system_files.sh", native=False, limit_s=100),
     Guest("sysv_ipc.c"),
     Guest("tcp_windows.py", native=False),

@@ -12,6 +12,7 @@ import pytest
 
 from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
+from detbox.machine.creds import STRICT
 from detbox.supervisor import injection
 from detbox.supervisor.task import Task
 from tests.harness.executing import stopped_at_exec
@@ -40,7 +41,7 @@ def signalled() -> Iterator[Task]:
     os.kill(pid, signal.SIGUSR1)
     _, status = _native.wait_tid(pid, 0)
     assert status >> 8 == signal.SIGUSR1
-    yield cast("Task", SimpleNamespace(tid=pid))
+    yield cast("Task", SimpleNamespace(tid=pid, data={}))
     os.kill(pid, signal.SIGKILL)
     _native.wait_tid(pid, 0)
 
@@ -88,3 +89,8 @@ def test_a_stop_that_no_signal_tells_is_found(signalled: Task, listener: int) ->
         signal.signal(signal.SIGCHLD, old or signal.SIG_DFL)
     assert isinstance(status, int)
     assert os.WSTOPSIG(status) == signal.SIGTRAP
+
+
+def test_no_call_in_strict_mode(signalled: Task) -> None:
+    signalled.data[STRICT] = True
+    assert injection.call(signalled, NUMBERS["close"], 1 << 20) == -1
