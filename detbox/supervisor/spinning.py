@@ -40,6 +40,7 @@ from detbox.spin.decode import prepared
 from detbox.spin.pace import LONGEST_LIMIT
 from detbox.spin.stepper import OFFSET, RIP, register
 from detbox.supervisor import arming, signals
+from detbox.supervisor.owncode import OwnCode
 from detbox.supervisor.task import State
 
 if TYPE_CHECKING:
@@ -62,15 +63,9 @@ _COUNTING_LIMIT = 384
 _BLIND_LIMIT = 1536
 # Nobody else could end a spin: it is only looked for to report the deadlock.  A long walk takes some 0.1 s.
 _ALONE_DELAY, _ALONE_BLIND_DELAY = 1.0, 20.0
-# Calls that a request to stop would cut short or make the kernel begin anew: while the kernel may be at one of
-# them, the thread is left alone for so many seconds.  So is one that a stop would make take a signal of its process,
-# for which the kernel has chosen another one (kernel/signal.c, get_signal()).
-_CUT_SHORT = frozenset(
-    NUMBERS[name]
-    for name in ("clone", "clone3", "fork", "vfork", "sendfile", "splice", "tee", "vmsplice", "copy_file_range",
-                 "write", "writev", "pwrite64", "read", "readv", "pread64", "sendto", "sendmsg", "recvfrom", "recvmsg")
-)  # fmt: skip
-_CALL_DELAY = 5.0
+# A thread that a stop would make take a signal of its process, for which the kernel has chosen another one
+# (kernel/signal.c, get_signal()), is left alone for so many seconds.
+_SIGNAL_DELAY = 5.0
 # Nobody's calls are received while a thread is to stop; after so many ms it may have ended.
 _NOBODY, _PATIENCE_MS = -1, 20
 # A walk takes at most so many times the processor time of the supervisor alone: the kernel works for the other thread.
@@ -91,6 +86,7 @@ class _Watch:
     activity: int
     waited: float = 0.0
     pace: Pace = field(default_factory=Pace)
+    own_code: OwnCode = field(default_factory=OwnCode)
 
 
 @record
@@ -147,15 +143,15 @@ class Spinning:
             task.pace.eased()
             watch = self._watch = _Watch(task, activity, pace=task.pace)
         watch.waited += waited
-        if task.native and task.nr in _CUT_SHORT and watch.waited < _CALL_DELAY:
-            return _CALL_DELAY - watch.waited
+        if pause := watch.own_code.pause(sup.m, task, watch.waited):
+            return pause
         scheduler = sup.m.scheduler
         others = scheduler.ready or scheduler.deferred or self.parked or sup.m.timers.next_deadline() is not None
         due = max(watch.pace.delay, 0.0 if others else _alone(watch.pace))
         if watch.waited < due:
             return due - watch.waited
-        if watch.waited < _CALL_DELAY and self._would_take(task):
-            return _CALL_DELAY - watch.waited
+        if watch.waited < _SIGNAL_DELAY and self._would_take(task):
+            return _SIGNAL_DELAY - watch.waited
         if self.interrupt(task):
             self._prove(task, watch)
         return max(watch.pace.delay, 0.0 if others else _alone(watch.pace)) - watch.waited
