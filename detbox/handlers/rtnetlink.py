@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 from detbox.decision import ContinueThen, Decision
 from detbox.handlers.networks import MESSAGE
-from detbox.handlers.waiting import Segments, gather, scatter, total
+from detbox.handlers.socket_control import MMSGHDR
+from detbox.handlers.socket_core import MSGHDR
+from detbox.handlers.waiting import Segments, gather, iovec, scatter, total
 from detbox.machine.io import io_state
 
 if TYPE_CHECKING:
@@ -70,12 +72,32 @@ def received(segments: Segments) -> ContinueThen:
     """The kernel receives into the segments now."""
 
     def look(task: Task, result: int) -> None:
-        data = gather(task, segments, 0, min(result, total(segments))) if result > 0 else b""
-        told = shown(data)
-        if told != data:
-            scatter(task, segments, 0, told)
+        _look(task, segments, result)
 
     return ContinueThen(look)
+
+
+def received_many(header: int, control: Decision) -> ContinueThen:
+    """The kernel receives messages into the headers of recvmmsg(2) at ``header`` now.
+
+    ``control``: what is to be done at the call's end for the control data.
+    """
+
+    def look(task: Task, result: int) -> None:
+        if isinstance(control, ContinueThen):
+            control.look(task, result)
+        for at in range(header, header + result * MMSGHDR, MMSGHDR):
+            _, _, base, count, _, _, _ = MSGHDR.unpack(task.read(at, MSGHDR.size))
+            _look(task, iovec(task, base, count), task.u32(at + MSGHDR.size))
+
+    return ContinueThen(look)
+
+
+def _look(task: Task, segments: Segments, length: int) -> None:
+    data = gather(task, segments, 0, min(length, total(segments))) if length > 0 else b""
+    told = shown(data)
+    if told != data:
+        scatter(task, segments, 0, told)
 
 
 def shown(data: bytes) -> bytes:

@@ -12,8 +12,9 @@ from errno import EAGAIN, EBADF, EINTR
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, ERESTARTSYS, Decision, Park, Wake
+from detbox.handlers.rtnetlink import shown
 from detbox.handlers.socket_control import MMSGHDR, encoded, for_supervisor, own_credentials, virtual
-from detbox.handlers.socket_core import MSG_DONTWAIT, MSG_NOSIGNAL, MSGHDR, encode_inet, python_socket
+from detbox.handlers.socket_core import MSG_DONTWAIT, MSG_NOSIGNAL, MSGHDR, encode_address, python_socket
 from detbox.handlers.socket_names import at_address
 from detbox.handlers.waiting import CHUNK, POLLIN, POLLOUT, gather, iovec, scatter, total
 
@@ -63,8 +64,8 @@ def _receive_one(m: Machine, t: Task, sock: host.socket, header: int, flags: int
     space = min(space, _MAX_CONTROL) if control else 0
     wanted = flags & 0x3FFFFFFF | MSG_DONTWAIT | _MSG_CMSG_CLOEXEC
     data, parts, seen, address = sock.recvmsg(total(segments), space, wanted)
-    scatter(t, segments, 0, data)
-    encoded_address = encode_inet(sock.family, address)
+    scatter(t, segments, 0, shown(data) if sock.family == host.AF_NETLINK else data)
+    encoded_address = encode_address(sock.family, address)
     if name:
         t.write(name, encoded_address[:room])
     told, cut = _to_guest(m, t, parts, bool(flags & _MSG_CMSG_CLOEXEC))

@@ -101,9 +101,16 @@ def decode_inet(address: bytes) -> tuple[str, int] | tuple[str, int, int, int]:
     raise OSError(22 if family in (host.AF_INET, host.AF_INET6) else 97, "bad address")
 
 
-def encode_inet(family: int, address: object) -> bytes:
-    """The kernel's form of Python's address; empty for other families."""
+def encode_address(family: int, address: object) -> bytes:
+    """The kernel's form of Python's address; empty for other families, and for a Unix socket without a name."""
+    if family == host.AF_UNIX and isinstance(address, (str, bytes)) and address:
+        name = address if isinstance(address, bytes) else os.fsencode(address) + b"\0"
+        return struct.pack("<H", family) + name
     if not isinstance(address, tuple):
+        return b""
+    if family == host.AF_NETLINK:
+        return struct.pack("<H2xII", family, *address)
+    if family not in (host.AF_INET, host.AF_INET6):
         return b""
     if family == host.AF_INET:
         head = struct.pack("<H", family) + struct.pack(">H", address[1])

@@ -159,17 +159,22 @@ def _is_stream(t: Task, fd: int) -> bool:
 
 def _told(m: Machine, t: Task, fd: int, segments: Segments, decision: Decision) -> Decision:
     """What the kernel receives into the segments is looked at if the socket is one of AF_NETLINK."""
+    return rtnetlink.received(segments) if decision is CONTINUE and _is_told(m, t, fd) else decision
+
+
+def _is_told(m: Machine, t: Task, fd: int) -> bool:
+    """Whether the descriptor is a socket of AF_NETLINK."""
     known = io_state(m).netlink
-    if decision is not CONTINUE or not known:
-        return decision
+    if not known:
+        return False
     f = t.process.files.get(fd)
     if f.kind is not Kind.SOCKET or f.ino not in known:
-        return decision
+        return False
     with borrowed(t, fd) as own:
         if _is_netlink(own):
-            return rtnetlink.received(segments)
+            return True
     known.discard(f.ino)  # the number has been another socket's since
-    return decision
+    return False
 
 
 def _receive_all(m: Machine, t: Task, fd: int, flags: int, segments: Segments) -> Decision:
@@ -228,7 +233,10 @@ def recvmmsg(m: Machine, t: Task, a: Args) -> Decision:
     decision = CONTINUE if at_once else _receive(
         m, t, fd, flags & ~_MSG_WAITALL, [], lambda wake: recvmmsg(m, t, a)
     )  # fmt: skip
-    return look_at_control(m, a[1], lambda result: result) if decision is CONTINUE else decision
+    if decision is not CONTINUE:
+        return decision
+    decision = look_at_control(m, a[1], lambda result: result)
+    return rtnetlink.received_many(a[1], decision) if _is_told(m, t, fd) else decision
 
 
 # ---------------------------------------------------------------- sending

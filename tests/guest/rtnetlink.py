@@ -1,5 +1,6 @@
 """What rtnetlink tells of times and of chance is the same in each run, however it is received."""
 
+import ctypes
 import os
 import socket
 import struct
@@ -34,7 +35,52 @@ def by_recvmsg_at_once(sock):
     return sock.recvmsg(1 << 16, 1024, socket.MSG_DONTWAIT)[0]
 
 
+class IoVec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+class Header(ctypes.Structure):
+    """struct mmsghdr"""
+
+    _fields_ = (
+        ("name", ctypes.c_void_p), ("name_length", ctypes.c_uint), ("parts", ctypes.POINTER(IoVec)),
+        ("count", ctypes.c_size_t), ("control", ctypes.c_void_p), ("control_length", ctypes.c_size_t),
+        ("flags", ctypes.c_ulong), ("received", ctypes.c_ulong),
+    )  # fmt: skip
+
+
+def recvmmsg(sock, count, flags):
+    """(data, sender's name) of some messages."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    buffers = [ctypes.create_string_buffer(1 << 15) for _ in range(count)]
+    names = [ctypes.create_string_buffer(128) for _ in range(count)]
+    parts = [IoVec(ctypes.addressof(buffer), len(buffer)) for buffer in buffers]
+    headers = (Header * count)(*(
+        Header(ctypes.addressof(name), 128, ctypes.pointer(part), 1) for name, part in zip(names, parts, strict=True)
+    ))
+    got = libc.recvmmsg(sock.fileno(), headers, count, flags, None)
+    assert got > 0, ctypes.get_errno()
+    found = [(headers[n].received & 0xFFFFFFFF, headers[n].name_length) for n in range(got)]
+    return [(buffers[n].raw[:size], names[n].raw[:named]) for n, (size, named) in enumerate(found)]
+
+
+def by_recvmmsg(count, flags):
+    def receive(sock):
+        messages = recvmmsg(sock, count, flags)
+        kernel = struct.pack("=HHII", socket.AF_NETLINK, 0, 0, 0)
+        assert {name for _, name in messages} == {kernel}, messages
+        return b"".join(data for data, _ in messages)
+
+    return receive
+
+
+WAITFORONE = 0x10000
 WAYS = (
+    by_recvmmsg(1, 0),
+    by_recvmmsg(2, WAITFORONE),
+    by_recvmmsg(2, socket.MSG_DONTWAIT),
+    # A dump comes in two messages, of which the second one says that it is at its end.
+    by_recvmmsg(2, 0),
     lambda sock: sock.recv(1 << 16),
     lambda sock: sock.recvmsg(1 << 16)[0],
     lambda sock: os.read(sock.fileno(), 1 << 16),
@@ -86,6 +132,17 @@ def main():
         assert other.recv(100) == told
         one.close()
         other.close()
+    # Names of those who send, where all messages are waited for.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as one:
+        one.bind("/tmp/one")
+        for name in (None, "/tmp/two", "\0three"):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as two:
+                if name:
+                    two.bind(name)
+                two.sendto(b"x", "/tmp/one")
+        path = struct.pack("=H", socket.AF_UNIX) + b"/tmp/two\0"
+        abstract = struct.pack("=H", socket.AF_UNIX) + b"\0three"
+        assert recvmmsg(one, 3, 0) == [(b"x", b""), (b"x", path), (b"x", abstract)]
     print("EXIT-SUCCESS", flush=True)
 
 
