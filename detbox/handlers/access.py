@@ -94,7 +94,7 @@ def _readlink(m: Machine, t: Task, dirfd: int, path: bytes, buf: int, size: int)
     size &= 0xFFFFFFFF
     if not 0 < size < 1 << 31:
         return -errno.EINVAL
-    fs = t.process.fs
+    fs, procfs = t.process.fs, False
     try:
         if fs.special:
             text = _slow_text(m, t, dirfd, path)
@@ -108,6 +108,7 @@ def _readlink(m: Machine, t: Task, dirfd: int, path: bytes, buf: int, size: int)
             if isinstance(found, int):
                 raise OSError(-found, "no text")
             text = found
+            procfs = t.process.creds.checked and _in_procfs(m, at, name)
         else:
             text = _descriptor_text(m, t, dirfd)
     except OSError as e:
@@ -118,7 +119,7 @@ def _readlink(m: Machine, t: Task, dirfd: int, path: bytes, buf: int, size: int)
     else:
         # Only links of procfs have texts that must be made here: numbers (self), kinds of objects
         # (pipe:[1]), and the loops that cover the supervisor's directory.
-        if text[:1] in b"1234567890" or text[:8] == b"/proc/1/" or b":" in text or b"/proc/" in path:
+        if procfs or text[:1] in b"1234567890" or text[:8] == b"/proc/1/" or b":" in text or b"/proc/" in path:
             text = _slow_text(m, t, dirfd, path)
     text = text[:size]
     t.write(buf, text)
@@ -131,7 +132,8 @@ def _descriptor_text(m: Machine, t: Task, dirfd: int) -> bytes:
         raise OSError(errno.ENOENT, "empty path")
     fd = t.process.files.borrow(t, dirfd)
     try:
-        return os.readlink(b"", dir_fd=fd)
+        dev = os.fstat(fd).st_dev
+        return _proc_text(m, t, fd, dev) if dev in m.inodes.proc_devs else os.readlink(b"", dir_fd=fd)
     finally:
         os.close(fd)
 
@@ -155,13 +157,18 @@ def _slow_text(m: Machine, t: Task, dirfd: int, path: bytes) -> bytes:
             os.close(fd)
 
 
-def _proc_text(m: Machine, t: Task, fd: int, dev: int, place: paths.Place) -> bytes:
-    """The text of a procfs link, of which ``fd`` is an O_PATH descriptor."""
+def _in_procfs(m: Machine, dir_fd: int | None, name: bytes) -> bool:
+    return os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_dev in m.inodes.proc_devs
+
+
+def _proc_text(m: Machine, t: Task, fd: int, dev: int, place: paths.Place | None = None) -> bytes:
+    """The text of a procfs link, of which ``fd`` is an O_PATH descriptor; ``place``: by which path it was found."""
     path = paths.proc_path(m, t, paths.path_of(m, fd), dev, fd)
     name = path.rpartition(b"/")[2]
     own = paths.proc_link(m, t, name, dev)
     if own is not None and path.count(b"/") == 2:
         return own  # not the kernel's text, which is about the supervisor
+    paths.check_link(m, t, fd)
     text = os.readlink(b"", dir_fd=fd)
     namespace = _NAMESPACE.fullmatch(text)
     if namespace and b"/ns/" in path:
@@ -169,5 +176,6 @@ def _proc_text(m: Machine, t: Task, fd: int, dev: int, place: paths.Place) -> by
         number = constants.NAMESPACE_INODES.get(name.decode(), 4026531835) if known is None else known.ino
         return b"%s:[%d]" % (namespace[1], number)
     if _PID_DIR.fullmatch(path):
-        return link_name(m.inodes.of(os.stat(name, dir_fd=place.dir_fd)), text)
+        st = os.stat(name, dir_fd=place.dir_fd) if place else os.stat(paths.path_of(m, fd))
+        return link_name(m.inodes.of(st), text)
     return text

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from detbox.decision import Decision
 from detbox.handlers.futex_core import signed
 from detbox.handlers.waiting import Segments, iovec
-from detbox.machine.creds import CAP_SYS_PTRACE
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
@@ -52,11 +51,8 @@ def debuggable(m: Machine, t: Task, number: int) -> Task:
 
 
 def may_debug(t: Task, other: Process) -> bool:
-    """``__ptrace_may_access()`` and ``cap_ptrace_access_check()``."""
-    mine, its = t.process.creds, other.creds
-    same = {mine.ruid} == {its.ruid, its.euid, its.suid} and {mine.rgid} == {its.rgid, its.egid, its.sgid}
-    same = same and mine.space is its.space and not its.permitted & ~mine.permitted
-    return t.process is other or same or mine.capable(CAP_SYS_PTRACE, its.space)
+    """Whether a thread may debug a process."""
+    return t.process is other or t.process.creds.may_debug(other.creds)
 
 
 def _copied(source: Task, from_: Segments, target: Task, to: Segments) -> int:

@@ -195,6 +195,7 @@ def _walk(state: _Walk, dirfd: int, path: bytes, follow: bool) -> Place:
                 todo += _components(text)
                 continue
             # A magic link (exe, cwd, root, fd/N) leads to an object, whatever its text says.
+            check_link(state.m, state.t, fd)
             fd = state.keep(os.open(name, os.O_PATH, dir_fd=state.cur))
             if not todo:
                 return state.place(b"self/fd/%d%s" % (fd, slash), magic=True)
@@ -267,6 +268,15 @@ def _in_its_place(m: Machine, fd: int) -> bool:
     return _native.mount_id(fd, b"") in known
 
 
+def check_link(m: Machine, t: Task, fd: int) -> None:
+    """OSError(EACCES) if ``fd`` is a link of a process that the thread may not debug (proc_fd_access_allowed())."""
+    dev = os.fstat(fd).st_dev
+    if dev in m.inodes.proc_devs:
+        process = process_at(m, proc_path(m, t, path_of(m, fd), dev, fd), dev)
+        if process is not None and not (process is t.process or t.process.creds.may_debug(process.creds)):
+            raise OSError(errno.EACCES, "another user's process")
+
+
 def may(t: Task, st: os.stat_result, vnode: VInode, mask: int, *, real: bool = False) -> bool:
     """Whether the virtual user has all the rights of ``mask`` (READ, WRITE, EXECUTE).
 
@@ -330,8 +340,15 @@ def check_search(m: Machine, t: Task, dir_fd: int | None, name: bytes, path: byt
     if here:
         fs.searched = -1
     while found := _native.restricted(dir_fd, name, end, known, follow):
-        (name, end), known = found, True
+        (name, end, magic), known = found, True
         where = name[:end] or (b"/" if name[:1] == b"/" else b".")
+        if magic:
+            fd = os.open(where, _HERE, dir_fd=dir_fd)
+            try:
+                check_link(m, t, fd)
+            finally:
+                os.close(fd)
+            return True
         require_at(m, t, dir_fd, where, os.stat(where, dir_fd=dir_fd), EXECUTE)
         here = False
     if here:

@@ -4,15 +4,20 @@
 
 enum { MOST_LINKS = 40 }; /* MAXSYMLINKS of include/linux/namei.h */
 
+/* Links of procfs lead to objects, whatever their texts say.  These have no size (exe, cwd, self), or their permissions
+ * tell how a descriptor may be used (proc_pid_instantiate() and proc_fd_instantiate() in fs/proc). */
+static int is_magic(const struct stat *st)
+{
+	return !st->st_size || (st->st_mode & 0777) != 0777;
+}
+
 /* Puts the text of the link path[:end] in the place of its name, which begins at `name`, or of the whole path
- * before, if it is absolute.  Where it was put; -1 if it does not fit or is no path: links of procfs lead to
- * objects, whatever their texts say.  These have no size (exe, cwd, self), or their permissions tell how a
- * descriptor may be used (proc_pid_instantiate() and proc_fd_instantiate() in fs/proc). */
+ * before, if it is absolute.  Where it was put; -1 if it does not fit or is magic. */
 static ssize_t put_link(int dir_fd, char *path, size_t name, size_t end, const struct stat *st)
 {
 	char text[PATH_LIMIT], rest[PATH_LIMIT];
 
-	if (!st->st_size || (st->st_mode & 0777) != 0777) return -1;
+	if (is_magic(st)) return -1;
 	strcpy(rest, path + end);
 	path[end] = 0;
 	ssize_t size = readlinkat(dir_fd, path, text, sizeof text);
@@ -80,8 +85,9 @@ static int everybodys(int dir_fd, char *path, size_t end)
 	return found ? -1 : !S_ISDIR(st.st_mode) || (st.st_mode & 0111) == 0111;
 }
 
-/* restricted(dir_fd, path, end, known, follow) -> None, or (path, end): the way of a path leads through the
- * directory path[:end], which not everybody may search: the caller has to look who may.  False: everybody may
+/* restricted(dir_fd, path, end, known, follow) -> None, or (path, end, magic): the way of a path leads through the
+ * directory path[:end], which not everybody may search: the caller has to look who may.  magic: path[:end] is a link
+ * of procfs to an object, which not everybody may follow, and nothing behind it is looked at.  False: everybody may
  * find out that a name on the way, not the last one, does not exist (ENOENT).
  * Names up to `end` are passed over, and with `known` the directory that they lead to as well: this goes on
  * after an answer.  The path in an answer has the texts of links in the place of their names.  dir_fd: None
@@ -113,7 +119,7 @@ static PyObject *restricted(PyObject *self, PyObject *const *a, Py_ssize_t n)
 		size_t name = end + strspn(path + end, "/");
 		size_t after = name + strcspn(path + name, "/");
 		if (after == name) break;
-		if (!open) return Py_BuildValue("y#n", path, (Py_ssize_t)strlen(path), (Py_ssize_t)end);
+		if (!open) return Py_BuildValue("y#nO", path, (Py_ssize_t)strlen(path), (Py_ssize_t)end, Py_False);
 		if (!path[after] && !follow) break;
 		char next = path[after];
 		path[after] = 0;
@@ -123,6 +129,8 @@ static PyObject *restricted(PyObject *self, PyObject *const *a, Py_ssize_t n)
 		if (failed) break;
 		if (S_ISLNK(st.st_mode)) {
 			ssize_t at = ++links > MOST_LINKS ? -1 : put_link(dir_fd, path, name, after, &st);
+			if (at < 0 && is_magic(&st))
+				return Py_BuildValue("y#nO", path, (Py_ssize_t)strlen(path), (Py_ssize_t)after, Py_True);
 			if (at < 0) break;
 			if (!at) {
 				end = 0;

@@ -104,6 +104,12 @@ class Creds:
             at = at.parent
         return False
 
+    def may_debug(self, its: Creds) -> bool:
+        """Whether it may debug another process (``__ptrace_may_access()`` and ``cap_ptrace_access_check()``)."""
+        same = {self.ruid} == {its.ruid, its.euid, its.suid} and {self.rgid} == {its.rgid, its.egid, its.sgid}
+        same = same and self.space is its.space and not its.permitted & ~self.permitted
+        return same or self.capable(CAP_SYS_PTRACE, its.space)
+
     def capable_over(self, cap: int, uid: int, gid: int) -> bool:
         """Whether it is effective for a file of this user and group, which have to have numbers in the namespace."""
         return bool(self.effective >> cap & 1) and self.space.has(uid, gid)

@@ -129,10 +129,81 @@ static void signals(void)
     CHECK(waitpid(middle, &status, 0) == middle && WIFEXITED(status) && WEXITSTATUS(status) == 3);
 }
 
+/* Where the links of a process lead is for those who may debug it, by whatever path they are found. */
+static void other_links(pid_t root)
+{
+    char path[64], text[PATH_MAX];
+    struct stat st;
+    const char *names[] = {"exe", "cwd", "root", "ns/net"};
+    CHECK(setresgid(1, 1, 1) == 0 && setresuid(1, 1, 1) == 0);
+    for (unsigned i = 0; i < sizeof names / sizeof *names; i++) {
+        snprintf(path, sizeof path, "/proc/%d/%s", (int)root, names[i]);
+        FAILS(readlink(path, text, sizeof text), EACCES);
+        FAILS(stat(path, &st), EACCES);
+        FAILS(open(path, O_RDONLY), EACCES);
+        CHECK(lstat(path, &st) == 0 && S_ISLNK(st.st_mode));
+        int link = open(path, O_PATH | O_NOFOLLOW);
+        CHECK(link >= 0);
+        FAILS(readlinkat(link, "", text, sizeof text), EACCES);
+        close(link);
+        snprintf(path, sizeof path, "/proc/%d/task/%d/%s", (int)root, (int)root, names[i]);
+        FAILS(readlink(path, text, sizeof text), EACCES);
+        FAILS(access(path, F_OK), EACCES);
+    }
+    snprintf(path, sizeof path, "/proc/%d/root/etc/passwd", (int)root);
+    FAILS(open(path, O_RDONLY), EACCES);
+    snprintf(path, sizeof path, "/proc/%d", (int)root);
+    CHECK(chdir(path) == 0);
+    FAILS(readlink("exe", text, sizeof text), EACCES);
+    FAILS(chdir("cwd"), EACCES);
+    FAILS(stat("exe", &st), EACCES);
+    CHECK(chdir("/") == 0);
+    CHECK(readlink("/proc/self/cwd", text, sizeof text) == 1 && text[0] == '/');
+    CHECK(stat("/proc/self/exe", &st) == 0 && S_ISREG(st.st_mode));
+    snprintf(path, sizeof path, "/proc/%d", (int)getpid());
+    CHECK(chdir(path) == 0);
+    CHECK(readlink("root", text, sizeof text) == 1 && text[0] == '/');
+    CHECK(stat("exe", &st) == 0 && S_ISREG(st.st_mode));
+}
+
+static void links(void)
+{
+    int status;
+    char byte, path[64], text[64], other[64];
+    int held[2];
+    CHECK(pipe(held) == 0);
+    /* The texts are the same by a descriptor of the link itself. */
+    for (int i = 0; i < 3; i++) {
+        snprintf(path, sizeof path, i == 0 ? "/proc/self/ns/net" : i == 1 ? "/proc/self/fd/%d" : "/proc/self", held[0]);
+        int link = open(path, O_PATH | O_NOFOLLOW);
+        CHECK(link >= 0);
+        ssize_t size = readlink(path, text, sizeof text);
+        CHECK(size > 0 && readlinkat(link, "", other, sizeof other) == size && memcmp(text, other, size) == 0);
+        note("%.*s\n", i == 2 ? 0 : (int)size, text);
+        close(link);
+    }
+    if (geteuid()) return;
+    pid_t root = fork();
+    if (root == 0) {
+        close(held[1]);
+        CHECK(read(held[0], &byte, 1) == 0);
+        _exit(0);
+    }
+    pid_t child = fork();
+    if (child == 0) {
+        other_links(root);
+        _exit(5);
+    }
+    CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 5);
+    close(held[1]);
+    CHECK(waitpid(root, &status, 0) == root && status == 0);
+}
+
 int main(void)
 {
     memory();
     scheduling();
     signals();
+    links();
     puts("EXIT-SUCCESS");
 }

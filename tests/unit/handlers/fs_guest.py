@@ -60,6 +60,7 @@ class Guest:
             synth_open=lambda t, path, fd, flags: fd,
             synth_listing=lambda t, path, names, dev: names,
             own_numbers=lambda t, dev: (t.process.pid, t.tid),
+            process_of=lambda number: m.processes.get(number),
             doubt=lambda t, text: self.doubts.append(text),
         )  # fmt: skip
         m.inodes = InodeTable(EPOCH_NS, self.stamp)
