@@ -1101,12 +1101,15 @@ static PyObject *set_signal(PyObject *self, PyObject *args)
 #include "directories.c"
 #include "translate.c"
 #include "loops.c"
+#include "turns.c"
 
 #define FAST(name, fn) {name, (PyCFunction)(void (*)(void))fn, METH_FASTCALL, NULL}
 static PyMethodDef methods[] = {
 	FAST("read_mem", read_mem),
 	FAST("write_mem", write_mem),
 	FAST("read_cstr", read_cstr),
+	FAST("take_turns", take_turns),
+	FAST("still_held", still_held),
 	FAST("descriptors", descriptors),
 	FAST("restricted", restricted),
 	{"forget_ways", forget_ways, METH_NOARGS, NULL},

@@ -23,6 +23,9 @@ _NT_X86_XSTATE = 0x202
 # How a survey ended.
 _STEPPED_ALL, _OTHER_STOP = 0, 2
 
+#: None: nothing; the registers behind the loop; or those at its head, a turn's path and the memory that it depends on.
+Taken = tuple[bytes] | tuple[bytes, bytes, tuple[tuple[int, bytes], ...]] | None
+
 
 def register(registers: bytes, offset: int) -> int:
     """One word of a register block."""
@@ -41,6 +44,9 @@ class Stepper(Protocol):
 
     def read(self, address: int, length: int) -> bytes:
         """Guest memory; OSError(EFAULT)."""
+
+    def take_turns(self, instructions: bytes, start: int, code: bytes, *, commit: bool) -> Taken:
+        """What :mod:`detbox.spin.turns` makes of it."""
 
     def vectors(self) -> bytes:
         """The x87, SSE and AVX state."""
@@ -97,6 +103,13 @@ class PtraceStepper:
     def read(self, address: int, length: int) -> bytes:
         """Guest memory; OSError(EFAULT)."""
         return _native.read_mem(self.tid, address, length)
+
+    def take_turns(self, instructions: bytes, start: int, code: bytes, *, commit: bool) -> Taken:
+        """Have a loop's instructions executed without a step (kernel/turns.c), if its code is that."""
+        taken = _native.take_turns(self.tid, instructions, start, code, self.registers(), commit)
+        if commit and taken is not None:
+            self._registers = taken[0]
+        return taken
 
     def vectors(self) -> bytes:
         """The x87, SSE and AVX state, as the XSAVE area."""

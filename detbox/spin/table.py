@@ -9,6 +9,7 @@ from detbox.records import field, record, replace
 from detbox.spin.prove import Spin, Verdict, prove_from, prove_walk
 from detbox.spin.shortcut import Shortcut, shortcut
 from detbox.spin.stepper import RIP, Stepper, register
+from detbox.spin.turns import Turns, turns
 from detbox.spin.walk import Walk
 
 _BREAKPOINT = 0xCC
@@ -36,6 +37,7 @@ class Loop:
     visits: int = 0
     spins: int = 1  # visits that were worth the breakpoint
     shortcuts: deque[Shortcut[Verdict]] = field(default_factory=lambda: deque(maxlen=_SHORTCUTS))
+    turns: Turns | None = None
 
     def worthwhile(self) -> bool:
         """Whether the next visit should be caught."""
@@ -122,7 +124,7 @@ class LoopTable:
         """A fork has copied the memory, with whatever is armed in it."""
         if parent in self._loops:
             self._loops[child] = {
-                at: replace(loop, shortcuts=loop.shortcuts.copy())
+                at: replace(loop, shortcuts=loop.shortcuts.copy(), turns=loop.turns and replace(loop.turns))
                 for at, loop in self._loops[parent].items()
             }
 
@@ -153,6 +155,11 @@ def visit(table: LoopTable, mm: Hashable, stepper: Stepper) -> Verdict | None:
 def enter(table: LoopTable, mm: Hashable, loop: Loop, stepper: Stepper) -> Verdict:
     """The same for a thread whose program counter is the loop's address."""
     loop.visits += 1
+    if loop.turns is not None and loop.turns.checked and not loop.turns.hopeless:
+        taken = loop.turns.take(stepper)
+        if taken is not None:
+            loop.spins += _worth(taken[0], 1)
+            return taken[0]
     registers = stepper.registers()
     for known in loop.shortcuts:
         if known.applies(registers, stepper.read):
@@ -165,8 +172,14 @@ def enter(table: LoopTable, mm: Hashable, loop: Loop, stepper: Stepper) -> Verdi
         # From the head on its first arrival, hence the same number of turns in every run.
         return attempt(table, mm, stepper, lambda walked: prove_from(walked, loop.counted))
     table.disarm(mm, stepper)
+    loop.turns = turns(stepper, loop.address, loop.addresses, loop.turns)
+    foreseen = None
+    if loop.turns is not None and not loop.turns.checked and not loop.turns.hopeless:
+        foreseen = loop.turns.take(stepper, commit=False)
     walk = Walk(stepper)
     verdict = prove_walk(walk, within=loop.addresses)
+    if loop.turns is not None and foreseen is not None:
+        loop.turns.check(foreseen, verdict, stepper.registers())
     if not _worth(verdict, verdict.steps):
         loop.visits += verdict.steps // _STEPS_PER_VISIT
     if isinstance(verdict, Spin) or verdict.left:
@@ -177,6 +190,8 @@ def enter(table: LoopTable, mm: Hashable, loop: Loop, stepper: Stepper) -> Verdi
         table.learn(mm, verdict, stepper)
     table.learn_bounded(mm, verdict, stepper)
     table.arm(mm, stepper)
+    if loop.turns is not None:
+        loop.turns.look(stepper)
     return verdict
 
 

@@ -108,10 +108,10 @@ class Walk:
 
     def _instruction(self, address: int) -> Instruction | None:
         if address not in self._instructions:
-            decoded = decode(_code(self.stepper, address))
-            if decoded is None:
+            found = decoded(self.stepper, address)
+            if found is None:
                 return None
-            self._instructions[address] = decoded
+            self._instructions[address] = found
         return self._instructions[address]
 
     def _note(self, spans: tuple[tuple[int, int], ...], before: list[bytes], after: list[bytes]) -> None:
@@ -127,6 +127,11 @@ class Walk:
 
 def _sigreturn(registers: bytes) -> bool:
     return register(registers, OFFSET["rax"]) == _RT_SIGRETURN
+
+
+def decoded(stepper: Stepper, address: int) -> Instruction | None:
+    """The instruction at an address, while no breakpoint is there; None: there is none."""
+    return decode(_code(stepper, address))
 
 
 def _code(stepper: Stepper, address: int) -> bytes:

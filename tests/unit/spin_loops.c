@@ -145,6 +145,30 @@ LOOP counts_from_far(void)
 }
 LOOP floating_sum(void) { double x = 0; while (x < 1e18) x += 0.5; sink = (long)x; }
 
+/* Every instruction whose turns are made without steps; rsi leads to memory. */
+LOOP every(void)
+{
+	register char *memory asm("rsi") = target + 4096;
+	asm volatile(
+		"push %%rsi; pop %%rdi; jmp 2f\n"
+		"1: nop\n pause\n mov %%rax, 8(%%rsi)\n mov 8(%%rsi), %%ebx\n mov 11(%%rsi), %%cx\n mov $-3, %%rdx\n"
+		"movb $0x81, 13(%%rsi)\n movzbl 13(%%rsi), %%r8d\n movsbq 13(%%rsi), %%r9\n movslq %%eax, %%r10\n movzwl %%bx, %%r11d\n"
+		"movabs $0x123456789abcdef0, %%r12\n lea 5(%%rsi,%%rcx,4), %%r13\n lea (%%r12,%%r9), %%r14d\n movw %%ax, 30(%%rsi)\n"
+		"add %%rbx, %%rax\n seto %%r15b\n add $-7, %%al\n sub %%r8d, %%ebx\n setb 40(%%rsi)\n sub $9, %%cx\n cmp %%rcx, %%rax\n"
+		"setl %%dl\n setp 41(%%rsi)\n setnbe 42(%%rsi)\n sets 43(%%rsi)\n cmovg %%rax, %%r8\n cmovae 8(%%rsi), %%r9d\n"
+		"and $0x7fff, %%r10d\n or %%r10, 8(%%rsi)\n xor %%r12, %%r10\n test $0x40, %%bl\n sete 44(%%rsi)\n"
+		"inc %%r11\n decb 13(%%rsi)\n incw %%bx\n neg %%r11d\n not %%r14\n lock orl $0, 8(%%rsi)\n lock addq $-1, 16(%%rsi)\n"
+		"xchg %%rax, 24(%%rsi)\n xchg %%ecx, %%edx\n lock xadd %%r8, 16(%%rsi)\n xadd %%r9d, %%r10d\n cltq\n"
+		"lock cmpxchg %%rbx, 8(%%rsi)\n mov 16(%%rsi), %%rax\n lock cmpxchg %%r13, 16(%%rsi)\n lock cmpxchg %%cl, 33(%%rsi)\n"
+		"cmp %%r12, 32(%%rsi)\n jle 3f\n add $1, %%r15\n 3: jo 4f\n add $2, %%r15\n 4: jnp 5f\n add $4, %%r15\n 5: jb 6f\n dec %%r15d\n"
+		"6: push %%rax\n push $-5\n pop %%rbx\n pop %%rcx\n call 7f\n jmp *56(%%rsi)\n"
+		"7: push %%rbp\n mov %%rsp, %%rbp\n cmp %%bl, %%al\n push %%rbp\n leave\n ret\n"
+		"8: mfence\n jmp 1b\n"
+		"2: lea 8b(%%rip), %%rdi\n mov %%rdi, 56(%%rsi)\n jmp 1b\n"
+		: "+r"(memory)
+		:: "rax", "rbx", "rcx", "rdx", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "memory", "cc");
+}
+
 static const struct { const char *name; void (*run)(void); } loops[] = {
 	{"wait_flag", wait_flag}, {"wait_pause", wait_pause}, {"barrier", barrier}, {"job", job},
 	{"cmpxchg", cmpxchg}, {"exchange", exchange}, {"ticket", ticket}, {"backoff", backoff},
@@ -155,6 +179,7 @@ static const struct { const char *name; void (*run)(void); } loops[] = {
 	{"poll_and_lock", poll_and_lock}, {"poll_down", poll_down}, {"poll_by_sevens", poll_by_sevens},
 	{"poll_in_memory", poll_in_memory}, {"bounded", bounded}, {"bounded_memory", bounded_memory},
 	{"counts_wide", counts_wide}, {"counts_narrow", counts_narrow}, {"counts_from_far", counts_from_far},
+	{"every", every},
 };
 
 int main(int argc, char **argv)
