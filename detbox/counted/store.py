@@ -115,6 +115,11 @@ class Library:
         self.table[index] = address
         return place, _PAIR.pack(address, self.copies[address])
 
+    def pairs(self, pages: set[int], end: int) -> list[tuple[int, bytes]]:
+        """The pairs for code in some pages, for whom has the copies before ``end``."""
+        wanted = [address for address in self.table.values() if address - address % _PAGE in pages]
+        return [self.pair(address) for address in wanted if self.copies[address] < end]
+
     def since(self, first: int, end: int, elsewhere: set[int]) -> Iterator[tuple[int, bytes]]:
         """The writes from the ``first`` on, for whom has the copies before ``end``; not for code in ``elsewhere``."""
         for place in islice(self.writes, first, None):
@@ -171,11 +176,13 @@ class Copies:
         self.suspect = False
         before, self._ranges = self._ranges, self._executable()
         same = all(any(first <= start and end <= last for first, last in self._ranges) for start, end in before)
-        self._elsewhere = {page for page in islice(self._library.pages, self._pages) if self._around(page) is None}
+        elsewhere = {page for page in islice(self._library.pages, self._pages) if self._around(page) is None}
+        come, self._elsewhere = self._elsewhere - elsewhere, elsewhere
         if not (same and self._same(memory, 0, self._pages)):
             self.forget(memory)
             return False
-        self._writes = 0  # some of them may have been for what was not there
+        if come and (pairs := self._library.pairs(come, self._end)):
+            memory.write_all(pairs)
         return True
 
     def _same(self, memory: Memory, first: int, last: int) -> bool:

@@ -314,6 +314,26 @@ def test_what_is_mapped_later_gets_its_copies_then() -> None:
     assert other.read(place, 8) == struct.pack("<Q", far) and second.made == 0
 
 
+def test_a_look_at_the_code_writes_nothing_again() -> None:
+    code, far = bytes.fromhex("e804000000 7502 90c3 c3"), HERE + 0x5000  # as above
+    library, ranges = Library(), [(HERE, HERE + 4096)]
+    memory, other = FakeMemory(code), FakeMemory(code)
+    for each in (memory, other):
+        each.write(far, b"\x90\xc3")
+    first = Copies(lambda: [(HERE, HERE + 4096), (far, far + 4096)], library)
+    second = Copies(lambda: ranges, library)
+    first.entry(memory, HERE, ahead=8)
+    first.follow(memory, 0, Exit("computed", far, counted=True))
+    second.entry(other, HERE)
+    written: list[tuple[int, bytes]] = []
+    other.write_all = written.extend  # type: ignore[method-assign]
+    assert second.check(other) and second.entry(other, HERE) == AT and not written
+    ranges.append((far, far + 4096))
+    assert second.check(other) and second.entry(other, HERE) == AT
+    assert [address for address, _ in written] == [PLACE + 0x10000 + 16 * (far & INDEX)], "what has come, and no more"
+    assert second.check(other) and len(written) == 1
+
+
 def test_the_table_is_never_nearly_full() -> None:
     library = Library()
     copies = Copies(lambda: [(HERE, HERE + 4096)], library)
