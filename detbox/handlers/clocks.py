@@ -139,15 +139,19 @@ def times(m: Machine, t: Task, a: Args) -> Decision:
 
 def getrusage(m: Machine, t: Task, a: Args) -> Decision:
     """``getrusage(who, struct rusage *)``."""
-    # Work is measured by one's own time.  That of children is asked for along with it (by R, when it collects garbage).
-    if _signed(a[0]) != RUSAGE_CHILDREN:
+    # Work is measured by one's own time.  That of children is asked for along with it (by R, when it collects garbage);
+    # a thread's by others than a clock, again and again, by runtimes (HotSpot, to see how long it has marked garbage).
+    who = _signed(a[0])
+    if who == RUSAGE_THREAD:
+        m.clock.look(t.cpu)
+    elif who != RUSAGE_CHILDREN:
         m.clock.look_at_work(t.cpu)
     m.forget_reaped(t.process)
     used = {
         RUSAGE_SELF: t.process.cpu.ns,
         RUSAGE_CHILDREN: t.process.cpu.children_ns,
         RUSAGE_THREAD: t.cpu.ns,
-    }.get(_signed(a[0]))
+    }.get(who)
     if used is None:
         return -EINVAL
     t.write(a[1], rusage(used))

@@ -48,7 +48,7 @@ PATIENCE, DOUBLING, DOUBLINGS = 131_072, 16_384, 14
 #: that cannot be counted it costs extra: who measures a piece of work, and doubles it until it takes long enough (as
 #: gpg's key derivation does: 0.1 s), would double it for ever.
 WORK_LOOKS = 18
-#: What the first one costs extra there; each further look doubles it, up to 1.3 s.
+#: What the first one costs extra there; each further one doubles it, up to 1.3 s.
 WORK_NS = 10_000
 #: Calls after a look for which a thread counts as one that looks at clocks: it may do so by itself.
 WATCHING = 64
@@ -157,7 +157,8 @@ class CpuTime:
     """The CPU time of a thread or of a process (whose threads have it as ``parent``).
 
     ``looks`` counts a thread's looks at clocks since it last did anything else, ``asked`` those of them that were
-    calls.  ``work_ns``: what it computes between two of them, as far as that has been measured (None: it has not);
+    calls, and ``worked`` those at CPU time.  ``work_ns``: what it computes between two of them, as far as that has been
+    measured (None: it has not);
     ``measure_at``: the number of the look after which that is to be done, and ``measure_again``, if it looks from where
     it has been done before;
     ``places``: where the last looks before were made, as long as it is not decided whether they come from a loop;
@@ -180,6 +181,7 @@ class CpuTime:
     children_ns: int = 0
     looks: int = 0
     asked: int = 0
+    worked: int = 0
     work_ns: int | None = None
     measure_at: int = FIRST_MEASURE
     measure_again: int = 0
@@ -218,7 +220,7 @@ class CpuTime:
             whole.rest -= 1
         later = min(self.undecided // UNDECIDED, LATER)
         self.measure_at = 1 if self.rows.ended(self.looks) else FIRST_MEASURE << later
-        self.looks = self.asked = self.timing = self.tried = self.measure_again = 0
+        self.looks = self.asked = self.worked = self.timing = self.tried = self.measure_again = 0
         self.turns = 0 if whole.rises else -1
         if self.dull_rows:
             self.dull_rows -= 1
@@ -341,8 +343,9 @@ class Clock:
 
     def look_at_work(self, cpu: CpuTime) -> int:
         """A thread's look at CPU time: the monotonic time."""
-        if (cpu.parent or cpu).unable and cpu.looks < WORK_LOOKS:
-            cost = WORK_NS << cpu.looks
+        cpu.worked += 1
+        if (cpu.parent or cpu).unable and cpu.worked <= WORK_LOOKS:
+            cost = WORK_NS << cpu.worked - 1
             cpu.spend(cost)
             self.now += cost
         return self.look(cpu)

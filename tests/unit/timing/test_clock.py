@@ -105,6 +105,14 @@ def test_work_that_is_doubled_until_it_takes_long_enough_ends() -> None:
     assert clock.now - before < 5 * 10**9
 
 
+def test_looks_at_other_clocks_do_not_make_one_at_cpu_time_dear() -> None:
+    clock, cpu = Clock(0), CpuTime(unable=True)
+    for _ in range(17):
+        clock.look(cpu)
+    clock.look_at_work(cpu)  # a collector of garbage does so, after many looks at the monotonic clock
+    assert cpu.ns < 50_000
+
+
 def test_looks_between_other_calls_stay_cheap() -> None:
     clock, cpu = Clock(0), CpuTime()
     start = clock.now
