@@ -27,6 +27,7 @@ _SO_INCOMING_CPU, _SO_COOKIE, _SO_BUSY_POLL, _SO_INCOMING_NAPI_ID, _SO_MEMINFO =
 _SO_MAX_PACING_RATE = 47
 #: SO_RCVMARK and TCP_TX_DELAY, the last options of Linux 6.1: later ones are on some hosts only.
 _LAST_OPTION, _LAST_TCP_OPTION = 75, 37
+_SO_BUF_LOCK, _SOCK_RCVBUF_LOCK = 72, 2  # include/net/sock.h
 _SO_PASSSEC, _SO_PEERSEC, _SO_TXTIME = 34, 31, 61
 #: SO_PASSCRED, and SO_TIMESTAMP and SO_TIMESTAMPNS in both layouts, which are the same on this processor.
 _CONTROL = {16, 29, 35, 63, 64}
@@ -138,7 +139,8 @@ def _set_buffer(m: Machine, t: Task, fd: int, name: int, value: int) -> int:
     """The host's administrator may allow more or less than an unconfigured kernel does.
 
     The window that a connection has offered cannot be taken back: what came beyond a smaller buffer would be thrown
-    away, and sent again when a timer of the host's says so.  The smaller size is only shown.
+    away, and sent again when a timer of the host's says so.  The smaller size is only shown.  Nor may the buffer be
+    kept from growing: the window tells how much data there is room for, and small pieces take more memory.
     """
     # The kernel compares as unsigned, so that a negative value asks for the most.
     value = min(value, _BUFFER_MAX)
@@ -150,12 +152,20 @@ def _set_buffer(m: Machine, t: Task, fd: int, name: int, value: int) -> int:
             sizes[key] = max(2 * value, _LEAST_RECEIVED)
         else:
             sock.setsockopt(host.SOL_SOCKET, name, value)
+            if name == host.SO_RCVBUF and _is_stream(sock):
+                sizes[key] = max(2 * value, _LEAST_RECEIVED)
+                locks = sock.getsockopt(host.SOL_SOCKET, _SO_BUF_LOCK)
+                sock.setsockopt(host.SOL_SOCKET, _SO_BUF_LOCK, locks & ~_SOCK_RCVBUF_LOCK)
     return 0
+
+
+def _is_stream(sock: host.socket) -> bool:
+    return sock.family in (host.AF_INET, host.AF_INET6) and sock.type == host.SOCK_STREAM
 
 
 def _has_window(sock: host.socket) -> bool:
     """Whether it is a TCP connection."""
-    if sock.family not in (host.AF_INET, host.AF_INET6) or sock.type != host.SOCK_STREAM:
+    if not _is_stream(sock):
         return False
     try:
         sock.getpeername()
@@ -165,12 +175,8 @@ def _has_window(sock: host.socket) -> bool:
 
 
 def _is_tcp(t: Task, fd: int) -> bool:
-    own = t.process.files.borrow(t, fd)
-    sock = host.socket(fileno=own)
-    try:
-        return sock.family in (host.AF_INET, host.AF_INET6) and sock.type == host.SOCK_STREAM
-    finally:
-        sock.close()
+    with host.socket(fileno=t.process.files.borrow(t, fd)) as sock:
+        return _is_stream(sock)
 
 
 def getsockopt(m: Machine, t: Task, a: Args) -> Decision:
@@ -227,7 +233,7 @@ def _tcp_info(t: Task, a: Args) -> Decision:
     own = t.process.files.borrow(t, fd_of(a[0]))
     sock = host.socket(fileno=own)
     try:
-        if sock.family not in (host.AF_INET, host.AF_INET6) or sock.type != host.SOCK_STREAM:
+        if not _is_stream(sock):
             return CONTINUE
         native = sock.getsockopt(host.IPPROTO_TCP, _TCP_INFO, _TCP_INFO_SIZE)
     finally:

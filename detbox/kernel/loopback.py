@@ -5,6 +5,11 @@ nothing is set up to wait.  What would wait is switched off: delayed
 acknowledgements (a metric of the route), slow start (the same), automatic buffer sizes, corking.  Nothing is lost
 here, so that nothing is to be sent again; but the same timer sends what fits into a window that is smaller than a
 segment, which would otherwise wait until the receiver reads.  It is as long as the kernel allows.
+
+So nothing may need that timer.  A receiver that has read something tells of its window when that has become twice as
+large (__tcp_cleanup_rbuf() in net/ipv4/tcp.c): segments are smaller than half of any usual window, or a sender with a
+whole one ready would wait for news of a window that has grown by less.  And small pieces take several times the
+memory of their data: what the receiver had no memory for would be thrown away, so its buffer may grow.
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ from collections.abc import Iterator
 #: Settings of the network name space (Documentation/networking/ip-sysctl.rst), below /proc/sys/net.
 SYSCTLS: dict[str, str] = {
     "ipv4/tcp_moderate_rcvbuf": "0",  # the window would grow with the measured round-trip time
-    "ipv4/tcp_rmem": "4096 131072 131072",
+    "ipv4/tcp_rmem": "4096 131072 6291456",  # the kernel's own maximum, for tcp_clamp_window()
     "ipv4/tcp_wmem": "4096 262144 262144",
     "ipv4/tcp_autocorking": "0",
     "ipv4/tcp_congestion_control": "reno",  # others look at the clock, and bbr sends when a timer says so
@@ -39,10 +44,12 @@ _RTM_NEWROUTE, _RTM_DELROUTE, _RTM_GETROUTE = 24, 25, 26
 _NLMSG_DONE, _NLM_DUMP = 3, 0x301
 _NLM_REQUEST_ACK, _NLM_REPLACE_CREATE = 0x5, 0x500
 _RTA_DST, _RTA_OIF, _RTA_PREFSRC, _RTA_METRICS = 1, 4, 7, 8
-_RTAX_LOCK, _RTAX_INITCWND, _RTAX_RTO_MIN, _RTAX_INITRWND, _RTAX_QUICKACK = 1, 11, 13, 14, 15
+_RTAX_LOCK, _RTAX_ADVMSS, _RTAX_INITCWND, _RTAX_RTO_MIN, _RTAX_INITRWND, _RTAX_QUICKACK = 1, 8, 11, 13, 14, 15
 _TABLE_LOCAL, _PROTO_KERNEL, _SCOPE_HOST, _TYPE_LOCAL = 255, 2, 254, 2
 #: Segments in flight before the first acknowledgement: more than any buffer holds.
 _WINDOW = 10000
+#: Bytes in a segment: an eighth of the largest window.
+_SEGMENT = 8192
 #: The least time of the retransmission timer in ms: the kernel takes no longer one (TCP_RTO_MAX).
 _RETRY = 120_000
 
@@ -137,7 +144,7 @@ def _replace_route(family: int, address: bytes, bits: int, index: int, source: b
     metrics = b"".join(
         _attribute(kind, struct.pack("<I", value))
         for kind, value in (
-            (_RTAX_QUICKACK, 1), (_RTAX_INITCWND, _WINDOW), (_RTAX_INITRWND, _WINDOW),
+            (_RTAX_QUICKACK, 1), (_RTAX_ADVMSS, _SEGMENT), (_RTAX_INITCWND, _WINDOW), (_RTAX_INITRWND, _WINDOW),
             (_RTAX_RTO_MIN, _RETRY), (_RTAX_LOCK, 1 << _RTAX_RTO_MIN),
         )  # fmt: skip
     )

@@ -116,6 +116,7 @@ GUESTS = (
     Guest("strict_mode.c"),
     Guest("system_files.sh", native=False, limit_s=100),
     Guest("sysv_ipc.c"),
+    Guest("tcp_pieces.py"),
     Guest("tcp_windows.py", native=False),
     Guest("terminal.c"),
     Guest("thread_cancel.c"),
