@@ -710,8 +710,20 @@ static void part(pid_t tid, const struct meeting *m)
 	sched_setaffinity(tid, sizeof m->other, &m->other);
 }
 
+/* Whether a call that comes next is no reason to stop at when a thread is surveyed; as in detbox/spin/walk.py. */
+static int tells_only(pid_t tid, unsigned long nr)
+{
+	struct user_regs_struct r;
+	uint64_t mask, wanted = 0;
+	if (nr == SYS_getpid || nr == SYS_gettid) return 1;
+	if (nr != SYS_rt_sigprocmask || ptrace(PTRACE_GETREGS, tid, NULL, &r) || r.r10 != sizeof mask) return 0;
+	struct iovec l = {&wanted, sizeof wanted}, from = {(void *)r.rsi, sizeof wanted};
+	if (r.rsi && process_vm_readv(tid, &l, 1, &from, 1, 0) != sizeof wanted) return 0;
+	return !ptrace(PTRACE_GETSIGMASK, tid, sizeof mask, &mask) && !((mask | wanted) & TRAP_BIT);
+}
+
 /* One step of a stopped thread.  `known` has a nonzero byte for each number of a call that may be stepped
- * over; the thread is left before any other (one that waits for a reply would never end its step).
+ * over (NULL: those of tells_only()); the thread is left before any other (one that waits for a reply would never end its step).
  * STEPPED_ALL, BEFORE_CALL, OTHER_STOP with the wait status, or -1 with errno. */
 static int one_step(pid_t tid, const unsigned char *known, size_t numbers, int *status)
 {
@@ -725,7 +737,7 @@ static int one_step(pid_t tid, const unsigned char *known, size_t numbers, int *
 	if (rip >> 63 && !gone) return BEFORE_CALL;
 	if (code[at] == 0x0f && code[at + 1] == 0x05) {
 		unsigned long nr = (unsigned long)ptrace(PTRACE_PEEKUSER, tid, offsetof(struct user_regs_struct, rax), NULL);
-		if (nr >= numbers || !known[nr]) return BEFORE_CALL;
+		if (known ? nr >= numbers || !known[nr] : !tells_only(tid, nr)) return BEFORE_CALL;
 	}
 	uint64_t mask = open_trap(tid);
 	/* ESRCH: it was killed meanwhile, and its end can be waited for. */
@@ -789,8 +801,8 @@ static int regular(const struct moment *every, long count)
 }
 
 /* survey(tid, count) -> (steps, wait status, why, regular): single-steps a thread as step_many() does, up to
- * any call, and tells whether its last turns were alike, at the end or a quarter before it: one of the two is not just
- * where an inner loop begins anew, which surveys as long as the outer loop would meet again and again. */
+ * any call but those of tells_only(), and tells whether its last turns were alike, at the end or a quarter before it: one
+ * of the two is not just where an inner loop begins anew, which surveys as long as the outer loop would meet again and again. */
 static PyObject *survey(PyObject *self, PyObject *args)
 {
 	static struct moment every[MOST_MOMENTS];

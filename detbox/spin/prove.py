@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Container
 from typing import NamedTuple
 
 from detbox.spin.induction import repeats
 from detbox.spin.leaper import Leaper
-from detbox.spin.stepper import Stepper
+from detbox.spin.stepper import OFFSET, Stepper, register
 from detbox.spin.walk import State, Visit, Walk
 
 #: Where loops begin, and the addresses of their instructions.
 Bodies = tuple[tuple[int, frozenset[int]], ...]
 # After a leap the walk goes on for so many instructions at least: it has got far by then.
 _AFTER_LEAP = 600
+_ORIG_RAX = OFFSET["orig_rax"]
 
 
 class Spin(NamedTuple):
@@ -146,6 +149,9 @@ def _settle(walk: Walk, first: int, leaper: Leaper) -> Verdict:
         reason = leaper.advance() or _go_to(state, leaper, 2 * len(turn))
         if reason or walk.stepper.vectors() != vectors:
             return NotSpin(reason or "vector registers change", steps)
+    blocked = [walk.blocked(visit) for visit in turn]
+    if not any(mask == functools.reduce(operator.and_, blocked) for mask in map(walk.blocked, candidates)):
+        return NotSpin("signals are blocked by turns", steps)
     if reason := _go_to(_canonical(walk, turn, candidates), leaper, 2 * len(turn)):
         return NotSpin(reason, len(walk.visits))
     return _found(walk, turn, walk.address(), exact=True)
@@ -167,6 +173,7 @@ def _canonical(walk: Walk, turn: list[Visit], candidates: list[Visit]) -> State:
 
     A thread that is parked while it holds a lock would take it again before anybody
     else gets it, whenever it is continued: states with locks at zero come first.
+    Before all, a signal that it would take in its turn has to reach it: the fewest are blocked.
     """
     locks = {
         address
@@ -178,9 +185,10 @@ def _canonical(walk: Walk, turn: list[Visit], candidates: list[Visit]) -> State:
     changed = {address for visit in turn for address, _ in visit.delta}
     locks &= changed
 
-    def rank(visit: Visit) -> tuple[int, int, bytes]:
+    def rank(visit: Visit) -> tuple[int, bool, int, int, bytes]:
         held = sum(walk.value(address, visit.delta) != 0 for address in locks)
-        return held, visit.address, visit.registers
+        in_call = register(visit.registers, _ORIG_RAX) >> 63 == 0
+        return walk.blocked(visit).bit_count(), in_call, held, visit.address, visit.registers
 
     least = min(map(rank, candidates))
     tied = [visit for visit in candidates if rank(visit) == least]

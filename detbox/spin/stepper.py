@@ -51,6 +51,9 @@ class Stepper(Protocol):
     def vectors(self) -> bytes:
         """The x87, SSE and AVX state."""
 
+    def blocked(self) -> int:
+        """The signals that the thread blocks, as a mask."""
+
     def assign(self, values: Iterable[tuple[int, int]]) -> None:
         """Set registers: (offset in the block, value)."""
 
@@ -117,6 +120,10 @@ class PtraceStepper:
         vector = array("Q", area.buffer_info())  # struct iovec
         _check(_native.ptrace_request(_PTRACE_GETREGSET, self.tid, _NT_X86_XSTATE, vector.buffer_info()[0]))
         return area[: vector[1]].tobytes()
+
+    def blocked(self) -> int:
+        """The signals that the thread blocks, as a mask."""
+        return _native.get_sigmask(self.tid)
 
     def assign(self, values: Iterable[tuple[int, int]]) -> None:
         """Set registers: (offset in the block, value)."""

@@ -13,7 +13,12 @@ Delta = frozenset[tuple[int, int]]
 #: Registers and memory: two equal states have the same future.
 State = tuple[bytes, Delta]
 
-_RT_SIGRETURN = 15
+_RT_SIGRETURN, _RT_SIGPROCMASK = 15, 14
+# Calls that are no reason to stop at: they tell the same each time, and change nothing.
+_TELLING = frozenset((39, 186))  # getpid, gettid
+# A thread's mask of signals is among what a walk changes, as eight bytes where no memory is.
+_MASK_AT, _MASK_BYTES = 1 << 64, 8
+_SIGTRAP_BIT = 1 << 4
 # With a register as their first operand these only read memory.
 _LOADS = frozenset("mov movzx movsx movsxd add sub and or xor cmp test".split())
 
@@ -40,6 +45,7 @@ class Walk:
         self._changed: dict[int, int] = {}
         self.delta: Delta = frozenset()
         self._instructions: dict[int, Instruction] = {}
+        self._mask_bytes = range(0)
 
     def state(self) -> State:
         """Registers and changed memory at this moment."""
@@ -59,6 +65,8 @@ class Walk:
         if instruction.forbidden:
             if self._through_handlers and instruction.name == "syscall" and _sigreturn(registers):
                 return self._return_from_handler()
+            if instruction.name == "syscall" and self._may_call(registers):
+                return self._call(Visit(address, registers, self.delta, instruction, ()))
             return f"{instruction.text} at {address:#x}"
         following = address + instruction.size
         spans = tuple((span.address(registers, following), span.size) for span in instruction.spans)
@@ -99,10 +107,54 @@ class Walk:
             self._note(((address, len(data)),), [was], [data])
         self.stepper.assign(registers)
 
+    def blocked(self, visit: Visit) -> int:
+        """The signals that were blocked before a visit's instruction; 0 if that has not changed in the walk."""
+        if _MASK_AT not in self._mask_bytes:
+            return 0
+        return int.from_bytes(bytes(self.value(place, visit.delta) for place in self._mask_bytes), "little")
+
+    def _may_call(self, registers: bytes) -> bool:
+        """Whether a step over a call is one like others: the end of a step is a SIGTRAP, which may not be blocked."""
+        number, how_many = register(registers, OFFSET["rax"]), register(registers, OFFSET["r10"])
+        if number in _TELLING:
+            return True
+        if number != _RT_SIGPROCMASK or how_many != _MASK_BYTES:
+            return False
+        new = register(registers, OFFSET["rsi"])
+        try:
+            wanted = int.from_bytes(self.stepper.read(new, _MASK_BYTES), "little") if new else 0
+            return not (self.stepper.blocked() | wanted) & _SIGTRAP_BIT
+        except OSError:
+            return False
+
+    def _call(self, visit: Visit) -> str:
+        """Step over a call, which reads and writes its sets of signals, and the mask."""
+        sets = []
+        if register(visit.registers, OFFSET["rax"]) == _RT_SIGPROCMASK:
+            sets = [register(visit.registers, OFFSET[name]) for name in ("rsi", "rdx")]
+        spans = tuple((place, _MASK_BYTES) for place in sets if place)
+        self.visits.append(visit._replace(spans=spans))
+        try:
+            before, mask = [self.stepper.read(*span) for span in spans], self.stepper.blocked()
+            if not self.stepper.step():
+                return "another event"
+            after, now = [self.stepper.read(*span) for span in spans], self.stepper.blocked()
+        except OSError:
+            return "unmapped memory"
+        masks = [each.to_bytes(_MASK_BYTES, "little") for each in (mask, now)]
+        # All of it is known from now on.
+        self._mask_bytes = range(_MASK_AT, _MASK_AT + _MASK_BYTES)
+        for place, byte in zip(self._mask_bytes, masks[0], strict=True):
+            if place not in self._changed:
+                self.original.setdefault(place, byte)
+        self._note((*spans, (_MASK_AT, _MASK_BYTES)), [*before, masks[0]], [*after, masks[1]])
+        return ""
+
     def _return_from_handler(self) -> str:
         self.visits.clear()
         self.original.clear()
         self._changed.clear()
+        self._mask_bytes = range(0)
         self.delta = frozenset()
         return "" if self.stepper.step() else "another event"
 

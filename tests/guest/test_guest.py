@@ -109,6 +109,7 @@ GUESTS = (
     Guest("sparse_files.sh", quick=True),
     Guest("spawn_kinds.c"),
     Guest("spin_exchanges.c", limit_s=120),
+    Guest("spin_masks.c", native=False, limit_s=120),
     Guest("spin_traps.c"),
     Guest("spin_waits.c", limit_s=120),
     Guest("stopped_jobs.c"),
