@@ -34,6 +34,7 @@ _OURS = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 # F_SETFL changes these; the others that it is given, it ignores.
 _SETTABLE = os.O_APPEND | os.O_NONBLOCK
 _MAKING = os.O_CREAT | os.O_EXCL
+_MEMORY_MAJOR = 1  # Documentation/admin-guide/devices.txt
 
 
 def open_(m: Machine, t: Task, a: Args) -> Decision:
@@ -146,10 +147,11 @@ def open_existing(
             raise OSError(errno.EACCES, "block device")
         if not before.st_mode & 4:
             claim.check(m, at, name, before, m.inodes.of(before), follow=not flags & os.O_NOFOLLOW)
+    ours = _OURS if before is None or not _opens_at_once(m, before) else _OURS & ~os.O_NONBLOCK
     try:
         fd = claim.owned(
             m, at, name, not flags & os.O_NOFOLLOW,
-            lambda at, name: os.open(name, flags & _KEPT | _OURS, dir_fd=at),
+            lambda at, name: os.open(name, flags & _KEPT | ours, dir_fd=at),
         )  # fmt: skip
     except OSError as e:
         if e.errno == errno.ENXIO:
@@ -161,7 +163,15 @@ def open_existing(
     st = os.fstat(fd)
     if before is not None and S_IFMT(st.st_mode) == S_IFREG:
         m.inodes.same(before, st)
-    return _opened(m, t, dirfd, path, flags, fd, st, walked=walked)
+    return _opened(m, t, dirfd, path, flags, fd, st, walked=walked, nonblock=bool(ours & os.O_NONBLOCK))
+
+
+def _opens_at_once(m: Machine, st: os.stat_result) -> bool:
+    """Whether nothing has to be waited for: a regular file, or a device of memory (null and its like)."""
+    fmt = S_IFMT(st.st_mode)
+    if fmt == S_IFREG:
+        return st.st_dev not in m.inodes.odd_devs
+    return fmt == S_IFCHR and os.major(st.st_rdev) == _MEMORY_MAJOR
 
 
 def _check(m: Machine, t: Task, at: int | None, name: bytes, st: os.stat_result, flags: int) -> None:
@@ -216,10 +226,11 @@ def _opened(
     st: os.stat_result,
     *,
     walked: bool = False,
+    nonblock: bool = True,
 ) -> Decision:
-    """Decide by what was opened.  ``fd`` belongs to this function."""
+    """Decide by what was opened, with O_NONBLOCK or without.  ``fd`` belongs to this function."""
     try:
-        decision = _classify(m, t, flags, fd, st, walked)
+        decision = _classify(m, t, flags, fd, st, walked, nonblock)
     except procfs.Covered:
         os.close(fd)
         if walked:
@@ -235,7 +246,9 @@ def _opened(
     return decision
 
 
-def _classify(m: Machine, t: Task, flags: int, fd: int, st: os.stat_result, walked: bool) -> Decision:
+def _classify(
+    m: Machine, t: Task, flags: int, fd: int, st: os.stat_result, walked: bool, nonblock: bool
+) -> Decision:
     inodes = m.inodes
     cloexec = bool(flags & os.O_CLOEXEC)
     fmt = S_IFMT(st.st_mode)
@@ -260,7 +273,8 @@ def _classify(m: Machine, t: Task, flags: int, fd: int, st: os.stat_result, walk
             kind = Kind.PROC if vnode.mode else Kind.MEMFD
         if flags & os.O_TRUNC and fmt == S_IFREG:
             inodes.touch(vnode)
-    clear_nonblock(fd, flags)
+    if nonblock:
+        clear_nonblock(fd, flags)
     return InstallFd(fd, cloexec, None, OpenFile(kind, st, vnode))
 
 
@@ -290,18 +304,22 @@ def _open_or_create(m: Machine, t: Task, dirfd: int, path: bytes, flags: int, mo
         # A file cannot be made under a directory's name, whatever is there.
         paths.resolve(m, t, dirfd, named, _holder_exists, follow=False)
         return -errno.EISDIR
+    # An exception takes longer than the call.
+    there = not flags & os.O_EXCL and _is_there(m, t, dirfd, path)
     while True:
         try:
-            return paths.resolve(
-                m, t, dirfd, path, lambda at, name: create(m, t, at, name, flags, mode), follow=False
-            )
+            if not there:
+                return paths.resolve(
+                    m, t, dirfd, path, lambda at, name: create(m, t, at, name, flags, mode), follow=False
+                )
         except FileExistsError:
             if flags & os.O_EXCL:
                 raise
         # A missing file behind a symbolic link is created where the link leads.
+        there = False
         try:
             found = _checked(m, t, dirfd, path, flags & ~os.O_CREAT)
-            if isinstance(found, InstallFd) and S_ISDIR(os.fstat(found.fd).st_mode):
+            if isinstance(found, InstallFd) and _is_dir(found):
                 os.close(found.fd)
                 return -errno.EISDIR
             return found
@@ -309,6 +327,20 @@ def _open_or_create(m: Machine, t: Task, dirfd: int, path: bytes, flags: int, mo
             pass
         with paths.walk(m, t, dirfd, path, follow=True) as place:
             return create(m, t, place.dir_fd, place.name, flags, mode)
+
+
+def _is_dir(opened: InstallFd) -> bool:
+    if opened.info is not None and opened.info.kind in (Kind.REG, Kind.CHAR):
+        return False
+    return S_ISDIR(os.fstat(opened.fd).st_mode)
+
+
+def _is_there(m: Machine, t: Task, dirfd: int, path: bytes) -> bool:
+    """Whether one look tells that there is something at a path."""
+    process = t.process
+    if not path or process.fs.special or process.creds.checked:
+        return False
+    return not isinstance(_native.stat_at(*paths.at(m, t, dirfd, path), False), int)
 
 
 def _holder_exists(at: int | None, name: bytes) -> None:
