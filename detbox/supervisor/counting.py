@@ -19,7 +19,7 @@ from detbox.kernel.numbers import NUMBERS
 from detbox.machine.clock import WINDOW
 from detbox.machine.tracees import is_traced
 from detbox.supervisor import arming, signals
-from detbox.supervisor.copying import LEFT, Copying
+from detbox.supervisor.copying import EXPIRED, LEFT, Copying
 from detbox.supervisor.following import SHOWN, Following
 from detbox.supervisor.gauge import GAUGE, Gauge
 from detbox.supervisor.gauging import Gauging
@@ -48,7 +48,6 @@ STRETCHES = 50_000
 #: thread is asked to stop when the new one has been announced.
 _CREATING = frozenset(NUMBERS[name] for name in ("fork", "vfork", "clone", "clone3"))
 _BUDGET = "counting_budget"  # in a process's data: stretches that may still be counted
-_EXPIRED = "counting_expired"  # in a process's data: stretches that this arming has seen to their end
 
 
 class Counting:
@@ -79,13 +78,13 @@ class Counting:
             due = timers.next_signal(process)
             if due is not None and due[0] <= FAR:
                 process.data.setdefault(_BUDGET, STRETCHES)
-                process.data[_EXPIRED] = 0
+                process.data[EXPIRED] = 0
                 process.counted = True
                 self.others.armed(process)
 
     def _on_fork(self, m: Machine, parent: Process, child: Process) -> None:
         if parent.counted and limits.limits_of(parent)[resource.RLIMIT_CPU][0] <= INHERITED:
-            child.data.update({_BUDGET: STRETCHES, _EXPIRED: 0})
+            child.data.update({_BUDGET: STRETCHES, EXPIRED: 0})
             child.counted = True
 
     def _on_thread(self, parent: Task, child: Task) -> None:
@@ -195,7 +194,7 @@ class Counting:
             clock = self.sup.m.clock
             deadline = clock.next_deadline()
             ns = due if deadline is None else min(due, max(deadline - clock.now, 0))
-            total = max(ns * PER_NS, SHORTEST + GROWTH * task.process.data[_EXPIRED])
+            total = max(ns * PER_NS, SHORTEST + GROWTH * task.process.data[EXPIRED])
             stretch = Stretch(total, total)
         task.data[STRETCH], task.data[LEFT] = stretch, stretch.piece
         return True
@@ -231,7 +230,7 @@ class Counting:
             return
         due = timers.next_signal(task.process)
         if due is not None:
-            task.process.data[_EXPIRED] += 1
+            task.process.data[EXPIRED] += 1
             self.pass_time(task, due[0])
         self.sup.m.scheduler.make_ready(task, lambda: self._again(task))
 
