@@ -5,7 +5,7 @@ from __future__ import annotations
 import array
 import os
 from errno import EINVAL, EOPNOTSUPP
-from fcntl import F_GETPIPE_SZ, fcntl, ioctl
+from fcntl import ioctl
 from termios import FIONREAD
 from typing import TYPE_CHECKING
 
@@ -249,23 +249,9 @@ def write_stream(m: Machine, t: Task, which: int, segments: Segments) -> int:
 
 
 def _write_pipe(m: Machine, t: Task, fd: int, f: OpenFile, segments: Segments) -> Decision:
-    """The kernel writes if it is sure not to sleep: nonblocking, one free page for an atomic write, or empty.
-
-    POLLOUT says that at least one of the pipe's buffers (a page each) is free: fs/pipe.c, pipe_poll().
-    """
     wanted = total(segments)
-    borrowed = t.process.files.borrow_blocking(t, fd, 0) if wanted else -1
-    if borrowed < 0:
+    if not wanted or t.process.files.takes_at_once(t, fd, wanted):
         return CONTINUE
-    try:
-        events = ready(borrowed, POLLOUT)
-        if events and (
-            wanted <= PIPE_BUF or events != POLLOUT
-            or (wanted <= fcntl(borrowed, F_GETPIPE_SZ) and unread(borrowed) == 0)
-        ):  # fmt: skip
-            return CONTINUE
-    finally:
-        os.close(borrowed)
     return send_piecewise(m, t, fd, segments, put_nonblocking, "write to pipe")
 
 

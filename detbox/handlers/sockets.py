@@ -66,11 +66,6 @@ __all__ = [
 
 _MSG_OOB, _MSG_WAITALL, _MSG_ERRQUEUE = 0x1, 0x100, 0x2000
 _MSG_WAITFORONE = 0x10000
-#: A stream takes so much without waiting whenever it is writable at all: a third of the smallest send buffer.
-_SMALL = 1024
-#: A Unix stream that is writable takes any message of less than half its send buffer as one piece, and a TCP
-#: one has a third of it free (net/core/stream.c, sk_stream_is_writeable()).
-_PART_FREE = 4
 
 
 def accept(m: Machine, t: Task, a: Args) -> Decision:
@@ -302,34 +297,29 @@ def _send(
     if t.process.files.get(fd).kind is not Kind.SOCKET:
         return CONTINUE
     note_sender(m, t)
-    always = address or t.process.network is not NETWORK
-    own = t.process.files.borrow(t, fd) if always else t.process.files.borrow_blocking(t, fd, 0)
-    if own < 0:
+    by_name = False
+    if address or t.process.network is not NETWORK:
+        with borrowed(t, fd) as own:
+            if t.process.network is not NETWORK and _is_netlink(own):
+                return networks.send_request(m, t, own, segments) or CONTINUE
+            if address:
+                before_use(m, t, own, address)
+                by_name = _waits_by_name(own)
+    if flags & MSG_DONTWAIT:
         return CONTINUE
-    try:
-        if t.process.network is not NETWORK and _is_netlink(own):
-            return networks.send_request(m, t, own, segments) or CONTINUE
-        if address:
-            before_use(m, t, own, address)
-        if flags & MSG_DONTWAIT or nonblocking(own):
-            return CONTINUE
-        wanted = total(segments)
-        with python_socket(own) as sock:
-            family, kind, room = sock.family, sock.type, sock.getsockopt(host.SOL_SOCKET, host.SO_SNDBUF)
-        events = ready(own, POLLOUT)
-        stream = kind == host.SOCK_STREAM
+    at_once = t.process.files.takes_at_once(t, fd, total(segments))
+    full = full_peer(m, t, address) if at_once and by_name else None
+    if at_once and full is None:
+        return CONTINUE
+    with borrowed(t, fd) as own, python_socket(own) as sock:
+        stream, events = sock.type == host.SOCK_STREAM, ready(own, POLLOUT)
         limit = timeout_ns(own, host.SO_SNDTIMEO)
-    finally:
-        os.close(own)
     deadline = None if limit is None else m.clock.now + limit
 
     def again(wake: Wake) -> Decision:
         return -EAGAIN if wake.kind == "deadline" else _send(m, t, fd, flags, segments, address, header)
 
-    if events & ~POLLOUT or (events and (not stream or wanted <= max(_SMALL, room // _PART_FREE))):
-        full = full_peer(m, t, address) if address and (family, kind) == (host.AF_UNIX, host.SOCK_DGRAM) else None
-        if full is None:
-            return CONTINUE
+    if full is not None:
         return Park(
             again, fds=((full, POLLOUT),), deadline=deadline, why=f"send to a full socket, from socket {fd}",
             interrupted=ERESTARTSYS if deadline is None else EINTR,
@@ -346,6 +336,12 @@ def _send(
 
     # A socket whose other end is closed sends SIGPIPE only if nothing has been sent before.
     return send_piecewise(m, t, fd, segments, put, "send to socket", deadline=deadline, silent=True)
+
+
+def _waits_by_name(own: int) -> bool:
+    """Whether a message to a name may wait until that one has room, which POLLOUT of the sender's does not tell."""
+    with python_socket(own) as sock:
+        return (sock.family, sock.type) == (host.AF_UNIX, host.SOCK_DGRAM) and not nonblocking(own)
 
 
 def shutdown(m: Machine, t: Task, a: Args) -> Decision:

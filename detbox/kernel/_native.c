@@ -30,6 +30,7 @@
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
@@ -923,6 +924,56 @@ static PyObject *borrow_idle(PyObject *self, PyObject *const *a, Py_ssize_t n)
 	return borrow_to_wait(a, 0);
 }
 
+/* A stream takes so much without waiting whenever it is writable at all: a third of the smallest send buffer. */
+#define STREAM_TAKES 1024
+/* A Unix stream that is writable takes any message of less than half its send buffer as one piece, and a TCP one has a
+ * third of it free (net/core/stream.c, sk_stream_is_writeable()). */
+#define STREAM_PART 4
+/* One page: POLLOUT says that at least one of a pipe's buffers is free (fs/pipe.c, pipe_poll()). */
+#define PIPE_TAKES 4096
+
+static int socket_takes(int fd, long wanted)
+{
+	int type, room;
+	socklen_t length = sizeof type, size = sizeof room;
+	if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length)) return -1;
+	if (type != SOCK_STREAM || wanted <= STREAM_TAKES) return 1;
+	return getsockopt(fd, SOL_SOCKET, SO_SNDBUF, &room, &size) ? -1 : wanted <= room / STREAM_PART;
+}
+
+static int pipe_takes(int fd, long wanted)
+{
+	int unread;
+	if (wanted <= PIPE_TAKES) return 1;
+	return ioctl(fd, FIONREAD, &unread) ? -1 : !unread && wanted <= fcntl(fd, F_GETPIPE_SZ);
+}
+
+/* Whether a pipe or socket that the kernel may wait at takes `wanted` bytes surely without; -1 with errno. */
+static int takes(int fd, long wanted)
+{
+	struct pollfd p = {fd, POLLOUT, 0};
+	int flags = fcntl(fd, F_GETFL), found;
+	if (flags < 0 || flags & O_NONBLOCK) return flags < 0 ? -1 : 1;
+	while ((found = poll(&p, 1, 0)) < 0 && errno == EINTR);
+	if (found <= 0 || p.revents & ~POLLOUT) return found;
+	int all = socket_takes(fd, wanted);
+	return all < 0 && errno == ENOTSOCK ? pipe_takes(fd, wanted) : all;
+}
+
+/* takes_at_once(tgid, fd, wanted) -> whether a write of so many bytes to a process's pipe or socket does not wait: it is
+ * nonblocking, has room for all, or fails. */
+static PyObject *takes_at_once(PyObject *self, PyObject *const *a, Py_ssize_t n)
+{
+	if (n != 3) { PyErr_SetString(PyExc_TypeError, "takes_at_once(tgid, fd, wanted)"); return NULL; }
+	long tgid = PyLong_AsLong(a[0]), fd = PyLong_AsLong(a[1]), wanted = PyLong_AsLong(a[2]);
+	if (PyErr_Occurred()) return NULL;
+	int own = borrow((pid_t)tgid, (int)fd);
+	if (own < 0) return fail();
+	int all = takes(own, wanted), err = errno;
+	close(own);
+	return all < 0 ? fail_with(err) : PyBool_FromLong(all);
+}
+
 #include "status.c"
 
 static PyObject *py_pidfd_getfd(PyObject *self, PyObject *args)
@@ -1142,6 +1193,7 @@ static PyMethodDef methods[] = {
 	FAST("borrow_fd", borrow_fd),
 	FAST("borrow_blocking", borrow_blocking),
 	FAST("borrow_idle", borrow_idle),
+	FAST("takes_at_once", takes_at_once),
 	FAST("raw_syscall", raw_syscall),
 	{"prepare_events", prepare_events, METH_NOARGS, NULL},
 	{"notif_alive", notif_alive, METH_VARARGS, NULL},

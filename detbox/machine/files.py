@@ -187,6 +187,10 @@ class FileTable:
         """The same; -1 if it has an event of ``mask``, an error or a hang-up."""
         return _native.borrow_idle(*self._whose(t, fd), mask)
 
+    def takes_at_once(self, t: Task, fd: int, wanted: int) -> bool:
+        """Whether a write of so many bytes to a pipe or socket surely does not wait: it may fail; OSError(EBADF)."""
+        return _native.takes_at_once(*self._whose(t, fd), wanted)
+
     @staticmethod
     def _whose(t: Task, fd: int) -> tuple[int, int]:
         fd &= 0xFFFFFFFF

@@ -44,6 +44,9 @@ class Files:
     def borrow_idle(self, t: object, fd: int, mask: int) -> int:
         return _native.borrow_idle(os.getpid(), fd, mask)
 
+    def takes_at_once(self, t: object, fd: int, wanted: int) -> bool:
+        return _native.takes_at_once(os.getpid(), fd, wanted)
+
     def borrow(self, t: object, fd: int) -> int:
         return os.dup(fd)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import select
+import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,37 @@ def test_one_that_blocks_is_borrowed() -> None:
     finally:
         os.close(read)
         os.close(write)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "unix", "tcp", "datagram"])
+def test_what_takes_all_at_once(kind: str) -> None:
+    """Asked of the kernel: a blocking write that is said not to wait returns before anybody reads."""
+    here = os.getpid()
+    if kind == "pipe":
+        ends = os.pipe()
+    elif kind == "tcp":
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            one = socket.create_connection(server.getsockname())
+            ends = server.accept()[0].detach(), one.detach()
+    else:
+        pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM if kind == "datagram" else socket.SOCK_STREAM)
+        ends = pair[0].detach(), pair[1].detach()
+    try:
+        refused = False
+        for size in (20_000, 4096, 1024):
+            while (said := _native.takes_at_once(here, ends[1], size)):
+                signal.alarm(5)
+                assert os.write(ends[1], bytes(size)) == size
+                signal.alarm(0)
+            refused = refused or not said
+        assert refused
+        os.set_blocking(ends[1], False)
+        assert _native.takes_at_once(here, ends[1], 1 << 30), "it fails"
+        os.set_blocking(ends[1], True)
+        os.close(ends[0])
+        assert _native.takes_at_once(here, ends[1], 1 << 30), "nobody reads any more"
+    finally:
+        os.close(ends[1])
 
 
 def test_nothing_is_borrowed_from_who_is_gone() -> None:
