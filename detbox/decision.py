@@ -45,9 +45,12 @@ class ContinueThen:
     user mode.  ``result`` is the signed return value.  It may write guest
     memory, and may return an ``int`` that replaces the result (or ``None``).
     This costs one ptrace stop: for rare calls only.
+
+    ``instead``: the kernel does not execute the call, and this is ``result``.
     """
 
     look: Callable[[Task, int], int | None]
+    instead: int | None = None
 
 
 @record

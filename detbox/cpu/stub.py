@@ -6,6 +6,8 @@ import struct
 from functools import lru_cache
 from typing import NamedTuple
 
+from detbox.kernel.own import OWN_CALL
+
 #: Where each call's result is found at the breakpoint.  There can be no more calls.
 RESULTS = ("rbx", "rbp", "r12", "r13", "r14", "r15", "rdx")
 
@@ -18,8 +20,8 @@ _BREAKPOINT = b"\xcc"
 _WORD = struct.Struct("<Q")
 _MOV_SIZE = 10  # of an instruction that loads a register with a number
 _ALL_ONES = 0xFFFF_FFFF_FFFF_FFFF
-#: In the shape of code: a number that is no result, and the end of a call.
-_PLAIN, _END = -1, -2
+#: In the shape of code: a number that is no result, the end of a call, and the mark of a call in the last register.
+_PLAIN, _END, _MARK = -1, -2, -3
 
 
 class Result(NamedTuple):
@@ -73,6 +75,9 @@ def _calls(calls: tuple[Call, ...]) -> bytes:
             else:
                 values.append(value & _ALL_ONES)
                 shape.append(_PLAIN)
+        if len(call) < len(_ARGUMENTS):
+            values.append(OWN_CALL)
+            shape.append(_MARK)
         shape.append(_END)
     template, pieces = _template(tuple(shape))
     return template.pack(*(part for pair in zip(pieces, values, strict=False) for part in pair), pieces[-1])
@@ -92,9 +97,9 @@ def _template(shape: tuple[int, ...]) -> tuple[struct.Struct, tuple[bytes, ...]]
             pieces[-1] += _SYSCALL + _between(0x89, next(left), "rax")  # mov
             arguments = iter(_ARGUMENTS)
             continue
-        register = next(arguments)
+        register = next(arguments) if index != _MARK else _ARGUMENTS[-1]
         pieces[-1] += _load(register)
-        pieces.append(_between(0x09, register, RESULTS[index]) if index != _PLAIN else b"")  # or
+        pieces.append(_between(0x09, register, RESULTS[index]) if index >= 0 else b"")  # or
     return struct.Struct("<" + "Q".join(f"{len(piece)}s" for piece in pieces)), tuple(pieces)
 
 

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 DISPOSITIONS = "dispositions"
 SIZE = 32  # of the kernel's struct sigaction: handler, flags, restorer, mask
 SA_RESETHAND = 0x80000000
-#: The signals that are recorded, and the sixth register of a call that the supervisor makes itself.
+#: The signals that are recorded.
 RECORDED = (signal.SIGILL, signal.SIGSEGV, signal.SIGTRAP)
-OWN_CALL = 0xDE7B0C5
 _SET_SIZE = 8
 
 

@@ -11,6 +11,7 @@ from detbox.decision import CONTINUE, ContinueThen
 from detbox.handlers import hugepages
 from detbox.kernel.mappings import mappings, place_below
 from detbox.kernel.numbers import NUMBERS
+from detbox.kernel.own import OWN_MAPPING
 from detbox.machine.files import Kind
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
     _Mappings: TypeAlias = list[tuple[int, int, VInode]]
 
-#: A bit of mmap's descriptor, of which the kernel looks at the lower half alone: the supervisor's own mappings.
-OWN_MAPPING = 1 << 62
 #: Mappings of files of so many bytes (PMD_SIZE) are placed by the file system, unless they say where.
 LARGE = 1 << 21
 #: The shortest length in an argument that becomes as much: it is rounded up to whole pages.
@@ -103,7 +102,7 @@ def _placed(m: Machine, t: Task, a: Args, result: int, dev: int) -> int:
     m.run_call(t, NUMBERS["munmap"], result, a[1])
     # What is asked for at an impossible place comes where there is room, and huge pages are not thought of.
     flags = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE | a[3] & _MAP_32BIT
-    place = m.run_call(t, NUMBERS["mmap"], a[0] or _NOWHERE, a[1], 0, flags, -1 % (1 << 64), 0)
+    place = m.run_call(t, NUMBERS["mmap"], a[0] or _NOWHERE, a[1], 0, flags, OWN_MAPPING | 0xFFFFFFFF, 0)
     if place < 0:
         return place
     fd = a[4] & 0xFFFFFFFF | OWN_MAPPING

@@ -78,7 +78,7 @@ def prctl(m: Machine, t: Task, a: Args) -> Decision:
     elif option == PR_GET_SECCOMP:
         return MODE_FILTER if t.process.creds.filters else 0
     elif option == PR_SET_SECCOMP and value in (MODE_STRICT, MODE_FILTER):
-        return own_filter(t, a[2]) if value == MODE_FILTER else strict(m, t)
+        return own_filter(m, t, 0, a[2]) if value == MODE_FILTER else strict(m, t)
     elif option == PR_SET_KEEPCAPS:
         t.process.creds.keep_caps = bool(value)
         return 0

@@ -240,7 +240,7 @@ static int is_special(const struct loop *l, PyObject *task, PyObject *decision)
 	return is_true(process, &processes, SIGNALLED);
 }
 
-/* As finish() and finish_native() of the loop do it, with all that is left out if nothing is special. */
+/* As finish() of the loop does it, with all that is left out if nothing is special. */
 static int answer(const struct loop *l, PyObject *task, PyObject *cpu, PyObject *decision)
 {
 	struct seccomp_notif_resp r = {0};

@@ -5,6 +5,7 @@ from __future__ import annotations
 from errno import ENOSYS, EOPNOTSUPP, EPERM
 
 from detbox.handlers import hugepages, mapping
+from detbox.kernel import own
 from detbox.policy.later import (
     access,
     content,
@@ -128,7 +129,8 @@ ROWS: tuple[Row, ...] = (
                             why="memory"),
                 let_through(any_bits(3, MAP_ANONYMOUS), no_bits(3, hugepages.MAP), any_bits(3, mapping.FIXED),
                             why="memory at a given place"),
-                let_through(any_bits(4, mapping.OWN_MAPPING, 64), why="the supervisor's own"),
+                let_through(any_bits(4, own.OWN_MAPPING_BIT, 64), no_bits(4, own.OTHER_MAPPING_BIT, 64),
+                            why="the supervisor's own"),
                 let_through(no_bits(2, PROT_EXEC), no_bits(3, MAP_SHARED_BIT), any_bits(3, mapping.FIXED),
                             why="private data at a given place"),
                 let_through(no_bits(2, PROT_EXEC), no_bits(3, MAP_SHARED_BIT), less(1, mapping.ROUNDED_LARGE, 64),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from errno import ENOSYS
 
 from detbox.handlers import dispositions
+from detbox.kernel.own import OWN_CALL
 from detbox.policy.later import (
     clocks,
     futex,
@@ -73,13 +74,13 @@ ROWS: tuple[Row, ...] = (
         PROCESSES, "namespaces of its own are possible where they leak nothing",
         unshare=namespaces.unshare, setns=namespaces.setns,
     ),
-    watch("prctl", prctl.prctl, PROCESSES, "options that show or change the machine are virtual",
-          (let_through(equal(3, dispositions.OWN_CALL, 64), equal(0, 22), equal(1, 2), why="the supervisor's own"),)),
+    watch("prctl", prctl.prctl, PROCESSES, "options that show or change the machine are virtual"),
     watch("arch_prctl", prctl.arch_prctl, PROCESSES,
           "the CPU's features and faulting are not the guest's, nor is the kernel's vDSO",
-          (let_through(equal(0, 0x1012), equal(2, dispositions.OWN_CALL, 64), why="the supervisor's own"),
+          (let_through(equal(0, 0x1012), equal(5, OWN_CALL, 64), why="the supervisor's own"),
            *values(0, 0x1001, 0x1002, 0x1003, 0x1004))),
-    watch("seccomp", seccomp.seccomp, PROCESSES, "the guest's own filters count as well"),
+    watch("seccomp", seccomp.seccomp, PROCESSES, "the guest's own filters count as well",
+          (let_through(equal(5, OWN_CALL, 64), why="the supervisor's own"),)),
     watch("set_tid_address", futex_exit.set_tid_address, PROCESSES, "the thread's exit wakes the waiters"),
     emulate("restart_syscall", clocks.restart_syscall, PROCESSES, "goes on with an interrupted sleep"),
     refuse("rseq", ENOSYS, PROCESSES, "shows the CPU number in memory; the C library does without"),
@@ -97,7 +98,7 @@ ROWS: tuple[Row, ...] = (
     *(allow(name, SIGNALS, "touches the caller's own signal state only")
       for name in ("rt_sigprocmask", "rt_sigreturn", "sigaltstack")),
     allow("rt_sigaction", SIGNALS, "touches the caller's own signal state only",
-          (let_through(equal(4, dispositions.OWN_CALL, 64), why="the supervisor's, after a trap"),
+          (let_through(equal(5, OWN_CALL, 64), why="the supervisor's, after a trap"),
            *(trap(equal(0, signo), why="remembered, because trapped instructions raise it")
              for signo in dispositions.RECORDED)),
           dispositions.rt_sigaction),

@@ -125,7 +125,7 @@ class Recorder:
         elif type(decision) is ContinueThen:
             verdict = _WATCH
             if self.results:
-                decision = ContinueThen(self._after(decision.look))
+                decision = ContinueThen(self._after(decision.look), decision.instead)
         else:
             verdict = _INSTALL
             if self.results and type(decision) is InstallFd:

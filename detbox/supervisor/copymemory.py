@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from detbox.counted.store import PLACE, SIZE, SLOTS_SIZE
-from detbox.handlers.mapping import OWN_MAPPING
 from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
+from detbox.kernel.own import OWN_MAPPING
 from detbox.supervisor import injection
 
 if TYPE_CHECKING:

@@ -35,9 +35,9 @@ from detbox.guest.vdso import (
     WALL,
     WORK,
 )
-from detbox.handlers.mapping import OWN_MAPPING
 from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
+from detbox.kernel.own import OWN_MAPPING
 from detbox.machine.clock import (
     BOOT_NS,
     CALL_NS,

@@ -20,6 +20,7 @@ from detbox.handlers import dispositions
 from detbox.kernel import _native, registers, siginfo
 from detbox.kernel.mappings import mappings
 from detbox.kernel.numbers import NUMBERS
+from detbox.kernel.own import OWN_MAPPING
 from detbox.machine import tracees
 from detbox.machine.clock import BOOT_NS
 from detbox.machine.creds import CAP_SYS_PTRACE
@@ -162,7 +163,7 @@ class Image:
         return known
 
     def _trap_cpuid(self) -> list[stub.Call]:
-        return [(NUMBERS["arch_prctl"], ARCH_SET_CPUID, 0, dispositions.OWN_CALL)] if self.cpuid_faulting else []
+        return [(NUMBERS["arch_prctl"], ARCH_SET_CPUID, 0)] if self.cpuid_faulting else []
 
     def _own_memory(
         self, m: Machine, task: Task, st: os.stat_result, found: dict[int, int]
@@ -268,9 +269,7 @@ class Image:
         place = registers.get(task.tid).rsp - 128 - len(act)
         saved = task.read(place, len(act))
         task.write(place, act)
-        result = injection.call(
-            task, NUMBERS["rt_sigaction"], signo, place, 0, 8, dispositions.OWN_CALL
-        )
+        result = injection.call(task, NUMBERS["rt_sigaction"], signo, place, 0, 8)
         task.write(place, saved)
         if result not in (0, -errno.EINVAL):
             self.sup.m.doubt(task, f"the handler of signal {signo} was lost")
@@ -278,7 +277,7 @@ class Image:
 
 def _area(address: int) -> stub.Call:
     """The call that makes room for trampolines."""
-    return NUMBERS["mmap"], address, AREA, _AREA_PROTECTION, _AREA_FLAGS, -1, 0
+    return NUMBERS["mmap"], address, AREA, _AREA_PROTECTION, _AREA_FLAGS, OWN_MAPPING | 0xFFFFFFFF, 0
 
 
 def _code(task: Task, address: int) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from detbox.cpu import stub
 from detbox.errors import InternalError
 from detbox.kernel import _native, registers
 from detbox.kernel.numbers import NUMBERS
-from detbox.machine.creds import STRICT
+from detbox.kernel.own import OWN_CALL
 from detbox.machine.tracees import CALL
 from detbox.supervisor.memory import peek, poke
 
@@ -33,16 +32,15 @@ def call(task: Task, number: int, *args: int) -> int:
     """One call of a thread in a signal's delivery stop or in the stop after a call; its signed result.
 
     No signal reaches the thread meanwhile.  The stops before and after the call are no signals, so that no
-    disposition changes.  A thread in strict mode (seccomp) may make none.
+    disposition changes.  Mappings are marked by who asks for them.
     """
-    if STRICT in task.data:
-        return -errno.EPERM
     tid = task.tid
     regs, saved = registers.get(tid), registers.get(tid)
     mask = _native.get_sigmask(tid)
     code = peek(tid, regs.rip, len(_SYSCALL))
     poke(tid, regs.rip, _SYSCALL)
     regs.rax, regs.orig_rax = number, _NO_CALL
+    regs.r9 = OWN_CALL
     for name, value in zip(_REGISTERS, args, strict=False):
         setattr(regs, name, value)
     registers.put(tid, regs)
@@ -165,7 +163,7 @@ def to_call(task: Task, number: int) -> None:
     """Have a thread that is in the delivery stop of a call's SIGSYS make another call instead, without arguments."""
     regs = registers.get(task.tid)
     regs.rip -= len(_SYSCALL)
-    regs.rax, regs.rdi, regs.orig_rax = number, 0, _NO_CALL
+    regs.rax, regs.rdi, regs.r9, regs.orig_rax = number, 0, OWN_CALL, _NO_CALL
     registers.put(task.tid, regs)
 
 

@@ -20,9 +20,9 @@ from detbox.cpu.goloops import BODY, BREAKPOINT, COUNTER, STUB, STUBS, GoLoops, 
 from detbox.cpu.stub import Call, Result
 from detbox.errors import InternalError
 from detbox.handlers.limits import may_refuse_mappings
-from detbox.handlers.mapping import OWN_MAPPING
 from detbox.kernel import _native, registers
 from detbox.kernel.numbers import NUMBERS
+from detbox.kernel.own import OWN_MAPPING
 from detbox.machine.constants import LOOPS_MAPPING
 from detbox.records import field, record
 from detbox.spin import PtraceStepper

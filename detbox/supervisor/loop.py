@@ -177,7 +177,7 @@ class Supervisor:
         if type(decision) is int:
             self.finish(task, decision)
         elif decision is CONTINUE:
-            self.finish_native(task)
+            self.finish(task, None)
         elif isinstance(decision, Park):
             if "first" in decision.extra:
                 self.m.scheduler.yield_to(task, decision)
@@ -192,7 +192,7 @@ class Supervisor:
         elif isinstance(decision, ContinueThen):
             task.look = decision.look
             _native.ptrace_request(signals.PTRACE_INTERRUPT, task.tid, 0, 0)
-            self.finish_native(task)
+            self.finish(task, decision.instead)
         else:
             raise InternalError(f"handler of {NAMES.get(task.nr)} returned {decision!r}")
 
@@ -224,25 +224,19 @@ class Supervisor:
             decision.then(number)
         self.released(task)
 
-    def finish(self, task: Task, result: int) -> None:
-        """Answer a call: the signed result, a negative errno or a negative restart code."""
+    def finish(self, task: Task, result: int | None) -> None:
+        """Answer a call: the signed result, a negative errno or a restart code; None: the kernel executes it."""
         if task.process.counted or task.data or self.m.scheduler.awaited:
             self.counting.before_return(task)
         self.grant(task)
-        if -MAX_ERRNO <= result < 0:
+        if result is None:
+            _native.reply(self.m.listener, task.notif, 0, 0, NOTIF_CONTINUE)
+        elif -MAX_ERRNO <= result < 0:
             _native.reply(self.m.listener, task.notif, 0, result, 0)
         else:
             _native.reply(self.m.listener, task.notif, result, 0, 0)
         self.released(task)
-
-    def finish_native(self, task: Task) -> None:
-        """Let the kernel execute the call."""
-        if task.process.counted or task.data or self.m.scheduler.awaited:
-            self.counting.before_return(task)
-        self.grant(task)
-        _native.reply(self.m.listener, task.notif, 0, 0, NOTIF_CONTINUE)
-        self.released(task)
-        task.native = True
+        task.native = result is None
 
     def released(self, task: Task) -> None:
         task.notif = 0

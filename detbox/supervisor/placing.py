@@ -18,6 +18,7 @@ from detbox.handlers.mapping import LARGE, MMAP_BASE, MREMAP_FIXED, MREMAP_MAYMO
 from detbox.kernel import registers
 from detbox.kernel.mappings import Mapping, mappings
 from detbox.kernel.numbers import NUMBERS
+from detbox.kernel.own import OWN_MAPPING
 from detbox.supervisor import injection
 
 if TYPE_CHECKING:
@@ -88,7 +89,9 @@ def _move(m: Machine, task: Task, parts: Sequence[Mapping], down: int, vdso: tup
     aside = start - 2 * LARGE - length
     scratch = aside - _PAGE
     first: list[Call] = [(NUMBERS["munmap"], *vdso)] if vdso[1] else []
-    _run(m, task, [*first, (NUMBERS["mmap"], scratch, _PAGE, _SCRATCH_PROTECTION, _SCRATCH_FLAGS, -1, 0)], None)
+    no_file = OWN_MAPPING | 0xFFFFFFFF
+    page = NUMBERS["mmap"], scratch, _PAGE, _SCRATCH_PROTECTION, _SCRATCH_FLAGS, no_file, 0
+    _run(m, task, [*first, page], None)
     calls: list[Call] = []
     for origin, target in (start, aside), (aside, start - down):
         for part in parts:

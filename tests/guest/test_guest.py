@@ -56,6 +56,7 @@ GUESTS = (
     Guest("file_calls.c"),
     Guest("file_locks.c"),
     Guest("file_times.c"),
+    Guest("filtered.c"),
     Guest("fork_tree.c"),
     Guest("futex_basic.c", quick=True),
     Guest("futex_pi.c"),

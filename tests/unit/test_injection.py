@@ -12,7 +12,6 @@ import pytest
 
 from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
-from detbox.machine.creds import STRICT
 from detbox.supervisor import injection
 from detbox.supervisor.task import Task
 from tests.harness.executing import stopped_at_exec
@@ -89,8 +88,3 @@ def test_a_stop_that_no_signal_tells_is_found(signalled: Task, listener: int) ->
         signal.signal(signal.SIGCHLD, old or signal.SIG_DFL)
     assert isinstance(status, int)
     assert os.WSTOPSIG(status) == signal.SIGTRAP
-
-
-def test_no_call_in_strict_mode(signalled: Task) -> None:
-    signalled.data[STRICT] = True
-    assert injection.call(signalled, NUMBERS["close"], 1 << 20) == -1

@@ -9,6 +9,7 @@ import pytest
 from ptrace.binding import ptrace_cont, ptrace_getregs, ptrace_setregs
 
 from detbox.cpu import stub
+from detbox.kernel.own import OWN_CALL
 
 from .tracer import Traced
 
@@ -27,6 +28,7 @@ def test_calls_and_results() -> None:
     after = ptrace_getregs(program.pid)
     assert after.rip == regs.rip + len(code)
     results = [getattr(after, name) for name in stub.RESULTS[:3]]
+    assert after.r9 == 0  # the last call has six arguments, and needs no mark
     assert results == [program.pid, (1 << 64) - 9, 0x7FFF0000]
     os.kill(program.pid, signal.SIGKILL)
     os.waitpid(program.pid, 0)
@@ -44,6 +46,7 @@ def test_a_result_is_an_argument() -> None:
     after = ptrace_getregs(program.pid)
     assert after.rip == regs.rip + len(code)
     results = [getattr(after, name) for name in stub.RESULTS]
+    assert after.r9 == OWN_CALL
     assert results == [results[0], *[program.pid] * 4, 0, 0] and 2 < results[0] < 1000
     os.kill(program.pid, signal.SIGKILL)
     os.waitpid(program.pid, 0)
