@@ -244,6 +244,8 @@ static PyObject *reply(PyObject *self, PyObject *const *a, Py_ssize_t n)
 	return PyLong_FromLong(patient_ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &r) ? -errno : 0);
 }
 
+#include "slots.c"
+#include "clocks.c"
 #include "calls.c"
 
 /* add_fd(listener, id, fd, at, cloexec, send) -> descriptor in the guest, or -errno; `send`: the call
@@ -1180,6 +1182,7 @@ static PyMethodDef methods[] = {
 	FAST("serve", serve),
 	FAST("decide", decide),
 	FAST("charge", charge),
+	{"alike", alike, METH_O, NULL},
 	{"know_clock", know_clock, METH_VARARGS, NULL},
 	{"know_calls", know_calls, METH_VARARGS, NULL},
 	FAST("await_call", await_call),
@@ -1243,4 +1246,9 @@ static PyMethodDef methods[] = {
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", NULL, -1, methods, NULL, NULL, NULL, NULL};
 
-PyMODINIT_FUNC PyInit__native(void) { return PyType_Ready(&status_type) ? NULL : PyModule_Create(&module); }
+PyMODINIT_FUNC PyInit__native(void)
+{
+	PyObject *made = PyType_Ready(&status_type) || PyType_Ready(&page_type) ? NULL : PyModule_Create(&module);
+	if (made && PyModule_AddObjectRef(made, "ClockPage", (PyObject *)&page_type)) Py_CLEAR(made);
+	return made;
+}

@@ -2,20 +2,7 @@
  * charged, the handler asked, and if it has said what the call gives, that is answered.  All that is not so simple is done
  * by methods of the loop (supervisor/loop.py).  It is in C because every call pays for it: in Python it took
  * longer than most handlers.
- *
- * What it looks at are attributes of the supervisor's classes that are slots.  Where these lie in their objects is found
- * once, by know_clock() and know_calls().
  */
-
-enum {
-	NOW, CLOCK_TIMERS,
-};
-enum {
-	PARENT, NS, LOOKS, MEASURE_AT, WATCHING, TIMERS,
-};
-enum {
-	FIRST,
-};
 enum {
 	NOTIF, NR, ARGS, IP, STATE, QUANTUM, CPU, DATA, PROCESS, EXPOSED, NATIVE,
 };
@@ -26,138 +13,27 @@ enum {
 	RUNNING, NOTIFICATIONS, OUTCOME,
 };
 
-/* A class, and the offsets of its slots in objects. */
-struct class {
-	PyTypeObject *type;
-	const char *names[16];
-	Py_ssize_t at[16];
-};
-
-static struct class clocks = {NULL, {"now", "timers"}, {0}};
-static struct class cpus = {NULL, {"parent", "ns", "looks", "measure_at", "watching", "timers"}, {0}};
-static struct class queues = {NULL, {"first"}, {0}};
 static struct class tasks = {
 	NULL, {"notif", "nr", "args", "ip", "state", "quantum", "cpu", "data", "process", "exposed", "native"}, {0}};
 static struct class processes = {NULL, {"counted", "signalled"}, {0}};
 static struct class loops = {NULL, {"running", "notifications", "outcome"}, {0}};
 
-static long long call_ns;
-static long window, window_weight; /* as in machine/clock.py */
+static long window_weight; /* as in machine/clock.py */
 static PyObject *state_running, *state_held, *continue_call;
-
-static int know(struct class *known, PyObject *type)
-{
-	if (!PyType_Check(type)) { PyErr_SetString(PyExc_TypeError, "a class is wanted"); return -1; }
-	for (int i = 0; known->names[i]; i++) {
-		PyObject *slot = PyObject_GetAttrString(type, known->names[i]);
-		if (!slot) return -1;
-		int is_one = Py_TYPE(slot) == &PyMemberDescr_Type && ((PyMemberDescrObject *)slot)->d_member->type == T_OBJECT_EX;
-		if (is_one) known->at[i] = ((PyMemberDescrObject *)slot)->d_member->offset;
-		Py_DECREF(slot);
-		if (!is_one) { PyErr_Format(PyExc_TypeError, "%s is no slot", known->names[i]); return -1; }
-	}
-	Py_XSETREF(known->type, (PyTypeObject *)Py_NewRef(type));
-	return 0;
-}
-
-static int is_a(PyObject *object, const struct class *known)
-{
-	if (known->type && PyObject_TypeCheck(object, known->type)) return 1;
-	PyErr_Format(PyExc_TypeError, "%.100s instead of %.100s", Py_TYPE(object)->tp_name,
-		     known->type ? known->type->tp_name : "a class that is not known");
-	return 0;
-}
-
-#define SLOT(object, known, which) (*(PyObject **)((char *)(object) + (known).at[which]))
-
-/* The value of a slot (borrowed); NULL with an exception if it has none. */
-static PyObject *get(PyObject *object, const struct class *known, int which)
-{
-	PyObject *value = SLOT(object, *known, which);
-	if (!value) PyErr_SetString(PyExc_AttributeError, known->names[which]);
-	return value;
-}
-
-/* Takes the value over; -1 if it is NULL. */
-static int set(PyObject *object, const struct class *known, int which, PyObject *value)
-{
-	if (!value) return -1;
-	Py_XSETREF(SLOT(object, *known, which), value);
-	return 0;
-}
-
-/* A number; those that are too large (a time that never comes) are the largest. */
-static int number(PyObject *object, const struct class *known, int which, long long *value)
-{
-	PyObject *given = get(object, known, which);
-	int overflow;
-	if (!given) return -1;
-	*value = PyLong_AsLongLongAndOverflow(given, &overflow);
-	if (overflow) *value = overflow > 0 ? LLONG_MAX : LLONG_MIN;
-	return *value == -1 && PyErr_Occurred() ? -1 : 0;
-}
-
-static int add(PyObject *object, const struct class *known, int which, long long more, long long *sum)
-{
-	if (number(object, known, which, sum)) return -1;
-	*sum += more;
-	return set(object, known, which, PyLong_FromLongLong(*sum));
-}
-
-static int ignore(PyObject *result)
-{
-	Py_XDECREF(result);
-	return result ? 0 : -1;
-}
-
-static int expire(PyObject *queue, long long now, int always_there)
-{
-	long long first;
-	if (queue == Py_None && !always_there) return 0;
-	if (!is_a(queue, &queues) || number(queue, &queues, FIRST, &first)) return -1;
-	return first > now ? 0 : ignore(PyObject_CallMethod(queue, "expire", "L", now));
-}
-
-static int charge_cpu(PyObject *clock, PyObject *cpu, int looking)
-{
-	long long value;
-	if (!is_a(clock, &clocks) || !is_a(cpu, &cpus)) return -1;
-	if (!looking) {
-		if (number(cpu, &cpus, LOOKS, &value)) return -1;
-		if (value && ignore(PyObject_CallMethod(cpu, "begin_anew", NULL))) return -1;
-		if (number(cpu, &cpus, WATCHING, &value)) return -1;
-		if (value && set(cpu, &cpus, WATCHING, PyLong_FromLongLong(value - 1))) return -1;
-	}
-	if (add(clock, &clocks, NOW, call_ns, &value)) return -1;
-	PyObject *time = cpu, *queue;
-	while (time != Py_None) {
-		if (!is_a(time, &cpus) || add(time, &cpus, NS, call_ns, &value)) return -1;
-		if (!(queue = get(time, &cpus, TIMERS)) || expire(queue, value, 0)) return -1;
-		if (!(time = get(time, &cpus, PARENT))) return -1;
-	}
-	if (number(clock, &clocks, NOW, &value) || !(queue = get(clock, &clocks, CLOCK_TIMERS))) return -1;
-	return expire(queue, value, 1);
-}
-
-/* charge(clock, cpu, looking): see Clock.charge */
-static PyObject *charge(PyObject *self, PyObject *const *a, Py_ssize_t n)
-{
-	if (n != 3) { PyErr_SetString(PyExc_TypeError, "charge(clock, cpu, looking)"); return NULL; }
-	if (charge_cpu(a[0], a[1], PyObject_IsTrue(a[2]))) return NULL;
-	Py_RETURN_NONE;
-}
 
 /* What the loop and its parts are, for as long as calls are answered without a way back to Python. */
 struct loop {
-	PyObject *sup, *m, *tasks, *clock, *scheduler, *awaited, *guest_clock, *counting, *table, *counts, *looking, *observers;
+	PyObject *sup, *m, *tasks, *clock, *scheduler, *awaited, *counting, *table, *counts, *looking, *observers;
+	struct page *page;
 	int listener;
 };
 
 static void leave_loop(struct loop *l)
 {
-	PyObject **every[] = {&l->m, &l->tasks, &l->clock, &l->scheduler, &l->awaited, &l->guest_clock, &l->counting, &l->table,
+	PyObject **every[] = {&l->m, &l->tasks, &l->clock, &l->scheduler, &l->awaited, &l->counting, &l->table,
 			      &l->counts, &l->looking, &l->observers};
 	for (size_t i = 0; i < sizeof every / sizeof *every; i++) Py_CLEAR(*every[i]);
+	Py_CLEAR(l->page);
 }
 
 static int enter_loop(struct loop *l, PyObject *sup)
@@ -170,7 +46,7 @@ static int enter_loop(struct loop *l, PyObject *sup)
 		    (l->clock = PyObject_GetAttrString(l->m, "clock")) &&
 		    (l->scheduler = PyObject_GetAttrString(l->m, "scheduler")) &&
 		    (l->awaited = PyObject_GetAttrString(l->scheduler, "awaited")) &&
-		    (l->guest_clock = PyObject_GetAttrString(sup, "guest_clock")) &&
+		    (l->page = page_of(sup)) &&
 		    (l->counting = PyObject_GetAttrString(sup, "counting")) &&
 		    (l->table = PyObject_GetAttrString(sup, "table")) && (l->counts = PyObject_GetAttrString(sup, "calls")) &&
 		    (l->looking = PyObject_GetAttrString(sup, "looking")) &&
@@ -192,14 +68,6 @@ static int is_true(PyObject *object, const struct class *known, int which)
 {
 	PyObject *value = get(object, known, which);
 	return value ? PyObject_IsTrue(value) : -1;
-}
-
-static int attribute_is_true(PyObject *object, const char *name)
-{
-	PyObject *value = PyObject_GetAttrString(object, name);
-	int result = value ? PyObject_IsTrue(value) : -1;
-	Py_XDECREF(value);
-	return result;
 }
 
 /* What the handler of a call decides; an OSError is a decision, too. */
@@ -256,9 +124,9 @@ static int answer(const struct loop *l, PyObject *task, PyObject *cpu, PyObject 
 		r.val = overflow ? (long long)PyLong_AsUnsignedLongLongMask(decision) : value;
 	}
 	r.id = PyLong_AsUnsignedLongLong(notif);
-	if ((looks = is_true(cpu, &cpus, WATCHING)) == 0) looks = attribute_is_true(l->guest_clock, "open");
+	looks = is_true(cpu, &cpus, WATCHING);
 	if (looks < 0 || PyErr_Occurred()) return -1;
-	if (looks && ignore(PyObject_CallMethod(l->guest_clock, "grant", "OO", cpu, Py_True))) return -1;
+	if ((looks || l->page->open) && prepare_page(l->page, cpu, 1)) return -1;
 	forget_thread();
 	patient_ioctl(l->listener, SECCOMP_IOCTL_NOTIF_SEND, &r); /* the thread may be dead */
 	long long running;
@@ -333,9 +201,8 @@ static int turn_is_over(PyObject *task)
 static int serve_call(const struct loop *l, const struct seccomp_notif *q)
 {
 	long long count;
-	int result = attribute_is_true(l->guest_clock, "open");
-	if (result < 0 || add(l->sup, &loops, NOTIFICATIONS, 1, &count)) return -1;
-	if (result && ignore(PyObject_CallMethod(l->guest_clock, "settle", NULL))) return -1;
+	int result;
+	if (add(l->sup, &loops, NOTIFICATIONS, 1, &count) || (l->page->open && settle_page(l->page))) return -1;
 	PyObject *tid = PyLong_FromLong((long)q->pid), *task = tid ? PyDict_GetItemWithError(l->tasks, tid) : NULL;
 	Py_XDECREF(tid);
 	if (!task) {
@@ -388,20 +255,11 @@ static PyObject *serve(PyObject *self, PyObject *const *a, Py_ssize_t n)
 	return PyLong_FromLong(ms);
 }
 
-/* know_clock(Clock, CpuTime, Timers, CALL_NS) */
-static PyObject *know_clock(PyObject *self, PyObject *args)
-{
-	PyObject *clock, *cpu, *queue;
-	if (!PyArg_ParseTuple(args, "OOOL", &clock, &cpu, &queue, &call_ns)) return NULL;
-	if (know(&clocks, clock) || know(&cpus, cpu) || know(&queues, queue)) return NULL;
-	Py_RETURN_NONE;
-}
-
-/* know_calls(Supervisor, Task, Process, State.RUNNING, State.HELD, CONTINUE, WINDOW, WINDOW_WEIGHT) */
+/* know_calls(Supervisor, Task, Process, State.RUNNING, State.HELD, CONTINUE, WINDOW_WEIGHT) */
 static PyObject *know_calls(PyObject *self, PyObject *args)
 {
 	PyObject *loop, *task, *process, *run, *held, *native;
-	if (!PyArg_ParseTuple(args, "OOOOOOll", &loop, &task, &process, &run, &held, &native, &window, &window_weight))
+	if (!PyArg_ParseTuple(args, "OOOOOOl", &loop, &task, &process, &run, &held, &native, &window_weight))
 		return NULL;
 	if (know(&loops, loop) || know(&tasks, task) || know(&processes, process)) return NULL;
 	Py_XSETREF(state_running, Py_NewRef(run));

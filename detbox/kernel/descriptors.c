@@ -2,6 +2,9 @@
  * a small program's own calls, and this is done for every program of an observed run.
  */
 
+/* One that another thread has closed meanwhile: nothing. */
+static PyObject *gone(void) { return errno == ENOENT ? Py_NewRef(Py_None) : PyErr_SetFromErrno(PyExc_OSError); }
+
 static PyObject *descriptor(int proc, long tid, int links, const char *name)
 {
 	char path[64], text[256];
@@ -9,10 +12,10 @@ static PyObject *descriptor(int proc, long tid, int links, const char *name)
 	long long position;
 	unsigned int flags;
 
-	if (fstatat(links, name, &st, 0) < 0) return PyErr_SetFromErrno(PyExc_OSError);
+	if (fstatat(links, name, &st, 0) < 0) return gone();
 	snprintf(path, sizeof path, "%ld/fdinfo/%.20s", tid, name);
 	int fd = openat(proc, path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0) return PyErr_SetFromErrno(PyExc_OSError);
+	if (fd < 0) return gone();
 	ssize_t size = read(fd, text, sizeof text - 1);
 	close(fd);
 	text[size > 0 ? size : 0] = 0;
@@ -46,7 +49,7 @@ static PyObject *descriptors(PyObject *self, PyObject *const *a, Py_ssize_t n)
 	while (found && (entry = readdir(links))) {
 		if (entry->d_name[0] == '.') continue;
 		PyObject *one = descriptor(proc, tid, fd, entry->d_name);
-		if (!one || PyList_Append(found, one) < 0) Py_CLEAR(found);
+		if (!one || (one != Py_None && PyList_Append(found, one) < 0)) Py_CLEAR(found);
 		Py_XDECREF(one);
 	}
 	closedir(links);

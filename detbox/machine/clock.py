@@ -289,8 +289,7 @@ def alike(cpu: CpuTime) -> int:
 
     The same look is left to a call whenever this is asked: a call uses up some of the thread's turn.
     """
-    looks = cpu.looks
-    return min(-(looks + 1) % WINDOW, max(cpu.measure_at - looks - 1, 0))
+    return _native.alike(cpu)
 
 
 class Clock:
@@ -388,4 +387,7 @@ class Clock:
         return self.timers.expire(self.now)
 
 
-_native.know_clock(Clock, CpuTime, Timers, CALL_NS)
+_native.know_clock(
+    Clock, CpuTime, Timers, price,
+    CALL_NS, LOOK_NS, SHORT_PATIENCE, PATIENCE, WINDOW, WATCHING, WORK_LOOKS, FIRST_MEASURE,
+)  # fmt: skip

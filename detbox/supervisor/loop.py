@@ -440,4 +440,4 @@ class Supervisor:
         return any(signals.killed(self.m, task) for task in process.tasks.values())
 
 
-_native.know_calls(Supervisor, Task, Process, _RUNNING, _HELD, CONTINUE, WINDOW, WINDOW_WEIGHT)
+_native.know_calls(Supervisor, Task, Process, _RUNNING, _HELD, CONTINUE, WINDOW_WEIGHT)

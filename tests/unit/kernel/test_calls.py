@@ -13,6 +13,7 @@ from detbox.decision import CONTINUE, Park
 from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
 from detbox.machine.clock import BOOT_NS, CALL_NS, Clock, CpuTime
+from detbox.supervisor.guestclock import GuestClock
 from detbox.supervisor.loop import Supervisor
 from detbox.supervisor.task import Process, State, Task
 from tests.unit.kernel.test_events import CALLS, PTRACE_CONT, guest, in_child
@@ -34,7 +35,7 @@ class Loop:
             tasks={tid: self.task}, clock=self.clock, scheduler=scheduler, listener=listener,
             failed=lambda error: -error.errno,
         )  # fmt: skip
-        self.sup.guest_clock = SimpleNamespace(open=False)
+        self.sup.guest_clock = GuestClock(self.clock, True)
         self.sup.counting = SimpleNamespace()
         self.sup.table, self.sup.calls = [handlers.get(number) for number in range(500)], [0] * 500
         self.sup.looking, self.sup.observers = frozenset(), []

@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,25 @@ def test_each_is_as_the_kernel_has_it(tmp_path: Path) -> None:
     finally:
         for fd in (file, *ends, proc):
             os.close(fd)
+
+
+def test_one_that_another_thread_closes_meanwhile_is_none() -> None:
+    over = False
+
+    def open_and_close() -> None:
+        while not over:
+            os.close(os.open("/", os.O_PATH))
+
+    thread = threading.Thread(target=open_and_close)
+    thread.start()
+    proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
+    try:
+        for _ in range(300):
+            assert _native.descriptors(proc, os.getpid())
+    finally:
+        over = True
+        thread.join()
+        os.close(proc)
 
 
 def test_one_that_blocks_is_borrowed() -> None:

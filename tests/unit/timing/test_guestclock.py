@@ -167,3 +167,15 @@ def test_who_does_not_look_is_not_watched(guest: Guest) -> None:
         guest.clock.charge(cpu)
     guest.shared.grant(cpu, True)
     assert guest.looks(1) == 0
+
+
+@pytest.mark.parametrize("cost", [0, -1, 1 << 62])
+def test_what_a_guest_writes_into_the_page_hurts_nobody(guest: Guest, cost: int) -> None:
+    cpu = watcher()
+    guest.shared.grant(cpu, True)
+    assert guest.looks(3) == 3
+    guest.page[COST] = cost
+    guest.shared.settle()
+    assert (guest.shared.looks, cpu.looks, cpu.ns) == (3, 3, 3 * LOOK)
+    guest.shared.grant(cpu, True)
+    assert guest.page[COST] == LOOK
