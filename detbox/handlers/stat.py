@@ -37,30 +37,30 @@ _PROC_SELF = (b"self", b"thread-self")
 def newfstatat(m: Machine, t: Task, a: Args) -> Decision:
     """int newfstatat(int dirfd, const char *path, struct stat *buf, int flags)"""
     flags = a[3] & _M32
+    if not flags & ~_AT_NOFOLLOW:
+        return _stat(m, t, a[0], a[1], a[2], not flags)
     # AT_EMPTY_PATH with a null path is allowed since Linux 6.11; glibc's fstat passes "".
     path = t.cstr(a[1]) if a[1] or not flags & 0x1000 else b""
     if not path or flags & ~_STAT_FLAGS:
-        return _empty_path(m, t, a[0], a[2], path, flags)
-    return _stat(m, t, a[0], path, a[2], not flags & _AT_NOFOLLOW)
+        return _empty_path(m, t, a[0], a[2], flags)
+    return _stat(m, t, a[0], a[1], a[2], not flags & _AT_NOFOLLOW)
 
 
 def stat(m: Machine, t: Task, a: Args) -> Decision:
     """int stat(const char *path, struct stat *buf)"""
-    return _stat(m, t, _AT_FDCWD, t.cstr(a[0]), a[1], True)
+    return _stat(m, t, _AT_FDCWD, a[0], a[1], True)
 
 
 def lstat(m: Machine, t: Task, a: Args) -> Decision:
     """int lstat(const char *path, struct stat *buf)"""
-    return _stat(m, t, _AT_FDCWD, t.cstr(a[0]), a[1], False)
+    return _stat(m, t, _AT_FDCWD, a[0], a[1], False)
 
 
 def fstat(m: Machine, t: Task, a: Args) -> Decision:
     """int fstat(int fd, struct stat *buf)"""
     if a[0] & _M32 > 0x7FFFFFFF:
         return -errno.EBADF  # AT_FDCWD names a directory for other calls
-    st, vnode = of_fd(m, t, a[0])
-    t.write(a[1], _pack(st, vnode, t.process.creds.space))
-    return 0
+    return _fstat(m, t, a[0], a[1])
 
 
 def statx(m: Machine, t: Task, a: Args) -> Decision:
@@ -79,12 +79,19 @@ def statx(m: Machine, t: Task, a: Args) -> Decision:
     return 0
 
 
-def _stat(m: Machine, t: Task, dirfd: int, path: bytes, buf: int, follow: bool) -> int:
-    """The hot path: one system call on top of the look-up and the write."""
-    fs = t.process.fs
+def _stat(m: Machine, t: Task, dirfd: int, address: int, buf: int, follow: bool) -> int:
+    """The hot path: most are told of in C, others with one system call on top of the look-up and the write."""
+    fs, inodes, checked = t.process.fs, m.inodes, t.process.creds.checked
+    if not checked:
+        told = _native.tell_path(inodes.table, inodes.odd_devs, inodes.epoch_ns, t, dirfd, address, buf, follow)
+        if told is not None:
+            return told
+    path = t.cstr(address)
+    if not path:
+        return -errno.ENOENT
     try:
         at, name = paths.at(m, t, dirfd, path)
-        if t.process.creds.checked and not fs.special:
+        if checked and not fs.special:
             found = paths.searched_stat(m, t, at, name, path, follow=follow)
             if found is None:
                 return -errno.ENOENT
@@ -102,7 +109,6 @@ def _stat(m: Machine, t: Task, dirfd: int, path: bytes, buf: int, follow: bool) 
             return -errno.ENOENT
         st, vnode = of_path(m, t, dirfd, path, follow=follow)
     else:
-        inodes = m.inodes
         if fs.special or st.st_dev in inodes.odd_devs:
             st, vnode = of_path(m, t, dirfd, path, follow=follow)
         else:
@@ -116,12 +122,21 @@ def _stat(m: Machine, t: Task, dirfd: int, path: bytes, buf: int, follow: bool) 
     return 0
 
 
-def _empty_path(m: Machine, t: Task, dirfd: int, buf: int, path: bytes, flags: int) -> int:
+def _empty_path(m: Machine, t: Task, dirfd: int, buf: int, flags: int) -> int:
     if flags & ~_STAT_FLAGS:
         return -errno.EINVAL
     if not flags & 0x1000:
         return -errno.ENOENT
-    st, vnode = of_fd(m, t, dirfd)
+    return _fstat(m, t, dirfd, buf)
+
+
+def _fstat(m: Machine, t: Task, fd: int, buf: int) -> int:
+    if not m.layers.limited and not t.process.creds.checked:
+        inodes = m.inodes
+        told = _native.tell_fd(inodes.table, inodes.odd_devs, inodes.epoch_ns, t, fd, buf)
+        if told is not None:
+            return told
+    st, vnode = of_fd(m, t, fd)
     t.write(buf, _pack(st, vnode, t.process.creds.space))
     return 0
 

@@ -977,6 +977,7 @@ static PyObject *takes_at_once(PyObject *self, PyObject *const *a, Py_ssize_t n)
 }
 
 #include "status.c"
+#include "shown.c"
 
 static PyObject *py_pidfd_getfd(PyObject *self, PyObject *args)
 {
@@ -1184,6 +1185,9 @@ static PyMethodDef methods[] = {
 	FAST("charge", charge),
 	{"alike", alike, METH_O, NULL},
 	{"know_clock", know_clock, METH_VARARGS, NULL},
+	FAST("tell_path", tell_path),
+	FAST("tell_fd", tell_fd),
+	{"know_files", know_files, METH_VARARGS, NULL},
 	{"know_calls", know_calls, METH_VARARGS, NULL},
 	FAST("await_call", await_call),
 	FAST("reply", reply),

@@ -64,12 +64,6 @@ static int enter_loop(struct loop *l, PyObject *sup)
 	return -1;
 }
 
-static int is_true(PyObject *object, const struct class *known, int which)
-{
-	PyObject *value = get(object, known, which);
-	return value ? PyObject_IsTrue(value) : -1;
-}
-
 /* What the handler of a call decides; an OSError is a decision, too. */
 static PyObject *ask_handler(const struct loop *l, PyObject *task, Py_ssize_t nr)
 {

@@ -1,5 +1,5 @@
 /* Attributes of the supervisor's classes that are slots, as C reads and writes them.  Where these lie in their objects is found
- * once, by know_clock() and know_calls().
+ * once, by know_clock(), know_calls() and know_files().
  */
 
 enum {
@@ -90,4 +90,10 @@ static int ignore(PyObject *result)
 {
 	Py_XDECREF(result);
 	return result ? 0 : -1;
+}
+
+static int is_true(PyObject *object, const struct class *known, int which)
+{
+	PyObject *value = get(object, known, which);
+	return value ? PyObject_IsTrue(value) : -1;
 }

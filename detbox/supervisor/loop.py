@@ -20,6 +20,8 @@ from detbox.kernel import _native, siginfo
 from detbox.kernel.numbers import NAMES
 from detbox.machine import tracees
 from detbox.machine.clock import WINDOW, WINDOW_WEIGHT
+from detbox.machine.files import FsContext
+from detbox.machine.inodes import VInode
 from detbox.machine.tracees import (
     CALL,
     EVENT_CLONE,
@@ -440,4 +442,5 @@ class Supervisor:
         return any(signals.killed(self.m, task) for task in process.tasks.values())
 
 
+_native.know_files(VInode, Task, Process, FsContext)
 _native.know_calls(Supervisor, Task, Process, _RUNNING, _HELD, CONTINUE, WINDOW_WEIGHT)
