@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,13 +37,19 @@ class Asking:
         process.fs = FsContext(machine, pid)
         self.task = Task(pid, process, "1")
         self.buffer = ctypes.create_string_buffer(144)
+        self.page = mmap.mmap(-1, mmap.PAGESIZE)  # a path that reaches into the next page is left to others, too
 
     def told(self, name: str, *, follow: bool = True, dirfd: int = AT_FDCWD) -> bytes | int | None:
-        path = ctypes.create_string_buffer(os.fsencode(name))
-        return self._result(_native.tell_path(*self._known(), dirfd, ctypes.addressof(path), self._at, follow))
+        return self._result(_native.tell_path(*self._known(), dirfd, self.path(name), self._at, follow))
 
     def told_fd(self, fd: int) -> bytes | int | None:
         return self._result(_native.tell_fd(*self._known(), fd, self._at))
+
+    def path(self, name: str | Path, before_end: int = mmap.PAGESIZE) -> int:
+        """The address of a path that begins so many bytes before the end of its page."""
+        text, at = os.fsencode(name) + b"\0", mmap.PAGESIZE - before_end
+        self.page[at : at + len(text)] = text
+        return ctypes.addressof(ctypes.c_char.from_buffer(self.page)) + at
 
     def _known(self) -> tuple[Any, ...]:
         return self.inodes.table, self.inodes.odd_devs, EPOCH_NS, self.task
@@ -137,8 +144,15 @@ def test_what_is_special_is_left_to_others(asking: Asking) -> None:
 
 def test_what_cannot_be_read_or_written(asking: Asking) -> None:
     asking.seen("plain")
-    path = ctypes.create_string_buffer(os.fsencode(asking.base / "plain"))
+    path = asking.path(asking.base / "plain")
     assert _native.tell_path(*asking._known(), AT_FDCWD, 16, asking._at, True) is None
-    assert _native.tell_path(*asking._known(), AT_FDCWD, ctypes.addressof(path), 16, True) is None
-    asking.task.text_at = ctypes.addressof(path)
-    assert _native.tell_path(*asking._known(), AT_FDCWD, ctypes.addressof(path), asking._at, True) is None
+    assert _native.tell_path(*asking._known(), AT_FDCWD, path, 16, True) is None
+    asking.task.text_at = path
+    assert _native.tell_path(*asking._known(), AT_FDCWD, path, asking._at, True) is None
+
+
+def test_a_path_may_end_with_its_page(asking: Asking) -> None:
+    asking.seen("plain")
+    place = asking.base / "plain"
+    path = asking.path(place, len(os.fsencode(place)) + 1)
+    assert _native.tell_path(*asking._known(), AT_FDCWD, path, asking._at, True) == 0
