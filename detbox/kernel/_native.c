@@ -1168,6 +1168,7 @@ static PyObject *set_signal(PyObject *self, PyObject *args)
 #include "translate.c"
 #include "loops.c"
 #include "turns.c"
+#include "relay.c"
 
 #define FAST(name, fn) {name, (PyCFunction)(void (*)(void))fn, METH_FASTCALL, NULL}
 static PyMethodDef methods[] = {
@@ -1176,6 +1177,7 @@ static PyMethodDef methods[] = {
 	FAST("read_cstr", read_cstr),
 	FAST("take_turns", take_turns),
 	FAST("still_held", still_held),
+	{"relay", relay, METH_VARARGS, NULL},
 	FAST("descriptors", descriptors),
 	FAST("restricted", restricted),
 	{"forget_ways", forget_ways, METH_NOARGS, NULL},

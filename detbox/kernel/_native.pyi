@@ -11,6 +11,15 @@ def read_cstr(tid: int, addr: int, /) -> bytes: ...
 def take_turns(
     tid: int, instructions: bytes, start: int, code: bytes, registers: bytes, commit: bool, /
 ) -> tuple[bytes] | tuple[bytes, bytes, tuple[tuple[int, bytes], ...]] | None: ...
+def relay(
+    events: tuple[int, int, int],
+    threads: tuple[tuple[Any, ...], ...],
+    loops: tuple[tuple[int, bytes, int, bytes], ...],
+    page: ClockPage,
+    time: tuple[int, int, int],
+    crowd: int,
+    /,
+) -> Any: ...
 def still_held(tid: int, watched: tuple[tuple[int, bytes], ...], /) -> bool: ...
 def restricted(
     dir_fd: int | None, path: bytes, end: int, known: bool, follow: bool, /

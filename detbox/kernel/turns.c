@@ -5,7 +5,8 @@
  * instruction, memory that cannot be read, a loop that does not come back to a state within some turns) gives no result,
  * and the thread is walked.
  */
-enum { TURN_CELLS = 64, TURN_SPANS = 64, TURN_MOST = 6, TURN_STEPS = 600, TURN_PATH = 256 };
+enum { TURN_BLOCKS = 16, TURN_BLOCK = 256, /* bytes: no part of a block is missing */
+       TURN_CELLS = 64, TURN_SPANS = 64, TURN_MOST = 6, TURN_STEPS = 600, TURN_PATH = 256 };
 
 /* Numbers of words in struct user_regs_struct. */
 enum { W_RBP = 4, W_RAX = 10, W_RIP = 16, W_EFLAGS = 18, W_RSP = 19, W_NONE = 255 };
@@ -31,13 +32,16 @@ struct turn_instruction {
 /* Eight aligned bytes of the thread's memory: as they are, as they have become, and at the head of the turn before. */
 struct turn_cell { uint64_t at, original, value, before; uint8_t stored, changed, locked; };
 struct turn_span { uint64_t at, length; };
+/* What has been read: a call costs as much for eight bytes as for some hundreds. */
+struct turn_block { uint64_t at; unsigned char held[TURN_BLOCK]; };
 
 struct turns {
 	pid_t tid;
 	uint64_t r[sizeof(struct user_regs_struct) / 8];
 	struct turn_cell cells[TURN_CELLS];
 	struct turn_span spans[TURN_SPANS];
-	int cell_count, span_count, bad;
+	struct turn_block blocks[TURN_BLOCKS];
+	int block_count, cell_count, span_count, bad;
 };
 
 static uint64_t low_bits(uint64_t value, int width)
@@ -45,13 +49,28 @@ static uint64_t low_bits(uint64_t value, int width)
 	return width == 8 ? value : value & ((1ULL << 8 * width) - 1);
 }
 
+static const struct turn_block *turn_block(struct turns *t, uint64_t at)
+{
+	at &= ~(uint64_t)(TURN_BLOCK - 1);
+	for (int i = 0; i < t->block_count; i++)
+		if (t->blocks[i].at == at) return &t->blocks[i];
+	if (t->block_count == TURN_BLOCKS) t->block_count = 0;
+	struct turn_block *block = &t->blocks[t->block_count];
+	struct iovec l = {block->held, TURN_BLOCK}, r = {(void *)at, TURN_BLOCK};
+	if (process_vm_readv(t->tid, &l, 1, &r, 1, 0) != TURN_BLOCK) return NULL;
+	block->at = at;
+	t->block_count++;
+	return block;
+}
+
 static struct turn_cell *turn_cell(struct turns *t, uint64_t at)
 {
 	for (int i = 0; i < t->cell_count; i++)
 		if (t->cells[i].at == at) return &t->cells[i];
-	uint64_t word = 0;
-	struct iovec l = {&word, 8}, r = {(void *)at, 8};
-	if (t->cell_count == TURN_CELLS || process_vm_readv(t->tid, &l, 1, &r, 1, 0) != 8) { t->bad = 1; return NULL; }
+	uint64_t word;
+	const struct turn_block *block = turn_block(t, at);
+	if (t->cell_count == TURN_CELLS || !block) { t->bad = 1; return NULL; }
+	memcpy(&word, block->held + (at & (TURN_BLOCK - 1)), 8);
 	t->cells[t->cell_count] = (struct turn_cell){at, word, word, word, 0, 0, 0};
 	return &t->cells[t->cell_count++];
 }
@@ -281,93 +300,131 @@ static PyObject *held_in(struct turns *t)
 	return all;
 }
 
+/* A loop's instructions, its head first, and what is to be at `start`, breakpoints and all. */
+struct turn_loop {
+	const struct turn_instruction *all;
+	Py_ssize_t count, size;
+	const char *code;
+	unsigned long start;
+};
+
+enum { NO_TURNS, LOOP_LEFT, LOOP_SPINS };
+
+static int turn_loop(struct turn_loop *l, PyObject *instructions, PyObject *start, PyObject *code)
+{
+	if (!PyBytes_Check(instructions) || !PyBytes_Check(code)) {
+		PyErr_SetString(PyExc_TypeError, "a loop is its instructions, where it starts and its code");
+		return -1;
+	}
+	l->all = (const void *)PyBytes_AS_STRING(instructions);
+	l->count = PyBytes_GET_SIZE(instructions) / (Py_ssize_t)sizeof *l->all;
+	l->size = PyBytes_GET_SIZE(code);
+	l->code = PyBytes_AS_STRING(code);
+	l->start = PyLong_AsUnsignedLongMask(start);
+	return PyErr_Occurred() ? -1 : 0;
+}
+
+/* Where a thread gets to that is at the head, with the registers `t->r`: nothing of it is changed yet.  It goes the path
+ * (numbers of instructions) over and over again if it spins. */
+static int go_round(struct turns *t, const struct turn_loop *l, unsigned char *path, int *went)
+{
+	uint64_t before[sizeof t->r / 8];
+	unsigned char code[4096];
+	int length = 0, steps = 0, turn = 0, spins = 0, low = 0;
+	const struct turn_instruction *all = l->all, *end = all + l->count, *i;
+	struct iovec here = {code, (size_t)l->size}, there = {(void *)l->start, (size_t)l->size};
+	t->block_count = t->cell_count = t->span_count = t->bad = 0;
+	if (!l->count || l->count > TURN_PATH || l->size > (Py_ssize_t)sizeof code) return NO_TURNS;
+	if (process_vm_readv(t->tid, &here, 1, &there, 1, 0) != l->size || memcmp(code, l->code, (size_t)l->size)) return NO_TURNS;
+	uint64_t head = all->address;
+	if (t->r[W_RIP] != head) return NO_TURNS;
+	for (i = all; !t->bad; i++) {
+		if (i >= end || i->address != t->r[W_RIP])
+			for (i = all; i < end && i->address != t->r[W_RIP]; i++);
+		if (i == end) break; /* it has left the loop */
+		if (i == all) {
+			if (turn && (spins = same_as_before(t, before))) break;
+			if (turn++ == TURN_MOST) return NO_TURNS;
+			memcpy(before, t->r, sizeof before);
+			t->span_count = length = low = 0;
+			for (int c = 0; c < t->cell_count; c++) {
+				t->cells[c].changed = t->cells[c].value != t->cells[c].original;
+				t->cells[c].locked = 0;
+			}
+		}
+		if (++steps > TURN_STEPS || length == TURN_PATH) return NO_TURNS;
+		low |= i->address < head;
+		path[length++] = (unsigned char)(i - all);
+		turn_step(t, i);
+	}
+	/* The state that it is parked in has the lowest address, and of locks that it takes and gives back as few as possible. */
+	if (t->bad || (spins && low)) return NO_TURNS;
+	for (int c = 0; spins && c < t->cell_count; c++)
+		if (t->cells[c].locked && t->cells[c].changed) return NO_TURNS;
+	*went = length;
+	return spins ? LOOP_SPINS : LOOP_LEFT;
+}
+
 /* take_turns(tid, instructions, start, code, registers, commit): of a stopped thread that is at the first instruction.
- * `code`: what is to be at `start`, breakpoints and all.
  * None: it has to be walked.  (registers,): it has left the loop, and has them now.  (registers, path, watched): it spins,
- * is at the loop's head, and goes the path (numbers of instructions) over and over again as long as the memory holds that.
+ * is at the loop's head, and goes the path over and over again as long as the memory holds that.
  * Without `commit` the thread is left as it is. */
 static PyObject *take_turns(PyObject *self, PyObject *const *args, Py_ssize_t n)
 {
 	static struct turns t;
-	uint64_t before[sizeof t.r / 8];
-	unsigned char path[TURN_PATH], code[4096];
-	int length = 0, steps = 0, turn = 0, spins = 0, low = 0;
-	if (n != 6 || !PyBytes_Check(args[1]) || !PyBytes_Check(args[3]) || !PyBytes_Check(args[4])
-	    || PyBytes_GET_SIZE(args[4]) != (Py_ssize_t)sizeof t.r) {
+	struct turn_loop l;
+	unsigned char path[TURN_PATH];
+	int length = 0;
+	if (n != 6 || !PyBytes_Check(args[4]) || PyBytes_GET_SIZE(args[4]) != (Py_ssize_t)sizeof t.r) {
 		PyErr_SetString(PyExc_TypeError, "take_turns(tid, instructions, start, code, registers, commit)");
 		return NULL;
 	}
-	const struct turn_instruction *all = (const void *)PyBytes_AS_STRING(args[1]), *end, *i;
-	Py_ssize_t count = PyBytes_GET_SIZE(args[1]) / (Py_ssize_t)sizeof *all, size = PyBytes_GET_SIZE(args[3]);
+	if (turn_loop(&l, args[1], args[2], args[3])) return NULL;
 	t.tid = (pid_t)PyLong_AsLong(args[0]);
-	unsigned long start = PyLong_AsUnsignedLongMask(args[2]);
-	int commit = PyObject_IsTrue(args[5]);
+	int commit = PyObject_IsTrue(args[5]), found;
 	if (PyErr_Occurred()) return NULL;
 	memcpy(t.r, PyBytes_AS_STRING(args[4]), sizeof t.r);
-	t.cell_count = t.span_count = t.bad = 0;
-	end = all + count;
-	struct iovec l = {code, (size_t)size}, r = {(void *)start, (size_t)size};
-	if (!count || count > TURN_PATH || size > (Py_ssize_t)sizeof code) Py_RETURN_NONE;
-	if (process_vm_readv(t.tid, &l, 1, &r, 1, 0) != size || memcmp(code, PyBytes_AS_STRING(args[3]), (size_t)size)) Py_RETURN_NONE;
-	uint64_t head = all->address;
-	if (t.r[W_RIP] != head) Py_RETURN_NONE;
-	for (i = all; !t.bad; i++) {
-		if (i >= end || i->address != t.r[W_RIP])
-			for (i = all; i < end && i->address != t.r[W_RIP]; i++);
-		if (i == end) break; /* it has left the loop */
-		if (i == all) {
-			if (turn && (spins = same_as_before(&t, before))) break;
-			if (turn++ == TURN_MOST) Py_RETURN_NONE;
-			memcpy(before, t.r, sizeof before);
-			t.span_count = length = low = 0;
-			for (int c = 0; c < t.cell_count; c++) {
-				t.cells[c].changed = t.cells[c].value != t.cells[c].original;
-				t.cells[c].locked = 0;
-			}
-		}
-		if (++steps > TURN_STEPS || length == TURN_PATH) Py_RETURN_NONE;
-		low |= i->address < head;
-		path[length++] = (unsigned char)(i - all);
-		turn_step(&t, i);
-	}
-	/* The state that it is parked in has the lowest address, and of locks that it takes and gives back as few as possible. */
-	if (t.bad || (spins && low)) Py_RETURN_NONE;
-	for (int c = 0; spins && c < t.cell_count; c++)
-		if (t.cells[c].locked && t.cells[c].changed) Py_RETURN_NONE;
+	if (!(found = go_round(&t, &l, path, &length))) Py_RETURN_NONE;
 	if (commit) {
 		forget_thread();
 		if (turn_commit(&t)) Py_RETURN_NONE;
 		if (ptrace(PTRACE_SETREGS, t.tid, NULL, t.r)) return fail();
 	}
-	if (!spins) return Py_BuildValue("(y#)", (char *)t.r, (Py_ssize_t)sizeof t.r);
+	if (found == LOOP_LEFT) return Py_BuildValue("(y#)", (char *)t.r, (Py_ssize_t)sizeof t.r);
 	return Py_BuildValue("(y#y#N)", (char *)t.r, (Py_ssize_t)sizeof t.r, (char *)path, (Py_ssize_t)length, held_in(&t));
 }
 
-/* still_held(tid, ((address, bytes), ...)): whether memory holds that. */
-static PyObject *still_held(PyObject *self, PyObject *const *args, Py_ssize_t n)
+/* Whether a thread's memory still holds that: ((address, bytes), ...); -1 with an exception. */
+static int is_still_held(pid_t tid, PyObject *watched)
 {
 	char now[4096];
 	struct iovec r[TURN_SPANS], l = {now, 0};
-	if (n != 2 || !PyTuple_Check(args[1])) { PyErr_SetString(PyExc_TypeError, "still_held(tid, watched)"); return NULL; }
-	pid_t tid = (pid_t)PyLong_AsLong(args[0]);
-	Py_ssize_t count = PyTuple_GET_SIZE(args[1]);
+	Py_ssize_t count = PyTuple_GET_SIZE(watched);
 	for (Py_ssize_t done = 0, i = 0; done < count; done = i) {
 		for (i = done, l.iov_len = 0; i < count && i - done < TURN_SPANS; i++) {
-			PyObject *one = PyTuple_GET_ITEM(args[1], i), *held = PyTuple_GET_ITEM(one, 1);
+			PyObject *one = PyTuple_GET_ITEM(watched, i), *held = PyTuple_GET_ITEM(one, 1);
 			size_t size = (size_t)PyBytes_GET_SIZE(held);
 			if (l.iov_len + size > sizeof now) break;
 			r[i - done] = (struct iovec){(void *)PyLong_AsUnsignedLongMask(PyTuple_GET_ITEM(one, 0)), size};
 			l.iov_len += size;
 		}
-		if (PyErr_Occurred()) return NULL;
-		if (i == done) { PyErr_SetString(PyExc_ValueError, "too long"); return NULL; }
-		if (process_vm_readv(tid, &l, 1, r, (unsigned long)(i - done), 0) != (ssize_t)l.iov_len) Py_RETURN_FALSE;
+		if (PyErr_Occurred()) return -1;
+		if (i == done) { PyErr_SetString(PyExc_ValueError, "too long"); return -1; }
+		if (process_vm_readv(tid, &l, 1, r, (unsigned long)(i - done), 0) != (ssize_t)l.iov_len) return 0;
 		const char *at = now;
 		for (Py_ssize_t k = done; k < i; k++) {
-			PyObject *held = PyTuple_GET_ITEM(PyTuple_GET_ITEM(args[1], k), 1);
-			if (memcmp(at, PyBytes_AS_STRING(held), (size_t)PyBytes_GET_SIZE(held))) Py_RETURN_FALSE;
+			PyObject *held = PyTuple_GET_ITEM(PyTuple_GET_ITEM(watched, k), 1);
+			if (memcmp(at, PyBytes_AS_STRING(held), (size_t)PyBytes_GET_SIZE(held))) return 0;
 			at += PyBytes_GET_SIZE(held);
 		}
 	}
-	Py_RETURN_TRUE;
+	return 1;
+}
+
+/* still_held(tid, watched): the same. */
+static PyObject *still_held(PyObject *self, PyObject *const *args, Py_ssize_t n)
+{
+	if (n != 2 || !PyTuple_Check(args[1])) { PyErr_SetString(PyExc_TypeError, "still_held(tid, watched)"); return NULL; }
+	int held = is_still_held((pid_t)PyLong_AsLong(args[0]), args[1]);
+	return held < 0 || PyErr_Occurred() ? NULL : PyBool_FromLong(held);
 }

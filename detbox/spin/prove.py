@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Container
+from collections.abc import Container
 from typing import NamedTuple
 
+from detbox.kernel import _native
 from detbox.spin.induction import repeats
 from detbox.spin.leaper import Leaper
 from detbox.spin.stepper import OFFSET, Stepper, register
@@ -40,16 +41,12 @@ class Spin(NamedTuple):
     saved: int = 0
     settled: bool = False
 
-    def unchanged(self, read: Callable[[int, int], bytes]) -> bool:
+    def unchanged(self, tid: int) -> bool:
         """Whether the parked thread would still spin: it costs no step.
 
-        ``read(address, length)`` reads the guest's memory.  The state is fixed by
-        registers, which nobody changes, and by the memory watched.
+        The state is fixed by registers, which nobody changes, and by the memory watched.
         """
-        try:
-            return all(read(address, len(held)) == held for address, held in self.watched)
-        except OSError:
-            return False
+        return _native.still_held(tid, self.watched)
 
 
 class NotSpin(NamedTuple):

@@ -111,6 +111,11 @@ class LoopTable:
         """Whether the address space has, or had, a breakpoint in it."""
         return mm in self._loops
 
+    def quick(self, mm: Hashable) -> list[Loop]:
+        """The loops with a breakpoint at which no walk is needed."""
+        loops = self._loops.get(mm, {}).values()
+        return [loop for loop in loops if loop.armed and loop.turns is not None and loop.turns.known]
+
     def at(self, mm: Hashable, rip: int) -> Loop | None:
         """The loop whose breakpoint is at the program counter, not yet executed."""
         loop = self._loops.get(mm, {}).get(rip)
@@ -155,7 +160,7 @@ def visit(table: LoopTable, mm: Hashable, stepper: Stepper) -> Verdict | None:
 def enter(table: LoopTable, mm: Hashable, loop: Loop, stepper: Stepper) -> Verdict:
     """The same for a thread whose program counter is the loop's address."""
     loop.visits += 1
-    if loop.turns is not None and loop.turns.checked and not loop.turns.hopeless:
+    if loop.turns is not None and loop.turns.known:
         taken = loop.turns.take(stepper)
         if taken is not None:
             loop.spins += _worth(taken[0], 1)

@@ -76,10 +76,19 @@ class Turns:
         if len(found) == 1:
             return NotSpin("the loop has been left", 1, left=True), found[0]
         then, path, watched = found
+        return self.spin(path, watched), then
+
+    def spin(self, path: bytes, watched: tuple[tuple[int, bytes], ...]) -> Spin:
+        """Of a thread that goes a path over and over again as long as its memory holds that."""
         addresses = self.paths.get(path)
         if addresses is None:
             addresses = self.paths[path] = frozenset(self.order[index] for index in path)
-        return Spin(self.order[0], len(path), addresses, watched, True, 1), then
+        return Spin(self.order[0], len(path), addresses, watched, True, 1)
+
+    @property
+    def known(self) -> bool:
+        """Whether a thread that arrives at the loop need not be walked."""
+        return self.checked and not self.hopeless
 
     @property
     def hopeless(self) -> bool:

@@ -106,6 +106,15 @@ class Counting:
             self._due(task) is not None or self.giving_way.waits(task) or self.others.waits(task)
         )
 
+    def rests(self, task: Task) -> bool:
+        """Whether a thread would not be counted now, nor later as long as nobody makes a call or is ready."""
+        process = task.process
+        if not self.others.concerned(task):
+            return True
+        if process.timed or any(timers.next_signal(each) for each in (process, *process.ancestors())):
+            return False
+        return not (self.giving_way.waits(task) or self.others.waits(task))
+
     @staticmethod
     def _due(task: Task) -> int | None:
         """In how many ns a timer of a thread's process sends its signal, if there is one for which it is counted."""

@@ -20,6 +20,7 @@ from detbox.supervisor import signals
 from detbox.supervisor.copying import LEFT
 from detbox.supervisor.gauge import GAUGE, LEAST, PER_US, TOO_LITTLE, Gauge
 from detbox.supervisor.stretch import PER_NS
+from detbox.supervisor.task import State
 
 if TYPE_CHECKING:
     from detbox.decision import Decision
@@ -37,6 +38,9 @@ ALLOWED, EARNED = 100_000, 20
 MOST_COUNTED, CALL = 1 << 36, 10_000
 #: Copies that may be made from one look to the next call.
 COPIES = 640
+#: From so many instructions of a stretch on a thread is looked at, since it may be one that spins, and how closely (see
+#: Pace in detbox.spin): at first, and at most.
+SPINS, LIMIT, CLOSEST = 8_000_000, 96, 4_000
 _PROGRAM = "followed program"  # in an address space's data
 #: In a task's data: how many more looks of a thread that is counted for another reason show what has been counted.
 SHOWN = "shown work"
@@ -126,9 +130,13 @@ class Following:
     def reached(self, task: Task) -> None:
         """What was to be counted of a stretch has been: more is."""
         gauge: Gauge = task.data[GAUGE]
-        self._count(task, gauge.budget)
+        counted = gauge.budget
+        self._count(task, counted)
         gauge.extend(self.copying.made(task))
-        if self._program(task).counted < self.most:
+        if counted > LEAST and self.sup.spinning.examine(task, min(LIMIT * counted // SPINS, CLOSEST)):
+            if task.state is State.PARKED:
+                self.end(task)
+        elif self._program(task).counted < self.most:
             self.copying.in_turn(task, lambda: self.sup.proceed(task))
         else:
             self.end(task)

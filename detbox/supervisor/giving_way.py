@@ -157,6 +157,29 @@ class GivingWay:
         account.rare += 1
         return True
 
+    def went_on(self, task: Task, times: int) -> None:
+        """The same as to begin so often, when there was no reason to count the thread."""
+        process = task.process
+        if not times or not process.counted or len(process.tasks) == 1:
+            return
+        account = self._account(task)
+        for calls in (1, times - 1):
+            account.calls += calls
+            account.over = not account.enough and _LONG_LOOPS not in process.data
+
+    def uncounted(self, tasks: list[Task]) -> int:
+        """How often a process's threads can begin now, and not be counted although others of them are ready."""
+        process = tasks[0].process
+        account: _Account | None = process.data.get(_ACCOUNT)
+        if account is None:
+            return 0
+        if not self._worthwhile(process, account):
+            return _MANY
+        rare = account.rare < RARE_CALLS and any(
+            account.kinds.get((each.tid, each.nr, each.args[0]), 0) < RARE for each in tasks
+        )
+        return 0 if account.enough or rare else (REGAINED - account.left) // EARNED
+
     def lets_go_first(self, task: Task) -> bool:
         """Whether those that a thread has woken go first: it is new, and not counted for the sake of ready ones."""
         new: dict[int, int] = task.process.data.get(_NEW, {})

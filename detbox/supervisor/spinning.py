@@ -7,18 +7,15 @@ with what it was; who sees a change is queued.  See docs/spin.md.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
 from detbox.decision import Decision, Park, Wake
 from detbox.handlers import dispositions
 from detbox.kernel import _native
-from detbox.kernel.numbers import NUMBERS
 from detbox.machine.tracees import is_traced
 from detbox.records import field, record
 from detbox.spin import (
@@ -38,9 +35,10 @@ from detbox.spin import (
 )
 from detbox.spin.decode import prepared
 from detbox.spin.pace import LONGEST_LIMIT
-from detbox.spin.stepper import OFFSET, RIP, register
+from detbox.spin.stepper import OFFSET, RIP, one_processor, register
 from detbox.supervisor import arming, signals
 from detbox.supervisor.owncode import OwnCode
+from detbox.supervisor.relay import SPIN_MOST_NS, SPIN_NS, Relay
 from detbox.supervisor.task import State
 
 if TYPE_CHECKING:
@@ -70,9 +68,6 @@ _SIGNAL_DELAY = 5.0
 _NOBODY, _PATIENCE_MS = -1, 20
 # A walk takes at most so many times the processor time of the supervisor alone: the kernel works for the other thread.
 _WALK_SHARE = 5
-# What a spin takes for each instruction of its loop before it is parked, in ns: some fifth of what it takes to
-# find.  Else no time would pass where two threads wait for each other in loops until a third one has slept.
-_SPIN_NS, _SPIN_MOST_NS = 5_000, 1_000_000
 #: The two forms of the instruction.
 _INT3 = (b"\xcc", b"\xcd\x03")
 _UNPREPARED = NotSpin("the disassembler has not been imported", 0)
@@ -96,24 +91,10 @@ class _Spinner:
     spin: Spin
     since: int
 
-
-@contextlib.contextmanager
-def _one_processor(tid: int) -> Iterator[None]:
-    """A thread is stepped from its own processor: to wake one on another costs 15 us a step more."""
-    here = bytearray(4)
-    _native.raw_syscall(NUMBERS["getcpu"], here, 0, 0)
-    cpu = {int.from_bytes(here, "little")}
-    places = {}
-    with contextlib.suppress(OSError):
-        for each in (0, tid):
-            places[each] = os.sched_getaffinity(each)
-            os.sched_setaffinity(each, cpu)
-    try:
-        yield
-    finally:
-        for each, place in places.items():
-            with contextlib.suppress(OSError):
-                os.sched_setaffinity(each, place)
+    @property
+    def watch(self) -> tuple[int, tuple[tuple[int, bytes], ...]]:
+        """Since when it waits, and for what."""
+        return self.since, self.spin.watched
 
 
 class Spinning:
@@ -125,6 +106,7 @@ class Spinning:
         self.parked: dict[Task, _Spinner] = {}
         self.proofs = 0
         self.visits = 0
+        self.relay = Relay(self)
         self._watch: _Watch | None = None
         sup.fork_hooks.append(self._on_fork)
         sup.exit_hooks.append(self._on_exit)
@@ -230,13 +212,13 @@ class Spinning:
                 return NotSpin("its turns are not alike", 0)
             if not prepared():
                 return _UNPREPARED
-            with _one_processor(task.tid):
+            with one_processor(task.tid):
                 return prove(walked, limit)
 
         verdict = attempt(self.loops, mm, stepper, prover)
         if isinstance(verdict, Spin) or not verdict.steps or not stepper.stepped or limit < _COUNTING_LIMIT:
             return verdict
-        with _one_processor(task.tid):
+        with one_processor(task.tid):
             verdict = attempt(self.loops, mm, stepper, lambda _: _prove_counting(stepper))
         if isinstance(verdict, Spin) and not (verdict.exact or verdict.settled):
             where = f"a loop at {min(verdict.addresses):#x} counts while it waits for another thread"
@@ -254,7 +236,7 @@ class Spinning:
             if not stepper.survey(pace.survey):
                 return NotSpin("its turns are not alike", 0)
             prepared(now=True)
-            with _one_processor(task.tid):
+            with one_processor(task.tid):
                 return prove(walked, limit)
 
         verdict = attempt(self.loops, task.process.mm, stepper, prover)
@@ -347,14 +329,18 @@ class Spinning:
             sup.on_stop(task.tid, stepper.status)
         elif isinstance(verdict, Spin):
             sup.guest_clock.settle()
-            self.parked[task] = _Spinner(verdict, sup.m.clock.now)
-            why = f"spins at {verdict.address:#x} on memory that nobody changes"
-            sup.m.scheduler.park(task, Park(_no_call, why=why, extra={"spin": True}))
+            self.park(task, verdict, sup.m.clock.now)
             self._await_cpu_timers(task)
-            sup.m.clock.advance(min(_SPIN_NS * len(verdict.addresses), _SPIN_MOST_NS))
+            sup.m.clock.advance(min(SPIN_NS * len(verdict.addresses), SPIN_MOST_NS))
             sup.m.clock.expire()
         else:
             sup.proceed(task)
+
+    def park(self, task: Task, spin: Spin, since: int) -> None:
+        """Hold a spinner that is where it is parked."""
+        self.parked[task] = _Spinner(spin, since)
+        why = f"spins at {spin.address:#x} on memory that nobody changes"
+        self.sup.m.scheduler.park(task, Park(_no_call, why=why, extra={"spin": True}))
 
     def release(self) -> None:
         """Queue every spinner whose memory has changed: called when the scheduler chooses."""
@@ -363,7 +349,7 @@ class Spinning:
         for task, spinner in list(self.parked.items()):
             if task.state is not State.PARKED:
                 del self.parked[task]
-            elif not spinner.spin.unchanged(task.read):
+            elif not spinner.spin.unchanged(task.tid):
                 self.let_go(task)
 
     def let_go(self, task: Task, *, signalled: bool = False) -> None:
@@ -374,10 +360,10 @@ class Spinning:
         self._charge(task)
         self.parked.pop(task, None)
         if self.sup.m.scheduler.withdraw(task) is not None:
-            then = partial(self.sup.cont, task, 0) if signalled else partial(self._again, task)
+            then = partial(self.sup.cont, task, 0) if signalled else partial(self.again, task)
             self.sup.m.scheduler.make_ready(task, then)
 
-    def _again(self, task: Task) -> None:
+    def again(self, task: Task) -> None:
         """Continue a spinner; its next turn is walked here, and not by way of the breakpoint.
 
         How far it is walked depends on what has been remembered: if it is counted, then from where it was parked.
@@ -393,6 +379,8 @@ class Spinning:
             loop = None
         if loop is None:
             self.sup.cont(task, 0)
+            return
+        if self.relay.take(task):
             return
         self.visits += 1
         self._settle(task, stepper, enter(self.loops, task.process.mm, loop, stepper))

@@ -100,7 +100,7 @@ def test_a_spin_is_proved_and_parked_at_one_state(programs: dict[str, Path], lev
             child.stop(0.004 + 0.0017 * attempt_number)
             verdict = prove(child.stepper)
             assert isinstance(verdict, Spin), verdict
-            assert verdict.unchanged(child.stepper.read)
+            assert verdict.unchanged(child.stepper.tid)
             assert verdict.steps <= 4 * verdict.period + 40
             parked.add((verdict.address, verdict.watched, child.stepper.registers()))
             child.go()
@@ -165,7 +165,7 @@ def test_loops_around_bounded_polls_are_spins(programs: dict[str, Path], level: 
             verdict = prove(child.stepper, 1000)
             assert isinstance(verdict, Spin), verdict
             assert verdict.bounded
-            assert verdict.unchanged(child.stepper.read)
+            assert verdict.unchanged(child.stepper.tid)
             assert child.stepper.read(child.variables[4], 4) == bytes(4), "parked with the lock"
             parked.add((verdict.address, verdict.watched, child.stepper.registers()))
             child.go()
@@ -203,9 +203,9 @@ def test_counting_spins_need_the_induction(programs: dict[str, Path], level: str
         verdict = prove_from(child.stepper)
         assert isinstance(verdict, Spin), verdict
         assert not verdict.exact
-        assert verdict.unchanged(child.stepper.read)
+        assert verdict.unchanged(child.stepper.tid)
         child.poke(2, b"\4\0\0\0")
-        assert not verdict.unchanged(child.stepper.read)
+        assert not verdict.unchanged(child.stepper.tid)
         child.go()
         assert child.process.wait(5) == 0
 
@@ -219,9 +219,9 @@ def _told(program: Path, loop: str, after: float) -> bytes:
         settled = settle(child.stepper, found)
         if settled is None:
             return b""
-        assert settled.settled and settled.unchanged(child.stepper.read)
+        assert settled.settled and settled.unchanged(child.stepper.tid)
         child.poke(2, b"\4\0\0\0")
-        assert not settled.unchanged(child.stepper.read)
+        assert not settled.unchanged(child.stepper.tid)
         child.go()
         assert child.process.stdout is not None
         return child.process.stdout.read()
@@ -256,7 +256,7 @@ def test_release(programs: dict[str, Path], level: str) -> None:
         verdict = prove(child.stepper)
         assert isinstance(verdict, Spin)
         child.poke(1, b"\0\1\1\1")
-        assert not verdict.unchanged(child.stepper.read)
+        assert not verdict.unchanged(child.stepper.tid)
         child.go()
         assert child.process.wait(5) == 0
 
