@@ -161,6 +161,29 @@ static void shows(pid_t pid, const char *line)
     close(fd);
 }
 
+static volatile sig_atomic_t ticks;
+
+static void tick(int signo)
+{
+    (void)signo;
+    ticks++;
+}
+
+/* Its timer's signals come while it computes, after as much work in each run. */
+static void timed(void)
+{
+    struct itimerval every = {{0, 2000}, {0, 2000}};
+    volatile unsigned long work = 0;
+    char text[64];
+    signal(SIGALRM, tick);
+    CHECK(setitimer(ITIMER_REAL, &every, NULL) == 0);
+    strict();
+    while (ticks < 5)
+        work++;
+    write(1, text, (size_t)snprintf(text, sizeof text, "work in five ticks: %lu\n", work));
+    leave(13);
+}
+
 static void said(char byte)
 {
     char got = 0;
@@ -207,5 +230,6 @@ int main(void)
         usleep(1000);
     CHECK(waitpid(pid, &status, 0) == pid && status == 12 << 8);
     said('c');
+    CHECK(end_of(timed) == 13 << 8);
     return done();
 }
