@@ -5,6 +5,7 @@ one piece of memory of the guest's that this module writes through a :class:`Mem
 
 Processes that were forked from one another execute the same code at the same addresses, so they have a
 :class:`Library` in common: what one of them has made the others are given when they next come to what they do not have.
+Where they have loaded different libraries at one address, the copies of all other code are still in common.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Protocol
 
 from detbox.counted import slots
 from detbox.counted.slots import COUNTER, INDEX_BITS, LOOKUP, TABLE, TARGET
-from detbox.counted.translate import AFTER_CALL, CALL_WEIGHT, LONGEST, Copy, Exit, Mark
+from detbox.counted.translate import AFTER_CALL, CALL_WEIGHT, LONGEST, Copy, Exit, Mark, jumps_to
 from detbox.kernel import _native
 from detbox.machine.constants import COPIES
 
@@ -32,6 +33,9 @@ _CODE = 0x500000
 _MOST_PAIRS = _PAIRS // 4 * 3  # the way to an empty place grows without bound in a table that is nearly full
 _BATCH = 1 << 20  # more than the copies take that are made at once
 _PAGE = 4096
+_IN_PAGE = -_PAGE  # leaves of an address where its page begins
+#: So many libraries are kept that have parted with one.
+_MOST_PARTED = 16
 _WORD, _PAIR, _COUNT = struct.Struct("<Q"), struct.Struct("<QQ"), struct.Struct("<q")
 
 
@@ -46,6 +50,9 @@ class Memory(Protocol):
 
     def write_all(self, pieces: list[tuple[int, bytes]]) -> None:
         """Write the second of each pair to the first: OSError(EFAULT)."""
+
+    def occupied(self) -> int:
+        """The highest address of a copy that a thread may be in."""
 
 
 class Library:
@@ -67,6 +74,8 @@ class Library:
         self.pages: dict[int, bytes] = {}  # of code, in the order in which they were first copied from
         self.table: dict[int, int] = {}  # what the pairs in the table are for, by their places in it
         self.writes = array("Q")  # where something was changed in the text and in the table
+        #: Those that have parted with it, and the end of what they have in common.
+        self._parted: list[tuple[int, Library]] = []
 
     @property
     def end(self) -> int:
@@ -80,6 +89,31 @@ class Library:
         new.places, new.made, new.plain = self.places[:count], self.made[:count], self.plain
         new.text = self.text[: end - PLACE - _CODE]
         return new
+
+    def part(self, pages: set[int]) -> Library:
+        """One to go on with where the code in some pages is another: nothing leads to the copies of what was there."""
+        new = self.without(self.end)
+        gone = {each for each in self.copies if each & _IN_PAGE in pages or each + LONGEST - 1 & _IN_PAGE in pages}
+        new.copies = {address: at for address, at in self.copies.items() if address not in gone}
+        new.pages = {page: held for page, held in self.pages.items() if page not in pages}
+        new.waiting = dict(self.waiting)
+        for address in dict.fromkeys(self.table.values()):
+            if address not in gone:
+                new.pair(address)
+        for at, stop, target, counted in jumps_to(gone, self.made):
+            new.lead(at, struct.pack("<i", stop - (at + 4)))
+            new.waiting[target] = (*new.waiting.get(target, ()), at << 1 | counted)
+        new.writes = array("Q")  # who takes it takes all of it
+        self._parted.append((self.end, new))
+        del self._parted[:-_MOST_PARTED]
+        return new
+
+    def parted(self, occupied: int) -> Iterator[Library]:
+        """Those that have parted with it, or with one of these, and have what is at a place in common with it."""
+        for common, library in self._parted:
+            if common > occupied:
+                yield library
+                yield from library.parted(occupied)
 
     def index(self, address: int) -> int:
         """Of the copy that an address lies in; -1: it lies before all of them."""
@@ -114,6 +148,11 @@ class Library:
             self.writes.append(place)
         self.table[index] = address
         return place, _PAIR.pack(address, self.copies[address])
+
+    def table_for(self, elsewhere: set[int]) -> dict[int, bytes]:
+        """All pairs, by their places; not for code in ``elsewhere``."""
+        wanted = ((index, each) for index, each in self.table.items() if each - each % _PAGE not in elsewhere)
+        return {PLACE + _TABLE + 16 * index: _PAIR.pack(address, self.copies[address]) for index, address in wanted}
 
     def pairs(self, pages: set[int], end: int) -> list[tuple[int, bytes]]:
         """The pairs for code in some pages, for whom has the copies before ``end``."""
@@ -178,8 +217,11 @@ class Copies:
         same = all(any(first <= start and end <= last for first, last in self._ranges) for start, end in before)
         elsewhere = {page for page in islice(self._library.pages, self._pages) if self._around(page) is None}
         come, self._elsewhere = self._elsewhere - elsewhere, elsewhere
-        if not (same and self._same(memory, 0, self._pages)):
+        if not same:
             self.forget(memory)
+            return False
+        if not self._same(memory, 0, self._pages):
+            self._part(memory)
             return False
         if come and (pairs := self._library.pairs(come, self._end)):
             memory.write_all(pairs)
@@ -204,12 +246,36 @@ class Copies:
         if self._pages < pages:
             self._look_around(islice(library.pages, self._pages, pages))
             if not self._same(memory, self._pages, pages):
-                self.forget(memory)
+                self._part(memory)
                 return
         text = bytes(memoryview(library.text)[self._end - PLACE - _CODE :])
         changed = list(library.since(self._writes, self._end, self._elsewhere))
         memory.write_all([(self._end, text), *changed] if text else changed)
         self._end, self._writes, self._pages = library.end, writes, pages
+
+    def _part(self, memory: Memory) -> None:
+        """Some code is another than what the library has copies of: go on with one that has none of that."""
+        read: dict[int, bytes | None] = {}
+        parted = self._library.parted(memory.occupied())
+        library = next((each for each in parted if not self._others(memory, each, read)), None)
+        if library is None:
+            library = self._library.part(self._others(memory, self._library, read))
+        before, now = self._library.table, library.table_for(self._elsewhere)
+        empty = {PLACE + _TABLE + 16 * index: bytes(16) for index in before}
+        memory.write_all([(PLACE + _CODE, bytes(library.text)), *(empty | now).items()])
+        self._library = library
+        self._end, self._writes, self._pages = library.end, len(library.writes), len(library.pages)
+
+    def _others(self, memory: Memory, library: Library, read: dict[int, bytes | None]) -> set[int]:
+        """The pages of a library that are others here; ``read``: what has been read of the memory."""
+        self._look_around(page for page in library.pages if page not in self._elsewhere)
+        for page in library.pages:
+            if page not in read and page not in self._elsewhere:
+                try:
+                    read[page] = memory.read(page, _PAGE)
+                except OSError:
+                    read[page] = None
+        return {page for page, held in library.pages.items() if page in read and read[page] != held}
 
     def _look_around(self, pages: Iterable[int]) -> None:
         """See which of some pages are of unchanging code."""
@@ -352,3 +418,4 @@ class Copies:
 
     def _around(self, address: int) -> tuple[int, int] | None:
         return next((each for each in self._ranges if each[0] <= address < each[1]), None)
+

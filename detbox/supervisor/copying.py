@@ -14,7 +14,7 @@ from detbox.kernel.numbers import NUMBERS
 from detbox.policy import BY_NUMBER, TABLE, Action
 from detbox.spin import PtraceStepper
 from detbox.spin.stepper import OFFSET, RIP, register
-from detbox.supervisor.copymemory import TaskMemory, make_room
+from detbox.supervisor.copymemory import INSIDE, TaskMemory, make_room
 from detbox.supervisor.gauge import GAUGE, GAUGE_WEIGHT, Gauge
 from detbox.supervisor.stretch import STRETCH, Stretch
 from detbox.supervisor.task import State
@@ -41,7 +41,6 @@ EXPIRED = "counting_expired"
 AHEAD = 12
 #: Of a process that has executed so many instructions that cannot be copied it is assumed that it generates code.
 FEW_STEPS = 100
-_INSIDE = "counting_inside"  # in a task's data: it runs in a copy, or has made its call there
 _LEAVING = "counting_leaving"  # in a task's data: it is to go on in its own code as soon as it stops
 _STEPPED = "counting_steps"  # in a process's data: steps made in its life
 _WORTH = "counting_steps_worth"  # in a process's data: what they have counted of STEPS
@@ -118,7 +117,7 @@ class Copying:
 
     @staticmethod
     def _on_exec(m: Machine, task: Task) -> None:
-        for key in (_INSIDE, _LEAVING):
+        for key in (INSIDE, _LEAVING):
             task.data.pop(key, None)
         task.process.data.pop(_FAMILY, None)
 
@@ -135,7 +134,7 @@ class Copying:
     @staticmethod
     def inside(task: Task) -> bool:
         """Whether a thread runs in a copy."""
-        return _INSIDE in task.data
+        return INSIDE in task.data
 
     def begin(self, task: Task, left: int) -> None:
         """Let a thread go on that is stopped in its own code, for ``left`` instructions or up to its next call."""
@@ -159,9 +158,9 @@ class Copying:
 
     def in_call(self, task: Task) -> bool:
         """Whether a thread has made its call in a copy, where it will go on."""
-        if _INSIDE in task.data and not Copies.inside(task.ip):
-            del task.data[_INSIDE]
-        return _INSIDE in task.data
+        if INSIDE in task.data and not Copies.inside(task.ip):
+            del task.data[INSIDE]
+        return INSIDE in task.data
 
     def before_return(self, task: Task, left: int) -> None:
         """A thread that has made its call in a copy goes on there, for so many instructions (0: it is to leave)."""
@@ -180,7 +179,7 @@ class Copying:
 
     def come_out(self, task: Task) -> None:
         """A thread is stopped at the end of a call, or is new: it is to go on in its own code, if it was in a copy."""
-        inside, copies = task.data.pop(_INSIDE, None), self._copies.get(task.process.mm)
+        inside, copies = task.data.pop(INSIDE, None), self._copies.get(task.process.mm)
         task.data.pop(_LEAVING, None)
         if copies is None:
             return
@@ -192,7 +191,7 @@ class Copying:
         if mark is not None:
             self._put(task, regs, mark)
         elif inside:
-            task.data[_INSIDE] = True
+            task.data[INSIDE] = True
             self.surface(task)
 
     @staticmethod
@@ -266,7 +265,7 @@ class Copying:
             if entry is not None:
                 copies.set_left(memory, left)
                 self._at(task, entry)
-                task.data[_INSIDE] = True
+                task.data[INSIDE] = True
                 self.sup.cont(task, 0)
                 return
             if gauge is not None:
@@ -324,7 +323,7 @@ class Copying:
 
     def on_trap(self, task: Task) -> bool:
         """A SIGTRAP stop; True if it was at a breakpoint in a copy, and has been dealt with."""
-        if _INSIDE not in task.data:
+        if INSIDE not in task.data:
             return False
         memory, copies = self._memory(task), self._copies[task.process.mm]
         address = register(_native.get_regs(task.tid), RIP)
@@ -336,7 +335,7 @@ class Copying:
         self._prepare(task, copies)
         left = task.data.pop(LEFT, 0)
         if task.data.pop(_LEAVING, False):
-            del task.data[_INSIDE]
+            del task.data[INSIDE]
             self._at(task, why.target)
             if left:
                 self._go_on(task, left)
@@ -345,13 +344,13 @@ class Copying:
             return True
         gauge: Gauge | None = task.data.get(GAUGE)
         if gauge is not None and not gauge.may_go_on(copies.made, copies.left(memory)):
-            del task.data[_INSIDE]
+            del task.data[INSIDE]
             self._at(task, why.target)
             self._gave_up(task, copies.left(memory))
             return True
         stretch: Stretch | None = task.data.get(STRETCH)
         if stretch is not None and why.why != "counted" and copies.made > stretch.most:
-            del task.data[_INSIDE]
+            del task.data[INSIDE]
             self._at(task, why.target)
             self._too_dear(task, copies.left(memory))
             return True
@@ -359,7 +358,7 @@ class Copying:
             self._at(task, entry)
             self.sup.cont(task, 0)
             return True
-        del task.data[_INSIDE]
+        del task.data[INSIDE]
         self._at(task, why.target)
         self._came_out(task, why, 0 if why.why == "counted" else copies.left(memory))
         return True
@@ -372,7 +371,7 @@ class Copying:
 
     def surface(self, task: Task) -> None:
         """Something else has stopped a thread: it is taken to where it would be in its own code."""
-        if not task.data.pop(_INSIDE, False):
+        if not task.data.pop(INSIDE, False):
             return
         memory, copies = self._memory(task), self._copies[task.process.mm]
         info = b""

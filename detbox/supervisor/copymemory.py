@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from detbox.counted.store import PLACE, SIZE, SLOTS_SIZE
-from detbox.kernel import _native
+from detbox.kernel import _native, registers
 from detbox.kernel.numbers import NUMBERS
 from detbox.kernel.own import OWN_MAPPING
 from detbox.supervisor import injection
@@ -14,6 +14,8 @@ from detbox.supervisor import injection
 if TYPE_CHECKING:
     from detbox.supervisor.task import Task
 
+#: Key of a task's data: it runs in a copy, or has made its call there.
+INSIDE = "counting_inside"
 # PROT_READ | PROT_EXEC; MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE.  What can be written counts
 # for the limit of a process's data (RLIMIT_DATA), and that is the guest's: only the slots can, by the copies.
 _PROTECTION, _FLAGS = 5, 0x104022
@@ -31,6 +33,7 @@ class TaskMemory:
     """A stopped thread's memory, for its copies."""
 
     def __init__(self, task: Task, original: Callable[[object, int, bytes], bytes] | None = None) -> None:
+        self._task = task
         self._tid = task.tid
         self._mm = task.process.mm
         self._original = original
@@ -47,3 +50,18 @@ class TaskMemory:
 
     def write_all(self, pieces: list[tuple[int, bytes]]) -> None:
         _native.write_code(self._tid, pieces)
+
+    def occupied(self) -> int:
+        """The highest address of a copy that a thread may be in."""
+        places = [0]
+        for task in self._task.process.files.m.tasks.values():
+            if task.process.mm is not self._mm or INSIDE not in task.data:
+                continue
+            if task.notif:
+                places.append(task.ip)
+                continue
+            try:
+                places.append(registers.get(task.tid).rip)
+            except ProcessLookupError:
+                return PLACE + SIZE
+        return max(places)

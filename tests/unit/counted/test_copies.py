@@ -55,6 +55,9 @@ class FakeMemory:
             page = self.pages.setdefault((address + offset) & ~4095, bytearray(4096))
             page[(address + offset) & 4095] = byte
 
+    def occupied(self) -> int:
+        return AT
+
     def write_all(self, pieces: list[tuple[int, bytes]]) -> None:
         for address, data in pieces:
             self.write(address, data)
@@ -290,6 +293,39 @@ def test_a_relative_with_other_code_goes_its_own_way() -> None:
     third, late = Copies(lambda: [(HERE, HERE + 4096)], library), FakeMemory(bytes.fromhex("7502 99c3 90ebf9"))
     changed = third.entry(late, HERE + 2)
     assert changed is not None and b"\x99" in late.read(changed, 64)
+
+
+def test_relatives_with_other_libraries_have_the_rest_in_common() -> None:
+    far = HERE + 0x5000
+    jump = b"\x74\x04\xe9" + struct.pack("<i", far - HERE - 7) + b"\x90\xc3"  # jz over; jmp far; nop; ret
+    library, both = Library(), [(HERE, HERE + 4096), (far, far + 4096)]
+    memories, spaces = [], []
+    for there in (b"\x90\xc3", b"\x99\xc3", b"\x99\xc3", b"\x9b\xc3"):
+        memories.append(FakeMemory(jump))
+        memories[-1].pages[far] = bytearray(there.ljust(4096, b"\xcc"))
+        spaces.append(Copies(lambda: both, library))
+    first, second, third, fourth = spaces
+    entry = first.entry(memories[0], HERE, ahead=8)
+    first.follow(memories[0], 0, Exit("computed", far, counted=True))
+    assert entry is not None and first.made == 3
+    place = PLACE + 0x10000 + 16 * (far & INDEX)
+    assert second.entry(memories[1], HERE) == entry and second.made == 0
+    assert memories[1].read(place, 16) == bytes(16) != memories[0].read(place, 16)
+    copy = translate(jump, HERE, AT, SLOTS)
+    assert copy is not None
+    offset, why = next((at, why) for at, why in copy.exits.items() if why.target == far)
+    distance = slice(why.patch, why.patch + 4)
+    assert memories[1].read(entry, 128)[distance] == copy.code[distance] != memories[0].read(entry, 128)[distance]
+    own = second.follow(memories[1], entry + offset, why)
+    assert own is not None and second.made == 1 and b"\x99" in memories[1].read(own, 64)
+    assert memories[1].read(entry, 128)[distance] == struct.pack("<i", own - (entry + why.patch + 4))
+    first.entry(memories[0], HERE + 1)
+    there = third.entry(memories[2], far, counted=why.counted)
+    assert there == own and third.made == 0, "it has what the second one has made"
+    assert memories[2].read(entry, 128) == memories[1].read(entry, 128)
+    another = fourth.entry(memories[3], far)
+    assert another is not None and fourth.made == 1 and b"\x9b" in memories[3].read(another, 64)
+    assert fourth.original(entry) == second.original(entry)
 
 
 def test_what_is_mapped_later_gets_its_copies_then() -> None:
