@@ -11,7 +11,6 @@ import os
 import re
 import select
 import signal
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from errno import EAGAIN, EINVAL, EPIPE
@@ -19,6 +18,7 @@ from fcntl import F_GETFL, F_SETFL, fcntl
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, ERESTARTSYS, Decision, Park, Wake
+from detbox.kernel import _native
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
@@ -140,49 +140,22 @@ def iovec(t: Task, address: int, count: int) -> Segments:
     count = signed32(count) if count >> 31 else count
     if not 0 <= count <= UIO_MAXIOV:
         raise OSError(EINVAL, "too many segments")
-    if count == 0:
-        return []
-    words = struct.unpack(f"<{2 * count}Q", t.read(address, 16 * count))
-    segments = list(zip(words[::2], words[1::2], strict=True))
-    if any(length >> 63 for _, length in segments):
-        raise OSError(EINVAL, "negative length")
-    return segments
+    return t.segments(address, count)
 
 
 def total(segments: Segments) -> int:
     """Bytes in all segments, cut off where the kernel cuts off."""
-    return min(sum(length for _, length in segments), MAX_RW_COUNT)
+    return _native.total(segments, MAX_RW_COUNT)
 
 
 def gather(t: Task, segments: Segments, skip: int, limit: int) -> bytes:
     """At most ``limit`` bytes of the segments' memory after the first ``skip``; OSError(EFAULT)."""
-    parts: list[bytes] = []
-    for address, length in segments:
-        if skip >= length:
-            skip -= length
-            continue
-        take = min(length - skip, limit)
-        parts.append(t.read(address + skip, take))
-        limit -= take
-        skip = 0
-        if limit == 0:
-            break
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    return t.gather(segments, skip, limit)
 
 
 def scatter(t: Task, segments: Segments, skip: int, data: bytes) -> None:
     """Write ``data`` into the segments' memory after the first ``skip`` bytes; OSError(EFAULT)."""
-    view = memoryview(data)
-    for address, length in segments:
-        if not view:
-            return
-        if skip >= length:
-            skip -= length
-            continue
-        take = min(length - skip, len(view))
-        t.write(address + skip, view[:take])
-        view = view[take:]
-        skip = 0
+    t.scatter(segments, skip, data)
 
 
 def send_piecewise(

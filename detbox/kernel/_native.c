@@ -1169,11 +1169,16 @@ static PyObject *set_signal(PyObject *self, PyObject *args)
 #include "loops.c"
 #include "turns.c"
 #include "relay.c"
+#include "vectors.c"
 
 #define FAST(name, fn) {name, (PyCFunction)(void (*)(void))fn, METH_FASTCALL, NULL}
 static PyMethodDef methods[] = {
 	FAST("read_mem", read_mem),
 	FAST("write_mem", write_mem),
+	FAST("read_segments", read_segments),
+	FAST("total", total_of),
+	FAST("gather", gather),
+	FAST("scatter", scatter),
 	FAST("read_cstr", read_cstr),
 	FAST("take_turns", take_turns),
 	FAST("still_held", still_held),

@@ -169,6 +169,18 @@ class Task:
         """Write guest memory; OSError(EFAULT), also where the page is read-only."""
         _native.write_mem(self.tid, addr, data)
 
+    def segments(self, addr: int, count: int) -> list[tuple[int, int]]:
+        """A ``struct iovec[count]`` as (address, length); OSError(EINVAL or EFAULT)."""
+        return _native.read_segments(self.tid, addr, count)
+
+    def gather(self, segments: list[tuple[int, int]], skip: int, limit: int) -> bytes:
+        """At most ``limit`` bytes of the segments' memory after the first ``skip``; OSError(EFAULT)."""
+        return _native.gather(self.tid, segments, skip, limit)
+
+    def scatter(self, segments: list[tuple[int, int]], skip: int, data: bytes | bytearray | memoryview) -> None:
+        """Write into the segments' memory after the first ``skip`` bytes, as far as it goes; OSError(EFAULT)."""
+        _native.scatter(self.tid, segments, skip, data)
+
     def cstr(self, addr: int) -> bytes:
         """A NUL-terminated string; OSError(EFAULT or ENAMETOOLONG from 4096 bytes on)."""
         return self.text if addr == self.text_at else _native.read_cstr(self.tid, addr)

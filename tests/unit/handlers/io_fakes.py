@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import stat
+import struct
 import types
 from collections.abc import Callable
 from typing import Any
@@ -82,6 +83,17 @@ class Task:
     def write(self, address: int, data: bytes) -> None:
         start = self._at(address, len(data))
         self.memory[start : start + len(data)] = data
+
+    def segments(self, address: int, count: int) -> list[tuple[int, int]]:
+        return list(struct.iter_unpack("<QQ", self.read(address, 16 * count)))
+
+    def gather(self, segments: list[tuple[int, int]], skip: int, limit: int) -> bytes:
+        return b"".join(self.read(*segment) for segment in segments)[skip : skip + limit]
+
+    def scatter(self, segments: list[tuple[int, int]], skip: int, data: bytes) -> None:
+        places = [address + offset for address, length in segments for offset in range(length)][skip:]
+        for address, byte in zip(places, data, strict=False):
+            self.write(address, bytes([byte]))
 
     def u32(self, address: int) -> int:
         return int.from_bytes(self.read(address, 4), "little")
