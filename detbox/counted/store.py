@@ -19,7 +19,7 @@ from itertools import islice
 from typing import Protocol
 
 from detbox.counted import slots
-from detbox.counted.slots import COUNTER, INDEX_BITS, LOOKUP, TABLE, TARGET
+from detbox.counted.slots import INDEX_BITS, LOOKUP, TABLE, TARGET
 from detbox.counted.translate import AFTER_CALL, CALL_WEIGHT, LONGEST, Copy, Exit, Mark, jumps_to
 from detbox.kernel import _native
 from detbox.machine.constants import COPIES
@@ -36,7 +36,7 @@ _PAGE = 4096
 _IN_PAGE = -_PAGE  # leaves of an address where its page begins
 #: So many libraries are kept that have parted with one.
 _MOST_PARTED = 16
-_WORD, _PAIR, _COUNT = struct.Struct("<Q"), struct.Struct("<QQ"), struct.Struct("<q")
+_WORD, _PAIR = struct.Struct("<Q"), struct.Struct("<QQ")
 
 
 class Memory(Protocol):
@@ -344,19 +344,6 @@ class Copies:
         if not offset:
             return Mark(0, copy.address, None, 0)
         return next((mark for mark in copy.marks if mark.offset == offset), None)
-
-    # -- the counter -------------------------------------------------------------------
-
-    @staticmethod
-    def left(memory: Memory) -> int:
-        """How many instructions may still be counted."""
-        left: int = _COUNT.unpack(memory.read(PLACE + COUNTER, 8))[0]
-        return left
-
-    @staticmethod
-    def set_left(memory: Memory, left: int) -> None:
-        """Set it."""
-        memory.write(PLACE + COUNTER, _COUNT.pack(left))
 
     @staticmethod
     def put_aside(memory: Memory, mark: Mark) -> int:

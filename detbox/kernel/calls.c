@@ -89,22 +89,37 @@ static PyObject *ask_handler(const struct loop *l, PyObject *task, Py_ssize_t nr
 	return decision;
 }
 
-/* Whether others have to hear of a decision, or something depends on who waits: 1, 0 or -1. */
-static int is_special(const struct loop *l, PyObject *task, PyObject *decision)
+enum { PLAIN, MAY_BE_COUNTED, SPECIAL };
+
+/* Whether the thread may be counted from the answer on, or others have to hear of a decision; -1 with an exception. */
+static int how_special(const struct loop *l, PyObject *task, PyObject *decision)
 {
-	PyObject *process;
+	PyObject *process, *data = get(task, &tasks, DATA);
 	int result;
-	if (decision != continue_call && !PyLong_CheckExact(decision)) return 1;
-	if (PyList_GET_SIZE(l->observers) || PyDict_GET_SIZE(l->awaited)) return 1;
-	if ((result = is_true(task, &tasks, DATA))) return result;
-	if (!(process = get(task, &tasks, PROCESS)) || !is_a(process, &processes)) return -1;
-	if ((result = is_true(process, &processes, COUNTED))) return result;
-	return is_true(process, &processes, SIGNALLED);
+	if (!data || !(process = get(task, &tasks, PROCESS)) || !is_a(process, &processes)) return -1;
+	if ((decision != continue_call && !PyLong_CheckExact(decision)) || PyList_GET_SIZE(l->observers)) return SPECIAL;
+	if ((result = is_true(process, &processes, SIGNALLED))) return result < 0 ? -1 : SPECIAL;
+	if (!PyDict_Check(data)) { PyErr_SetString(PyExc_TypeError, "data that is no dictionary"); return -1; }
+	if (PyDict_GET_SIZE(data)) return PyDict_GetItemString(data, "leader_leaves") ? SPECIAL : MAY_BE_COUNTED;
+	if (PyDict_GET_SIZE(l->awaited)) return MAY_BE_COUNTED;
+	result = is_true(process, &processes, COUNTED);
+	return result > 0 ? MAY_BE_COUNTED : result;
+}
+
+/* Whether the thread may look at the clock by itself from the answer on; -1 with an exception. */
+static int may_look(const struct loop *l, PyObject *task, int counted)
+{
+	if (!counted) return 1;
+	PyObject *measured = PyObject_CallMethod(l->counting, "measures", "O", task);
+	int result = measured ? PyObject_Not(measured) : -1;
+	Py_XDECREF(measured);
+	return result;
 }
 
 /* As finish() of the loop does it, with all that is left out if nothing is special. */
-static int answer(const struct loop *l, PyObject *task, PyObject *cpu, PyObject *decision)
+static int answer(const struct loop *l, PyObject *task, PyObject *cpu, PyObject *decision, int counted)
 {
+	if (counted && ignore(PyObject_CallMethod(l->counting, "before_return", "O", task))) return -1;
 	struct seccomp_notif_resp r = {0};
 	PyObject *notif = get(task, &tasks, NOTIF);
 	int native = decision == continue_call, overflow = 0, looks;
@@ -120,7 +135,10 @@ static int answer(const struct loop *l, PyObject *task, PyObject *cpu, PyObject 
 	r.id = PyLong_AsUnsignedLongLong(notif);
 	looks = is_true(cpu, &cpus, WATCHING);
 	if (looks < 0 || PyErr_Occurred()) return -1;
-	if ((looks || l->page->open) && prepare_page(l->page, cpu, 1)) return -1;
+	if (looks || l->page->open) {
+		int may = may_look(l, task, counted);
+		if (may < 0 || prepare_page(l->page, cpu, may)) return -1;
+	}
 	forget_thread();
 	patient_ioctl(l->listener, SECCOMP_IOCTL_NOTIF_SEND, &r); /* the thread may be dead */
 	long long running;
@@ -142,9 +160,9 @@ static int decide_call(const struct loop *l, PyObject *task)
 	result = looking && (number(cpu, &cpus, LOOKS, &looks) || number(cpu, &cpus, MEASURE_AT, &measure_at)) ? -1 : 0;
 	if (!result && looking && looks >= measure_at)
 		result = ignore(PyObject_CallMethod(l->counting, "after_look", "O", task));
-	if (!result) result = is_special(l, task, decision);
-	if (result > 0) result = ignore(PyObject_CallMethod(l->sup, "perform", "OO", task, decision));
-	else if (!result) result = answer(l, task, cpu, decision);
+	if (!result) result = how_special(l, task, decision);
+	if (result == SPECIAL) result = ignore(PyObject_CallMethod(l->sup, "perform", "OO", task, decision));
+	else if (result >= 0) result = answer(l, task, cpu, decision, result == MAY_BE_COUNTED);
 	Py_DECREF(cpu);
 	Py_DECREF(decision);
 	return result;

@@ -14,7 +14,7 @@ from detbox.kernel.numbers import NUMBERS
 from detbox.policy import BY_NUMBER, TABLE, Action
 from detbox.spin import PtraceStepper
 from detbox.spin.stepper import OFFSET, RIP, register
-from detbox.supervisor.copymemory import INSIDE, TaskMemory, make_room
+from detbox.supervisor.copymemory import INSIDE, TaskMemory, left_of, make_room, set_left
 from detbox.supervisor.gauge import GAUGE, GAUGE_WEIGHT, Gauge
 from detbox.supervisor.stretch import STRETCH, Stretch
 from detbox.supervisor.task import State
@@ -48,8 +48,9 @@ _FAMILY = "counting_family"  # in a process's data: the library of it and of all
 _CALLS = "counting_calls"  # in a process's data: those of them that were calls
 _RETURNS = "counting_returns"  # in a process's data: those that returned from signal handlers
 _UNABLE = "counting_unable"  # in a process's data: there is no room for copies
+_NONE_STEPPED = (0, 0, 0)
 _STEPPED_ALL, _BEFORE_CALL, _OTHER_STOP = 0, 1, 2
-_CALL, _SIGRETURN = b"\x0f\x05", NUMBERS["rt_sigreturn"]
+_CALL, _SIGRETURN, _MMAP = b"\x0f\x05", NUMBERS["rt_sigreturn"], NUMBERS["mmap"]
 _ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
 #: Private code of a file that cannot be written to.
 _PROT_EXEC = 4
@@ -85,7 +86,7 @@ class Copying:
         self._known = bytearray(max(BY_NUMBER) + 1)
         for row in TABLE:
             self._known[row.number] = not row.args and row.action in (Action.ALLOW, Action.REFUSE)
-        mapped = sup.table[NUMBERS["mmap"]]
+        mapped = sup.table[_MMAP]
         assert mapped is not None
 
         def mmap(m: Machine, task: Task, arguments: tuple[int, ...]) -> Decision:
@@ -93,7 +94,7 @@ class Copying:
                 self.changed(task.process.mm)
             return mapped(m, task, arguments)
 
-        sup.table[NUMBERS["mmap"]] = mmap
+        sup.table[_MMAP] = mmap
         sup.fork_hooks.append(self._on_fork)
         sup.exec_hooks.append(self._on_exec)
         sup.exit_hooks.append(self._on_exit)
@@ -164,18 +165,18 @@ class Copying:
 
     def before_return(self, task: Task, left: int) -> None:
         """A thread that has made its call in a copy goes on there, for so many instructions (0: it is to leave)."""
-        copies, memory = self._copies[task.process.mm], self._memory(task)
+        copies = self._copies[task.process.mm]
         if copies.suspect:
             # What the call is about to map will be looked at behind it.
-            left = 0 if task.nr == NUMBERS["mmap"] or not copies.check(memory) else left
+            left = 0 if task.nr == _MMAP or not copies.check(self._memory(task)) else left
         if not left:
             task.data[_LEAVING] = True
-        copies.set_left(memory, left)
+        set_left(task, left)
 
     def stays(self, task: Task, left: int) -> None:
         """A thread that is in a call that it has made in a copy goes on there after all."""
         task.data.pop(_LEAVING, None)
-        self._copies[task.process.mm].set_left(self._memory(task), left)
+        set_left(task, left)
 
     def come_out(self, task: Task) -> None:
         """A thread is stopped at the end of a call, or is new: it is to go on in its own code, if it was in a copy."""
@@ -213,8 +214,11 @@ class Copying:
     @staticmethod
     def stepped(process: Process) -> tuple[int, int, int]:
         """How many instructions of a process were stepped over: what cannot be copied, calls, and ends of handlers."""
-        calls, returns = process.data.get(_CALLS, 0), process.data.get(_RETURNS, 0)
-        return process.data.get(_STEPPED, 0) - calls - returns, calls, returns
+        data = process.data
+        if _STEPPED not in data:
+            return _NONE_STEPPED
+        calls, returns = data.get(_CALLS, 0), data.get(_RETURNS, 0)
+        return data[_STEPPED] - calls - returns, calls, returns
 
     def made(self, task: Task) -> int:
         """How many copies of a thread's code there have been."""
@@ -223,7 +227,7 @@ class Copying:
 
     def left(self, task: Task) -> int:
         """Instructions that are left of a thread's stretch; it is not in a copy."""
-        return self._copies[task.process.mm].left(self._memory(task))
+        return left_of(task)
 
     def rearm(self, task: Task) -> None:
         """Put the breakpoints back that a thread in copies must not meet."""
@@ -263,7 +267,7 @@ class Copying:
             returns = register(regs, OFFSET["rax"]) == _SIGRETURN and self._at_call(memory, address)
             entry = None if returns else copies.entry(memory, address, ahead=AHEAD)
             if entry is not None:
-                copies.set_left(memory, left)
+                set_left(task, left)
                 self._at(task, entry)
                 task.data[INSIDE] = True
                 self.sup.cont(task, 0)
@@ -285,7 +289,7 @@ class Copying:
             if why == _BEFORE_CALL and self._unseen(task):
                 _, status, why = _native.step_many(task.tid, 1, b"\1" * len(self._known))
             if why == _BEFORE_CALL:
-                copies.set_left(memory, left)
+                set_left(task, left)
                 self.let_go(task)
                 return
             left -= STEP_WEIGHT << dear if gauge is None else GAUGE_WEIGHT
@@ -343,16 +347,16 @@ class Copying:
                 self.let_go(task)
             return True
         gauge: Gauge | None = task.data.get(GAUGE)
-        if gauge is not None and not gauge.may_go_on(copies.made, copies.left(memory)):
+        if gauge is not None and not gauge.may_go_on(copies.made, left_of(task)):
             del task.data[INSIDE]
             self._at(task, why.target)
-            self._gave_up(task, copies.left(memory))
+            self._gave_up(task, left_of(task))
             return True
         stretch: Stretch | None = task.data.get(STRETCH)
         if stretch is not None and why.why != "counted" and copies.made > stretch.most:
             del task.data[INSIDE]
             self._at(task, why.target)
-            self._too_dear(task, copies.left(memory))
+            self._too_dear(task, left_of(task))
             return True
         if why.why in ("jump", "computed") and (entry := copies.follow(memory, address, why, ahead=AHEAD)) is not None:
             self._at(task, entry)
@@ -360,7 +364,7 @@ class Copying:
             return True
         del task.data[INSIDE]
         self._at(task, why.target)
-        self._came_out(task, why, 0 if why.why == "counted" else copies.left(memory))
+        self._came_out(task, why, 0 if why.why == "counted" else left_of(task))
         return True
 
     def _came_out(self, task: Task, why: Exit, left: int) -> None:
@@ -373,7 +377,7 @@ class Copying:
         """Something else has stopped a thread: it is taken to where it would be in its own code."""
         if not task.data.pop(INSIDE, False):
             return
-        memory, copies = self._memory(task), self._copies[task.process.mm]
+        copies = self._copies[task.process.mm]
         info = b""
         for _ in range(_LOST):
             regs = registers.get(task.tid)
@@ -389,7 +393,7 @@ class Copying:
             self._tell(task, regs.rip, mark.address)
             self._put(task, regs, mark)
         if not task.data.pop(_LEAVING, False):
-            task.data[LEFT] = max(copies.left(memory), 1)
+            task.data[LEFT] = max(left_of(task), 1)
 
     @staticmethod
     def _tell(task: Task, inside: int, address: int) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from detbox.counted.slots import COUNTER
 from detbox.counted.store import PLACE, SIZE, SLOTS_SIZE
 from detbox.kernel import _native, registers
 from detbox.kernel.numbers import NUMBERS
@@ -20,6 +22,7 @@ INSIDE = "counting_inside"
 # for the limit of a process's data (RLIMIT_DATA), and that is the guest's: only the slots can, by the copies.
 _PROTECTION, _FLAGS = 5, 0x104022
 _SLOTS_PROTECTION, _SLOTS_FLAGS = 7, 0x4032  # and PROT_WRITE; MAP_FIXED
+_COUNTER, _COUNT = PLACE + COUNTER, struct.Struct("<q")
 _NO_FILE = OWN_MAPPING | 0xFFFFFFFF
 
 
@@ -65,3 +68,14 @@ class TaskMemory:
             except ProcessLookupError:
                 return PLACE + SIZE
         return max(places)
+
+
+def left_of(task: Task) -> int:
+    """How many instructions a thread may still count."""
+    left: int = _COUNT.unpack(_native.read_mem(task.tid, _COUNTER, 8))[0]
+    return left
+
+
+def set_left(task: Task, left: int) -> None:
+    """Set it."""
+    _native.write_mem(task.tid, _COUNTER, _COUNT.pack(left))

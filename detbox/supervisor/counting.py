@@ -118,7 +118,8 @@ class Counting:
     @staticmethod
     def _due(task: Task) -> int | None:
         """In how many ns a timer of a thread's process sends its signal, if there is one for which it is counted."""
-        if task.process.data.get(_BUDGET, 0) <= 0:
+        data = task.process.data
+        if _BUDGET not in data or data[_BUDGET] <= 0:
             return None
         due = timers.next_signal(task.process)
         return due[0] if due is not None and due[0] <= FAR else None
@@ -170,24 +171,29 @@ class Counting:
 
     def before_return(self, task: Task) -> None:
         """A call is about to be answered: if the thread is to be counted, it goes on in a copy or stops at its end."""
-        task.data.pop(LEFT, None)
-        if self.following.left(task) and self._counts(task):
+        data = task.data
+        data.pop(LEFT, None)
+        gauged = GAUGE in data
+        if gauged and self.following.left(task) and self._counts(task):
             self._follower(task).give_up_for(task)
         if self.copying.in_call(task):
-            if followed := self.following.left(task):
+            if gauged and (followed := self.following.left(task)):
                 self.copying.before_return(task, followed)
-            elif not self.gauging.counting(task):
-                self.copying.before_return(task, task.data[LEFT] if self._begin(task) else 0)
+            elif not (gauged and self.gauging.counting(task)):
+                self.copying.before_return(task, data[LEFT] if self._begin(task) else 0)
         elif task.nr not in _CREATING:
             self.before_signal(task)
 
     def before_signal(self, task: Task) -> None:
         """A stopped thread is about to go on, maybe into a signal handler: it is to stop there."""
-        if is_traced(task) or not self.others.concerned(task) and not task.data.get(LEFT):
+        left = task.data.get(LEFT)
+        if is_traced(task) or not left and not self.others.concerned(task):
             return
-        if not task.data.get(LEFT) and self._begin(task) and not task.data[STRETCH].others:
-            task.process.data[_BUDGET] -= 1
-        if task.data.get(LEFT):
+        if not left and self._begin(task):
+            left = task.data[LEFT]
+            if not task.data[STRETCH].others:
+                task.process.data[_BUDGET] -= 1
+        if left:
             _native.ptrace_request(signals.PTRACE_INTERRUPT, task.tid, 0, 0)
 
     def _begin(self, task: Task) -> bool:

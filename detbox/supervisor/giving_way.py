@@ -142,8 +142,7 @@ class GivingWay:
         return account.enough and self._worthwhile(process, account)
 
     def _worthwhile(self, process: Process, account: _Account) -> bool:
-        few = self.copying.stepped(process)[0] < FEW_STEPS
-        return account.counted < COUNTED and few
+        return account.counted < COUNTED and self.copying.stepped(process)[0] < FEW_STEPS
 
     def _is_rare(self, task: Task, account: _Account) -> bool:
         """Whether a call is counted although all has been spent."""
@@ -210,8 +209,11 @@ class GivingWay:
             return None
         account = self._account(task)
         account.calls += 1
-        account.over = not account.enough and _LONG_LOOPS not in process.data
-        if not self._able(process, account) and not self._is_rare(task, account):
+        enough = account.enough
+        if account.over is enough or _LONG_LOOPS in process.data:
+            account.over = not enough and _LONG_LOOPS not in process.data
+            enough = account.enough  # which depends on that
+        if not (enough and self._worthwhile(process, account)) and not self._is_rare(task, account):
             return None
         reason, inside = self._reason(task, account), self.copying.inside(task)
         if reason is not None:

@@ -261,10 +261,28 @@ class OtherProcesses:
         state: _State | None = process.data.get(_STATE)
         if process.vfork_parent is not None or self.copying.stepped(process)[0] >= FEW_STEPS:
             return None
-        candidates = [each for each in self._candidates(task, state) if self.accounts[each[1]].open]
-        return min(candidates, key=lambda each: each[0], default=None)
+        found = None
+        for each in self._candidates(task, state):
+            if self.accounts[each[1]].open and (found is None or each[0] < found[0]):
+                found = each
+        return found
 
     def _candidates(self, task: Task, state: _State | None) -> Iterator[_Candidate]:
+        process, scheduler = task.process, self.sup.m.scheduler
+        if scheduler.awaited:
+            yield from self._awaited(task)
+        if not process.counted:
+            return
+        each = process.parent
+        while each is not None:
+            if each.counted and each.mm is not process.mm and (due := self._timer(each)) is not None:
+                yield due, Reason.LONG, PER_NS_LIMIT
+            each = each.parent
+        if scheduler.ready or scheduler.deferred:
+            yield from self._turns(task, state)
+
+    def _awaited(self, task: Task) -> Iterator[_Candidate]:
+        """When times come that others wait for."""
         process, scheduler, now = task.process, self.sup.m.scheduler, self.sup.m.clock.now
         spent = []
         for other, awaited in scheduler.awaited.items():
@@ -281,14 +299,6 @@ class OtherProcesses:
         # Thousands may sleep, and all are gone through at each call.
         for other in spent:
             del scheduler.awaited[other]
-        if not process.counted:
-            return
-        for each in process.ancestors():
-            due = self._timer(each) if each.counted and each.mm is not process.mm else None
-            if due is not None:
-                yield due, Reason.LONG, PER_NS_LIMIT
-        if scheduler.ready or scheduler.deferred:
-            yield from self._turns(task, state)
 
     @staticmethod
     def _heeded_by_all(awaited: Awaited) -> bool:

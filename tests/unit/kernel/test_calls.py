@@ -22,10 +22,12 @@ GETSID, EXECVE = NUMBERS["getsid"], NUMBERS["execve"]
 
 
 class Loop:
-    """What kernel/calls.c looks at, around one thread that runs.  ``heard``: what was left to the loop's methods."""
+    """What kernel/calls.c looks at, around one thread that runs.  ``heard``: what was left to the loop's methods;
+    ``asked``: who may be counted from the answer on."""
 
     def __init__(self, tid: int, listener: int, handlers: dict[int, Any]) -> None:
         self.heard: list[tuple[Any, ...]] = []
+        self.asked: list[Task] = []
         self.task = Task(tid, Process(tid, None, "1"), "1")
         self.task.state, self.task.quantum = State.RUNNING, 1 << 40
         self.clock = Clock(0)
@@ -36,7 +38,7 @@ class Loop:
             failed=lambda error: -error.errno,
         )  # fmt: skip
         self.sup.guest_clock = GuestClock(self.clock, True)
-        self.sup.counting = SimpleNamespace()
+        self.sup.counting = SimpleNamespace(before_return=self.asked.append)
         self.sup.table, self.sup.calls = [handlers.get(number) for number in range(500)], [0] * 500
         self.sup.looking, self.sup.observers = frozenset(), []
         self.sup.running, self.sup.notifications, self.sup.outcome = 1, 0, None
@@ -90,9 +92,12 @@ def decided(decision: Any, change: str = "") -> list[tuple[Any, ...]]:
         loop.task.process.signalled.append(loop.task)
     elif change == "data":
         loop.task.data[1] = 1
+    elif change == "leaves":
+        loop.task.data["leader_leaves"] = True
     _native.decide(loop.sup, loop.task)
     assert (loop.task.state, loop.task.exposed) == ((State.HELD, True) if loop.heard else (State.RUNNING, False))
     assert loop.task.native is (decision is CONTINUE and not loop.heard)
+    assert loop.asked == ([loop.task] if change in ("awaited", "counted", "data") and not loop.heard else [])
     return loop.heard
 
 
@@ -101,8 +106,21 @@ def test_what_is_left_to_the_loop() -> None:
     assert decided(park) == [(GETSID, park)]
     for simple in 0, 1 << 63, -errno.ENOENT, CONTINUE:
         assert decided(simple) == []
-        for change in "observed", "awaited", "counted", "signalled", "data":
+        for change in "observed", "signalled", "leaves":
             assert decided(simple, change) == [(GETSID, simple)]
+        for change in "awaited", "counted", "data":
+            assert decided(simple, change) == []
+
+
+def test_who_is_measured_does_not_look_alone() -> None:
+    loop = Loop(1, -1, {GETSID: lambda m, task, args: 0})
+    opened = []
+    for data, measured in ({"gauge": 1}, True), ({"gauge": 1}, False), ({}, True):
+        loop.task.nr, loop.task.data, loop.task.cpu.watching = GETSID, data, 1 << 20
+        loop.sup.counting.measures = lambda task, measured=measured: measured
+        _native.decide(loop.sup, loop.task)
+        opened.append(bool(loop.sup.guest_clock.open))
+    assert opened == [False, True, True] and len(loop.asked) == 2
 
 
 def test_a_failure_is_a_decision() -> None:
@@ -110,7 +128,7 @@ def test_a_failure_is_a_decision() -> None:
         raise OSError(errno.EBADF, "no such descriptor")
 
     loop = Loop(1, -1, {GETSID: handler})
-    loop.task.nr, loop.task.data = GETSID, {"seen": True}
+    loop.task.nr, loop.task.data = GETSID, {"leader_leaves": True}
     _native.decide(loop.sup, loop.task)
     assert loop.heard == [(GETSID, -errno.EBADF)]
     loop.sup.table[GETSID] = lambda m, task, args: 1 // 0
