@@ -405,4 +405,3 @@ class Copies:
 
     def _around(self, address: int) -> tuple[int, int] | None:
         return next((each for each in self._ranges if each[0] <= address < each[1]), None)
-

@@ -136,7 +136,7 @@ GUESTS = (
     Guest("worker_processes.py", limit_s=120),
 )
 MAY_BE_REFUSED = {"count_until_timer.c"}
-NO_PROGRAMS = {"conftest.py", "test_guest.py"}
+NO_PROGRAMS = {"conftest.py", "test_guest.py", "test_relay.py"}
 INTERPRETERS = {".py": "python3", ".sh": "bash"}
 
 
