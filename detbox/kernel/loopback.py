@@ -26,6 +26,9 @@ SYSCTLS: dict[str, str] = {
     "ipv4/tcp_rmem": "4096 131072 6291456",  # the kernel's own maximum, for tcp_clamp_window()
     "ipv4/tcp_wmem": "4096 262144 262144",
     "ipv4/tcp_autocorking": "0",
+    # What has several segments would wait for an acknowledgement, if the last has been sent within a millisecond
+    # (tcp_tso_should_defer() in net/ipv4/tcp_output.c): not if it is so small a part of the window that may be sent.
+    "ipv4/tcp_tso_win_divisor": "255",
     "ipv4/tcp_congestion_control": "reno",  # others look at the clock, and bbr sends when a timer says so
     "ipv4/tcp_slow_start_after_idle": "0",
     "ipv4/tcp_no_metrics_save": "1",
