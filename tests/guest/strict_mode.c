@@ -12,6 +12,12 @@ static void leave(int code)
     syscall(SYS_exit, code);
 }
 
+static void tell(char byte)
+{
+    if (write(from_child[1], &byte, 1) != 1)
+        leave(98);
+}
+
 static void strict(void)
 {
     CHECK(prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT, 0, 0, 0) == 0);
@@ -22,23 +28,24 @@ static void well_behaved(void)
 {
     char byte;
     strict();
-    write(from_child[1], "a", 1);
-    read(to_child[0], &byte, 1);
-    write(from_child[1], &byte, 1);
+    tell('a');
+    if (read(to_child[0], &byte, 1) != 1)
+        leave(98);
+    tell(byte);
     leave(7);
 }
 
 static void by_seccomp(void)
 {
     CHECK(syscall(SYS_seccomp, SECCOMP_SET_MODE_STRICT, 0, NULL) == 0);
-    write(from_child[1], "s", 1);
+    tell('s');
     leave(8);
 }
 
 static void on_alarm(int signo)
 {
     (void)signo;
-    write(from_child[1], "h", 1);
+    tell('h');
 }
 
 static void with_handler(void)
@@ -50,7 +57,7 @@ static void with_handler(void)
     CHECK(setitimer(ITIMER_REAL, &soon, NULL) == 0);
     strict();
     if (read(to_child[0], &byte, 1) == -1 && errno == EINTR)
-        write(from_child[1], "i", 1);
+        tell('i');
     leave(9);
 }
 
@@ -110,7 +117,7 @@ static void among_threads(void)
     CHECK(pthread_join(thread, NULL) == 0);
     CHECK(entered == 1);
     CHECK(prctl(PR_GET_SECCOMP) == 0);
-    write(from_child[1], "t", 1);
+    tell('t');
     _exit(10);
 }
 
@@ -132,7 +139,7 @@ static void computes(void)
     strict();
     for (unsigned long i = 0; i < 300000000; i++)
         sum += i;
-    write(from_child[1], "c", 1);
+    tell('c');
     leave(12);
 }
 
@@ -180,8 +187,8 @@ static void timed(void)
     strict();
     while (ticks < 5)
         work++;
-    write(1, text, (size_t)snprintf(text, sizeof text, "work in five ticks: %lu\n", work));
-    leave(13);
+    int length = snprintf(text, sizeof text, "work in five ticks: %lu\n", work);
+    leave(write(1, text, (size_t)length) == length ? 13 : 98);
 }
 
 static void said(char byte)
