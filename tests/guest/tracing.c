@@ -76,6 +76,12 @@ static const char *field(pid_t tid, const char *name)
     return at;
 }
 
+/* Waits for a thread to be in its call. */
+static void sleeps(pid_t tid)
+{
+    while (strncmp(field(tid, "State:"), "S", 1)) sched_yield();
+}
+
 static void attach(pid_t tid)
 {
     int status;
@@ -111,6 +117,8 @@ static void stops_them_all(void)
     CHECK(pid >= 0);
     if (pid == 0) child(ready[1], go[0]);
     CHECK(read(ready[0], tids, sizeof tids) == sizeof tids);
+    for (int i = 0; i < 3; i++) sleeps(tids[i]);
+    sleeps(pid);
 
     FAILS(ptrace(PTRACE_GETREGS, pid, NULL, &status), ESRCH);
     FAILS(ptrace(PTRACE_DETACH, tids[0], NULL, NULL), ESRCH);
