@@ -7,7 +7,8 @@ names and types from this table, so that they cannot drift apart.
 from __future__ import annotations
 
 from enum import Enum
-from typing import NamedTuple
+
+from detbox.records import NamedTuple
 
 
 class Kind(Enum):

@@ -13,10 +13,11 @@ import os
 import re
 import stat
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from detbox import values
 from detbox.errors import CommandNotFound, UserError
+from detbox.records import NamedTuple
 
 #: Where the work directory is in the guest, whatever its path on the host.
 GUEST_WORKDIR = "/work"

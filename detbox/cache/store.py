@@ -11,11 +11,12 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from detbox.cache.blobs import Blobs
 from detbox.cache.index import Index, proof_of, proven
 from detbox.errors import HostError
+from detbox.records import NamedTuple
 
 #: Format of the directory; a directory of another one is left alone.
 FORMAT = 2

@@ -13,11 +13,11 @@ import contextlib
 import os
 import time
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from detbox.container.usage import processes
 from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
+from detbox.records import NamedTuple
 
 # The time between two looks doubles as long as nothing has to be changed: a look takes 1 to 2 ms.
 _FIRST_S, _PAUSE_S, _LONGEST_S = 0.1, 0.25, 1.0

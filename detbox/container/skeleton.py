@@ -28,11 +28,11 @@ import time
 import zlib
 from collections.abc import Iterable, Sequence
 from stat import S_IFCHR, S_IMODE, S_ISDIR
-from typing import NamedTuple
 
 from detbox.container.hostroot import FOR_ALL
 from detbox.errors import HostError
 from detbox.kernel import _native
+from detbox.records import NamedTuple
 
 _RECORD = struct.Struct("<QqIHH")  # struct directory_record of kernel/directories.c
 _PLAIN, _HIDDEN, _MOUNTED = 0, 1, 2  # kinds: shown, shown empty, the root of another file system

@@ -11,11 +11,11 @@ import contextlib
 import os
 import time
 from collections.abc import Container
-from typing import NamedTuple
 
 from detbox.errors import LimitExceeded
 from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
+from detbox.records import NamedTuple
 
 #: Bytes per second: a processor cannot fill memory faster, since each new page is cleared and then written.
 _FASTEST = 2 << 30

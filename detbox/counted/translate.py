@@ -20,9 +20,9 @@ import struct
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import accumulate
-from typing import NamedTuple
 
 from detbox.counted.slots import RCX, SCRATCH
+from detbox.records import NamedTuple
 
 #: Bytes that a copy may be made from at most.
 LONGEST = 768

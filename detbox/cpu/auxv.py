@@ -12,9 +12,9 @@ from __future__ import annotations
 import struct
 from itertools import chain
 from operator import itemgetter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from detbox.records import record
+from detbox.records import NamedTuple, record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

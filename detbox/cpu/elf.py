@@ -13,7 +13,8 @@ import struct
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple
+
+from detbox.records import NamedTuple
 
 _PT_LOAD, _PT_GNU_EH_FRAME = 1, 0x6474E550
 _PF_X = 1

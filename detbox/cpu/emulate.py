@@ -6,7 +6,9 @@ and the supervisor overwrote (SIGILL).  In both cases the caller gives the *orig
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
+
+from detbox.records import NamedTuple
 
 MASK32 = 0xFFFFFFFF
 MASK64 = 0xFFFFFFFFFFFFFFFF

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from detbox.kernel import _native
+from detbox.records import NamedTuple
 
 if TYPE_CHECKING:
     from detbox.cpu.elf import Elf

@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import mmap
 import struct
-from typing import NamedTuple
 
 from detbox.cpu.elf import Elf, NotElf
 from detbox.kernel import _native
+from detbox.records import NamedTuple
 
 #: Where the counter and the stubs are in every process: below all programs.
 COUNTER, STUBS, STUBS_END = 0xF_F000, 0x10_0000, 0x3F_0000

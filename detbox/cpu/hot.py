@@ -8,9 +8,9 @@ executable, mapped already, and copied with the code at fork.
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
 
 from detbox.cpu.trampoline import BACK_FROM_RED_ZONE, SKIP_RED_ZONE, Displacement, relative
+from detbox.records import NamedTuple
 
 _WORD = 8
 _PAGE = 4096

@@ -27,9 +27,8 @@ from __future__ import annotations
 import functools
 import struct
 from collections.abc import Iterable
-from typing import NamedTuple
 
-from detbox.records import record
+from detbox.records import NamedTuple, record
 
 Registers = tuple[int, int, int, int]
 

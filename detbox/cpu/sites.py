@@ -20,10 +20,11 @@ from __future__ import annotations
 import mmap
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from detbox.cpu.elf import Elf, Range
 from detbox.cpu.emulate import decode
+from detbox.records import NamedTuple
 
 if TYPE_CHECKING:
     from capstone import Cs

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import struct
 from functools import lru_cache
-from typing import NamedTuple
 
 from detbox.kernel.own import OWN_CALL
+from detbox.records import NamedTuple
 
 #: Where each call's result is found at the breakpoint.  There can be no more calls.
 RESULTS = ("rbx", "rbp", "r12", "r13", "r14", "r15", "rdx")

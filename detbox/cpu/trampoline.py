@@ -25,12 +25,13 @@ import mmap
 import re
 import struct
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from detbox.cpu.elf import Elf
 from detbox.cpu.entrances import Piece, entered
 from detbox.cpu.model import CpuModel, cpuid
 from detbox.cpu.sites import Site
+from detbox.records import NamedTuple
 
 if TYPE_CHECKING:
     from capstone import Cs

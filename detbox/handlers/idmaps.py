@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from detbox.handlers import paths
 from detbox.handlers.waiting import Segments, gather, total
 from detbox.machine.userspaces import CAP_SYS_ADMIN, CAP_SYS_RESOURCE, LIMIT
+from detbox.records import NamedTuple
 
 if TYPE_CHECKING:
     from detbox.machine.creds import Creds

@@ -12,11 +12,12 @@ import struct
 from errno import EAGAIN, EBADF, EDEADLK, EINVAL
 from fcntl import F_GETLK, LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, fcntl
 from fcntl import flock as host_flock
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, Decision, Park, Wake
 from detbox.handlers.waiting import fd_of, own_fdinfo, proc_text
 from detbox.machine.io import io_state
+from detbox.records import NamedTuple
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine

@@ -8,10 +8,9 @@ structures that the guest reads.
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
 
 from detbox.machine.userspaces import TOP, UserSpace
-from detbox.records import field, record
+from detbox.records import NamedTuple, field, record
 
 
 class Layout(NamedTuple):

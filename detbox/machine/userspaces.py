@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from errno import EINVAL, EPERM
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from detbox.records import NamedTuple
 
 if TYPE_CHECKING:
     from detbox.machine.creds import Creds

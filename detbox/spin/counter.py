@@ -9,8 +9,8 @@ turns may be over by then.  All other values follow (see leap.py); where one doe
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
+from detbox.records import NamedTuple
 from detbox.spin.effects import outputs
 from detbox.spin.leap import Leap, leap
 from detbox.spin.prove import Spin

@@ -8,9 +8,9 @@ memory operand counts as both read and written here; the prover compares bytes.
 from __future__ import annotations
 
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from detbox.records import record
+from detbox.records import NamedTuple, record
 from detbox.spin.stepper import OFFSET, register
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ into the state that the processor would have reached; see docs/spin.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import NamedTuple
 
+from detbox.records import NamedTuple
 from detbox.spin.decode import Span
 from detbox.spin.effects import FLAGS, inputs, named, outputs, supported
 from detbox.spin.slopes import (

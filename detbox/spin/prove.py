@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Container
-from typing import NamedTuple
 
 from detbox.kernel import _native
+from detbox.records import NamedTuple
 from detbox.spin.induction import repeats
 from detbox.spin.leaper import Leaper
 from detbox.spin.stepper import OFFSET, Stepper, register

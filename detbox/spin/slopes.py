@@ -8,7 +8,8 @@ flags: what they will say is known for every turn, since both sides are.
 from __future__ import annotations
 
 from enum import Enum
-from typing import NamedTuple
+
+from detbox.records import NamedTuple
 
 
 class Unclear(Enum):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
+from detbox.records import NamedTuple
 from detbox.spin.decode import MAX_LENGTH, Instruction, decode
 from detbox.spin.stepper import OFFSET, RIP, Stepper, register
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from detbox.cpu import auxv, stub
 from detbox.cpu.edits import Edit
@@ -19,6 +19,7 @@ from detbox.handlers.limits import may_refuse_mappings
 from detbox.kernel import _native, registers
 from detbox.kernel.numbers import NUMBERS
 from detbox.machine.clock import BOOT_NS
+from detbox.records import NamedTuple
 from detbox.supervisor import injection, memory, placing
 from detbox.supervisor.patching import AREA, ORIGINALS, ExecPlan
 

@@ -11,7 +11,7 @@ instruction behind which a signal was delivered once is left as it is, since the
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from detbox.cpu import hot
 from detbox.cpu.edits import Edit
@@ -19,7 +19,7 @@ from detbox.cpu.trampoline import CLOCKS
 from detbox.kernel import _native
 from detbox.kernel.mappings import CODE, mapping_at
 from detbox.machine.constants import LOOPS_MAPPING
-from detbox.records import field, record
+from detbox.records import NamedTuple, field, record
 from detbox.spin import PtraceStepper
 from detbox.spin.stepper import RIP, register
 from detbox.supervisor import memory

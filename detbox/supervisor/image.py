@@ -8,7 +8,7 @@ import os
 import signal
 from functools import partial
 from stat import S_ISGID, S_ISUID
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from detbox.cpu import auxv, emulate, model, stub
 from detbox.cpu.service import Finder
@@ -25,6 +25,7 @@ from detbox.machine import tracees
 from detbox.machine.clock import BOOT_NS
 from detbox.machine.creds import CAP_SYS_PTRACE
 from detbox.machine.tracees import is_traced
+from detbox.records import NamedTuple
 from detbox.supervisor import again, guestclock, injection, placing, signals
 from detbox.supervisor.hotsites import ROUTINE, HotSites
 from detbox.supervisor.memory import peek

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 from stat import S_IFSOCK
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from detbox.machine.userspaces import TOP
+from detbox.records import NamedTuple
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine

@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from detbox.cpu import edits, sites, trampoline
 from detbox.cpu.edits import Edit
 from detbox.cpu.emulate import decode
 from detbox.kernel import _native
 from detbox.kernel.mappings import mappings
-from detbox.records import field, record
+from detbox.records import NamedTuple, field, record
 from detbox.supervisor import memory
 
 if TYPE_CHECKING:

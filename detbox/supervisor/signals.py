@@ -14,13 +14,14 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, Wake
 from detbox.handlers import signal_room, timers
 from detbox.kernel import _native, siginfo
 from detbox.machine import tracees
 from detbox.machine.tracees import is_traced
+from detbox.records import NamedTuple
 from detbox.spin.stepper import OFFSET, register
 from detbox.supervisor.task import Process, State, Task
 

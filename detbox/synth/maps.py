@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from typing import NamedTuple
 
 from detbox.kernel import mappings as kernel
 from detbox.machine.constants import COPIES, HIDDEN_MAPPING_PREFIXES, LOOPS_MAPPING
+from detbox.records import NamedTuple
 from detbox.synth.table import Query
 
 #: The kernel's own pages: their number and sizes differ from one kernel version to the next.

@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
+from detbox.records import NamedTuple
 from detbox.synth.view import Mount
 
 _OCTAL = re.compile(rb"\\([0-7]{3})")

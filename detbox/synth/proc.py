@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 from detbox.machine.constants import NAMESPACE_INODES
+from detbox.records import NamedTuple
 from detbox.synth import mounts, net, process, root, sysctl, tasks
 from detbox.synth.table import Access, Answer, Query, Reader, RealFile, Refused, Row, Synthetic, real, synth
 from detbox.synth.view import MachineView, ProcessView, ThreadView

@@ -6,10 +6,8 @@ empty directory.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from detbox.cpu import model
-from detbox.records import Alike
+from detbox.records import Alike, NamedTuple
 from detbox.synth import memory
 from detbox.synth.process import cpu_list, cpu_mask
 from detbox.synth.view import MachineView

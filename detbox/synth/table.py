@@ -5,9 +5,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from enum import Enum
-from typing import NamedTuple
 
-from detbox.records import Alike
+from detbox.records import Alike, NamedTuple
 from detbox.synth.view import MachineView, ProcessView, ThreadView
 
 #: Reads the real bytes of a procfs path for a renderer; raises OSError.

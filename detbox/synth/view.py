@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from detbox.cpu.model import DEFAULT_MODEL, MODELS, CpuModel
 from detbox.machine import constants
 from detbox.machine.limits import BASE
 from detbox.machine.userspaces import TOP
+from detbox.records import NamedTuple
 
 
 class Mount(NamedTuple):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 
-from detbox.records import Alike, field, names, record, replace
+from detbox.records import Alike, NamedTuple, field, names, record, replace
 
 
 @record
@@ -83,3 +84,52 @@ def test_objects_without_fields_are_alike_in_their_class() -> None:
         __slots__ = ()
 
     assert One() == One() and One() != Other() and len({One(), One(), Other()}) == 2
+
+
+class _Pair(NamedTuple):
+    """Two."""
+
+    left: int
+    right: str = "r"
+
+    def both(self) -> str:
+        return f"{self.left}{self.right}"
+
+
+class _Other(NamedTuple):
+    left: int
+
+
+def test_named_tuples_are_tuples() -> None:
+    made = _Pair(1)
+    assert made == (1, "r") and hash(made) == hash((1, "r")) and isinstance(made, tuple)
+    assert (made.left, made.right, made.both(), made[1]) == (1, "r", "1r", "r")
+    assert repr(made) == "_Pair(left=1, right='r')" and _Pair.__doc__ == "Two."
+    match made:
+        case _Pair(left, right):
+            assert (left, right) == made
+    # Each class has its own way to be made, whichever was used first.
+    assert _Other(7) == (7,) and _Pair(right="x", left=2) == (2, "x")
+
+
+def test_changed_and_copied_named_tuples() -> None:
+    made = _Pair(1, "a")
+    assert made._replace(right="b") == _Pair(1, "b") and made._asdict() == {"left": 1, "right": "a"}
+    again = copy.copy(made)
+    assert type(again) is _Pair and again == made
+
+
+@pytest.mark.parametrize("arguments", [(), (1, "a", 2)])
+def test_missing_and_excess_values_are_errors(arguments: tuple[Any, ...]) -> None:
+    with pytest.raises(TypeError, match="_Pair.__new__"):
+        _Pair(*arguments)
+
+
+def test_named_tuples_have_their_fields_and_no_more() -> None:
+    made: Any = _Pair(1)
+    with pytest.raises(TypeError):
+        made._replace(middle=1)
+    for name in ("left", "middle"):
+        with pytest.raises(AttributeError):
+            setattr(made, name, 3)
+    assert not hasattr(made, "__dict__")
