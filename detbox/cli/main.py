@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import detbox
+from detbox import bundle
 from detbox.cli.helptext import HelpFormatter
 from detbox.cli.messages import say, say_error
 from detbox.errors import (
@@ -67,6 +68,7 @@ def program() -> NoReturn:
         with contextlib.suppress(OSError):
             sys.stdout.flush()
         os._exit(status)
+    bundle.renew()
     if sys.argv[1:2] == ["run"] or sys.argv[1:3] == ["verify", "--one"]:
         # Nothing is left to be done, and taking the interpreter apart takes 6 ms; a failing flush is to be seen.
         with contextlib.suppress(OSError):

@@ -17,6 +17,7 @@ from importlib.machinery import BuiltinImporter, FrozenImporter, ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from detbox import bundle
 from detbox.kernel import _native
 from detbox.kernel.numbers import NUMBERS
 
@@ -24,7 +25,7 @@ _AT_FDCWD = -100 & 0xFFFFFFFF
 #: OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC (include/uapi/linux/mount.h), AT_RECURSIVE
 _CLONE = 1 | os.O_CLOEXEC | 0x8000
 #: They look at no file.
-_INSIDE_PYTHON = (BuiltinImporter, FrozenImporter)
+_WITHOUT_FILES = (BuiltinImporter, FrozenImporter)
 
 
 def open_host() -> int:
@@ -46,8 +47,9 @@ def follow(host: int) -> None:
         if isinstance(paths, list):
             paths[:] = map(os.path.abspath, paths)
     sys.path_importer_cache.clear()
-    elsewhere = [finder for finder in sys.meta_path if finder not in _INSIDE_PYTHON]
-    sys.meta_path[:] = [*_INSIDE_PYTHON, _Finder(elsewhere, _Host(host))]
+    bundles = [finder for finder in sys.meta_path if isinstance(finder, bundle.Finder)]
+    elsewhere = [finder for finder in sys.meta_path if finder not in (*_WITHOUT_FILES, *bundles)]
+    sys.meta_path[:] = [*_WITHOUT_FILES, *bundles, _Finder(elsewhere, _Host(host))]
 
 
 class _Host:

@@ -12,11 +12,12 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "detbox"
 
 # What each part may import, besides itself and the parts that everybody may use.
-_EVERYBODY = {"digests", "errors", "kernel", "records"}
+_EVERYBODY = {"bundle", "digests", "errors", "kernel", "records"}
 _VALUES = {"decision", "machine"}
 ALLOWED: dict[str, set[str]] = {
     "__init__": {"api"},
     "__main__": {"cli"},
+    "bundle": set(),
     "errors": set(),
     "options": set(),
     "values": set(),
