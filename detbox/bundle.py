@@ -76,11 +76,18 @@ def use() -> None:
 
 
 def renew() -> None:
-    """Make the bundle if modules were not in it.  It is not an error that this cannot be done."""
+    """Make the bundle if modules were not in it, where Python may keep compiled files."""
     place = _place()
     if _wanting and place is not None and not sys.dont_write_bytecode and os.access(os.path.dirname(place), os.W_OK):
-        with contextlib.suppress(OSError, SyntaxError):
-            _write(place, _bundled())
+        with contextlib.suppress(OSError, SyntaxError):  # then it is done without
+            make()
+
+
+def make() -> None:
+    """Make the bundle.  Raises OSError; SyntaxError if a module is none."""
+    place = _place()
+    if place is not None:
+        _write(place, _bundled())
 
 
 _wanting = False

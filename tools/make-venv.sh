@@ -12,4 +12,5 @@ tools/debian-packages.sh python3-venv python3-dev gcc libc6-dev make mmdebstrap 
     --config-settings editable_mode=compat --editable '.[test,images]'
 # Once for every user, also one that cannot write here.
 .venv/bin/python -m compileall -q detbox
+.venv/bin/python -c 'from detbox import bundle; bundle.make()'
 touch .venv/installed

@@ -108,6 +108,8 @@ def test_no_error_where_it_cannot_be_made(package: Path) -> None:
     (package / "three.py").unlink()
     body = "import sys; sys.dont_write_bytecode = True\n" + BODY
     assert said(package, body) == FROM_FILES and not list(package.glob("__pycache__/*.all"))
+    said(package, body + "bundle.make()\n")
+    assert said(package, body) == FROM_BUNDLE
 
 
 def test_the_numbers_of_closed_standard_streams_stay_free(package: Path) -> None:
