@@ -130,7 +130,9 @@ def _amount(m: Machine, t: Task, fd: int, f: OpenFile) -> Decision:
     if f.kind in (Kind.STDIN, Kind.TTY):
         own = t.process.files.borrow(t, fd)
         try:
-            if not ready(own, POLLIN) and f.kind is Kind.STDIN:
+            if f.kind is Kind.TTY:
+                ptys.arrive(own)
+            elif not ready(own, POLLIN):
                 m.console.fill_stdin()
         finally:
             os.close(own)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, ERESTARTSYS, Decision, Park, Wake
 from detbox.handlers.locks import RECHECK
-from detbox.handlers.ptys import device, has_lost_master, is_master, note, put, queued, slave_number, word
+from detbox.handlers.ptys import device, has_lost_master, has_read, is_master, note, put, queued, slave_number, word
 from detbox.handlers.waiting import (
     POLLHUP,
     POLLIN,
@@ -142,6 +142,7 @@ def _read_raw(
             )  # fmt: skip
         before = done
         more = collect(own)
+        has_read(m, own)
         if wake is not None and not done and has_lost_master(m, own, pty):
             more = -EIO
         timed_out = wake is not None and wake.kind == "deadline"

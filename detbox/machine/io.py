@@ -31,6 +31,7 @@ class IoState:
     ``timers`` maps the ``eventfd-id`` of the eventfd behind an emulated timer descriptor to its state:
     descriptors that the guest has duplicated, inherited or received are recognised by it.
     ``terminals``: a process and its descriptor of a side ("master", "slave") of each pseudo-terminal.
+    ``crowded``: sides of pseudo-terminals that have been sent more than they took; whether nobody has read since.
     ``signal_watches``: how often an epoll set has been given a signal descriptor, or has lost one.
     ``signal_sets``: how often a signal descriptor was made or given another set.
     ``control``: whether a socket has been told to stamp what arrives, or to say who sends; sockets inherit that.
@@ -65,6 +66,7 @@ class IoState:
     signal_sets: int = 0
     usual_buffers: bool | None = None
     terminals: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
+    crowded: dict[tuple[str, int], bool] = field(default_factory=dict)
 
     def port(self) -> int:
         """The next port number of the run; the range is used round and round."""

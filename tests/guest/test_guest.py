@@ -123,6 +123,7 @@ GUESTS = (
     Guest("tcp_pieces.py"),
     Guest("tcp_windows.py", native=False),
     Guest("terminal.c"),
+    Guest("terminal_amounts.c"),
     Guest("thread_cancel.c"),
     Guest("thread_race.py"),
     Guest("time_stamps.c", native=False, limit_s=120),

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from detbox.decision import CONTINUE, Park
-from detbox.handlers import readwrite
+from detbox.handlers import ptys, readwrite
+from detbox.handlers.waiting import POLLIN, ready
 from tests.unit.handlers.io_fakes import BASE, Machine, Task, resume
 
 
@@ -78,3 +79,62 @@ def test_time_and_minimum(world: Any) -> None:
     assert resume(parked) == 3
     put(m, t, master, b"defg")
     assert get(m, t, slave, 2) == b"de"
+
+
+def modes(slave: int, change: dict[int, int]) -> ptys._Modes:
+    """The modes of a new terminal, with some of the words of its attributes replaced."""
+    attributes = termios.tcgetattr(slave)
+    for at, value in change.items():
+        attributes[at] = value
+    termios.tcsetattr(slave, termios.TCSANOW, attributes)
+    return ptys._Modes.of(slave)
+
+
+@pytest.mark.parametrize(
+    ("data", "flags"),
+    [
+        (b"plain", {}),
+        (b"line\n\n", {}),
+        (b"return\r", {}),
+        (b"\x02\x06", {}),
+        (b"caf\xc3\xa9\n", {}),
+        (b"line\n\x05", {1: termios.OPOST}),
+        (b"line\n", {1: 0}),
+        (b"\t", {}),
+        (b"lost\x7f\x7f", {}),
+        (b"silent\n", {3: termios.ICANON}),
+    ],
+)
+def test_echo_is_foreseen(data: bytes, flags: dict[int, int]) -> None:
+    master, slave = os.openpty()
+    known = modes(slave, flags)
+    os.write(master, data)
+    ready(slave, POLLIN)
+    ready(master, POLLIN)
+    least, exact = known.echo(data)
+    came = ptys.queued(master)
+    assert least == came if exact else least <= came
+    assert exact is not (b"\x7f" in data or not known.local & termios.ECHO)
+    os.close(master)
+    os.close(slave)
+
+
+@pytest.mark.parametrize(
+    ("data", "flags", "known"),
+    [
+        (b"a\nb\n", {}, True),
+        (b"a\nb\n", {1: termios.OPOST}, True),
+        (b"a\tb\n", {1: 0}, True),
+        (b"a\tb", {1: termios.OPOST | termios.XTABS}, False),
+    ],
+)
+def test_size_of_output_is_foreseen(data: bytes, flags: dict[int, int], known: bool) -> None:
+    master, slave = os.openpty()
+    size = modes(slave, flags).size(to_master=True)
+    assert (size is not None) is known
+    if size is not None:
+        os.write(slave, data)
+        ready(master, POLLIN)
+        assert ptys.queued(master) == size(data)
+    os.close(master)
+    os.close(slave)
