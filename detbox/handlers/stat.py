@@ -36,6 +36,10 @@ _PROC_SELF = (b"self", b"thread-self")
 
 def newfstatat(m: Machine, t: Task, a: Args) -> Decision:
     """int newfstatat(int dirfd, const char *path, struct stat *buf, int flags)"""
+    inodes = m.inodes
+    told = _native.tell_path(inodes.table, inodes.odd_devs, inodes.epoch_ns, t, a[0], a[1], a[2], a[3])
+    if told is not None:
+        return told
     flags = a[3] & _M32
     if not flags & ~_AT_NOFOLLOW:
         return _stat(m, t, a[0], a[1], a[2], not flags)
@@ -48,12 +52,12 @@ def newfstatat(m: Machine, t: Task, a: Args) -> Decision:
 
 def stat(m: Machine, t: Task, a: Args) -> Decision:
     """int stat(const char *path, struct stat *buf)"""
-    return _stat(m, t, _AT_FDCWD, a[0], a[1], True)
+    return newfstatat(m, t, (_AT_FDCWD, a[0], a[1], 0))
 
 
 def lstat(m: Machine, t: Task, a: Args) -> Decision:
     """int lstat(const char *path, struct stat *buf)"""
-    return _stat(m, t, _AT_FDCWD, a[0], a[1], False)
+    return newfstatat(m, t, (_AT_FDCWD, a[0], a[1], _AT_NOFOLLOW))
 
 
 def fstat(m: Machine, t: Task, a: Args) -> Decision:
@@ -80,12 +84,8 @@ def statx(m: Machine, t: Task, a: Args) -> Decision:
 
 
 def _stat(m: Machine, t: Task, dirfd: int, address: int, buf: int, follow: bool) -> int:
-    """The hot path: most are told of in C, others with one system call on top of the look-up and the write."""
+    """What C leaves: most of it still with one system call on top of the look-up and the write."""
     fs, inodes, checked = t.process.fs, m.inodes, t.process.creds.checked
-    if not checked:
-        told = _native.tell_path(inodes.table, inodes.odd_devs, inodes.epoch_ns, t, dirfd, address, buf, follow)
-        if told is not None:
-            return told
     path = t.cstr(address)
     if not path:
         return -errno.ENOENT
@@ -131,7 +131,7 @@ def _empty_path(m: Machine, t: Task, dirfd: int, buf: int, flags: int) -> int:
 
 
 def _fstat(m: Machine, t: Task, fd: int, buf: int) -> int:
-    if not m.layers.limited and not t.process.creds.checked:
+    if not m.layers.limited:
         inodes = m.inodes
         told = _native.tell_fd(inodes.table, inodes.odd_devs, inodes.epoch_ns, t, fd, buf)
         if told is not None:

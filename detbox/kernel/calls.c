@@ -19,7 +19,7 @@ static struct class processes = {NULL, {"counted", "signalled"}, {0}};
 static struct class loops = {NULL, {"running", "notifications", "outcome"}, {0}};
 
 static long window_weight; /* as in machine/clock.py */
-static PyObject *state_running, *state_held, *continue_call;
+static PyObject *state_running, *state_held, *continue_call, *stirred;
 
 /* What the loop and its parts are, for as long as calls are answered without a way back to Python. */
 struct loop {
@@ -193,7 +193,7 @@ static int take_call(const struct loop *l, PyObject *task, const struct seccomp_
 	if (state == state_running &&
 	    (add(l->sup, &loops, RUNNING, -1, &count) || set(task, &tasks, STATE, Py_NewRef(state_held))))
 		return -1;
-	if (PyObject_SetAttrString(l->scheduler, "stirred", Py_True)) return -1;
+	if (PyObject_SetAttr(l->scheduler, stirred, Py_True)) return -1;
 	if (q->data.nr < 0 || q->data.nr >= PyList_GET_SIZE(l->counts)) return 0;
 	count = PyLong_AsLongLong(PyList_GET_ITEM(l->counts, q->data.nr));
 	if (PyErr_Occurred() || !(one = PyLong_FromLongLong(count + 1))) return -1;
@@ -274,6 +274,7 @@ static PyObject *know_calls(PyObject *self, PyObject *args)
 	if (!PyArg_ParseTuple(args, "OOOOOOl", &loop, &task, &process, &run, &held, &native, &window_weight))
 		return NULL;
 	if (know(&loops, loop) || know(&tasks, task) || know(&processes, process)) return NULL;
+	if (!stirred && !(stirred = PyUnicode_InternFromString("stirred"))) return NULL;
 	Py_XSETREF(state_running, Py_NewRef(run));
 	Py_XSETREF(state_held, Py_NewRef(held));
 	Py_XSETREF(continue_call, Py_NewRef(native));

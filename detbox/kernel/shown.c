@@ -14,12 +14,19 @@ enum {
 enum {
 	FS_SPECIAL, FS_CWD,
 };
+enum {
+	RIGHTS_EFFECTIVE, RIGHTS_SPACE,
+};
 
 static struct class inodes = {
 	NULL, {"dev", "ino", "fmt", "uid", "gid", "btime", "times", "mode", "source", "links", "missing", "node"}, {0}};
 static struct class callers = {NULL, {"tid", "process", "text_at"}, {0}};
 static struct class owners = {NULL, {"pid", "fs", "creds"}, {0}};
 static struct class places = {NULL, {"special", "_cwd"}, {0}};
+static struct class rights = {NULL, {"effective", "space"}, {0}};
+
+static long long file_rights; /* as in machine/creds.py */
+static PyObject *outermost;
 
 #define SHOWN_BLOCK 4096
 #define SHOWN_SECTORS (SHOWN_BLOCK / 512)
@@ -99,18 +106,29 @@ static PyObject *caller_of(PyObject *const *a, struct known_files *k, long long 
 	return process && is_a(process, &owners) ? process : NULL;
 }
 
-/* tell_path(table, odd_devs, epoch_ns, task, dirfd, path, buf, follow) -> what the call gives, or None if that is not so simple.
- * `path` and `buf` are addresses in the guest.  The caller has all rights to files. */
+/* Whether somebody's rights to files need not be looked at, as Creds.checked says it; -1 with an exception. */
+static int has_all_rights(PyObject *process)
+{
+	long long effective;
+	PyObject *creds = get(process, &owners, PROCESS_CREDS);
+	if (!creds || !is_a(creds, &rights) || number(creds, &rights, RIGHTS_EFFECTIVE, &effective)) return -1;
+	return !(file_rights & ~effective) && SLOT(creds, rights, RIGHTS_SPACE) == outermost;
+}
+
+/* tell_path(table, odd_devs, epoch_ns, task, dirfd, path, buf, flags) -> what newfstatat gives, or None if that is not so simple.
+ * `path` and `buf` are addresses in the guest. */
 static PyObject *tell_path(PyObject *self, PyObject *const *a, Py_ssize_t n)
 {
 	struct known_files k;
 	struct stat real;
 	long long tid, text_at, cwd = AT_FDCWD;
 	char path[256], *end;
-	if (n != 8) { PyErr_SetString(PyExc_TypeError, "tell_path(table, odd_devs, epoch_ns, task, dirfd, path, buf, follow)"); return NULL; }
-	PyObject *process = caller_of(a, &k, &tid), *fs = process ? get(process, &owners, PROCESS_FS) : NULL;
+	if (n != 8) { PyErr_SetString(PyExc_TypeError, "tell_path(table, odd_devs, epoch_ns, task, dirfd, path, buf, flags)"); return NULL; }
 	unsigned long at = PyLong_AsUnsignedLongMask(a[5]), to = PyLong_AsUnsignedLongMask(a[6]);
-	int special = fs && is_a(fs, &places) ? is_true(fs, &places, FS_SPECIAL) : -1, follow = PyObject_IsTrue(a[7]);
+	unsigned int flags = (unsigned int)PyLong_AsUnsignedLongMask(a[7]);
+	if (flags & ~(unsigned int)AT_SYMLINK_NOFOLLOW) return not_plain();
+	PyObject *process = caller_of(a, &k, &tid), *fs = process && has_all_rights(process) > 0 ? get(process, &owners, PROCESS_FS) : NULL;
+	int special = fs && is_a(fs, &places) ? is_true(fs, &places, FS_SPECIAL) : -1;
 	if (special || PyErr_Occurred() || number(a[3], &callers, OWNER_TEXT_AT, &text_at)) return not_plain();
 	if (text_at == (long long)at) return not_plain(); /* it is another string for the supervisor */
 	size_t chunk = PAGE - at % PAGE < sizeof path ? PAGE - at % PAGE : sizeof path;
@@ -120,7 +138,7 @@ static PyObject *tell_path(PyObject *self, PyObject *const *a, Py_ssize_t n)
 	if (path[0] != '/') {
 		if ((int)PyLong_AsUnsignedLongMask(a[4]) != AT_FDCWD || number(fs, &places, FS_CWD, &cwd) || cwd < 0) return not_plain();
 	}
-	if (fstatat((int)cwd, path, &real, follow ? 0 : AT_SYMLINK_NOFOLLOW)) return errno == ENOENT ? PyLong_FromLong(-ENOENT) : not_plain();
+	if (fstatat((int)cwd, path, &real, (int)flags)) return errno == ENOENT ? PyLong_FromLong(-ENOENT) : not_plain();
 	return tell_status(&k, &real, end - path > 3 && !memcmp(end - 3, ".py", 3), (pid_t)tid, to);
 }
 
@@ -134,7 +152,7 @@ static PyObject *tell_fd(PyObject *self, PyObject *const *a, Py_ssize_t n)
 	PyObject *process = caller_of(a, &k, &tid);
 	int fd = (int)PyLong_AsUnsignedLongMask(a[4]);
 	/* A thread but the first may have descriptors of its own. */
-	if (!process || number(process, &owners, PROCESS_PID, &pid) || tid != pid || fd < 0) return not_plain();
+	if (!process || has_all_rights(process) <= 0 || number(process, &owners, PROCESS_PID, &pid) || tid != pid || fd < 0) return not_plain();
 	int mine = borrow((pid_t)tid, fd);
 	if (mine < 0) return not_plain();
 	int failed = fstat(mine, &real);
@@ -142,11 +160,12 @@ static PyObject *tell_fd(PyObject *self, PyObject *const *a, Py_ssize_t n)
 	return failed ? not_plain() : tell_status(&k, &real, 0, (pid_t)tid, PyLong_AsUnsignedLongMask(a[5]));
 }
 
-/* know_files(VInode, Task, Process, FsContext) */
+/* know_files(VInode, Task, Process, FsContext, Creds, FS_CAPS, TOP) */
 static PyObject *know_files(PyObject *self, PyObject *args)
 {
-	PyObject *inode, *task, *process, *fs;
-	if (!PyArg_ParseTuple(args, "OOOO", &inode, &task, &process, &fs)) return NULL;
-	if (know(&inodes, inode) || know(&callers, task) || know(&owners, process) || know(&places, fs)) return NULL;
+	PyObject *inode, *task, *process, *fs, *creds, *top;
+	if (!PyArg_ParseTuple(args, "OOOOOLO", &inode, &task, &process, &fs, &creds, &file_rights, &top)) return NULL;
+	if (know(&inodes, inode) || know(&callers, task) || know(&owners, process) || know(&places, fs) || know(&rights, creds)) return NULL;
+	Py_XSETREF(outermost, Py_NewRef(top));
 	Py_RETURN_NONE;
 }

@@ -20,6 +20,7 @@ from detbox.kernel import _native, siginfo
 from detbox.kernel.numbers import NAMES
 from detbox.machine import tracees
 from detbox.machine.clock import WINDOW, WINDOW_WEIGHT
+from detbox.machine.creds import FS_CAPS, Creds
 from detbox.machine.files import FsContext
 from detbox.machine.inodes import VInode
 from detbox.machine.tracees import (
@@ -32,6 +33,7 @@ from detbox.machine.tracees import (
     EVENT_VFORK,
     is_traced,
 )
+from detbox.machine.userspaces import TOP
 from detbox.policy.later import call_table
 from detbox.scheduler.core import turn_length
 from detbox.supervisor import lifecycle, signals, tracing
@@ -442,5 +444,5 @@ class Supervisor:
         return any(signals.killed(self.m, task) for task in process.tasks.values())
 
 
-_native.know_files(VInode, Task, Process, FsContext)
+_native.know_files(VInode, Task, Process, FsContext, Creds, FS_CAPS, TOP)
 _native.know_calls(Supervisor, Task, Process, _RUNNING, _HELD, CONTINUE, WINDOW_WEIGHT)

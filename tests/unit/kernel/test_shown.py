@@ -15,9 +15,10 @@ import pytest
 import detbox.supervisor.loop  # whose classes C is told
 from detbox.handlers.stat import _pack
 from detbox.kernel import _native
+from detbox.machine.creds import CAP_FOWNER, Creds
 from detbox.machine.files import FsContext
 from detbox.machine.inodes import InodeTable, VInode
-from detbox.machine.userspaces import TOP
+from detbox.machine.userspaces import TOP, UserSpace
 from detbox.supervisor.task import Process, Task
 
 EPOCH_NS = 1_577_836_800 * 10**9
@@ -35,12 +36,13 @@ class Asking:
         process = Process(pid, None, "1")
         machine: Any = SimpleNamespace(processes={}, proc_fd=os.open("/proc", os.O_PATH))
         process.fs = FsContext(machine, pid)
+        process.creds = Creds.of(0, 0)
         self.task = Task(pid, process, "1")
         self.buffer = ctypes.create_string_buffer(144)
         self.page = mmap.mmap(-1, mmap.PAGESIZE)  # a path that reaches into the next page is left to others, too
 
     def told(self, name: str, *, follow: bool = True, dirfd: int = AT_FDCWD) -> bytes | int | None:
-        return self._result(_native.tell_path(*self._known(), dirfd, self.path(name), self._at, follow))
+        return self._result(_native.tell_path(*self._known(), dirfd, self.path(name), self._at, 0 if follow else 0x100))
 
     def told_fd(self, fd: int) -> bytes | int | None:
         return self._result(_native.tell_fd(*self._known(), fd, self._at))
@@ -142,17 +144,38 @@ def test_what_is_special_is_left_to_others(asking: Asking) -> None:
     assert asking.told(place) is None
 
 
+def test_who_has_not_all_rights_is_left_to_others(asking: Asking) -> None:
+    place, creds = str(asking.base / "plain"), asking.task.process.creds
+    expected = asking.packed("plain")
+    fd = os.open(place, os.O_RDONLY)
+    assert asking.told(place) == asking.told_fd(fd) == expected
+    creds.effective &= ~(1 << CAP_FOWNER)
+    assert creds.checked and asking.told(place) is None and asking.told_fd(fd) is None
+    asking.task.process.creds = Creds.of(0, 0)
+    asking.task.process.creds.space = UserSpace(TOP, 0, 0)
+    assert asking.task.process.creds.checked and asking.told(place) is None and asking.told_fd(fd) is None
+
+
+def test_other_flags_are_left_to_others(asking: Asking) -> None:
+    path = asking.path(asking.base / "plain")
+    asking.seen("plain")
+    for flags in (0x1000, 0x800, 1):
+        assert _native.tell_path(*asking._known(), AT_FDCWD, path, asking._at, flags) is None
+    # The kernel's int has 32 bits.
+    assert _native.tell_path(*asking._known(), AT_FDCWD, path, asking._at, 7 << 32 | 0x100) == 0
+
+
 def test_what_cannot_be_read_or_written(asking: Asking) -> None:
     asking.seen("plain")
     path = asking.path(asking.base / "plain")
-    assert _native.tell_path(*asking._known(), AT_FDCWD, 16, asking._at, True) is None
-    assert _native.tell_path(*asking._known(), AT_FDCWD, path, 16, True) is None
+    assert _native.tell_path(*asking._known(), AT_FDCWD, 16, asking._at, 0) is None
+    assert _native.tell_path(*asking._known(), AT_FDCWD, path, 16, 0) is None
     asking.task.text_at = path
-    assert _native.tell_path(*asking._known(), AT_FDCWD, path, asking._at, True) is None
+    assert _native.tell_path(*asking._known(), AT_FDCWD, path, asking._at, 0) is None
 
 
 def test_a_path_may_end_with_its_page(asking: Asking) -> None:
     asking.seen("plain")
     place = asking.base / "plain"
     path = asking.path(place, len(os.fsencode(place)) + 1)
-    assert _native.tell_path(*asking._known(), AT_FDCWD, path, asking._at, True) == 0
+    assert _native.tell_path(*asking._known(), AT_FDCWD, path, asking._at, 0) == 0
