@@ -18,10 +18,11 @@ def take_turns(
 def relay(
     events: tuple[int, int, int],
     threads: tuple[tuple[Any, ...], ...],
+    grounds: tuple[tuple[Any, bytearray], ...],
     loops: tuple[tuple[int, bytes, int, bytes], ...],
     page: ClockPage,
     time: tuple[int, int, int],
-    crowd: int,
+    crowd: tuple[int, int],
     /,
 ) -> Any: ...
 def still_held(tid: int, watched: tuple[tuple[int, bytes], ...], /) -> bool: ...

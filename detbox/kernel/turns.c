@@ -14,7 +14,7 @@ enum { F_CF = 1, F_PF = 4, F_AF = 0x10, F_ZF = 0x40, F_SF = 0x80, F_OF = 0x800, 
 
 /* As in detbox/spin/turns.py. */
 enum { T_UNKNOWN, T_NOP, T_MOV, T_MOVSX, T_LEA, T_ADD, T_SUB, T_AND, T_OR, T_XOR, T_CMP, T_TEST, T_INC, T_DEC, T_NEG, T_NOT,
-       T_XCHG, T_XADD, T_CMPXCHG, T_JUMP, T_BRANCH, T_CALL, T_RET, T_PUSH, T_POP, T_LEAVE, T_SET, T_CMOV, T_CDQE };
+       T_XCHG, T_XADD, T_CMPXCHG, T_JUMP, T_BRANCH, T_CALL, T_RET, T_PUSH, T_POP, T_LEAVE, T_SET, T_CMOV, T_CDQE, T_SHL, T_SHR, T_SAR, T_IMUL };
 enum { O_NONE, O_REG, O_MEM, O_IMM };
 
 struct turn_operand {
@@ -25,7 +25,7 @@ struct turn_operand {
 struct turn_instruction {
 	uint64_t address;
 	uint8_t size, what, condition, locked;
-	uint32_t unused;
+	uint32_t seen; /* relay.c: the processor has done the same */
 	struct turn_operand a, b;
 };
 
@@ -42,6 +42,7 @@ struct turns {
 	struct turn_span spans[TURN_SPANS];
 	struct turn_block blocks[TURN_BLOCKS];
 	int block_count, cell_count, span_count, bad;
+	uint64_t open; /* flags that instructions have left undefined: what depends on them is not executed */
 };
 
 static uint64_t low_bits(uint64_t value, int width)
@@ -144,6 +145,7 @@ static void set_flags(struct turns *t, uint64_t which, uint64_t result, int widt
 	if (result >> (8 * width - 1) & 1) flags |= F_SF;
 	if (!__builtin_parity((unsigned)(result & 0xff))) flags |= F_PF;
 	t->r[W_EFLAGS] = (t->r[W_EFLAGS] & ~which) | (flags & which);
+	t->open &= ~which;
 }
 
 static uint64_t sum_of(struct turns *t, uint64_t a, uint64_t b, int width, uint64_t which)
@@ -161,9 +163,11 @@ static uint64_t difference_of(struct turns *t, uint64_t a, uint64_t b, int width
 }
 
 /* The conditions in the order of their opcodes: o, no, b, nb, z, nz, be, nbe, s, ns, p, np, l, nl, le, nle. */
-static int holds(const struct turns *t, int condition)
+static int holds(struct turns *t, int condition)
 {
+	static const uint64_t used[] = {F_OF, F_CF, F_ZF, F_CF | F_ZF, F_SF, F_PF, F_SF | F_OF, F_ZF | F_SF | F_OF};
 	uint64_t f = t->r[W_EFLAGS];
+	if (t->open & used[condition >> 1 & 7]) t->bad = 1;
 	int less = !(f & F_SF) != !(f & F_OF), met = 0;
 	switch (condition >> 1) {
 	case 0: met = !!(f & F_OF); break;
@@ -194,6 +198,40 @@ static uint64_t turn_pop(struct turns *t)
 static int64_t signed_of(uint64_t value, int width)
 {
 	return (int64_t)(value << (64 - 8 * width)) >> (64 - 8 * width);
+}
+
+static void shift_by(struct turns *t, const struct turn_instruction *i)
+{
+	int width = i->a.width, bits = 8 * width, by = (int)(value_of(t, &i->b) & (width == 8 ? 63 : 31));
+	uint64_t x = value_of(t, &i->a), result, carry, over;
+	if (width < 4 || i->b.width == 0) t->bad = 1;
+	if (t->bad) return;
+	if (!by) { give(t, &i->a, x, 0); return; }
+	if (i->what == T_SHL) {
+		result = low_bits(x << by, width);
+		carry = x >> (bits - by) & 1;
+		over = (result >> (bits - 1) & 1) ^ carry;
+	} else {
+		result = i->what == T_SHR ? x >> by : low_bits((uint64_t)(signed_of(x, width) >> by), width);
+		carry = x >> (by - 1) & 1;
+		over = i->what == T_SHR ? x >> (bits - 1) & 1 : 0;
+	}
+	set_flags(t, F_ALL & ~F_AF, result, width, (carry ? F_CF : 0) | (over ? F_OF : 0));
+	t->open |= by == 1 ? F_AF : F_AF | F_OF;
+	give(t, &i->a, result, 0);
+}
+
+/* Two factors; with three operands one is where the first has its immediate. */
+static void multiply(struct turns *t, const struct turn_instruction *i)
+{
+	int width = i->a.width;
+	uint64_t x = i->condition ? (uint64_t)i->a.value : value_of(t, &i->a);
+	if (width < 4) t->bad = 1;
+	__int128 product = (__int128)signed_of(low_bits(x, width), width) * signed_of(value_of(t, &i->b), width);
+	uint64_t result = low_bits((uint64_t)product, width);
+	set_flags(t, F_CF | F_OF, result, width, product != signed_of(result, width) ? F_CF | F_OF : 0);
+	t->open |= F_ALL & ~(uint64_t)(F_CF | F_OF);
+	give(t, &i->a, result, 0);
 }
 
 /* Compares with the accumulator, and replaces what is in memory only if it is equal. */
@@ -244,6 +282,8 @@ static void turn_step(struct turns *t, const struct turn_instruction *i)
 	case T_LEAVE: t->r[W_RSP] = t->r[W_RBP]; t->r[W_RBP] = turn_pop(t); break;
 	case T_SET: give(t, a, (uint64_t)holds(t, i->condition), 0); break;
 	case T_CMOV: y = value_of(t, b); x = value_of(t, a); give(t, a, holds(t, i->condition) ? y : x, 0); break;
+	case T_SHL: case T_SHR: case T_SAR: shift_by(t, i); break;
+	case T_IMUL: multiply(t, i); break;
 	case T_CDQE: t->r[W_RAX] = (uint64_t)signed_of(t->r[W_RAX], 4); break;
 	default: t->bad = 1;
 	}
@@ -306,6 +346,7 @@ struct turn_loop {
 	Py_ssize_t count, size;
 	const char *code;
 	unsigned long start;
+	int right; /* what lies there is that, since nobody has executed anything that was not followed here */
 };
 
 enum { NO_TURNS, LOOP_LEFT, LOOP_SPINS };
@@ -321,21 +362,41 @@ static int turn_loop(struct turn_loop *l, PyObject *instructions, PyObject *star
 	l->size = PyBytes_GET_SIZE(code);
 	l->code = PyBytes_AS_STRING(code);
 	l->start = PyLong_AsUnsignedLongMask(start);
+	l->right = 0;
 	return PyErr_Occurred() ? -1 : 0;
+}
+
+/* Nothing has been read yet. */
+static void begin_turns(struct turns *t)
+{
+	t->block_count = t->cell_count = t->span_count = t->bad = 0;
+	t->open = 0;
+}
+
+/* What the turns have stored is what the thread's memory holds. */
+static void stored_turns(struct turns *t)
+{
+	for (int i = 0; i < t->cell_count; i++)
+		for (int k = 0; k < t->block_count; k++)
+			if (t->cells[i].stored && t->blocks[k].at == (t->cells[i].at & ~(uint64_t)(TURN_BLOCK - 1)))
+				memcpy(t->blocks[k].held + (t->cells[i].at & (TURN_BLOCK - 1)), &t->cells[i].value, 8);
+	t->cell_count = t->span_count = 0;
 }
 
 /* Where a thread gets to that is at the head, with the registers `t->r`: nothing of it is changed yet.  It goes the path
  * (numbers of instructions) over and over again if it spins. */
-static int go_round(struct turns *t, const struct turn_loop *l, unsigned char *path, int *went)
+static int go_round(struct turns *t, struct turn_loop *l, unsigned char *path, int *went)
 {
 	uint64_t before[sizeof t->r / 8];
 	unsigned char code[4096];
 	int length = 0, steps = 0, turn = 0, spins = 0, low = 0;
 	const struct turn_instruction *all = l->all, *end = all + l->count, *i;
 	struct iovec here = {code, (size_t)l->size}, there = {(void *)l->start, (size_t)l->size};
-	t->block_count = t->cell_count = t->span_count = t->bad = 0;
 	if (!l->count || l->count > TURN_PATH || l->size > (Py_ssize_t)sizeof code) return NO_TURNS;
-	if (process_vm_readv(t->tid, &here, 1, &there, 1, 0) != l->size || memcmp(code, l->code, (size_t)l->size)) return NO_TURNS;
+	if (!l->right) {
+		if (process_vm_readv(t->tid, &here, 1, &there, 1, 0) != l->size || memcmp(code, l->code, (size_t)l->size)) return NO_TURNS;
+		l->right = 1;
+	}
 	uint64_t head = all->address;
 	if (t->r[W_RIP] != head) return NO_TURNS;
 	for (i = all; !t->bad; i++) {
@@ -343,6 +404,7 @@ static int go_round(struct turns *t, const struct turn_loop *l, unsigned char *p
 			for (i = all; i < end && i->address != t->r[W_RIP]; i++);
 		if (i == end) break; /* it has left the loop */
 		if (i == all) {
+			if (t->open) return NO_TURNS;
 			if (turn && (spins = same_as_before(t, before))) break;
 			if (turn++ == TURN_MOST) return NO_TURNS;
 			memcpy(before, t->r, sizeof before);
@@ -358,7 +420,7 @@ static int go_round(struct turns *t, const struct turn_loop *l, unsigned char *p
 		turn_step(t, i);
 	}
 	/* The state that it is parked in has the lowest address, and of locks that it takes and gives back as few as possible. */
-	if (t->bad || (spins && low)) return NO_TURNS;
+	if (t->bad || t->open || (spins && low)) return NO_TURNS;
 	for (int c = 0; spins && c < t->cell_count; c++)
 		if (t->cells[c].locked && t->cells[c].changed) return NO_TURNS;
 	*went = length;
@@ -384,6 +446,7 @@ static PyObject *take_turns(PyObject *self, PyObject *const *args, Py_ssize_t n)
 	int commit = PyObject_IsTrue(args[5]), found;
 	if (PyErr_Occurred()) return NULL;
 	memcpy(t.r, PyBytes_AS_STRING(args[4]), sizeof t.r);
+	begin_turns(&t);
 	if (!(found = go_round(&t, &l, path, &length))) Py_RETURN_NONE;
 	if (commit) {
 		forget_thread();

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Hashable
 
 from detbox.records import field, record, replace
+from detbox.spin.ground import Ground
 from detbox.spin.prove import Spin, Verdict, prove_from, prove_walk
 from detbox.spin.shortcut import Shortcut, shortcut
 from detbox.spin.stepper import RIP, Stepper, register
@@ -54,6 +55,7 @@ class LoopTable:
 
     def __init__(self) -> None:
         self._loops: dict[Hashable, dict[int, Loop]] = {}
+        self._grounds: dict[Hashable, Ground] = {}
 
     def learn(self, mm: Hashable, spin: Spin, stepper: Stepper) -> None:
         """Remember a spin (while nothing is armed)."""
@@ -116,6 +118,14 @@ class LoopTable:
         loops = self._loops.get(mm, {}).values()
         return [loop for loop in loops if loop.armed and loop.turns is not None and loop.turns.known]
 
+    def ground(self, mm: Hashable) -> Ground:
+        """The code around them, as it is with these breakpoints."""
+        heads = frozenset(loop.address for loop in self._loops.get(mm, {}).values() if loop.armed)
+        ground = self._grounds.get(mm)
+        if ground is None or ground.heads != heads:
+            ground = self._grounds[mm] = Ground(heads)
+        return ground
+
     def at(self, mm: Hashable, rip: int) -> Loop | None:
         """The loop whose breakpoint is at the program counter, not yet executed."""
         loop = self._loops.get(mm, {}).get(rip)
@@ -142,6 +152,7 @@ class LoopTable:
         """Forget all address spaces but these (exec and exit end them)."""
         for mm in [mm for mm in self._loops if mm not in living]:
             del self._loops[mm]
+            self._grounds.pop(mm, None)
 
 
 def visit(table: LoopTable, mm: Hashable, stepper: Stepper) -> Verdict | None:

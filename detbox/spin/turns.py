@@ -24,6 +24,7 @@ from detbox.spin.walk import decoded
 _INSTRUCTION, _OPERAND = struct.Struct("<QBBBBxxxx"), struct.Struct("<BBBBBBxxq")
 _REGISTER, _MEMORY, _IMMEDIATE = 1, 2, 3
 _NOTHING = bytes(_OPERAND.size)
+INSTRUCTION_SIZE = _INSTRUCTION.size + 2 * _OPERAND.size
 _NO_WORD, _MASK = 255, (1 << 64) - 1
 _GENERAL = frozenset(name for name in OFFSET if name.startswith("r") and name != "rip")
 # The order is that of kernel/turns.c.
@@ -32,7 +33,7 @@ _WHAT = {
     for number, names in enumerate((
         "", "nop pause endbr64 mfence lfence sfence", "mov movabs movzx", "movsx movsxd", "lea", "add", "sub", "and",
         "or", "xor", "cmp", "test", "inc", "dec", "neg", "not", "xchg", "xadd", "cmpxchg", "jmp", "branch", "call",
-        "ret", "push", "pop", "leave", "set", "cmov", "cdqe",
+        "ret", "push", "pop", "leave", "set", "cmov", "cdqe", "shl sal", "shr", "sar", "imul",
     ))
     for name in names.split()
 }  # fmt: skip
@@ -129,11 +130,12 @@ def turns(stepper: Stepper, head: int, addresses: frozenset[int], known: Turns |
         code = stepper.read(start, end - start)
     except OSError:
         return None
-    encoded = b"".join(_encode(address, instruction) for address, instruction in found)
-    return Turns(addresses, order, encoded, start, code, code)
+    packed = b"".join(encoded(address, instruction) for address, instruction in found)
+    return Turns(addresses, order, packed, start, code, code)
 
 
-def _encode(address: int, instruction: Instruction | None) -> bytes:
+def encoded(address: int, instruction: Instruction | None) -> bytes:
+    """An instruction as kernel/turns.c has it."""
     if instruction is None:
         return _unknown(address, 0)
     name, following = instruction.name, address + instruction.size
@@ -147,6 +149,9 @@ def _encode(address: int, instruction: Instruction | None) -> bytes:
         operands = []
     elif name in _STACK:
         operands.pop()  # the slot
+    factor = 0
+    if name == "imul" and len(operands) == 3 and operands[2][0] == "imm":
+        factor, condition = int(operands.pop()[1]), 1
     odd = instruction.forbidden or instruction.vector or instruction.repeated or _HIGH_BYTE.search(rest)
     if not number or odd or len(operands) > (0 if name in ("ret", "leave") else 2):
         return _unknown(address, instruction.size)
@@ -154,6 +159,8 @@ def _encode(address: int, instruction: Instruction | None) -> bytes:
         operands = [("imm", address + int(operands[0][1]), 8)]
     width = 8 if name == "push" else operands[0][2] if operands else 0
     packed = [_operand(instruction, following, operand, width) for operand in operands]
+    if condition and name == "imul":
+        packed[0] = packed[0][:8] + _signed(factor).to_bytes(8, "little", signed=True)
     packed += [_NOTHING] * (2 - len(packed))
     return _INSTRUCTION.pack(address, instruction.size, number, condition, prefix == "lock") + b"".join(packed)
 

@@ -174,10 +174,16 @@ class GivingWay:
             return 0
         if not self._worthwhile(process, account):
             return _MANY
+        if account.enough:  # but not for those that are ready
+            if any(each.nr < 0 for each in tasks):
+                return 0
+            if account.for_ready >= FOR_READY:
+                return _MANY
+            return min(max((account.spent - account.allowed) // EARNED - account.calls, 0), _MANY)
         rare = account.rare < RARE_CALLS and any(
             account.kinds.get((each.tid, each.nr, each.args[0]), 0) < RARE for each in tasks
         )
-        return 0 if account.enough or rare else (REGAINED - account.left) // EARNED
+        return 0 if rare else (REGAINED - account.left) // EARNED
 
     def lets_go_first(self, task: Task) -> bool:
         """Whether those that a thread has woken go first: it is new, and not counted for the sake of ready ones."""

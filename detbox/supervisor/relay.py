@@ -4,7 +4,8 @@ A barrier in memory is passed thousands of times a second: who arrives runs into
 that their memory has changed, and the first of them goes on.  As long as nothing but that happens, kernel/relay.c does
 it, and here it is told what it may go by, and entered what has become of everybody.  The result is what it would be
 otherwise, so that it does not matter when that is done: nobody else is ready, no time comes, nothing is counted, and
-who looks at a clock ends it.
+who looks at a clock ends it.  What a thread executes from one loop to the next is executed there, too, if it is little
+and known (detbox/spin/ground.py): then the thread itself does not go on at all.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ _MOST_THREADS, _MOST_LOOPS, _WAITS, _READY = 64, 64, 1, 2
 
 #: In a task's data: what only calls ask for, or is of interest when other processes are ready.
 _KEPT = {GAVE_WAY, *INHERITED}
+_NOTHING = 0, ()  # to wait for
 
 
 class Relay:
@@ -46,11 +48,15 @@ class Relay:
 
     def take(self, task: Task) -> bool:
         """A thread has been chosen that was parked at a loop: False if it goes on as any other."""
-        tasks = [task, *(each for each in self.spinning.parked if each.state is State.PARKED)]
+        ready = list(self.sup.m.scheduler.ready)  # those that have been let go, too
+        tasks = [task, *ready, *(each for each in self.spinning.parked if each.state is State.PARKED)]
         if not self._alone() or len(tasks) > _MOST_THREADS or not all(map(_quiet, tasks)):
             return False
         processes = {each.process: each for each in tasks}
         if not all(self._calm(each) for each in processes.values()):
+            return False
+        crowd = self.sup.counting.giving_way.uncounted(tasks) if len(processes) == 1 else 0
+        if ready and not (crowd and all(map(self._let_go, ready))):
             return False
         spaces = list({each.mm: None for each in processes})
         loops = [(at, loop) for at, mm in enumerate(spaces) for loop in self.spinning.loops.quick(mm)]
@@ -60,13 +66,19 @@ class Relay:
         found = _native.relay(
             (self.sup.m.listener, self.sup.control, TICK_MS),
             tuple(
-                (each.tid, spaces.index(each.process.mm), each.cpu, *((0, ()) if each is task else parked[each].watch))
+                (
+                    each.tid,
+                    spaces.index(each.process.mm),
+                    each.cpu,
+                    *(parked[each].watch if each in parked else _NOTHING),
+                )
                 for each in tasks
             ),
+            tuple((ground, ground.places) for ground in map(self.spinning.loops.ground, spaces)),
             tuple((at, loop.turns.instructions, loop.turns.start, loop.turns.code) for at, loop in loops if loop.turns),
             self.sup.guest_clock,
             (NEVER if deadline is None else deadline, SPIN_NS, SPIN_MOST_NS),
-            self.sup.counting.giving_way.uncounted(tasks) if len(processes) == 1 else 0,
+            (len(ready), crowd),
         )
         if found is None:
             return False
@@ -81,8 +93,13 @@ class Relay:
     def _alone(self) -> bool:
         """Whether nothing else can happen before a time comes, but what the threads do."""
         scheduler = self.sup.m.scheduler
-        others = scheduler.ready or scheduler.deferred or scheduler.watched or scheduler.awaited or self.sup.running
+        others = scheduler.deferred or scheduler.watched or scheduler.awaited or self.sup.running
         return not (others or RECHECK in scheduler.waiting)
+
+    def _let_go(self, task: Task) -> bool:
+        """Whether a thread that is ready was parked at a loop."""
+        action = task.action
+        return isinstance(action, partial) and action.func == self.spinning.again
 
     def _calm(self, task: Task) -> bool:
         """Whether a process of which this is a thread takes no signals, has no timers, and is not counted."""
@@ -110,6 +127,7 @@ class Relay:
             if visits and loop.turns is not None:
                 loop.turns.vain = 0
         sup.stops += stops
+        scheduler.ready.clear()  # all of them are among the tasks
         scheduler.stirred = scheduler.stirred or stops > 0
         for task, (state, _, since, chosen, at, path, watched) in sorted(
             zip(tasks, threads, strict=True), key=lambda each: each[1][1]

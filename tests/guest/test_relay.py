@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from programs import compiled
 
 HERE = Path(__file__).parent
@@ -26,6 +27,7 @@ def _output(how: str, directory: Path) -> bytes:
     return done.stdout
 
 
-def test_turns_taken_in_c_are_those_of_the_supervisor() -> None:
-    directory = compiled(HERE / "spin_turns.c", [HERE / "guest.h"])
+@pytest.mark.parametrize("program", ["spin_turns.c", "spin_queues.c"])
+def test_turns_taken_in_c_are_those_of_the_supervisor(program: str) -> None:
+    directory = compiled(HERE / program, [HERE / "guest.h"])
     assert _output("with", directory) == _output("without", directory)
