@@ -230,6 +230,9 @@ def on_exit(sup: Supervisor, tid: int, status: int) -> None:
     if task is None:
         return
     process = task.process
+    if os.WIFSIGNALED(status) and _parent_ends(sup, process):
+        sup.gone[tid] = status
+        return
     _forget(sup, task, status)
     if (os.WIFSIGNALED(status) or process.exiting) and not tracing.lingers(process):
         _drain(sup, process)
@@ -239,9 +242,27 @@ def on_exit(sup: Supervisor, tid: int, status: int) -> None:
         _process_exit(sup, process, status)
     elif process.job_stop:
         sup.jobs.look_at(process)
+    _others_gone(sup)
+
+
+def _others_gone(sup: Supervisor) -> None:
+    """Tell of the ends that were met before it was their turn."""
     while sup.gone:
         first = min(sup.gone)
         on_exit(sup, first, sup.gone.pop(first))
+
+
+def _parent_ends(sup: Supervisor, process: Process) -> bool:
+    """Whether an ancestor's running thread has ended, and its end is yet to be told of.
+
+    By PR_SET_PDEATHSIG a process may be gone before that: the kernel sends the signal, and then wakes the tracer.
+    """
+    for ancestor in process.ancestors():
+        for task in ancestor.tasks.values():
+            if task.state is State.RUNNING:
+                with contextlib.suppress(OSError):
+                    return signals.is_zombie(sup.m, task)
+    return False
 
 
 def take_zombies(sup: Supervisor) -> None:
@@ -363,9 +384,11 @@ def _death_signals(sup: Supervisor, orphans: list[Process]) -> None:
         if not signo or child.status is not None:
             continue
         if signo == signal.SIGKILL and any(signals.killed(sup.m, task) for task in child.tasks.values()):
-            killed(sup, child)
+            tid = leader_last(child)[0]
+            sup.gone[tid] = sup.await_exit(tid)
         else:
             signals.notice(sup.m, child)
+    _others_gone(sup)
 
 
 def _reaper(process: Process) -> Process | None:

@@ -64,6 +64,22 @@ except OSError:
     pass
 os.execv("/bin/true", ["true"])
 """
+DEATHS = """
+import ctypes, os, signal
+prctl, pdeathsig, begun, left = ctypes.CDLL(None).prctl, 1, *os.pipe()
+for turn in range(30):
+    if os.fork() == 0:
+        for _ in range(3):
+            if os.fork() == 0:
+                prctl(pdeathsig, signal.SIGKILL)
+                os.write(left, b"x")
+                signal.pause()
+            os.read(begun, 1)
+        if turn % 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(0)
+    os.wait()
+"""
 BUILD = "echo one > a; (cat a; date) > b; ls c; sort b | cat > c; mv c d; rm a; exit 3"
 
 
@@ -100,8 +116,9 @@ def rows(trace: Path, sql: str) -> list[dict[str, Any]]:
         ["python3", "-c", THREADS],
         ["sh", "-c", "seq 20000 | sort -r | head -n 3; sleep 1 & wait; ls; echo $$ > file"],
         ["sh", "-c", "kill -9 $$"],
+        ["python3", "-c", DEATHS],
     ],
-    ids=["threads", "pipeline", "killed"],
+    ids=["threads", "pipeline", "killed", "killed by a parent's end"],
 )
 def test_a_job_has_one_trace_whatever_the_host(command: list[str], tmp_path: Path) -> None:
     found = []
