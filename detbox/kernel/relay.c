@@ -150,7 +150,8 @@ static int relay_travel(struct relay *y, struct relay_thread *thread, int *loop)
 	struct forecast *f = &y->forecast;
 	uint32_t *vain = (uint32_t *)g->head, *tries = vain + 1;
 	int failed = 0, steps = 0, right;
-	if (y->steps >= RELAY_STEPS || (*vain >= TRAVEL_VAIN && ++*tries % TRAVEL_RARE)) return 0;
+	/* What the caller asks is heard while a thread runs: one does at the beginning, and at the end. */
+	if (!y->steps || y->steps >= RELAY_STEPS || (*vain >= TRAVEL_VAIN && ++*tries % TRAVEL_RARE)) return 0;
 	if ((right = is_right(g, thread->tid)) <= 0) return right;
 	f->fresh = 0;
 	for (; steps < TRAVEL_MOST && (*loop = relay_loop_at(y, thread->space, y->t.r[W_RIP])) < 0; steps++) {
@@ -369,7 +370,6 @@ static int relay_all(struct relay *y)
 		thread->chosen++;
 		y->steps++;
 		if (found == LOOP_LEFT && (found = relay_run(y, thread)) != LOOP_SPINS) return found < 0 ? -1 : 1;
-		if (y->steps >= RELAY_STEPS) return 1;
 		thread = relay_choose(y, thread, &failed);
 	}
 	return failed ? -1 : 1;
