@@ -14,6 +14,7 @@ from statistics import median
 
 from benchmarks import hello
 from benchmarks.timing import REPOSITORY, Cost, Pair, detbox_command, run, side_by_side, statistics
+from detbox import bundle
 
 PROGRAMS = Path(__file__).with_name("programs")
 #: Rounds of compute.c: about a second on a processor of 2020.
@@ -58,6 +59,7 @@ class Bench:
     def prepare(self) -> None:
         """Compile the programs and write the input files, and detbox's modules as an installation does."""
         compileall.compile_dir(str(REPOSITORY / "detbox"), quiet=1)
+        bundle.make()
         for name in ("compute", "calls"):
             source = str(PROGRAMS / f"{name}.c")
             run(["gcc", "-O2", "-pthread", "-o", str(self.scratch / name), source], self.scratch)
@@ -99,7 +101,16 @@ def start_row(what: str, native: float, boxed: float) -> Result:
 
 def start(bench: Bench) -> Iterator[Result]:
     """The price of a run that does nothing."""
-    yield start_row("start: `detbox run -- true`", *bench.pair(["true"]).medians())
+    yield start_row("start: `detbox run -- true`", *_starts(bench, ["true"], detbox_command(["true"]), bench.scratch))
+
+
+def _starts(bench: Bench, native: list[str], boxed: list[str], directory: Path) -> tuple[float, float]:
+    """The median real times of two commands in seconds, without `--stats`; the first turns are not measured."""
+    for _ in range(2):
+        run(boxed, directory)  # an ordinary user's directories are kept from the third run on
+    costs = [(run(native, directory)[0].wall, run(boxed, directory)[0].wall) for _ in range(bench.repetitions)]
+    one, other = (median(column) for column in zip(*costs, strict=True))
+    return one, other
 
 
 def ordinary_start(bench: Bench) -> Iterator[Result]:
@@ -116,10 +127,7 @@ def ordinary_start(bench: Bench) -> Iterator[Result]:
             return  # such a user may not read the interpreter or the package
         Path(home, "work").mkdir()
         boxed = [*become, *detbox_command(["true"], ["-C", f"{home}/work"])]
-        for _ in range(2):
-            run(boxed, there)  # from the third run on the directories of the system are kept
-        costs = [(run([*become, "true"], there)[0].wall, run(boxed, there)[0].wall) for _ in range(bench.repetitions)]
-    medians = [median(column) for column in zip(*costs, strict=True)]
+        medians = _starts(bench, [*become, "true"], boxed, there)
     yield start_row("start: `detbox run -- true`, as an ordinary user", *medians)
 
 

@@ -48,8 +48,10 @@ class Pair:
 
 
 def detbox_command(command: Sequence[str], options: Sequence[str] = ()) -> list[str]:
-    """The command line that runs ``command`` under detbox in the current directory."""
-    return [sys.executable, "-m", "detbox", "run", *options, "--", *command]
+    """The command line that runs ``command`` under detbox in the current directory, as a user types it."""
+    installed = Path(sys.executable).with_name("detbox")
+    program = [str(installed)] if installed.exists() else [sys.executable, "-m", "detbox"]
+    return [*program, "run", *options, "--", *command]
 
 
 def cache_dir() -> Path:

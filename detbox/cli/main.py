@@ -2,59 +2,27 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gc
-import importlib
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-import detbox
 from detbox import bundle
-from detbox.cli.helptext import HelpFormatter
 from detbox.cli.messages import say, say_error
 from detbox.errors import (
     DetboxError,
     HostError,
     InternalError,
     Interrupted,
-    UserError,
     is_full_disk,
     missing_module,
 )
 
-_DESCRIPTION = """\
-Runs programs deterministically: the same inputs give the same bytes, whatever
-the time, the machine, its load or its user.
-"""
-
-_EXAMPLES = """\
-examples:
-  detbox run -- date                 the same date every time
-  detbox run -- make -j4             a build of the current directory
-  detbox verify --native -- make     proves it, and says what would have differed
-  detbox doctor                      what this machine offers
-
-`detbox VERB --help` says more about a verb.
-"""
-
-
-#: In the order of the help; each is the name of a module's beginning.
-_VERBS = ("run", "verify", "cache", "image", "trace", "deb", "doctor", "syscalls")
-
-
 #: Objects made and not given back before cycles are looked for: Python's 700 cost 5 ms while modules are imported.
 _GARBAGE = 50_000
-
-
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are ordinary user errors (argparse's status 2 is the guest's)."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message, f"see `{self.prog} --help`")
 
 
 def program() -> NoReturn:
@@ -88,27 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if words[:1] == ["run"] and os.geteuid() and not any(word.startswith("--image") for word in words):
             from detbox.container import ahead
 
-            ahead.begin(os.environb)
-        arguments = _parser(words[0] if words else "").parse_args(words, argparse.Namespace(stdin_closed=stdin_closed))
+            ahead.begin(os.environb)  # before all that is not needed for it
+        from detbox.cli import verbs
+
+        arguments = verbs.parsed(words, stdin_closed=stdin_closed)
         return int(arguments.body(arguments))
 
     return guarded(body)
-
-
-def _parser(first: str = "") -> _Parser:
-    """``first``: the first word; if it is a verb, nothing is made ready for the others."""
-    parser = _Parser(
-        prog="detbox",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"detbox {detbox.__version__}")
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True)
-    for verb in (first,) if first in _VERBS else _VERBS:
-        importlib.import_module(f"detbox.cli.{verb}_cmd").add_parser(verbs)
-    return parser
 
 
 def guarded(body: Callable[[], int]) -> int:

@@ -96,7 +96,7 @@ def test_closed_reader_is_no_error() -> None:
 
 def test_start_imports_little() -> None:
     """A command line is answered without what only runs need: their modules cost more than all the rest."""
-    code = "import sys; from detbox.cli import main; main._parser(); print(*sys.modules)"
+    code = "import sys; from detbox.cli import verbs; verbs.parser(); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     parts = {".".join(name.split(".")[:2]) for name in done.stdout.split() if name.startswith("detbox.")}
     assert not parts & {"detbox.container", "detbox.supervisor", "detbox.handlers", "detbox.synth", "detbox.images"}
