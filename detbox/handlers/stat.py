@@ -36,13 +36,11 @@ _PROC_SELF = (b"self", b"thread-self")
 
 def newfstatat(m: Machine, t: Task, a: Args) -> Decision:
     """int newfstatat(int dirfd, const char *path, struct stat *buf, int flags)"""
-    inodes = m.inodes
-    told = _native.tell_path(inodes.table, inodes.odd_devs, inodes.epoch_ns, t, a[0], a[1], a[2], a[3])
-    if told is not None:
-        return told
     flags = a[3] & _M32
     if not flags & ~_AT_NOFOLLOW:
-        return _stat(m, t, a[0], a[1], a[2], not flags)
+        inodes = m.inodes
+        told = _native.tell_path(inodes.table, inodes.odd_devs, inodes.epoch_ns, t, a[0], a[1], a[2], flags)
+        return _stat(m, t, a[0], a[1], a[2], not flags) if told is None else told
     # AT_EMPTY_PATH with a null path is allowed since Linux 6.11; glibc's fstat passes "".
     path = t.cstr(a[1]) if a[1] or not flags & 0x1000 else b""
     if not path or flags & ~_STAT_FLAGS:
