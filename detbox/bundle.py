@@ -154,10 +154,5 @@ def _write(place: str, content: bytes) -> None:
         file.flush()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(place)
-        descriptors = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.link(str(file.fileno()), place, src_dir_fd=descriptors)
-        finally:
-            os.close(descriptors)
-
-
+        # The path is absolute; that a directory is given makes os.link() follow its last part (linkat(2)).
+        os.link(f"/proc/self/fd/{file.fileno()}", place, src_dir_fd=file.fileno())
