@@ -12,6 +12,19 @@ static int expire(PyObject *queue, long long now, int always_there)
 	return first > now ? 0 : ignore(PyObject_CallMethod(queue, "expire", "L", now));
 }
 
+/* Adds to a thread's CPU time and to its process's; timers that are due expire, the thread's first. */
+static int spend_cpu(PyObject *cpu, long long ns)
+{
+	long long value;
+	PyObject *time = cpu, *queue;
+	while (time != Py_None) {
+		if (!is_a(time, &cpus) || add(time, &cpus, NS, ns, &value)) return -1;
+		if (!(queue = get(time, &cpus, TIMERS)) || expire(queue, value, 0)) return -1;
+		if (!(time = get(time, &cpus, PARENT))) return -1;
+	}
+	return 0;
+}
+
 static int charge_cpu(PyObject *clock, PyObject *cpu, int looking)
 {
 	long long value;
@@ -23,12 +36,8 @@ static int charge_cpu(PyObject *clock, PyObject *cpu, int looking)
 		if (value && set(cpu, &cpus, WATCHING, PyLong_FromLongLong(value - 1))) return -1;
 	}
 	if (add(clock, &clocks, NOW, call_ns, &value)) return -1;
-	PyObject *time = cpu, *queue;
-	while (time != Py_None) {
-		if (!is_a(time, &cpus) || add(time, &cpus, NS, call_ns, &value)) return -1;
-		if (!(queue = get(time, &cpus, TIMERS)) || expire(queue, value, 0)) return -1;
-		if (!(time = get(time, &cpus, PARENT))) return -1;
-	}
+	PyObject *queue;
+	if (spend_cpu(cpu, call_ns)) return -1;
 	if (number(clock, &clocks, NOW, &value) || !(queue = get(clock, &clocks, CLOCK_TIMERS))) return -1;
 	return expire(queue, value, 1);
 }

@@ -312,17 +312,6 @@ static int relay_run(struct relay *y, struct relay_thread *thread)
 	}
 }
 
-/* CpuTime.spend(), of threads without timers that could expire. */
-static int relay_spend(PyObject *cpu, long long ns)
-{
-	long long sum;
-	while (cpu && cpu != Py_None) {
-		if (!is_a(cpu, &cpus) || add(cpu, &cpus, NS, ns, &sum)) return -1;
-		cpu = get(cpu, &cpus, PARENT);
-	}
-	return cpu ? 0 : -1;
-}
-
 /* Those whose memory has changed are ready, and the first of them is chosen; NULL if there is none, or -- `failed` --
  * with an exception. */
 static struct relay_thread *relay_choose(struct relay *y, const struct relay_thread *parked, int *failed)
@@ -342,7 +331,7 @@ static struct relay_thread *relay_choose(struct relay *y, const struct relay_thr
 		if (held < 0) { *failed = 1; return NULL; }
 		if (held) continue;
 		next->state = RELAY_READY;
-		if (y->now > next->since && relay_spend(next->cpu, (long long)(y->now - next->since))) {
+		if (y->now > next->since && spend_cpu(next->cpu, (long long)(y->now - next->since))) {
 			*failed = 1;
 			return NULL;
 		}
