@@ -10,6 +10,7 @@ not writable), and what lies there is compared before.
 
 from __future__ import annotations
 
+from detbox.kernel.mappings import CODE, mappings
 from detbox.spin.stepper import PtraceStepper
 from detbox.spin.turns import INSTRUCTION_SIZE, encoded
 from detbox.spin.walk import decoded
@@ -24,11 +25,13 @@ _ENDS = ("jmp", "call", "ret", "syscall", "int3")
 class Ground:
     """The instructions of one address space, in which a certain set of breakpoints is.
 
+    ``proc_fd``: of a procfs mount.
     ``code``: what was read.  ``shut``: the memory that instructions must leave alone, since more depends on it.
     """
 
-    def __init__(self, heads: frozenset[int]) -> None:
+    def __init__(self, heads: frozenset[int], proc_fd: int) -> None:
         self.heads = heads
+        self._proc_fd = proc_fd
         self.places = bytearray(_HEAD + _PLACES * INSTRUCTION_SIZE)
         self.code: tuple[tuple[int, bytes], ...] = ()
         self.shut = (0, 0)
@@ -76,13 +79,10 @@ class Ground:
     def _look(self, tid: int) -> None:
         """Where code of files lies that cannot change, and where the page in which the guest looks at clocks."""
         self._own, shown = [], []
-        with open(f"/proc/{tid}/maps", "rb") as maps:
-            for line in maps:
-                bounds, protection, _, _, _, *path = line.split(None, 5)
-                start, end = (int(bound, 16) for bound in bounds.split(b"-"))
-                if path and path[0].startswith(b"/memfd:detbox-clock"):
-                    shown += [start, end]
-                elif path and path[0].startswith(b"/") and protection == b"r-xp" and b"memfd:" not in path[0]:
-                    self._own.append((start, end))
+        for each in mappings(self._proc_fd, tid):
+            if each.name.startswith(b"/memfd:detbox-clock"):
+                shown += [each.start, each.end]
+            elif each.is_code and each.perms == CODE and b"memfd:" not in each.name:
+                self._own.append((each.start, each.end))
         if shown:
             self.shut = min(shown), max(shown)

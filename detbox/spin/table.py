@@ -118,12 +118,12 @@ class LoopTable:
         loops = self._loops.get(mm, {}).values()
         return [loop for loop in loops if loop.armed and loop.turns is not None and loop.turns.known]
 
-    def ground(self, mm: Hashable) -> Ground:
-        """The code around them, as it is with these breakpoints."""
+    def ground(self, mm: Hashable, proc_fd: int) -> Ground:
+        """The code around them, as it is with these breakpoints.  ``proc_fd``: of a procfs mount."""
         heads = frozenset(loop.address for loop in self._loops.get(mm, {}).values() if loop.armed)
         ground = self._grounds.get(mm)
         if ground is None or ground.heads != heads:
-            ground = self._grounds[mm] = Ground(heads)
+            ground = self._grounds[mm] = Ground(heads, proc_fd)
         return ground
 
     def at(self, mm: Hashable, rip: int) -> Loop | None:

@@ -62,6 +62,7 @@ class Relay:
         loops = [(at, loop) for at, mm in enumerate(spaces) for loop in self.spinning.loops.quick(mm)]
         if len(loops) > _MOST_LOOPS:
             return False
+        grounds = [self.spinning.loops.ground(mm, self.sup.m.proc_fd) for mm in spaces]
         parked, deadline = self.spinning.parked, self.sup.m.clock.next_deadline()
         found = _native.relay(
             (self.sup.m.listener, self.sup.control, TICK_MS),
@@ -74,7 +75,7 @@ class Relay:
                 )
                 for each in tasks
             ),
-            tuple((ground, ground.places) for ground in map(self.spinning.loops.ground, spaces)),
+            tuple((ground, ground.places) for ground in grounds),
             tuple((at, loop.turns.instructions, loop.turns.start, loop.turns.code) for at, loop in loops if loop.turns),
             self.sup.guest_clock,
             (NEVER if deadline is None else deadline, SPIN_NS, SPIN_MOST_NS),
