@@ -13,8 +13,7 @@ import tty
 from fcntl import ioctl
 from functools import lru_cache
 
-from detbox.kernel import _native
-from detbox.kernel.numbers import NUMBERS
+from detbox.kernel.invoke import call
 
 _FSCONFIG_SET_STRING, _FSCONFIG_CREATE, _FSMOUNT_CLOEXEC = 1, 6, 1
 _TIOCSPTLCK, _TIOCGPTPEER = 0x40045431, 0x5441
@@ -35,10 +34,10 @@ def wait_for_earlier() -> None:
 def _pair() -> tuple[int, int, select.poll] | None:
     """Both sides of a terminal in raw mode; None where the kernel gives none."""
     try:
-        context = _call("fsopen", b"devpts\0", 0)
-        _call("fsconfig", context, _FSCONFIG_SET_STRING, b"ptmxmode\0", b"0600\0", 0)
-        _call("fsconfig", context, _FSCONFIG_CREATE, 0, 0, 0)
-        mount = _call("fsmount", context, _FSMOUNT_CLOEXEC, 0)
+        context = call("fsopen", b"devpts\0", 0)
+        call("fsconfig", context, _FSCONFIG_SET_STRING, b"ptmxmode\0", b"0600\0", 0)
+        call("fsconfig", context, _FSCONFIG_CREATE, 0, 0, 0)
+        mount = call("fsmount", context, _FSMOUNT_CLOEXEC, 0)
         os.close(context)
         master = os.open("ptmx", _FLAGS, dir_fd=mount)
         os.close(mount)
@@ -50,10 +49,3 @@ def _pair() -> tuple[int, int, select.poll] | None:
     poller = select.poll()
     poller.register(slave, select.POLLIN)
     return master, slave, poller
-
-
-def _call(name: str, *arguments: int | bytes) -> int:
-    result = _native.raw_syscall(NUMBERS[name], *arguments)
-    if result < 0:
-        raise OSError(-result, name)
-    return result

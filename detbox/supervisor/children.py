@@ -7,7 +7,6 @@ from collections.abc import Callable
 from errno import EINVAL
 
 from detbox.kernel import _native
-from detbox.kernel.numbers import NUMBERS
 
 
 def leave(body: Callable[[], None]) -> None:
@@ -37,11 +36,3 @@ def with_guest(pid: int, body: Callable[[int], None]) -> None:
         leave(lambda: body(guest))
     os.close(guest)
     wait_for(child)
-
-
-def call(name: str, *arguments: int | bytes) -> int:
-    """A system call by its name; OSError."""
-    result = _native.raw_syscall(NUMBERS[name], *arguments)
-    if result < 0:
-        raise OSError(-result, name)
-    return result

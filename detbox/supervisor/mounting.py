@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from detbox.kernel import _native
-from detbox.supervisor.children import call, with_guest
+from detbox.kernel.invoke import call
+from detbox.supervisor.children import with_guest
 from detbox.supervisor.memory import poke
 from detbox.supervisor.task import Process, Task
 from detbox.synth.mounttable import RealMount, Shape, Tree, below, parse

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 
 from detbox.decision import Decision
 from detbox.handlers.futex_core import signed
+from detbox.kernel.invoke import call
 from detbox.kernel.numbers import NUMBERS
 from detbox.records import NamedTuple
-from detbox.supervisor.children import call, leave, with_guest
+from detbox.supervisor.children import leave, with_guest
 from detbox.supervisor.task import Process, Task
 from detbox.synth.view import Lazily, MachineView, ProcessView
 

@@ -11,9 +11,10 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from detbox.kernel.invoke import call
 from detbox.machine.networks import NETWORK, Network
 from detbox.machine.userspaces import TOP, UserSpace
-from detbox.supervisor.children import call, with_guest
+from detbox.supervisor.children import with_guest
 from detbox.supervisor.setup import number_namespace
 
 if TYPE_CHECKING:
