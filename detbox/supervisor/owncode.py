@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 _CUT_SHORT = frozenset(
     NUMBERS[name]
     for name in ("clone", "clone3", "fork", "vfork", "sendfile", "splice", "tee", "vmsplice", "copy_file_range",
-                 "write", "writev", "pwrite64", "read", "readv", "pread64", "sendto", "sendmsg", "recvfrom", "recvmsg")
+                 "write", "writev", "pwrite64", "pwritev", "pwritev2", "read", "readv", "pread64", "preadv", "preadv2",
+                 "sendto", "sendmsg", "sendmmsg", "recvfrom", "recvmsg", "recvmmsg")
 )  # fmt: skip
 _CALL_DELAY = 5.0
 # Seconds from one look to the next.

@@ -31,6 +31,28 @@ static void sparse(void)
     close(fd);
 }
 
+/* Long reads of a device are not cut short, though somebody looks now and then at what takes so long. */
+static void long_reads(void)
+{
+    enum { PART = 1 << 20, PARTS = 1024 };
+    char *memory = malloc(PART);
+    struct iovec parts[PARTS];
+    int fd = open("/dev/zero", O_RDONLY);
+    CHECK(memory && fd >= 0);
+    memset(memory, 1, PART);
+    for (int i = 0; i < PARTS; i++)
+        parts[i] = (struct iovec){memory, PART};
+    alarm(1000);
+    for (int i = 0; i < 2; i++) {
+        CHECK(readv(fd, parts, PARTS) == (ssize_t)PART * PARTS);
+        CHECK(preadv(fd, parts, PARTS, 0) == (ssize_t)PART * PARTS);
+        CHECK(preadv2(fd, parts, PARTS, -1, 0) == (ssize_t)PART * PARTS);
+    }
+    alarm(0);
+    close(fd);
+    free(memory);
+}
+
 static void temporary(void)
 {
     int fd = open(".", O_TMPFILE | O_RDWR, 0600);
@@ -211,6 +233,7 @@ static void size_limit(void)
 int main(void)
 {
     sparse();
+    long_reads();
     temporary();
     renames();
     copies();
