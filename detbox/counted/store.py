@@ -3,24 +3,24 @@
 See :mod:`detbox.counted.translate` for what a copy is.  All of them, and the slots and the table that they use, lie in
 one piece of memory of the guest's that this module writes through a :class:`Memory`.
 
-Processes that were forked from one another execute the same code at the same addresses, so they have a
-:class:`Library` in common: what one of them has made the others are given when they next come to what they do not have.
-Where they have loaded different libraries at one address, the copies of all other code are still in common.
+Processes that were forked from one another, or execute the same file, have the same code at the same addresses, so they
+have a :class:`Library` in common: what one of them has made the others are given when they next come to what they do
+not have.  Where they have loaded different libraries at one address, the copies of all other code are still in common.
 """
 
 from __future__ import annotations
 
 import struct
 from array import array
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from typing import Protocol
 
 from detbox.counted import slots
 from detbox.counted.slots import INDEX_BITS, LOOKUP, TABLE, TARGET
-from detbox.counted.translate import AFTER_CALL, CALL_WEIGHT, LONGEST, Copy, Exit, Mark, jumps_to
+from detbox.counted.translate import AFTER_CALL, CALL_WEIGHT, LONGEST, Copy, Exit, Mark
 from detbox.kernel import _native
 from detbox.machine.constants import COPIES
 
@@ -55,6 +55,13 @@ class Memory(Protocol):
         """The highest address of a copy that a thread may be in."""
 
 
+@cache
+def _lookup() -> tuple[bytes, int]:
+    """The code that looks computed targets up, and the address behind its breakpoint."""
+    code, missed = slots.lookup(PLACE + LOOKUP, PLACE)
+    return code, PLACE + LOOKUP + missed
+
+
 class Library:
     """All copies that a family of address spaces has made, each in its place, which is the same in all of them.
 
@@ -74,6 +81,7 @@ class Library:
         self.pages: dict[int, bytes] = {}  # of code, in the order in which they were first copied from
         self.table: dict[int, int] = {}  # what the pairs in the table are for, by their places in it
         self.writes = array("Q")  # where something was changed in the text and in the table
+        self._lost: set[int] = set()  # addresses in the table that have no copy any more
         #: Those that have parted with it, and the end of what they have in common.
         self._parted: list[tuple[int, Library]] = []
 
@@ -82,31 +90,30 @@ class Library:
         """Where the next copy comes."""
         return PLACE + _CODE + len(self.text)
 
-    def without(self, end: int) -> Library:
-        """One to begin anew with, behind the copies before ``end``, in which threads may be."""
-        new = Library(self._kept)
-        count = bisect_left(self.places, end)
-        new.places, new.made, new.plain = self.places[:count], self.made[:count], self.plain
-        new.text = self.text[: end - PLACE - _CODE]
-        return new
+    @property
+    def worn(self) -> bool:
+        """Whether a quarter of the room is taken: a process that is new had better begin with another one."""
+        return len(self.text) > SIZE // 4
 
-    def part(self, pages: set[int]) -> Library:
-        """One to go on with where the code in some pages is another: nothing leads to the copies of what was there."""
-        new = self.without(self.end)
+    def part(self, pages: set[int]) -> tuple[Library, list[tuple[int, bytes]]]:
+        """One to go on with where the code in some pages is another: nothing leads to the copies of what was there,
+        in which threads may be.  And what is to be written where there was this one."""
+        new = Library(self._kept)
+        new.places, new.made, new.text, new.plain = self.places[:], self.made[:], self.text[:], self.plain
         gone = {each for each in self.copies if each & _IN_PAGE in pages or each + LONGEST - 1 & _IN_PAGE in pages}
         new.copies = {address: at for address, at in self.copies.items() if address not in gone}
         new.pages = {page: held for page, held in self.pages.items() if page not in pages}
-        new.waiting = dict(self.waiting)
-        for address in dict.fromkeys(self.table.values()):
-            if address not in gone:
-                new.pair(address)
-        for at, stop, target, counted in jumps_to(gone, self.made):
-            new.lead(at, struct.pack("<i", stop - (at + 4)))
+        new.waiting, new.table = dict(self.waiting), dict(self.table)
+        changed = []
+        for at, stop, target, counted in _native.jumps_to(gone, self.made):
+            changed.append((at, struct.pack("<i", stop - (at + 4))))
+            new.lead(*changed[-1])
             new.waiting[target] = (*new.waiting.get(target, ()), at << 1 | counted)
+        changed += [new.pair(address) for address in gone.intersection(self.table.values())]
         new.writes = array("Q")  # who takes it takes all of it
         self._parted.append((self.end, new))
         del self._parted[:-_MOST_PARTED]
-        return new
+        return new, changed
 
     def parted(self, occupied: int) -> Iterator[Library]:
         """Those that have parted with it, or with one of these, and have what is at a place in common with it."""
@@ -138,26 +145,37 @@ class Library:
             self.writes.append(at)
 
     def pair(self, address: int) -> tuple[int, bytes]:
-        """Where the pair of an address and its copy has its place in the table of computed targets, and the pair."""
+        """Where the pair of an address and its copy has its place in the table of computed targets, and the pair.
+
+        Where there is no copy any more the pair leads to the breakpoint that says so: others may lie behind it.
+        """
         index, last = address & _PAIRS - 1, _PAIRS + _SPARE - 2
         while index < last and self.table.get(index, address) != address:
             index += 1
         place = PLACE + _TABLE + 16 * index
         # The last pair but one is overwritten again and again; behind it there is always an empty one.
-        if index < last and index not in self.table:
+        copy = self.copies.get(address)
+        if index < last and (index not in self.table or (address in self._lost and copy is not None)):
             self.writes.append(place)
+            self._lost.discard(address)
         self.table[index] = address
-        return place, _PAIR.pack(address, self.copies[address])
+        if copy is None:
+            self._lost.add(address)
+        return place, _PAIR.pack(address, copy or _lookup()[1] - 1)
 
     def table_for(self, elsewhere: set[int]) -> dict[int, bytes]:
         """All pairs, by their places; not for code in ``elsewhere``."""
-        wanted = ((index, each) for index, each in self.table.items() if each - each % _PAGE not in elsewhere)
-        return {PLACE + _TABLE + 16 * index: _PAIR.pack(address, self.copies[address]) for index, address in wanted}
+        first, copy, missed, pack = PLACE + _TABLE, self.copies.get, _lookup()[1] - 1, _PAIR.pack
+        return {
+            first + 16 * index: pack(address, copy(address) or missed)
+            for index, address in self.table.items()
+            if address & _IN_PAGE not in elsewhere
+        }
 
     def pairs(self, pages: set[int], end: int) -> list[tuple[int, bytes]]:
         """The pairs for code in some pages, for whom has the copies before ``end``."""
-        wanted = [address for address in self.table.values() if address - address % _PAGE in pages]
-        return [self.pair(address) for address in wanted if self.copies[address] < end]
+        wanted = [address for address in self.table.values() if address & _IN_PAGE in pages]
+        return [self.pair(address) for address in wanted if self.copies.get(address, end) < end]
 
     def since(self, first: int, end: int, elsewhere: set[int]) -> Iterator[tuple[int, bytes]]:
         """The writes from the ``first`` on, for whom has the copies before ``end``; not for code in ``elsewhere``."""
@@ -190,13 +208,6 @@ class Copies:
         # Pages that are in none of them: others may have something there.
         self._elsewhere: set[int] = set()
 
-    def forget(self, memory: Memory) -> None:
-        """Make all copies anew.  What has been made stays, since threads may be in it, but leads nowhere."""
-        memory.write_all([(PLACE + _TABLE + 16 * index, bytes(16)) for index in self._library.table])
-        self._library = self._library.without(self._end)
-        self._writes = self._pages = 0
-        self._ranges = []
-
     def inherited(self, executable: Callable[[], list[tuple[int, int]]]) -> Copies:
         """The same for a child process that has a copy of the memory."""
         child = Copies(executable)
@@ -211,17 +222,13 @@ class Copies:
         return self._library.end + _BATCH > PLACE + SIZE or len(self._library.table) > _MOST_PAIRS
 
     def check(self, memory: Memory) -> bool:
-        """Whether the code is what it was when it was copied; otherwise the copies are forgotten."""
+        """Whether the code is what it was when it was copied; otherwise the copies of what is not are forgotten."""
         self.suspect = False
-        before, self._ranges = self._ranges, self._executable()
-        same = all(any(first <= start and end <= last for first, last in self._ranges) for start, end in before)
-        elsewhere = {page for page in islice(self._library.pages, self._pages) if self._around(page) is None}
-        come, self._elsewhere = self._elsewhere - elsewhere, elsewhere
-        if not same:
-            self.forget(memory)
-            return False
-        if not self._same(memory, 0, self._pages):
-            self._part(memory)
+        self._ranges = self._executable()
+        elsewhere = self._outside(islice(self._library.pages, self._pages))
+        gone, come, self._elsewhere = elsewhere - self._elsewhere, self._elsewhere - elsewhere, elsewhere
+        if gone or not self._same(memory, 0, self._pages):
+            self._part(memory, {page: self._library.pages[page] for page in gone})
             return False
         if come and (pairs := self._library.pairs(come, self._end)):
             memory.write_all(pairs)
@@ -229,13 +236,28 @@ class Copies:
 
     def _same(self, memory: Memory, first: int, last: int) -> bool:
         """Whether some of the library's pages are the same here."""
+        pages = dict(islice(self._library.pages.items(), first, last))
         try:
             return all(
-                page in self._elsewhere or memory.read(page, _PAGE) == held
-                for page, held in islice(self._library.pages.items(), first, last)
+                memory.read(run[0], _PAGE * len(run)) == b"".join(map(pages.__getitem__, run))
+                for run in self._runs(pages)
             )
         except OSError:
             return False
+
+    def _runs(self, pages: Iterable[int]) -> list[list[int]]:
+        """Those of some pages that are of unchanging code, as pieces without a gap: each is read in one go."""
+        runs: list[list[int]] = []
+        behind = -1
+        for page in sorted(pages):
+            if page in self._elsewhere:
+                continue
+            if page == behind:
+                runs[-1].append(page)
+            else:
+                runs.append([page])
+            behind = page + _PAGE
+        return runs
 
     def _catch_up(self, memory: Memory) -> None:
         """Put what others have made into this memory, too, if it is of the same code; otherwise go on without them."""
@@ -253,36 +275,57 @@ class Copies:
         memory.write_all([(self._end, text), *changed] if text else changed)
         self._end, self._writes, self._pages = library.end, writes, pages
 
-    def _part(self, memory: Memory) -> None:
-        """Some code is another than what the library has copies of: go on with one that has none of that."""
+    def _part(self, memory: Memory, gone: dict[int, bytes] | None = None) -> None:
+        """Some code is another than what the library has copies of: go on with one that has none of that.
+
+        ``gone``: pages that are not mapped any more, and what they held.
+        """
         read: dict[int, bytes | None] = {}
         parted = self._library.parted(memory.occupied())
-        library = next((each for each in parted if not self._others(memory, each, read)), None)
+        library = next((each for each in parted if not self._others(memory, each, read, gone or {})), None)
+        changed = None
         if library is None:
-            library = self._library.part(self._others(memory, self._library, read))
-        before, now = self._library.table, library.table_for(self._elsewhere)
-        empty = {PLACE + _TABLE + 16 * index: bytes(16) for index in before}
-        memory.write_all([(PLACE + _CODE, bytes(library.text)), *(empty | now).items()])
+            own = self._library
+            library, changed = own.part(self._others(memory, own, read, gone or {}))
+            if (self._end, self._writes, self._pages) != (own.end, len(own.writes), len(own.pages)):
+                changed = None
+        if changed is None:
+            empty = {PLACE + _TABLE + 16 * index: bytes(16) for index in self._library.table}
+            table = empty | library.table_for(self._elsewhere)
+            changed = [(PLACE + _CODE, bytes(library.text)), *table.items()]
+        memory.write_all(changed)
         self._library = library
         self._end, self._writes, self._pages = library.end, len(library.writes), len(library.pages)
 
-    def _others(self, memory: Memory, library: Library, read: dict[int, bytes | None]) -> set[int]:
-        """The pages of a library that are others here; ``read``: what has been read of the memory."""
+    def _others(
+        self, memory: Memory, library: Library, read: dict[int, bytes | None], gone: dict[int, bytes]
+    ) -> set[int]:
+        """The pages of a library that are others here, or ``gone``; ``read``: what has been read of the memory."""
         self._look_around(page for page in library.pages if page not in self._elsewhere)
-        for page in library.pages:
-            if page not in read and page not in self._elsewhere:
-                try:
-                    read[page] = memory.read(page, _PAGE)
-                except OSError:
-                    read[page] = None
-        return {page for page, held in library.pages.items() if page in read and read[page] != held}
+        for run in self._runs(library.pages.keys() - read.keys()):
+            try:
+                held = memory.read(run[0], _PAGE * len(run))
+            except OSError:
+                read.update(dict.fromkeys(run))
+            else:
+                read.update((page, held[page - run[0] : page - run[0] + _PAGE]) for page in run)
+        return {
+            page
+            for page, held in library.pages.items()
+            if (page in read and read[page] != held) or gone.get(page) == held
+        }
 
     def _look_around(self, pages: Iterable[int]) -> None:
         """See which of some pages are of unchanging code."""
-        unknown = [page for page in pages if self._around(page) is None]
+        unknown = self._outside(pages)
         if unknown:
             self._ranges = self._executable()
-            self._elsewhere.update(page for page in unknown if self._around(page) is None)
+            self._elsewhere |= self._outside(unknown)
+
+    def _outside(self, pages: Iterable[int]) -> set[int]:
+        """Those of some pages that are not of unchanging code."""
+        bounds = [0, *(bound for each in self._ranges for bound in each)]
+        return {page for page in pages if bisect_right(bounds, page) & 1}
 
     @staticmethod
     def inside(address: int) -> bool:
@@ -356,10 +399,9 @@ class Copies:
     # -- making -------------------------------------------------------------------------
 
     def _prepare(self, memory: Memory) -> None:
-        code, missed = slots.lookup(PLACE + LOOKUP, PLACE)
+        code, self._missed = _lookup()
         memory.write(PLACE + LOOKUP, code)
         memory.write(PLACE + TABLE, _WORD.pack(PLACE + _TABLE))
-        self._missed = PLACE + LOOKUP + missed
 
     def _make(self, memory: Memory, address: int, ahead: int) -> int | None:
         """Make the copy of an address, and up to ``ahead`` others of where it may lead; where it is."""
@@ -404,4 +446,5 @@ class Copies:
         return b"".join(held)[address - first : last - first]
 
     def _around(self, address: int) -> tuple[int, int] | None:
-        return next((each for each in self._ranges if each[0] <= address < each[1]), None)
+        index = bisect_right(self._ranges, (address + 1,)) - 1
+        return self._ranges[index] if index >= 0 and address < self._ranges[index][1] else None

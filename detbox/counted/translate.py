@@ -17,9 +17,6 @@ some ten thousand.
 from __future__ import annotations
 
 import struct
-from bisect import bisect_right
-from collections.abc import Iterator
-from itertools import accumulate
 
 from detbox.counted.slots import RCX, SCRATCH
 from detbox.records import NamedTuple
@@ -33,7 +30,6 @@ AFTER_CALL = -1
 # As in translate.c.
 _EXIT = struct.Struct("<HHBBQ")
 _WHY = ("counted", "native", "jump")
-_JUMP = _WHY.index("jump")
 _SAVED = ((None, 0), ("rdi", SCRATCH), ("rsi", SCRATCH), ("rbx", SCRATCH), ("rcx", RCX), ("rcx", AFTER_CALL))
 
 
@@ -91,14 +87,3 @@ class Copy(NamedTuple):
             offset, place = offset + further, place + (low >> 4)
             found.append(Mark(offset, place, *_SAVED[low & 15]))
         return found
-
-
-def jumps_to(targets: set[int], made: list[tuple[int, int, bytes, bytes]]) -> Iterator[tuple[int, int, int, int]]:
-    """Jumps from copies (each as :class:`Copy` has it) to some places in the original code: where the distance is, the
-    breakpoint that it leads to at first, the target, and 1 if it is to the counted entry."""
-    ends = list(accumulate(len(copy[2]) // _EXIT.size for copy in made))
-    exits = _EXIT.iter_unpack(b"".join(copy[2] for copy in made))
-    for number, (offset, patch, counted, why, target) in enumerate(exits):
-        if target in targets and why == _JUMP:
-            at = made[bisect_right(ends, number)][1]
-            yield at + patch, at + offset - 1, target, counted

@@ -1241,6 +1241,7 @@ static PyMethodDef methods[] = {
 	{"check_directories", check_directories, METH_VARARGS, NULL},
 	{"related_directories", related_directories, METH_VARARGS, NULL},
 	{"make_copies", make_copies, METH_VARARGS, NULL},
+	{"jumps_to", jumps_to, METH_VARARGS, NULL},
 	{"count_loops", count_loops, METH_VARARGS, NULL},
 	{"write_places", write_places, METH_VARARGS, NULL},
 	{"write_code", write_code, METH_VARARGS, NULL},

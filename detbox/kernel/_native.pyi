@@ -110,6 +110,9 @@ def make_copies(
     code: Callable[[int], bytes], pages: dict[int, bytes], copies: dict[int, int],
     waiting: dict[int, tuple[int, ...]], address: int, at: int, slots: int, call_weight: int, ahead: int, /,
 ) -> tuple[bytes, list[tuple[int, int, bytes, bytes]], list[tuple[int, bytes]], list[tuple[int, int]], int]: ...
+def jumps_to(
+    targets: set[int], made: list[tuple[int, int, bytes, bytes]], /
+) -> list[tuple[int, int, int, int]]: ...
 def count_loops(
     text: Buffer, address: int, table: Buffer, stubs: int, counter: int, most: int, /
 ) -> tuple[bytes, bytes, bytes] | None: ...

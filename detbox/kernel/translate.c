@@ -782,3 +782,50 @@ static PyObject *make_copies(PyObject *self, PyObject *args)
 	Py_XDECREF(b.made), Py_XDECREF(b.leads), Py_XDECREF(b.backs);
 	return found;
 }
+
+/* Append those of a copy's jumps that lead to some places: where the distance is, the breakpoint that it leads to at
+ * first, the target, and 1 if it is to the counted entry. */
+static int add_jumps(PyObject *found, PyObject *targets, uint64_t at, const struct copied_exit *exits, Py_ssize_t count)
+{
+	Py_ssize_t index;
+
+	for (index = 0; index < count; index++) {
+		const struct copied_exit *each = &exits[index];
+		unsigned long long place = at + each->patch, stop = at + each->offset - 1, target = each->target;
+		PyObject *key;
+		int wanted;
+
+		if (each->why != WHY_JUMP)
+			continue;
+		if (!(key = PyLong_FromUnsignedLongLong(target)))
+			return -1;
+		wanted = PySet_Contains(targets, key);
+		Py_DECREF(key);
+		if (wanted < 0 || (wanted && append_tuple(found, Py_BuildValue("(KKKi)", place, stop, target, (int)each->counted)) < 0))
+			return -1;
+	}
+	return 0;
+}
+
+/* jumps_to(targets, made) -> [(place, stop, target, counted)]: of copies as make_copies tells of them */
+static PyObject *jumps_to(PyObject *self, PyObject *args)
+{
+	PyObject *targets, *made, *found;
+	Py_ssize_t index;
+
+	(void)self;
+	if (!PyArg_ParseTuple(args, "O!O!", &PySet_Type, &targets, &PyList_Type, &made) || !(found = PyList_New(0)))
+		return NULL;
+	for (index = 0; index < PyList_GET_SIZE(made); index++) {
+		unsigned long long address, at;
+		const char *exits, *marks;
+		Py_ssize_t length, more;
+
+		if (!PyArg_ParseTuple(PyList_GET_ITEM(made, index), "KKy#y#", &address, &at, &exits, &length, &marks, &more) ||
+		    add_jumps(found, targets, at, (const struct copied_exit *)exits, length / (Py_ssize_t)sizeof(struct copied_exit)) < 0) {
+			Py_DECREF(found);
+			return NULL;
+		}
+	}
+	return found;
+}

@@ -52,6 +52,8 @@ _NONE_STEPPED = (0, 0, 0)
 _STEPPED_ALL, _BEFORE_CALL, _OTHER_STOP = 0, 1, 2
 _CALL, _SIGRETURN, _MMAP = b"\x0f\x05", NUMBERS["rt_sigreturn"], NUMBERS["mmap"]
 _ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
+#: Of so many executables the copies are kept for processes to come.
+_LIBRARIES = 8
 #: Private code of a file that cannot be written to.
 _PROT_EXEC = 4
 # Steps that a thread in a copy takes at most to a place that the original code has, too.
@@ -81,7 +83,7 @@ class Copying:
         self.original: Callable[[object, int, bytes], bytes] | None = None
         self._copies: dict[object, Copies] = {}
         self._pages: dict[bytes, bytes] = {}  # code that has been copied
-        self._libraries: dict[bytes, Library] = {}  # of processes that are counted for others, by what they execute
+        self._libraries: dict[bytes, Library] = {}  # by what has been executed, in the order of when it was last begun
         # Calls that the filter decides alone, whatever their arguments: they are stepped over.
         self._known = bytearray(max(BY_NUMBER) + 1)
         for row in TABLE:
@@ -201,15 +203,17 @@ class Copying:
         return stretch is not None and stretch.others
 
     def _library(self, task: Task) -> Library:
-        """What there is of copies for a process: those that execute the same file have a library in common."""
-        if not self._for_other_processes(task):
-            return Library(self._pages)
-        return self._libraries.setdefault(task.process.exe, Library(self._pages))
+        """What there is of copies for a process: those that execute the same file have a library in common.
 
-    @staticmethod
-    def _for_other_processes(task: Task) -> bool:
-        stretch: Stretch | None = task.data.get(STRETCH)
-        return stretch is not None and stretch.reason is not None
+        Only that: what it has of code that is another one here is found out when it is used (counted/store.py).
+        """
+        library = self._libraries.pop(task.process.exe, None)
+        if library is None or library.worn:
+            library = Library(self._pages)
+        self._libraries[task.process.exe] = library
+        if len(self._libraries) > _LIBRARIES:
+            del self._libraries[next(iter(self._libraries))]
+        return library
 
     @staticmethod
     def stepped(process: Process) -> tuple[int, int, int]:

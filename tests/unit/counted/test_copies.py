@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
+from detbox.counted import slots
 from detbox.counted.slots import INDEX_BITS, LOOKUP
 from detbox.counted.store import PLACE, Copies, Library
 from detbox.counted.translate import AFTER_CALL, CALL_WEIGHT, Copy, Exit, Mark
@@ -47,8 +48,9 @@ class FakeMemory:
         self.pages = {HERE: bytearray(code.ljust(4096, b"\xcc"))}
 
     def read(self, address: int, length: int) -> bytes:
-        page = self.pages.setdefault(address & ~4095, bytearray(4096))
-        return bytes(page[address & 4095 : (address & 4095) + length])
+        pages = range(address & ~4095, address + length, 4096)
+        held = b"".join(self.pages.setdefault(page, bytearray(4096)) for page in pages)
+        return held[address & 4095 : (address & 4095) + length]
 
     def write(self, address: int, data: bytes) -> None:
         for offset, byte in enumerate(data):
@@ -310,7 +312,8 @@ def test_relatives_with_other_libraries_have_the_rest_in_common() -> None:
     assert entry is not None and first.made == 3
     place = PLACE + 0x10000 + 16 * (far & INDEX)
     assert second.entry(memories[1], HERE) == entry and second.made == 0
-    assert memories[1].read(place, 16) == bytes(16) != memories[0].read(place, 16)
+    missed = PLACE + LOOKUP + slots.lookup(PLACE + LOOKUP, PLACE)[1] - 1
+    assert memories[1].read(place, 16) == struct.pack("<QQ", far, missed) != memories[0].read(place, 16)
     copy = translate(jump, HERE, AT, SLOTS)
     assert copy is not None
     offset, why = next((at, why) for at, why in copy.exits.items() if why.target == far)
@@ -326,6 +329,48 @@ def test_relatives_with_other_libraries_have_the_rest_in_common() -> None:
     another = fourth.entry(memories[3], far)
     assert another is not None and fourth.made == 1 and b"\x9b" in memories[3].read(another, 64)
     assert fourth.original(entry) == second.original(entry)
+
+
+def test_what_is_not_mapped_any_more_takes_no_other_copies_along() -> None:
+    far = HERE + 0x5000
+    jump = b"\x74\x04\xe9" + struct.pack("<i", far - HERE - 7) + b"\x90\xc3"  # jz over; jmp far; nop; ret
+    memory, ranges = FakeMemory(jump), [(HERE, HERE + 4096), (far, far + 4096)]
+    memory.write(far, b"\x90\xc3")
+    library, fresh = Library(), FakeMemory(jump)
+    made = Copies(lambda: ranges, library)
+    entry = made.entry(memory, HERE, ahead=8)
+    assert entry is not None
+    before = memory.read(entry, 128)
+    there = made.follow(memory, 0, Exit("computed", far, counted=True))
+    place, missed = PLACE + 0x10000 + 16 * (far & INDEX), PLACE + LOOKUP + slots.lookup(PLACE + LOOKUP, PLACE)[1]
+    assert made.made == 3 and memory.read(place, 16) == struct.pack("<QQ", far, there)
+    gone = ranges.pop()
+    assert not made.check(memory) and made.check(memory)
+    assert memory.read(place, 16) == struct.pack("<QQ", far, missed - 1), "as if it had not been found"
+    copy = translate(jump, HERE, AT, SLOTS)
+    assert copy is not None
+    offset, why = next((at, why) for at, why in copy.exits.items() if why.target == far)
+    distance = slice(why.patch, why.patch + 4)
+    assert memory.read(entry, 128)[distance] == copy.code[distance]
+    assert before[distance] != copy.code[distance]
+    assert made.entry(memory, HERE) == entry and made.follow(memory, entry + offset, why) is None and made.made == 3
+    # Something else is loaded there.
+    ranges.append(gone)
+    memory.write(far, b"\x99\xc3")
+    assert made.check(memory)
+    second = made.follow(memory, missed, Exit("computed", far, counted=True))
+    assert second is not None and b"\x99" in memory.read(second, 64) and made.made == 4
+    assert memory.read(place, 16) == struct.pack("<QQ", far, second)
+    assert memory.read(entry, 128)[distance] != copy.code[distance], "the jump leads there, too"
+    # Another process of the same file goes the same way, and makes nothing.
+    both = [(HERE, HERE + 4096)]
+    other = Copies(lambda: both, library)
+    assert other.entry(fresh, HERE) == entry
+    both.append(gone)
+    fresh.write(far, b"\x99\xc3")
+    other.check(fresh)
+    assert other.entry(fresh, far) == second and other.made == 0
+    assert fresh.read(entry, 128) == memory.read(entry, 128) and fresh.read(place, 16) == memory.read(place, 16)
 
 
 def test_what_is_mapped_later_gets_its_copies_then() -> None:
