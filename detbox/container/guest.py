@@ -8,6 +8,7 @@ import json
 import mmap
 import os
 import resource
+import select
 import signal
 import socket
 import struct
@@ -23,7 +24,7 @@ from detbox.kernel import _native, userns
 from detbox.kernel.numbers import NAMES, NUMBERS
 from detbox.machine import constants, limits
 from detbox.machine.layers import Layers
-from detbox.policy import LOOKING, TABLE
+from detbox.policy import LOOKING, TABLE, later
 from detbox.spec import RunSpec
 from detbox.supervisor import filter as bpf
 from detbox.supervisor.console import Console
@@ -60,6 +61,8 @@ def supervise(spec: RunSpec, started: float, life: int, result: int, requests: i
     # Opened before the root changes: afterwards there is no path to it.
     store = _store(spec)
     index = SiteIndex(spec.site_cache)
+    program = bpf.build(TABLE)
+    later.load_ahead(lambda: len(os.sched_getaffinity(0)) > 1 and not select.select([requests], [], [], 0)[0])
     proc_fd, layers = enter(spec, requests)
     raise_limits()
     console = Console(host, spec.stdin_head)
@@ -78,7 +81,7 @@ def supervise(spec: RunSpec, started: float, life: int, result: int, requests: i
     path = find_command(spec)
     placement.stay_here()
     cell = mmap.mmap(-1, 4096)
-    launcher = _start_first_process(spec, console, path, cell)
+    launcher = _start_first_process(spec, console, path, cell, program)
     machine.listener = _take_listener(launcher, cell)
     _native.sync_wake_up(machine.listener)
     first_process(sup, launcher)
@@ -263,13 +266,13 @@ def find_command(spec: RunSpec) -> bytes:
     raise CommandNotFound(f"{os.fsdecode(name)} is not in the container")
 
 
-def _start_first_process(spec: RunSpec, console: Console, path: bytes, cell: mmap.mmap) -> int:
+def _start_first_process(spec: RunSpec, console: Console, path: bytes, cell: mmap.mmap, program: bytes) -> int:
     go_read, go_write = os.pipe2(os.O_CLOEXEC)
     ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
         try:
-            _first_process_body(spec, console, path, cell, go_read, ready_write)
+            _first_process_body(spec, console, path, cell, program, go_read, ready_write)
         except BaseException as error:
             os.write(ready_write, f"{type(error).__name__}: {error}".encode())
         os._exit(126)
@@ -303,7 +306,7 @@ def _expect(ready: int) -> None:
 
 
 def _first_process_body(
-    spec: RunSpec, console: Console, path: bytes, cell: mmap.mmap, go: int, ready: int
+    spec: RunSpec, console: Console, path: bytes, cell: mmap.mmap, program: bytes, go: int, ready: int
 ) -> None:
     """In the first process, before the command: everything that a program inherits is made fixed."""
     os.setsid()
@@ -324,7 +327,7 @@ def _first_process_body(
     _native.personality(ADDR_NO_RANDOMIZE)
     _native.prctl(PR_SET_TSC, PR_TSC_SIGSEGV)
     environment = [key + b"=" + value for key, value in spec.env.items()]
-    _native.filter_and_exec(bpf.build(TABLE), cell, path, list(spec.command), environment)
+    _native.filter_and_exec(program, cell, path, list(spec.command), environment)
 
 
 def _fix_limits(spec: RunSpec) -> None:

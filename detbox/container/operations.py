@@ -253,20 +253,18 @@ class Tree(Step):
         return f"files    {self.path} ({len(self.content)} entries)"
 
     def execute(self) -> None:
-        top = staged(self.path)
-        made = {top}
-        for name, content in self.content.items():
-            place = f"{top}/{name}"
-            directory = place if isinstance(content, sysfs.Directory) else os.path.dirname(place)
-            if directory not in made:
-                os.makedirs(directory, exist_ok=True)
-                made.add(directory)
-            if isinstance(content, bytes):
-                fd = os.open(place, os.O_CREAT | os.O_WRONLY | os.O_EXCL, sysfs.FILE_MODE)
-                os.write(fd, content)
-                os.close(fd)
-            elif isinstance(content, sysfs.Symlink):
-                os.symlink(content.target, place)
+        entries = [(path, *self._entry(content)) for path, content in self.content.items()]
+        top = os.open(staged(self.path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _native.make_tree(top, entries, sysfs.FILE_MODE)
+        finally:
+            os.close(top)
+
+    @staticmethod
+    def _entry(content: Any) -> tuple[str, bytes]:
+        if isinstance(content, bytes):
+            return "f", content
+        return ("l", os.fsencode(content.target)) if isinstance(content, sysfs.Symlink) else ("d", b"")
 
 
 @record

@@ -1238,6 +1238,7 @@ static PyMethodDef methods[] = {
 	{"read_directory", read_directory, METH_VARARGS, NULL},
 	{"pack_dirents", pack_dirents, METH_VARARGS, NULL},
 	{"make_directories", make_directories, METH_VARARGS, NULL},
+	{"make_tree", make_tree, METH_VARARGS, NULL},
 	{"check_directories", check_directories, METH_VARARGS, NULL},
 	{"related_directories", related_directories, METH_VARARGS, NULL},
 	{"make_copies", make_copies, METH_VARARGS, NULL},

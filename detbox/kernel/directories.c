@@ -70,10 +70,12 @@ static void make_path(struct making *m, const char *path)
 /* Not everybody may list and search it: what it holds is not looked at, and the overlay shows nothing of it. */
 static void refuse(struct making *m, const char *path)
 {
-	if (!m->all) make_path(m, path);
-	int to = openat(m->target, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	fsetxattr(to, "user.overlay.opaque", "y", 1, 0);
-	close(to);
+	if (m->target >= 0) {
+		if (!m->all) make_path(m, path);
+		int to = openat(m->target, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+		fsetxattr(to, "user.overlay.opaque", "y", 1, 0);
+		close(to);
+	}
 	add_subtree(m, &m->refused, path, 0);
 }
 
@@ -165,7 +167,7 @@ static void *maker(void *arg)
 /* make_directories(source, target, depth, asked, makers, all) -> paths of those that lack the bits `asked`, sorted
  *
  * As many threads as `makers` make the directories below one descriptor also below the other, for an overlay's upper layer:
- * `all` of them, or those only that lack the bits.
+ * `all` of them, or those only that lack the bits.  With a `target` of -1 (and not `all`) none is made.
  * Other file systems that are mounted below the source are left out, as an overlay leaves them out.
  * The umask must be 0.  A directory that cannot be read counts as one that lacks them.  Those in the result are made opaque. */
 static PyObject *make_directories(PyObject *self, PyObject *args)
@@ -358,4 +360,53 @@ static PyObject *related_directories(PyObject *self, PyObject *args)
 	free(kept);
 	PyBuffer_Release(&list);
 	return found;
+}
+
+static int make_entry(int top, const char *path, char kind, const char *content, size_t length, mode_t mode)
+{
+	if (kind == 'd') return mkdirat(top, path, 0777);
+	if (kind == 'l') return symlinkat(content, top, path);
+	int fd = openat(top, path, O_CREAT | O_WRONLY | O_EXCL | O_CLOEXEC, mode);
+	if (fd < 0) return -1;
+	ssize_t wrote = write(fd, content, length);
+	close(fd);
+	if (wrote >= 0 && (size_t)wrote != length) errno = ENOSPC;
+	return (size_t)wrote == length ? 0 : -1;
+}
+
+/* The directories above what `path` names. */
+static int make_parents(int top, const char *path)
+{
+	char part[PATH_MAX];
+	for (const char *slash = path; (slash = strchr(slash, '/')); slash++) {
+		if (slash - path >= PATH_MAX) {
+			errno = ENAMETOOLONG;
+			return -1;
+		}
+		memcpy(part, path, slash - path);
+		part[slash - path] = 0;
+		if (mkdirat(top, part, 0777) && errno != EEXIST) return -1;
+	}
+	return 0;
+}
+
+/* make_tree(top, entries, mode): a tree of small files below the directory `top`.
+ *
+ * An entry is (path, kind, content): "f", a file of that mode; "l", a symbolic link to the content; "d", a directory.  Paths are
+ * relative.  Directories above an entry are made where they are missing.  Raises OSError with the entry's path. */
+static PyObject *make_tree(PyObject *self, PyObject *args)
+{
+	int top;
+	unsigned mode;
+	PyObject *entries;
+	if (!PyArg_ParseTuple(args, "iO!I", &top, &PyList_Type, &entries, &mode)) return NULL;
+	for (Py_ssize_t i = 0; i < PyList_GET_SIZE(entries); i++) {
+		const char *path, *kind, *content;
+		Py_ssize_t length;
+		if (!PyArg_ParseTuple(PyList_GET_ITEM(entries, i), "ssy#", &path, &kind, &content, &length)) return NULL;
+		int failed = make_entry(top, path, *kind, content, length, mode);
+		if (failed && errno == ENOENT && !(failed = make_parents(top, path))) failed = make_entry(top, path, *kind, content, length, mode);
+		if (failed && (*kind != 'd' || errno != EEXIST)) return PyErr_SetFromErrnoWithFilename(PyExc_OSError, path);
+	}
+	Py_RETURN_NONE;
 }

@@ -1,17 +1,25 @@
 """The modules of ``detbox.handlers`` for the tables: each is loaded at the first call that one of its handlers gets.
 
-Most programs make calls of a few kinds only, and loading all handlers takes a fifth of a start.  That the named
-handlers exist is what tests/unit/policy/test_table.py says.
+Most programs make calls of a few kinds only, and loading all handlers takes a fifth of a start.  Those of the calls
+that nearly every program makes are loaded while the container is assembled.  That the named handlers exist is what
+tests/unit/policy/test_table.py says.
 """
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from detbox.decision import Decision
     from detbox.policy.row import Args, Handler
+
+
+_PACKAGE = "detbox.handlers."
+#: Modules for what every dynamically linked program does before its own code, and for what shells and interpreters do.
+_OF_ALL = ("opening", "access", "readwrite", "random")
+_OF_MANY = ("dirs", "descriptors", "futex", "ioctls", "namespaces", "locks")
 
 
 class Later:
@@ -37,8 +45,18 @@ class Later:
     def load(self) -> Handler:
         """The handler itself.  Raises ImportError or AttributeError."""
         if self._found is None:
-            self._found = getattr(importlib.import_module("detbox.handlers." + self._module), self._name)
+            self._found = getattr(importlib.import_module(_PACKAGE + self._module), self._name)
         return self._found
+
+
+def load_ahead(has_time: Callable[[], bool]) -> None:
+    """Load what every program needs, and as long as there ``has_time`` also what many do."""
+    for name in _OF_ALL:
+        importlib.import_module(_PACKAGE + name)
+    for name in _OF_MANY:
+        if not has_time():
+            return
+        importlib.import_module(_PACKAGE + name)
 
 
 def call_table(handlers: dict[int, Handler], size: int) -> list[Handler | None]:

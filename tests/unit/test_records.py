@@ -36,6 +36,26 @@ def test_defaults_are_made_anew_for_each_object() -> None:
     assert _Point(1, seen=one.seen).seen is one.seen
 
 
+def test_all_objects_of_a_class_are_made_alike() -> None:
+    """The first few without a compiled method."""
+
+    @record
+    class Made(_Named):
+        own: str = "o"
+
+    class Pair(_Pair):
+        pass
+
+    for _ in range(6):
+        made = Made(1, name="n")
+        assert [getattr(made, name) for name in names(Made)] == [1, 2, [], "n", True, "o"]
+        made.seen.append(1)
+        assert Pair(1) == (1, "r") and type(Pair(right="x", left=2)) is Pair
+        for wrong in (lambda: Made(), lambda: Made(1, x=2), lambda: Pair(1, left=2), lambda: Pair(nothing=1)):
+            with pytest.raises(TypeError):
+                wrong()
+
+
 def test_fields_of_a_base_come_first() -> None:
     made = _Named(1, 3, name="a")
     assert names(_Named) == ("x", "y", "seen", "name", "checked")
