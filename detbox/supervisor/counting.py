@@ -268,7 +268,11 @@ class Counting:
             self.copying.let_go(task)
             return
         self._account(stretch).reached(task, stretch)
-        self.pass_time(task, stretch.total // stretch.per_ns)
+        ns = stretch.total // stretch.per_ns
+        if stretch.whole:
+            self.sup.m.clock.work(task.cpu, ns)
+        else:
+            self.pass_time(task, ns)
         if stretch.reason is not None:
             self.sup.m.scheduler.nobody_waits()
         self.sup.m.scheduler.make_ready(task, lambda: self._again(task))

@@ -42,6 +42,10 @@ ALLOWED, RESERVE, EARNED, EARNED_BY_SIGNAL = 150_000, 50_000, 5, 150
 #: The same where a runtime takes the processor from its threads, for each so many instructions of turns that came to
 #: their end: they have taken some ten times as long.
 EARNED_BY_TURNS = 40_000
+#: What a turn has cost that others waited for to its end is given back, and as much again as a quarter of the time that
+#: it stands for, up to what there was at first: a program that natively takes that long may take a little longer here,
+#: and who waits for a time would wait for ever when all is spent.
+EARNED_BY_WAITS = 4_000 * PER_NS
 COPY_US, BEGIN_US, CALL_US, STEP_US = 12, 150, 12, 30
 #: When all of that is spent, so much has to be earned before the thread is counted again, for many calls in a row: to
 #: begin for each single one would cost as much, and a loop without end comes behind one that is not counted mostly.
@@ -49,8 +53,9 @@ REGAINED = 20_000
 #: Till then each kind of call of each thread is counted so many times, and so many calls in all: a loop without end
 #: mostly comes behind one that has not been made before.
 RARE, RARE_CALLS = 2, 256
-#: Instructions of a process that may be counted: they run at a third to nine tenths of their speed.  Of a stretch that
-#: others have waited for to its end, no more than :data:`WAITED` are taken: an endless loop takes as long natively.
+#: Instructions that may be counted of a process whose runtime does so: they run at a third to nine tenths of their
+#: speed.  Of a stretch that others have waited for to its end, no more than :data:`WAITED` are taken: an endless loop
+#: takes as long natively.  There is no such limit for others: who waits for a time would wait for ever.
 COUNTED, WAITED = 1 << 35, 1 << 32
 #: Those that may be counted for the sake of threads that are ready, and as many again for new ones: others always are
 #: ready where several compute.  Of a stretch that came to its end a quarter is taken.
@@ -87,6 +92,7 @@ class _Account:
     handled: int = 0  # signals, then
     calls: int = 0
     earned: int = 0
+    waited: int = 0
     spent: int = 0
     counted: int = 0
     for_ready: int = 0
@@ -100,7 +106,7 @@ class _Account:
     @property
     def left(self) -> int:
         """What may be spent."""
-        return self.allowed + RESERVE + EARNED * self.calls + self.earned - self.spent
+        return self.allowed + RESERVE + EARNED * self.calls + self.earned + self.waited - self.spent
 
     @property
     def enough(self) -> bool:
@@ -142,7 +148,9 @@ class GivingWay:
         return account.enough and self._worthwhile(process, account)
 
     def _worthwhile(self, process: Process, account: _Account) -> bool:
-        return account.counted < COUNTED and self.copying.stepped(process)[0] < FEW_STEPS
+        if account.counted >= COUNTED and _LONG_LOOPS in process.data:
+            return False
+        return self.copying.stepped(process)[0] < FEW_STEPS
 
     def _is_rare(self, task: Task, account: _Account) -> bool:
         """Whether a call is counted although all has been spent."""
@@ -232,8 +240,13 @@ class GivingWay:
         if not inside:
             account.spent += BEGIN_US
         ns, ready = reason
+        whole = _LONG_LOOPS not in process.data
+        deadline = self.sup.m.clock.next_deadline() if whole else None
+        if deadline is not None:  # another process's, maybe
+            ns = min(ns, max(deadline - self.sup.m.clock.now, TURN))
         total = ns * PER_NS
-        return Stretch(total, min(total, first_piece(account.spins)), limit=LIMIT, others=True, ready=ready)
+        piece = min(total, first_piece(account.spins))
+        return Stretch(total, piece, limit=LIMIT, others=True, ready=ready, whole=whole)
 
     def _reason(self, task: Task, account: _Account) -> tuple[int, bool] | None:
         """When others of the process are to go on, in ns from now, and whether they are ready; None: nobody waits."""
@@ -315,6 +328,9 @@ class GivingWay:
         elif stretch.ready:
             account.spent += BEGIN_US
             account.for_ready += stretch.total // 4
+        else:
+            earned = BEGIN_US + stretch.total // EARNED_BY_WAITS
+            account.waited += max(min(earned, ALLOWED + RESERVE - account.left), 0)
         task.data[GAVE_WAY] = task.data.get(GAVE_WAY, 0) + 1
         self._copied(task, account)
 

@@ -32,7 +32,9 @@ class Stretch:
     ``others``: it is counted for the sake of others of its process (giving_way.py), and not of a timer; ``ready``: they
     are ready.  ``reason``: the same for the sake of other processes (other_processes.py); ``idle``: it is counted only
     because the next one may be.  ``most``: copies of its code that there may be; with more it is not counted any more.
-    ``per_ns``: how many of the instructions stand for a nanosecond.
+    ``per_ns``: how many of the instructions stand for a nanosecond.  ``whole``: at its end all that it stands for has
+    passed, and not only the time up to the next deadline: where many wait, each turn would bring the last of them
+    nearer by a part of what it costs.
     """
 
     total: int
@@ -45,6 +47,7 @@ class Stretch:
     idle: bool = False
     most: int = NO_LIMIT
     per_ns: int = PER_NS
+    whole: bool = False
 
     @property
     def for_other_processes(self) -> bool:

@@ -69,6 +69,7 @@ GUESTS = (
     Guest("giving_way_groups.sh"),
     Guest("giving_way_jobs.sh"),
     Guest("giving_way_large.c"),
+    Guest("giving_way_pollers.c"),
     Guest("giving_way_processes.py"),
     Guest("giving_way_shared.c", flags=(*FLAGS, "-lm")),
     Guest("giving_way_signals.c"),

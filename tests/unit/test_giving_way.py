@@ -36,7 +36,8 @@ class Host:
 
     def __init__(self, threads: int = 2) -> None:
         self.copying = FakeCopying()
-        scheduler, clock = SimpleNamespace(ready=deque()), SimpleNamespace(now=NOW)
+        scheduler, clock = SimpleNamespace(ready=deque()), SimpleNamespace(now=NOW, next_deadline=lambda: self.deadline)
+        self.deadline: int | None = None
         machine = SimpleNamespace(scheduler=scheduler, clock=clock)
         sup: Any = SimpleNamespace(m=machine, exec_hooks=[], thread_hooks=[])
         copying: Any = self.copying
@@ -184,11 +185,15 @@ def test_the_budgets() -> None:
 
     most = giving_way.ALLOWED + giving_way.RESERVE
     assert not spent(copies(100)) and spent(copies(most))
-    assert not spent(lambda host, stretch: host.way.counted(host.task, stretch, giving_way.COUNTED // 2))
-    assert spent(lambda host, stretch: host.way.counted(host.task, stretch, giving_way.COUNTED))
+    assert not spent(lambda host, stretch: host.way.counted(host.task, stretch, giving_way.COUNTED))
     long = Stretch(giving_way.COUNTED, 1, others=True)
-    assert not spent(lambda host, stretch: host.way.reached(host.task, long))
-    assert spent(lambda host, stretch: [host.way.reached(host.task, long) for _ in range(8)])
+    assert not spent(lambda host, stretch: [host.way.reached(host.task, long) for _ in range(8)])
+
+    def long_loop(spend: Any) -> Any:
+        return lambda host, stretch: (host.way.long_loop(host.task, 1_000_000), spend(host, stretch))
+
+    assert not spent(long_loop(lambda host, stretch: host.way.reached(host.task, long)))
+    assert spent(long_loop(lambda host, stretch: [host.way.reached(host.task, long) for _ in range(8)]))
     spins = giving_way.SPINS + most // giving_way.SPIN_US
     assert not spent(lambda host, stretch: [host.way.spins(host.task) for _ in range(spins - 1)])
     assert spent(lambda host, stretch: [host.way.spins(host.task) for _ in range(spins + 1)])
@@ -204,6 +209,32 @@ def test_the_budgets() -> None:
     calls = most // giving_way.STEP_US
     assert not spent(steps(calls // 2, 0)) and spent(steps(calls, 0))
     assert not spent(steps(calls, calls)) and not spent(steps(0, calls))
+
+
+def test_turns_that_others_wait_for_are_not_dear() -> None:
+    host = Host()
+    host.waits(TURN)
+    for _ in range(10 * (giving_way.ALLOWED + giving_way.RESERVE) // giving_way.BEGIN_US):
+        stretch = host.way.begin(host.task)
+        assert stretch is not None
+        host.way.reached(host.task, stretch)
+    account = host.process.data[giving_way._ACCOUNT]
+    assert account.left <= giving_way.ALLOWED + giving_way.RESERVE
+    # What there was at first is given back, and no more: to begin for calls that come sooner costs what it did.
+    times = 0
+    while (stretch := host.way.begin(host.task)) is not None:
+        host.way.counted(host.task, stretch, 1)
+        times += 1
+    assert times < 2 * (giving_way.ALLOWED + giving_way.RESERVE) // giving_way.BEGIN_US
+
+
+def test_no_turn_is_much_longer_than_up_to_anybodys_time() -> None:
+    host = Host()
+    host.waits(8 * TURN)
+    host.deadline = NOW + 3 * TURN
+    assert host.ns() == 3 * TURN
+    host.deadline = NOW + 1
+    assert host.ns() == TURN
 
 
 def test_rare_calls_are_counted_when_all_is_spent() -> None:
@@ -338,5 +369,5 @@ def test_those_that_a_new_thread_wakes_go_first_when_nothing_is_left_for_ready_o
     assert sum(firsts) == giving_way.NEW - 2 and not new, "it is not new any more"
     assert not host.way.lets_go_first(host.tasks[1]), "it is not new"
     new[host.task.tid] = giving_way.NEW
-    account.counted = giving_way.COUNTED
+    account.spent += giving_way.ALLOWED + giving_way.RESERVE
     assert not host.way.lets_go_first(host.task), "it is not counted at all"
