@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Task
 
-# Calls that a request to stop would cut short or make the kernel begin anew; and the seconds after which it is no
-# more believed that the kernel is at one.
+# Calls that a request to stop would cut short or make the kernel begin anew; and the seconds of processor time after
+# which it is no more believed that the kernel is at one.  On a busy host a call may take any time.
 _CUT_SHORT = frozenset(
     NUMBERS[name]
     for name in ("clone", "clone3", "fork", "vfork", "sendfile", "splice", "tee", "vmsplice", "copy_file_range",
@@ -32,28 +32,36 @@ _CALL_DELAY = 5.0
 _PAUSE = 0.1
 # In the units of /proc/TID/stat: how much the thread has to compute from one look to the next, and one part in how many
 # of that may be the kernel's.
-_ENOUGH, _KERNELS = int(0.8 * _PAUSE * os.sysconf("SC_CLK_TCK")), 8
+_TICKS = os.sysconf("SC_CLK_TCK")
+_ENOUGH, _KERNELS = int(0.8 * _PAUSE * _TICKS), 8
 
 
 @record
 class OwnCode:
-    """What is known of a thread since its last call; ``times``: its own and the kernel's at the last look."""
+    """What is known of a thread since its last call; ``times``: its own and the kernel's at the last look.
+
+    ``began``: those at the first one.
+    """
 
     times: tuple[int, int] | None = None
+    began: tuple[int, int] | None = None
     found: bool = False
 
     def pause(self, m: Machine, task: Task, waited: float) -> float:
         """For how many seconds the thread, which has made no call for ``waited``, is to be left alone."""
-        if not task.native or task.nr not in _CUT_SHORT or self.found or waited >= _CALL_DELAY:
+        if not task.native or task.nr not in _CUT_SHORT or self.found:
             return 0.0
         now = _times(m, task)
-        before, self.times = self.times, self.times or now
-        if before is not None and now is not None:
-            own, kernels = now[0] - before[0], now[1] - before[1]
-            if own + kernels >= _ENOUGH:
-                self.times = now
-                self.found = own >= _ENOUGH and kernels * _KERNELS <= own
-        return 0.0 if self.found else min(_CALL_DELAY - waited, _PAUSE)
+        if now is None:
+            return max(0.0, min(_CALL_DELAY - waited, _PAUSE))
+        before, self.times = self.times or now, self.times or now
+        began = self.began = self.began or now
+        own, kernels = now[0] - before[0], now[1] - before[1]
+        if own + kernels >= _ENOUGH:
+            self.times = now
+            self.found = own >= _ENOUGH and kernels * _KERNELS <= own
+        self.found = self.found or sum(now) - sum(began) >= _CALL_DELAY * _TICKS
+        return 0.0 if self.found else _PAUSE
 
 
 def _times(m: Machine, task: Task) -> tuple[int, int] | None:

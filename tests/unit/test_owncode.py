@@ -10,7 +10,10 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from detbox.kernel.numbers import NUMBERS
+from detbox.supervisor import owncode
 from detbox.supervisor.owncode import OwnCode
 
 
@@ -74,6 +77,20 @@ def test_other_calls_need_no_look() -> None:
     assert OwnCode().pause(machine, task, 0.02) == 0
 
 
-def test_no_call_takes_that_long() -> None:
+def test_a_call_may_take_long_on_a_busy_host() -> None:
     with _child(signal.pause) as (m, task):
+        assert OwnCode().pause(m, task, 60.0) > 0
+
+
+def test_no_call_takes_that_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owncode, "_CALL_DELAY", 0.3)
+    zero, memory = os.open("/dev/zero", os.O_RDONLY), [bytearray(1 << 27)]
+    with _child(lambda: os.readv(zero, memory)) as (m, task):
+        assert _found(m, task, 150)
+
+
+def test_nothing_is_waited_for_when_the_thread_is_gone() -> None:
+    with _child(signal.pause) as (m, task):
+        task.tid = 0
+        assert OwnCode().pause(m, task, 0.02) > 0
         assert OwnCode().pause(m, task, 5.0) == 0
