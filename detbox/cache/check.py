@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
+from stat import S_IROTH
 from typing import Any
 
 from detbox.cache import facts
@@ -149,7 +150,9 @@ class Checker:
                 fact.listing = _listing(place)
             if signature is not None:
                 kind, st = facts.kind_of(place)
-                if st is None and kind != facts.ABSENT:
+                # The supervisor may be able to read what its user cannot: a guest's root has rights over its files.
+                shut = st is not None and not st.st_mode & S_IROTH and not os.access(place, os.R_OK)
+                if shut or (st is None and kind != facts.ABSENT):
                     return {}, {}, {}, _SHUT.format(path)
                 if st is None or kind[:1] != "f" or list(facts.signature_of(st)[:3]) != signature[:3]:
                     return {}, {}, {}, f"{path} was changed from outside during the run"
