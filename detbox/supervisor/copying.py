@@ -52,12 +52,10 @@ _NONE_STEPPED = (0, 0, 0)
 _STEPPED_ALL, _BEFORE_CALL, _OTHER_STOP = 0, 1, 2
 _CALL, _SIGRETURN, _MMAP = b"\x0f\x05", NUMBERS["rt_sigreturn"], NUMBERS["mmap"]
 _ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
-#: Of so many executables the copies are kept for processes to come.
-_LIBRARIES = 8
 #: Private code of a file that cannot be written to.
 _PROT_EXEC = 4
-# Steps that a thread in a copy takes at most to a place that the original code has, too.
-_LOST = 200
+_LOST = 200  # steps that a thread in a copy takes at most to a place that the original code has, too
+_LIBRARIES = 8  # files whose copies are kept for processes to come
 
 
 class Copying:
@@ -203,10 +201,13 @@ class Copying:
         return stretch is not None and stretch.others
 
     def _library(self, task: Task) -> Library:
-        """What there is of copies for a process: those that execute the same file have a library in common.
+        """What there is of copies for a process: those of one file that are counted for others have them in common.
 
-        Only that: what it has of code that is another one here is found out when it is used (counted/store.py).
+        What the rest may spend goes down with each copy: its times must not depend on who has run, and was not cached.
         """
+        stretch: Stretch | None = task.data.get(STRETCH)
+        if stretch is None or stretch.reason is None:
+            return Library(self._pages)
         library = self._libraries.pop(task.process.exe, None)
         if library is None or library.worn:
             library = Library(self._pages)
