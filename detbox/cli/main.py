@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         words = sys.argv[1:] if argv is None else argv
-        if words[:1] == ["run"] and not any(word.startswith("--image") for word in words):
+        if words[:1] == ["run"] and os.geteuid() and not any(word.startswith("--image") for word in words):
             from detbox.container import ahead
 
             ahead.begin(os.environb)  # before all that is not needed for it

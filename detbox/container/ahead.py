@@ -1,9 +1,8 @@
-"""The host's directories, looked at while the other processes of the run start.
+"""The tree of the host's directories (see ``skeleton``), looked at while the other processes of the run start.
 
-For an ordinary user's run these are all of them (see ``skeleton``).  To look at 30,000 directories takes 60 ms, and so
-does what Python does before the container's file system is put together: a process of its own does the one on another
-processor.  For root's they are those that may have to be shown empty (see ``overlay``), which takes 7 ms.  It begins
-before the command line is read, and whoever needs nothing of it has lost nothing by it.
+To look at 30,000 directories takes 60 ms, and so does what Python does before the container's file system is put
+together: a process of its own does the one on another processor.  It begins before the command line is read, and
+whoever needs no tree has lost nothing by it.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ import fcntl
 import marshal
 import os
 import signal
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from detbox.container import hostroot
 from detbox.values import cache_place
@@ -29,11 +28,10 @@ _NAME = "directories"  # of the place in detbox's cache
 class Ahead:
     """The process, and what it says.
 
-    ``place``: where the tree is kept; None for root, who needs none.  ``lock``: its descriptor, which all processes of
-    the run hold open; -1 without a tree.
+    ``place``: where the tree is kept.  ``lock``: its descriptor, which all processes of the run hold open.
     """
 
-    def __init__(self, place: str | None, lock: int) -> None:
+    def __init__(self, place: str, lock: int) -> None:
         self.place = place
         self.lock = lock
         self._answer, answer = os.pipe2(os.O_CLOEXEC)
@@ -49,20 +47,22 @@ class Ahead:
     def _look(self, answer: int, parent: int) -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
+        from detbox.container import skeleton
         from detbox.kernel import _native
 
         _native.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             return
         os.umask(0)
+        root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         tops = [name for name in hostroot.names() if hostroot.shown(name)]
-        said = _refused(tops) if self.place is None else _tree(self.place, self.lock, tops)
-        if said is not None:
+        kept = skeleton.renew(self.place, self.lock, tops, root)
+        if kept is not None:
             with open(answer, "wb") as file:
-                marshal.dump(said, file)
+                marshal.dump((kept.hidden, [tuple(change) for change in kept.above]), file)
 
     def kept(self) -> skeleton.Kept | None:
-        """What there is of the tree; None: it cannot be used.  Root's has the directories alone that are shown empty.
+        """What there is of the tree; None: it cannot be used.
 
         Waits for the process.  For one process of the run, which has inherited this object.
         """
@@ -79,8 +79,7 @@ class Ahead:
     def end(self) -> None:
         """End the process, once the run has ended: if it is still at work, nobody wanted its answer."""
         os.close(self._answer)
-        if self.lock >= 0:
-            os.close(self.lock)
+        os.close(self.lock)
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)
@@ -90,14 +89,10 @@ _begun: Ahead | None = None
 
 
 def begin(host_env: Mapping[bytes, bytes]) -> None:
-    """Start the process, for a run without an image."""
+    """Start the process, for a run of an ordinary user: root's has no use for it."""
     global _begun
     directory = cache_place(host_env)
-    if _begun is not None:
-        return
-    if not os.geteuid():
-        _begun = Ahead(None, -1)
-    elif directory is not None:
+    if directory is not None and _begun is None:
         place = os.path.join(directory, _NAME)
         lock = _take(place)
         if lock >= 0:
@@ -107,27 +102,6 @@ def begin(host_env: Mapping[bytes, bytes]) -> None:
 def begun() -> Ahead | None:
     """What :func:`begin` has started."""
     return _begun
-
-
-def _tree(place: str, lock: int, tops: Sequence[str]) -> tuple[list[bytes], list[tuple[Any, ...]]] | None:
-    from detbox.container import skeleton
-
-    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    kept = skeleton.renew(place, lock, tops, root)
-    return None if kept is None else (kept.hidden, [tuple(change) for change in kept.above])
-
-
-def _refused(tops: Sequence[str]) -> tuple[list[bytes], list[tuple[Any, ...]]]:
-    """The directories that not everybody may look into, as far as an overlay looks for them."""
-    from detbox.kernel import _native
-
-    refused: list[bytes] = []
-    for top in tops:
-        fd = os.open("/" + top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        found = _native.make_directories(fd, -1, hostroot.levels(top), hostroot.FOR_ALL, 1, False)
-        refused += [os.fsencode(top) + path for path in found]
-        os.close(fd)
-    return refused, []
 
 
 def _take(place: str) -> int:

@@ -119,7 +119,7 @@ def _namespace() -> Iterator[int]:
 
 
 def _use_tree(steps: list[operations.Step]) -> bool:
-    """Tell the overlays of the host's system what has been seen ahead; whether they use directories that are kept."""
+    """Give the overlays of the host's system the directories that are kept from run to run; whether there are any."""
     looking = ahead.begun()
     kept = None if looking is None else looking.kept()
     if looking is None or kept is None:
@@ -127,11 +127,9 @@ def _use_tree(steps: list[operations.Step]) -> bool:
     for step in steps:
         if isinstance(step, Overlay):
             top = os.fsencode(step.path[1:] + "/")
-            step.looked = True
-            if looking.place is not None:
-                step.middle = f"{skeleton.tree(looking.place)}{step.path}"
+            step.middle = f"{skeleton.tree(looking.place)}{step.path}"
             step.hidden = [os.fsdecode(path[len(top) :]) for path in kept.hidden if path.startswith(top)]
             step.above = [
                 change._replace(path=change.path[len(top) :]) for change in kept.above if change.path.startswith(top)
             ]
-    return looking.place is not None
+    return True

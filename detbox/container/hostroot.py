@@ -9,8 +9,6 @@ import os
 OWN = frozenset(("proc", "sys", "dev", "tmp", "run", "home", "root", "mnt", "media", "lost+found", "boot", "srv"))
 SCRATCH = ".detbox"  # the container's, for upper layers
 FOR_ALL = 0o005  # a directory that everybody may list and search: what only root could see is nobody's
-#: Where private directories are looked for further down (see overlay.Overlay).
-_PRIVATE_LEVELS = {"etc": 8, "var": 8}
 
 
 def names() -> list[str]:
@@ -22,8 +20,3 @@ def shown(name: str) -> bool:
     """Whether it is a directory, and one that is shown."""
     path = "/" + name
     return not os.path.islink(path) and os.path.isdir(path) and os.stat(path).st_mode & FOR_ALL == FOR_ALL
-
-
-def levels(name: str) -> int:
-    """How many levels of a top-level directory root's run looks through for what is to be shown empty."""
-    return _PRIVATE_LEVELS.get(name, 2)

@@ -25,8 +25,7 @@ class Overlay(Step):
     a layer between the two has them (see ``skeleton``): its path is ``middle``, ``hidden`` says which of its
     directories are shown empty, and ``above`` what has changed since it was made.
     For root something else is done there: a directory that an ordinary user may not list or search is shown empty
-    to both, and ``depth`` levels are looked through for such directories, unless somebody has ``looked`` already:
-    then they are ``hidden``.
+    to both, and ``depth`` levels are looked through for such directories.
     """
 
     source: str
@@ -34,7 +33,6 @@ class Overlay(Step):
     scratch: str  # guest path of the directory on a tmpfs that holds the upper layer
     depth: int = 2  # 0: what its owner alone may see is shown to the guest
     makers: int = 1  # threads that make directories
-    looked: bool = False
     middle: str | None = None
     hidden: Sequence[str] = ()  # relative to ``path``
     above: Sequence[skeleton.Change] = ()  # likewise
@@ -111,10 +109,6 @@ class Overlay(Step):
         everything = userns.limited() and not self._own
         depth, makers = (_ALL_LEVELS, self.makers) if everything else (self.depth, 1)
         if not depth:
-            return
-        if self.looked and not everything:
-            skeleton.hide(upper, self._fd, self.hidden)
-            self._empty(self.hidden)
             return
         top = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         mask = os.umask(0)  # modes are copied

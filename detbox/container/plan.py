@@ -23,6 +23,8 @@ _SCRATCH = f"/{hostroot.SCRATCH}"
 PROCFS = ops.Special("proc", "/proc")
 #: File systems in memory that the guest can fill.
 _LIMITED = ("/", _SCRATCH, "/tmp", "/run", "/dev/shm")
+#: How many levels of directories are looked through for private ones, where it is not two (see Overlay).
+_PRIVATE_DEPTH = {"etc": 8, "var": 8}
 
 
 def steps(spec: RunSpec) -> list[Step]:
@@ -84,7 +86,7 @@ def _host_root(spec: RunSpec) -> list[Step]:
         if os.path.islink(path):
             plan.append(ops.Symlink(path, os.readlink(path)))
         elif hostroot.shown(name):
-            plan.append(Overlay(path, path, f"{_SCRATCH}/{name}", hostroot.levels(name)))
+            plan.append(Overlay(path, path, f"{_SCRATCH}/{name}", _PRIVATE_DEPTH.get(name, 2)))
     plan.append(ops.Detach(_SCRATCH))
     plan += [ops.Directory(path, mode) for path, mode in _FRESH.items()]
     plan.append(ops.Tmpfs("/tmp", _FRESH["/tmp"]))

@@ -173,14 +173,6 @@ def lay(upper: str, source: int, changes: Iterable[Change]) -> None:
             os.mknod(top + b"/" + path, S_IFCHR)
 
 
-def hide(upper: str, source: int, paths: Iterable[str]) -> None:
-    """Let directories be shown empty by the layer above, where it can (parameters: see lay()).  Raises OSError."""
-    for path in paths:
-        lay(upper, source, [Change("make", os.fsencode(path))])
-        with contextlib.suppress(OSError):  # it has just been removed, or the file system has no such attributes
-            os.setxattr(f"{upper}/{path}", "user.overlay.opaque", b"y")
-
-
 class Wholeness:
     """Whether the tree still has all that the list says; ``lock``: a descriptor of its place.
 

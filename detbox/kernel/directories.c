@@ -70,12 +70,10 @@ static void make_path(struct making *m, const char *path)
 /* Not everybody may list and search it: what it holds is not looked at, and the overlay shows nothing of it. */
 static void refuse(struct making *m, const char *path)
 {
-	if (m->target >= 0) {
-		if (!m->all) make_path(m, path);
-		int to = openat(m->target, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-		fsetxattr(to, "user.overlay.opaque", "y", 1, 0);
-		close(to);
-	}
+	if (!m->all) make_path(m, path);
+	int to = openat(m->target, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	fsetxattr(to, "user.overlay.opaque", "y", 1, 0);
+	close(to);
 	add_subtree(m, &m->refused, path, 0);
 }
 
@@ -167,7 +165,7 @@ static void *maker(void *arg)
 /* make_directories(source, target, depth, asked, makers, all) -> paths of those that lack the bits `asked`, sorted
  *
  * As many threads as `makers` make the directories below one descriptor also below the other, for an overlay's upper layer:
- * `all` of them, or those only that lack the bits.  With a `target` of -1 (and not `all`) none is made.
+ * `all` of them, or those only that lack the bits.
  * Other file systems that are mounted below the source are left out, as an overlay leaves them out.
  * The umask must be 0.  A directory that cannot be read counts as one that lacks them.  Those in the result are made opaque. */
 static PyObject *make_directories(PyObject *self, PyObject *args)
