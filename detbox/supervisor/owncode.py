@@ -54,7 +54,7 @@ class OwnCode:
         now = _times(m, task)
         if now is None:
             return max(0.0, min(_CALL_DELAY - waited, _PAUSE))
-        before, self.times = self.times or now, self.times or now
+        before = self.times = self.times or now
         began = self.began = self.began or now
         own, kernels = now[0] - before[0], now[1] - before[1]
         if own + kernels >= _ENOUGH:
