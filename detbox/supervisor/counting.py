@@ -23,8 +23,9 @@ from detbox.supervisor.copying import EXPIRED, LEFT, Copying
 from detbox.supervisor.following import SHOWN, Following
 from detbox.supervisor.gauge import GAUGE, Gauge
 from detbox.supervisor.gauging import Gauging
-from detbox.supervisor.giving_way import CLOSER, CLOSEST, LONGER, GivingWay
+from detbox.supervisor.giving_way import GivingWay
 from detbox.supervisor.longloops import LongLoops
+from detbox.supervisor.looks import Looks
 from detbox.supervisor.other_processes import LONG_WORK, OtherProcesses
 from detbox.supervisor.rising import FORESEEN, Rising
 from detbox.supervisor.stopwatch import Stopwatch
@@ -251,15 +252,18 @@ class Counting:
 
     def _give_way(self, task: Task, stretch: Stretch) -> None:
         """A piece of a stretch is over that is counted for others: it may be a spin, or their time has come."""
+        looks: Looks = task.looks
+        looks.left = max(looks.left - stretch.piece, 1)
         stretch.before += stretch.piece
         rest = stretch.total - stretch.before
         if rest > 0:
-            stretch.piece, limit = min(LONGER * stretch.piece, rest), stretch.limit
-            stretch.limit = min(CLOSER * limit, CLOSEST)
+            limit = looks.looked()
+            stretch.piece = min(looks.left, rest)
             task.data[STRETCH], task.data[LEFT] = stretch, stretch.piece
             if self.sup.spinning.examine(task, limit):
                 if task.state is State.PARKED:
                     self._let_be(task)
+                    task.looks = None
                     self._account(stretch).spins(task)
             else:
                 self.sup.proceed(task)

@@ -14,6 +14,7 @@ from detbox.records import field, record
 from detbox.scheduler.core import FAR
 from detbox.supervisor.copying import FEW_STEPS
 from detbox.supervisor.lifecycle import CLONE_CHILD_CLEARTID, clone_arguments
+from detbox.supervisor.looks import SPINS, looks_of
 from detbox.supervisor.stretch import GAVE_WAY, PER_NS, Stretch
 from detbox.supervisor.task import State
 
@@ -66,16 +67,11 @@ LONG, EARNING, MOST_EARNED = 1 << 24, 256, 1_000_000
 #: When nothing is left for the sake of threads that are ready, those that a new thread wakes go first, the first so
 #: many times: what they do first may be to wait for a time, in an interpreter's lock say.
 NEW = 8
-#: After so many instructions a thread is looked at, since it may be one that spins; each time so many times more.
-PIECE, LONGER = 40_000_000, 8
-#: How closely (see Pace in detbox.spin): at first, each time so many times more, and at most.
-LIMIT, CLOSER, CLOSEST = 96, 4, 4_000
 #: A runtime's monitor takes the processor from a thread that has computed for so many ns (Go's: forcePreemptNS).
 TURN_OF_RUNTIME = 10_000_000
 #: Spins end without being counted, too, where they have been found before, and much sooner.  So the first so many that
-#: a process's threads are found at are free, and each further one costs so many us; threads are then looked at after
-#: so many instructions.
-SPINS, SPIN_US, SOON = 8, 2_000, 2_000_000
+#: a process's threads are found at (looks.py) are free, and each further one costs so many us.
+SPIN_US = 2_000
 _ACCOUNT = "giving_way"  # in a process's data
 _NEW = "new threads"  # in a process's data: how often those that they wake may still go first, by their numbers
 _MANY = 1_000  # so many of them are remembered
@@ -245,8 +241,8 @@ class GivingWay:
         if deadline is not None:  # another process's, maybe
             ns = min(ns, max(deadline - self.sup.m.clock.now, TURN))
         total = ns * PER_NS
-        piece = min(total, first_piece(account.spins))
-        return Stretch(total, piece, limit=LIMIT, others=True, ready=ready, whole=whole)
+        piece = min(total, looks_of(task, account.spins).left)
+        return Stretch(total, piece, others=True, ready=ready, whole=whole)
 
     def _reason(self, task: Task, account: _Account) -> tuple[int, bool] | None:
         """When others of the process are to go on, in ns from now, and whether they are ready; None: nobody waits."""
@@ -346,8 +342,3 @@ class GivingWay:
         account.spent += COPY_US * (made - account.made) + STEP_US * (stepped - account.stepped)
         account.spent -= EARNED_BY_SIGNAL * (handled - account.handled)
         account.made, account.stepped, account.handled = made, stepped, handled
-
-
-def first_piece(spins: int) -> int:
-    """How many instructions are counted before a thread is looked at, if so many spins were found."""
-    return PIECE if spins < SPINS else SOON

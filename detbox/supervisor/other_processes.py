@@ -22,15 +22,13 @@ from detbox.supervisor.copying import FEW_STEPS
 from detbox.supervisor.giving_way import (
     BEGIN_US,
     COPY_US,
-    LIMIT,
     LINGER,
     LINGER_NS,
     SPIN_US,
-    SPINS,
     TURN,
     WAITED,
-    first_piece,
 )
+from detbox.supervisor.looks import SPINS, looks_of
 from detbox.supervisor.stretch import GAVE_WAY, PER_NS, Stretch
 from detbox.supervisor.task import State
 
@@ -235,7 +233,8 @@ class OtherProcesses:
             if not state.lingers:
                 return None
             state.lingers -= 1
-            return Stretch(LINGER_NS * PER_NS, LINGER_NS * PER_NS, others=True, idle=True)
+            total = LINGER_NS * PER_NS
+            return Stretch(total, min(total, looks_of(task, state.spins).left), others=True, idle=True)
         ns, reason, per_ns = found
         state.lingers, state.reason = 0 if reason is Reason.FIRST else LINGER, reason
         state.made = self.copying.made(task)
@@ -252,8 +251,8 @@ class OtherProcesses:
             ns = min(ns, deadline - clock.now)
         total = max(ns, TURN) * per_ns
         most = self.copying.made(task) + (account.most - account.spent) // COPY_US
-        piece = min(total, first_piece(state.spins))
-        return Stretch(total, piece, limit=LIMIT, others=True, reason=reason, most=most, per_ns=per_ns)
+        piece = min(total, looks_of(task, state.spins).left)
+        return Stretch(total, piece, others=True, reason=reason, most=most, per_ns=per_ns)
 
     def _found(self, task: Task) -> _Candidate | None:
         """The reason to count a thread; None: nobody waits."""

@@ -28,7 +28,7 @@ class Stretch:
     """All figures are instructions.
 
     ``total``: of the stretch, if no call comes before.  ``piece``: how many are counted before the thread is looked
-    at; ``before``: those of the pieces that are over.  ``limit``: how closely it is looked at the next time.
+    at (looks.py); ``before``: those of the pieces that are over.
     ``others``: it is counted for the sake of others of its process (giving_way.py), and not of a timer; ``ready``: they
     are ready.  ``reason``: the same for the sake of other processes (other_processes.py); ``idle``: it is counted only
     because the next one may be.  ``most``: copies of its code that there may be; with more it is not counted any more.
@@ -40,7 +40,6 @@ class Stretch:
     total: int
     piece: int
     before: int = 0
-    limit: int = 0
     others: bool = False
     ready: bool = False
     reason: Reason | None = None

@@ -121,8 +121,8 @@ class Task:
 
     __slots__ = (
         "tid", "process", "lineage", "state", "action", "park", "notif", "nr", "args", "ip", "seq", "quantum", "rest",
-        "leads", "forked", "turns", "look", "restart", "data", "pace", "exposed", "native", "text_at", "text",
-        "cpu",
+        "leads", "forked", "turns", "look", "restart", "data", "pace", "looks", "exposed", "native", "text_at",
+        "text", "cpu",
     )  # fmt: skip
 
     def __init__(self, tid: int, process: Process, lineage: str) -> None:
@@ -148,6 +148,7 @@ class Task:
         self.restart: Callable[[], Decision] | None = None
         self.data: dict[str, Any] = {}
         self.pace: Any = None  # when to look for a spin next (supervisor/spinning.py)
+        self.looks: Any = None  # the same while it is counted (supervisor/looks.py)
         self.native = False  # its last call was left to the kernel, which may still be at it
         # Others have run, or a signal was sent to the process, since the thread made its call: a
         # signal may be pending that has to interrupt it when it parks.

@@ -11,6 +11,7 @@ import pytest
 from detbox.decision import Park
 from detbox.supervisor import giving_way
 from detbox.supervisor.giving_way import FAR, GLANCE, LINGER, TURN, TURNS, GivingWay
+from detbox.supervisor.looks import PIECE, SOON, SPINS
 from detbox.supervisor.stretch import GAVE_WAY, PER_NS, Stretch
 from detbox.supervisor.task import Process, State, Task
 
@@ -194,7 +195,7 @@ def test_the_budgets() -> None:
 
     assert not spent(long_loop(lambda host, stretch: host.way.reached(host.task, long)))
     assert spent(long_loop(lambda host, stretch: [host.way.reached(host.task, long) for _ in range(8)]))
-    spins = giving_way.SPINS + most // giving_way.SPIN_US
+    spins = SPINS + most // giving_way.SPIN_US
     assert not spent(lambda host, stretch: [host.way.spins(host.task) for _ in range(spins - 1)])
     assert spent(lambda host, stretch: [host.way.spins(host.task) for _ in range(spins + 1)])
     assert spent(lambda host, stretch: setattr(host.copying, "steps", (1_000, 0, 0)))
@@ -349,12 +350,12 @@ def test_who_is_ready_has_a_late_turn_when_nothing_is_left_for_it_but_somebody_w
 def test_who_has_often_spun_is_looked_at_soon() -> None:
     host = Host()
     host.waits(FAR - 1)
-    for piece in (giving_way.PIECE, giving_way.SOON):
+    for piece in (PIECE, SOON):
         stretch = host.way.begin(host.task)
         assert stretch is not None and stretch.piece == piece
-        for _ in range(giving_way.SPINS):
+        for _ in range(SPINS):
             host.way.spins(host.task)
-    assert host.process.data[giving_way._ACCOUNT].spent >= giving_way.SPINS * giving_way.SPIN_US
+    assert host.process.data[giving_way._ACCOUNT].spent >= SPINS * giving_way.SPIN_US
 
 
 def test_those_that_a_new_thread_wakes_go_first_when_nothing_is_left_for_ready_ones() -> None:

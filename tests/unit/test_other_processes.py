@@ -13,7 +13,8 @@ from detbox.decision import Park
 from detbox.kernel.numbers import NUMBERS
 from detbox.scheduler.core import NAP, Awaited
 from detbox.supervisor import other_processes
-from detbox.supervisor.giving_way import COPY_US, LINGER, PIECE, SOON, SPINS, TURN
+from detbox.supervisor.giving_way import COPY_US, LINGER, TURN
+from detbox.supervisor.looks import PIECE, SOON, SPINS
 from detbox.supervisor.other_processes import (
     BACKGROUND,
     LIMITS,
