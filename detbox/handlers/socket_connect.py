@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket as host
 from errno import EFAULT, EINPROGRESS, EINTR
 from typing import TYPE_CHECKING
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING
 from detbox.decision import CONTINUE, Decision, Park, Wake
 from detbox.handlers.socket_core import borrowed, decode_inet, python_socket, timeout_ns
 from detbox.handlers.socket_names import before_use
+from detbox.handlers.socket_sharing import left
 from detbox.handlers.waiting import POLLOUT, fd_of, nonblocking, ready, signed32
+from detbox.machine.io import io_state
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
@@ -22,6 +25,8 @@ def connect(m: Machine, t: Task, a: Args) -> Decision:
     with borrowed(t, fd) as own:
         address = t.read(a[1], min(signed32(a[2]) & 0x7FFFFFFF, 128)) if signed32(a[2]) > 0 else b""
         before_use(m, t, own, address)
+        if io_state(m).sharing:
+            left(m, os.fstat(own).st_ino)  # a name that is not one address's alone changes
         if nonblocking(own):
             return CONTINUE
         with python_socket(own) as sock:

@@ -14,7 +14,7 @@ from stat import S_ISSOCK
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from detbox.decision import CONTINUE, ContinueThen, Decision, InstallFd
-from detbox.handlers import networks, paths, rtnetlink
+from detbox.handlers import networks, paths, rtnetlink, socket_sharing
 from detbox.handlers.namespace_ops import note_created
 from detbox.handlers.opening import check_create
 from detbox.handlers.socket_core import decode_inet
@@ -146,14 +146,22 @@ def bind(m: Machine, t: Task, a: Args) -> Decision:
             if sock.getsockname()[1]:
                 return -EINVAL  # it has a name already
             _bind_port(m, sock, address)
-            return 0
-        if port < _UNPRIVILEGED and t.process.creds.capable(CAP_NET_BIND_SERVICE, t.process.network.owner):
+        elif (
+            port < _UNPRIVILEGED and t.process.creds.capable(CAP_NET_BIND_SERVICE, t.process.network.owner)
+        ) or _shares_messages(sock):
             # The kernel asks for rights in the container's network, which the guest's root has not.
             sock.bind(_python_address(address, port))
-            return 0
-        return CONTINUE
+        else:
+            return CONTINUE
+        if sock.type == host.SOCK_DGRAM:
+            socket_sharing.joined(m, t, fd_of(a[0]), sock)
+        return 0
     finally:
         sock.close()
+
+
+def _shares_messages(sock: host.socket) -> bool:
+    return sock.type == host.SOCK_DGRAM and bool(sock.getsockopt(host.SOL_SOCKET, host.SO_REUSEPORT))
 
 
 def _bind_path(m: Machine, t: Task, path: bytes) -> Decision:
@@ -215,6 +223,8 @@ def before_use(m: Machine, t: Task, own: int, address: bytes) -> None:
         return
     check_peer(m, t, address)
     networks.before_connection(m, t)
+    if io_state(m).sharing:
+        socket_sharing.refresh(m)
     sock = host.socket(fileno=own)
     try:
         if sock.family not in _INET or sock.type not in (host.SOCK_STREAM, host.SOCK_DGRAM):
@@ -257,6 +267,7 @@ def listen(m: Machine, t: Task, a: Args) -> Decision:
         sock.listen(BACKLOG)
         if sock.family == host.AF_UNIX:
             io_state(m).listeners[_called(t, sock.getsockname())] = t.process.pid
+        socket_sharing.joined(m, t, fd, sock)
     finally:
         sock.close()
     return 0

@@ -9,6 +9,7 @@ from errno import EINVAL, ENOENT, ENOPROTOOPT, EPERM
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, Decision
+from detbox.handlers import socket_sharing
 from detbox.handlers.socket_control import start_stamping
 from detbox.handlers.socket_names import listener_of
 from detbox.handlers.waiting import fd_of, signed32
@@ -83,6 +84,12 @@ def setsockopt(m: Machine, t: Task, a: Args) -> Decision:
             return _set_linger(m, t, a)
         if name in (host.SO_SNDBUF, host.SO_RCVBUF) and signed32(a[4]) >= 4:
             return _set_buffer(m, t, fd_of(a[0]), name, t.u32(a[3]))
+        if name == socket_sharing.DETACH:
+            socket_sharing.chosen_by_guest(m, f.ino, own=False)
+            return 0
+        if name in (socket_sharing.ATTACH_CBPF, socket_sharing.ATTACH_EBPF):
+            socket_sharing.chosen_by_guest(m, f.ino, own=True)
+            m.doubt(t, "its own program chooses among sockets of one name, and may ask for the processor")
     elif level == host.IPPROTO_TCP:
         if name in _TCP_REFUSED or name > _LAST_TCP_OPTION:
             return -ENOPROTOOPT

@@ -38,6 +38,7 @@ from detbox.handlers.socket_names import (
     socketpair,
 )
 from detbox.handlers.socket_options import getsockopt, setsockopt
+from detbox.handlers.socket_sharing import left, refresh
 from detbox.handlers.waiting import (
     POLLIN,
     POLLOUT,
@@ -297,6 +298,8 @@ def _send(
     if t.process.files.get(fd).kind is not Kind.SOCKET:
         return CONTINUE
     note_sender(m, t)
+    if io_state(m).sharing:
+        refresh(m)
     by_name = False
     if address or t.process.network is not NETWORK:
         with borrowed(t, fd) as own:
@@ -345,6 +348,9 @@ def _waits_by_name(own: int) -> bool:
 
 
 def shutdown(m: Machine, t: Task, a: Args) -> Decision:
-    """``shutdown(fd, how)``: never waits."""
+    """``shutdown(fd, how)``: never waits.  Who listened does not any more."""
+    fd = fd_of(a[0])
+    if io_state(m).sharing and t.process.files.get(fd).kind is Kind.SOCKET:
+        left(m, t.process.files.get(fd).ino)
     return CONTINUE
 

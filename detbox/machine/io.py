@@ -25,6 +25,23 @@ SIGNALS_SEEN = "signals_seen"
 
 
 @record
+class Member:
+    """A socket that shares its name with others: its host inode number, and a process and descriptor that had it."""
+
+    inode: int
+    pid: int
+    fd: int
+
+
+@record
+class Sharing:
+    """The sockets of one name, and how many there are of them for the program that chooses (0: for none)."""
+
+    members: list[Member] = field(default_factory=list)
+    told: int = 0
+
+
+@record
 class IoState:
     """Counters and registries of one run.
 
@@ -41,6 +58,8 @@ class IoState:
     ``senders``: the user and the group of who has sent last, by process.
     ``listeners``: who listens on which Unix name.
     ``bound``: virtual inode numbers of the names in the file system that the run has given to sockets.
+    ``sharing``: what sockets share a name (SO_REUSEPORT).  ``choosers``: host inode numbers of those for which a
+    program of the guest's own chooses.
     ``lock_waits`` maps a process that waits for a POSIX record lock to the processes that hold it.
     """
 
@@ -62,6 +81,8 @@ class IoState:
     congestion: dict[int, bytes] = field(default_factory=dict)
     stamping: socket | None = None
     senders: dict[int, tuple[int, int]] = field(default_factory=dict)
+    sharing: dict[tuple[object, ...], Sharing] = field(default_factory=dict)
+    choosers: set[int] = field(default_factory=set)
     signal_watches: int = 0
     signal_sets: int = 0
     usual_buffers: bool | None = None

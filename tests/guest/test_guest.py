@@ -104,6 +104,7 @@ GUESTS = (
     Guest("randomness.c", quick=True),
     Guest("refused.c", native=False),
     Guest("rtnetlink.py", native=False),
+    Guest("shared_ports.py"),
     Guest("shell_jobs.sh", quick=True),
     Guest("signal_queue.c"),
     Guest("signal_restart.c"),
