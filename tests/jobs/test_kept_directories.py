@@ -20,22 +20,37 @@ cd /usr/share/doc
 mkdir new; echo x > bash/new; chmod 750 bash; rm -r coreutils; touch -d 2001-01-01 bash /etc; mv dash moved; rmdir new
 ln -s nowhere /usr/lib/link; echo y >> /etc/passwd; rm -rf /etc/alternatives; mkdir -m 3777 /var/lib/new
 stat -c '%n %i %h %a %u %g %s %y %z %w' . .. bash bash/* moved moved/* /etc /etc/passwd /usr /usr/lib /var/lib/new
-find /etc /usr/share/doc /opt -xdev -type d -printf '%p %i %n %m %u %g %t %c\n' | sha256sum
+find /etc /usr/share/doc /opt -xdev -type d -printf '%p %i %n %m %U %G %t %c\n' | sha256sum
 ls -laR /etc | sha256sum
 cat /proc/mounts; df /usr; ls -la / /var
 """
 
 
-@pytest.fixture
-def home() -> Iterator[tuple[str, Path]]:
-    """An ordinary user, and a directory of theirs for caches.
+def in_memory() -> str | None:
+    """A directory in memory that can be a layer of an ordinary user's overlay; None if there is none.
+
+    To make and to remove tens of thousands of directories takes a disk that others use up to a minute.
+    """
+    probe = tempfile.mkdtemp(prefix="detbox-kept-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
+    try:
+        os.setxattr(probe, "user.overlay.opaque", b"y")  # not on a tmpfs before Linux 6.6
+        return os.path.dirname(probe)
+    except OSError:
+        return None
+    finally:
+        os.rmdir(probe)
+
+
+@pytest.fixture(params=["memory"])
+def home(request: pytest.FixtureRequest) -> Iterator[tuple[str, Path]]:
+    """An ordinary user, and a directory of theirs for caches, on a "disk" or in "memory".
 
     It is none of pytest's, which closes its own to other users whenever it starts.
     """
     user = under_detbox.unprivileged()
     if user is None:
         pytest.skip("no ordinary user who can run detbox")
-    cache = Path(tempfile.mkdtemp(prefix="detbox-kept-"))
+    cache = Path(tempfile.mkdtemp(prefix="detbox-kept-", dir=in_memory() if request.param == "memory" else None))
     shutil.chown(cache, user)
     yield user, cache
     for directory, _, _ in os.walk(cache):
@@ -58,6 +73,7 @@ def tree(cache: Path) -> Path:
     return cache / "detbox" / "directories" / "tree"
 
 
+@pytest.mark.parametrize("home", ["disk"], indirect=True)
 def test_whether_they_are_kept_does_not_show(home: tuple[str, Path]) -> None:
     user, cache = home
     roots = run(None, cache / "root")
