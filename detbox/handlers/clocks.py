@@ -214,7 +214,7 @@ def restart_syscall(m: Machine, t: Task, a: Args) -> Decision:
 def _sleep_by_cpu(m: Machine, t: Task, clock: int, a: Args) -> Decision:
     """A sleep until another thread of the process (or another process) has used so much CPU time."""
     if clock == THREAD_CPUTIME:
-        return -EINVAL
+        return -EOPNOTSUPP  # glibc's function says EINVAL without a call
     found = cpu_clock(m, t, clock)
     if found is None:
         return -EOPNOTSUPP if clock in BOOT_CLOCKS or clock in WALL_CLOCKS else -EINVAL

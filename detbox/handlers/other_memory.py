@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from detbox.decision import Decision
 from detbox.handlers.futex_core import signed
-from detbox.handlers.waiting import Segments, iovec
+from detbox.handlers.waiting import UIO_MAXIOV, Segments, iovec
 
 if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
@@ -30,11 +30,15 @@ def process_vm_writev(m: Machine, t: Task, a: Args) -> Decision:
 
 
 def _vectors(t: Task, a: Args) -> tuple[Segments, Segments]:
-    """The parts of both sides that are not empty."""
+    """The parts of both sides that are not empty, in the order of process_vm_rw (mm/process_vm_access.c)."""
     if a[5]:
         raise OSError(EINVAL, "flags")
-    local, remote = iovec(t, a[1], a[2]), iovec(t, a[3], a[4])
-    return [part for part in local if part[1]], [part for part in remote if part[1]]
+    local = [part for part in iovec(t, a[1], a[2]) if part[1]]
+    if not local:
+        return [], []
+    if a[4] > UIO_MAXIOV:  # as 64 bits, which the other count is not
+        raise OSError(EINVAL, "too many segments")
+    return local, [part for part in iovec(t, a[3], a[4]) if part[1]]
 
 
 def debuggable(m: Machine, t: Task, number: int) -> Task:

@@ -326,7 +326,7 @@ def copy_file_range(m: Machine, t: Task, a: Args) -> Decision:
     """
     files = t.process.files
     source, target = files.get(fd_of(a[0])), files.get(fd_of(a[2]))
-    if a[5] or source.kind not in _PLAIN or target.kind not in _PLAIN:
+    if a[5] & 0xFFFFFFFF or source.kind not in _PLAIN or target.kind not in _PLAIN:
         return -EISDIR if Kind.DIR in (source.kind, target.kind) else -EINVAL
     own = files.borrow(t, fd_of(a[0]))
     try:

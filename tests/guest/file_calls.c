@@ -120,6 +120,7 @@ static void copies(void)
     int from = make("from", "0123456789"), to = open("to", O_CREAT | O_RDWR, 0644);
     off_t at = 2;
     CHECK(copy_file_range(from, &at, to, NULL, 5, 0) == 5 && at == 7);
+    CHECK(syscall(SYS_copy_file_range, from, NULL, to, NULL, 0, 1UL << 32) == 0); /* flags are 32 bits */
     at = 0;
     CHECK(sendfile(to, from, &at, 3) == 3 && at == 3);
     int ends[2];

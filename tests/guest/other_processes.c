@@ -40,6 +40,8 @@ static void memory(void)
     FAILS(process_vm_readv(child, &all, 1, &missing, 1, 0), EFAULT);
     FAILS(process_vm_readv(child, &all, 1, &whole, 1, 1), EINVAL);
     FAILS(process_vm_readv(child, &all, 1025, &whole, 1, 0), EINVAL);
+    FAILS(process_vm_readv(child, &all, 1, &whole, 1UL << 32, 0), EINVAL);
+    CHECK(process_vm_readv(child, &all, 1UL << 32, &whole, 1, 0) == 0); /* of this count 32 bits are looked at */
     FAILS(process_vm_readv(4000000, &all, 1, &whole, 1, 0), ESRCH);
     CHECK(process_vm_readv(4000000, &all, 0, &whole, 1, 0) == 0);
     CHECK(strcpy(text, "hello") && strcpy(text + 50, "again"));

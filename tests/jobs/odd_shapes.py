@@ -18,10 +18,12 @@ import struct
 BAD = 0x1230  # an address where nothing is
 KERNEL = 0xFFFF800000000000
 MINUS = 2**64 - 1
-ARENA = mmap.mmap(-1, 1 << 16, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+ARENA = mmap.mmap(-1, (1 << 16) + mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 BASE = ctypes.addressof(ctypes.c_char.from_buffer(ARENA))
-#: The last page can be read only up to its end: a structure that begins just before it is cut off.
+#: The last page cannot be read: a structure that begins just before it is cut off.
 EDGE = BASE + (1 << 16) - 2
+if ctypes.CDLL(None).mprotect(ctypes.c_void_p(BASE + (1 << 16)), ctypes.c_size_t(mmap.PAGESIZE), 0):
+    raise OSError("mprotect")
 
 Argument = int | bytes | str
 
