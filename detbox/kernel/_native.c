@@ -117,6 +117,7 @@ static PyObject *raw_syscall(PyObject *self, PyObject *const *a, Py_ssize_t n)
 #include "directories.c"
 #include "translate.c"
 #include "loops.c"
+#include "blocks.c"
 #include "turns.c"
 #include "relay.c"
 #include "vectors.c"

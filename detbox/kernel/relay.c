@@ -8,15 +8,25 @@ enum { RELAY_THREADS = 64, RELAY_LOOPS = 64, RELAY_STEPS = 5000 };
 /* Instructions from one loop to the next; places for instructions (detbox/spin/ground.py); attempts without a result
  * before only one in so many is made. */
 enum { TRAVEL_MOST = 400, GROUND_PLACES = 4096, GROUND_HEAD = 16, TRAVEL_VAIN = 16, TRAVEL_RARE = 32, W_ORIG_RAX = 15 };
+/* Steps in a row in which nobody has gone on, before memory is kept. */
+enum { RELAY_CALM = 8 };
 enum { RELAY_RUNS, RELAY_WAITS, RELAY_READY };
+
+/* What a thread waits for that has been parked here: the path of its turn, and what its memory holds then. */
+struct relay_watch {
+	int length, count;
+	unsigned char path[TURN_PATH];
+	struct turn_span spans[TURN_SPANS];
+	uint64_t held[TURN_SPANS];
+};
 
 struct relay_thread {
 	pid_t tid;
 	int space, state, loop, chosen;
 	long order; /* in which they were parked, and became ready */
 	uint64_t since;
-	PyObject *watched, *path; /* our own references, if `path` is one */
-	PyObject *cpu;
+	PyObject *watched, *cpu; /* what the supervisor says that it waits for */
+	int parked; /* here: what it waits for is its relay_watch */
 	uint64_t r[sizeof(struct user_regs_struct) / 8];
 	int known; /* its registers are these, which it has to be given yet */
 };
@@ -52,8 +62,10 @@ struct relay {
 	struct relay_thread threads[RELAY_THREADS];
 	struct relay_loop loops[RELAY_LOOPS];
 	struct relay_ground grounds[RELAY_THREADS];
+	int calm; /* steps since somebody has gone on */
 	struct forecast forecast;
 	struct turns t;
+	struct relay_watch watches[RELAY_THREADS];
 };
 
 /* Whether a thread has stopped: what else happens is next_event()'s business. */
@@ -103,6 +115,8 @@ static int relay_go_on(struct relay *y, struct relay_thread *thread)
 	thread->known = 0;
 	for (int i = 0; i < y->ground_count; i++) y->grounds[i].right = 0;
 	for (int i = 0; i < y->loop_count; i++) y->loops[i].l.right = 0;
+	end_blocks(&y->t.blocks);
+	y->calm = 0;
 	ptrace(PTRACE_SETREGS, thread->tid, NULL, y->t.r);
 	ptrace(PTRACE_CONT, thread->tid, NULL, NULL); /* it may be dead */
 	return LOOP_LEFT;
@@ -200,13 +214,17 @@ static void relay_compare(struct relay *y)
 /* Has the thread's memory hold what its turns have stored; -1 if it cannot, and is as it was. */
 static int relay_commit(struct relay *y)
 {
+	int changed = 0;
 	if (turn_commit(&y->t)) return -1;
 	for (int i = 0; i < y->loop_count; i++)
 		for (int k = 0; k < y->t.cell_count; k++) {
 			const struct turn_cell *cell = &y->t.cells[k];
 			struct turn_loop *l = &y->loops[i].l;
-			if (cell->stored && cell->at + 8 > l->start && cell->at < l->start + (uint64_t)l->size) l->right = 0;
+			if (!cell->stored || cell->at + 8 <= l->start || cell->at >= l->start + (uint64_t)l->size) continue;
+			l->right = 0;
+			changed = 1;
 		}
+	if (changed) drop_blocks(&y->t.blocks); /* code is read where it is */
 	return 0;
 }
 
@@ -219,6 +237,7 @@ static int relay_step(struct relay *y, struct relay_thread *thread, int loop)
 	int length, found, next, arrived, travelled = 0;
 	y->forecast.tid = 0;
 	begin_turns(&y->t);
+	y->t.blocks.keeps = y->calm++ >= RELAY_CALM;
 	for (;;) {
 		memcpy(head, y->t.r, sizeof head);
 		length = 0, ns = 0;
@@ -251,22 +270,17 @@ static int relay_step(struct relay *y, struct relay_thread *thread, int loop)
 		y->steps += travelled;
 		y->stops += travelled;
 		if (!arrived) break;
-		stored_turns(&y->t);
+		no_cells(&y->t);
 		loop = next;
 		travelled = 1;
 	}
 	if (found == LOOP_LEFT) return relay_go_on(y, thread);
-	PyObject *watched = held_in(&y->t), *way = PyBytes_FromStringAndSize((char *)path, length);
-	if (!watched || !way) {
-		Py_XDECREF(watched);
-		Py_XDECREF(way);
-		return -1;
-	}
-	if (thread->path) Py_XDECREF(thread->watched);
-	Py_XSETREF(thread->path, way);
+	struct relay_watch *watch = &y->watches[thread - y->threads];
+	watch->length = length;
+	memcpy(watch->path, path, (size_t)length);
+	watch->count = held_in(&y->t, watch->spans, watch->held);
 	memcpy(thread->r, y->t.r, sizeof thread->r);
-	thread->known = 1;
-	thread->watched = watched;
+	thread->known = thread->parked = 1;
 	thread->loop = loop;
 	thread->state = RELAY_WAITS;
 	thread->since = y->now;
@@ -279,6 +293,7 @@ static int relay_step(struct relay *y, struct relay_thread *thread, int loop)
 static int relay_registers(struct relay *y, struct relay_thread *thread)
 {
 	y->t.tid = thread->tid;
+	y->t.space = thread->space;
 	if (thread->known) memcpy(y->t.r, thread->r, sizeof y->t.r);
 	else if (ptrace(PTRACE_GETREGS, thread->tid, NULL, y->t.r)) return -1;
 	y->t.r[W_EFLAGS] &= ~(uint64_t)(1 << 8 | 1 << 16); /* the debugger's own */
@@ -312,6 +327,37 @@ static int relay_run(struct relay *y, struct relay_thread *thread)
 	}
 }
 
+/* Whether a piece of a thread's memory holds some bytes, as far as it is known here. */
+static int relay_piece(struct relay *y, const struct relay_thread *thread, uint64_t at, const char *bytes, uint64_t size)
+{
+	for (uint64_t part; size; at += part, bytes += part, size -= part) {
+		uint64_t offset = at & (BLOCK - 1);
+		const struct block *block = block_at(&y->t.blocks, thread->tid, thread->space, at);
+		part = size < BLOCK - offset ? size : BLOCK - offset;
+		if (!block || memcmp(block->held + offset, bytes, part)) return 0;
+	}
+	return 1;
+}
+
+/* Whether what a parked thread waits for is as it was; -1 with an exception. */
+static int relay_waits(struct relay *y, const struct relay_thread *thread)
+{
+	const struct relay_watch *watch = &y->watches[thread - y->threads];
+	int same = 1;
+	if (!y->t.blocks.keeps && !thread->parked) return is_still_held(thread->tid, thread->watched);
+	if (!y->t.blocks.keeps) return are_still_held(thread->tid, watch->spans, watch->held, watch->count);
+	for (int i = 0; thread->parked && same && i < watch->count; i++)
+		same = relay_piece(y, thread, watch->spans[i].at, (const char *)&watch->held[i], watch->spans[i].length);
+	for (Py_ssize_t i = 0; !thread->parked && same && i < PyTuple_GET_SIZE(thread->watched); i++) {
+		unsigned long long at;
+		const char *bytes;
+		Py_ssize_t size;
+		if (!PyArg_ParseTuple(PyTuple_GET_ITEM(thread->watched, i), "Ky#", &at, &bytes, &size)) return -1;
+		same = relay_piece(y, thread, at, bytes, (uint64_t)size);
+	}
+	return same;
+}
+
 /* Those whose memory has changed are ready, and the first of them is chosen; NULL if there is none, or -- `failed` --
  * with an exception. */
 static struct relay_thread *relay_choose(struct relay *y, const struct relay_thread *parked, int *failed)
@@ -327,7 +373,7 @@ static struct relay_thread *relay_choose(struct relay *y, const struct relay_thr
 		}
 		if (!next) break;
 		after = next->order;
-		int held = next == parked ? 1 : is_still_held(next->tid, next->watched);
+		int held = next == parked ? 1 : relay_waits(y, next);
 		if (held < 0) { *failed = 1; return NULL; }
 		if (held) continue;
 		next->state = RELAY_READY;
@@ -369,8 +415,13 @@ static PyObject *relay_result(struct relay *y)
 	PyObject *threads = PyTuple_New(y->count), *loops = PyTuple_New(y->loop_count);
 	for (int i = 0; threads && loops && i < y->count; i++) {
 		struct relay_thread *each = &y->threads[i];
-		PyObject *one = Py_BuildValue("(ilKiiOO)", each->state, each->order, (unsigned long long)each->since, each->chosen, each->loop,
-					      each->path ? each->path : Py_None, each->path ? each->watched : Py_None);
+		struct relay_watch *watch = &y->watches[i];
+		PyObject *path = each->parked ? PyBytes_FromStringAndSize((char *)watch->path, watch->length) : Py_NewRef(Py_None);
+		PyObject *held = each->parked ? watched_as(watch->spans, watch->held, watch->count) : Py_NewRef(Py_None);
+		PyObject *one = path && held ? Py_BuildValue("(ilKiiOO)", each->state, each->order, (unsigned long long)each->since,
+							     each->chosen, each->loop, path, held) : NULL;
+		Py_XDECREF(path);
+		Py_XDECREF(held);
 		if (!one) Py_CLEAR(threads);
 		else PyTuple_SET_ITEM(threads, i, one);
 	}
@@ -445,15 +496,11 @@ static PyObject *relay(PyObject *self, PyObject *args)
 	y.now = (uint64_t)now, y.limit = limit, y.spin_ns = spin_ns, y.spin_most = spin_most;
 	forget_thread();
 	end_receiving();
+	begin_blocks(&y.t.blocks);
 	int found = y.count && y.page->shown->now == y.page->now ? relay_all(&y) : 0;
+	end_blocks(&y.t.blocks);
 	for (int i = 0; i < y.count; i++)
 		if (y.threads[i].known) ptrace(PTRACE_SETREGS, y.threads[i].tid, NULL, y.threads[i].r); /* it may be dead */
 	forget_thread();
-	PyObject *result = found < 0 ? NULL : found ? relay_result(&y) : Py_NewRef(Py_None);
-	for (int i = 0; i < y.count; i++)
-		if (y.threads[i].path) {
-			Py_CLEAR(y.threads[i].path);
-			Py_CLEAR(y.threads[i].watched);
-		}
-	return result;
+	return found < 0 ? NULL : found ? relay_result(&y) : Py_NewRef(Py_None);
 }

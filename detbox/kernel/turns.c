@@ -5,16 +5,16 @@
  * instruction, memory that cannot be read, a loop that does not come back to a state within some turns) gives no result,
  * and the thread is walked.
  */
-enum { TURN_BLOCKS = 16, TURN_BLOCK = 256, /* bytes: no part of a block is missing */
-       TURN_CELLS = 64, TURN_SPANS = 64, TURN_MOST = 6, TURN_STEPS = 600, TURN_PATH = 256 };
+enum { TURN_CELLS = 64, TURN_PLACES = 256, TURN_SPANS = 64, TURN_MOST = 6, TURN_STEPS = 600, TURN_PATH = 256 };
 
 /* Numbers of words in struct user_regs_struct. */
-enum { W_RBP = 4, W_RAX = 10, W_RIP = 16, W_EFLAGS = 18, W_RSP = 19, W_NONE = 255 };
+enum { W_RBP = 4, W_RAX = 10, W_RDX = 12, W_RIP = 16, W_EFLAGS = 18, W_RSP = 19, W_NONE = 255 };
 enum { F_CF = 1, F_PF = 4, F_AF = 0x10, F_ZF = 0x40, F_SF = 0x80, F_OF = 0x800, F_ALL = 0x8d5 };
 
 /* As in detbox/spin/turns.py. */
 enum { T_UNKNOWN, T_NOP, T_MOV, T_MOVSX, T_LEA, T_ADD, T_SUB, T_AND, T_OR, T_XOR, T_CMP, T_TEST, T_INC, T_DEC, T_NEG, T_NOT,
-       T_XCHG, T_XADD, T_CMPXCHG, T_JUMP, T_BRANCH, T_CALL, T_RET, T_PUSH, T_POP, T_LEAVE, T_SET, T_CMOV, T_CDQE, T_SHL, T_SHR, T_SAR, T_IMUL };
+       T_XCHG, T_XADD, T_CMPXCHG, T_JUMP, T_BRANCH, T_CALL, T_RET, T_PUSH, T_POP, T_LEAVE, T_SET, T_CMOV, T_CDQE, T_SHL, T_SHR, T_SAR, T_IMUL,
+       T_MUL, T_DIV, T_IDIV, T_CDQ };
 enum { O_NONE, O_REG, O_MEM, O_IMM };
 
 struct turn_operand {
@@ -32,17 +32,17 @@ struct turn_instruction {
 /* Eight aligned bytes of the thread's memory: as they are, as they have become, and at the head of the turn before. */
 struct turn_cell { uint64_t at, original, value, before; uint8_t stored, changed, locked; };
 struct turn_span { uint64_t at, length; };
-/* What has been read: a call costs as much for eight bytes as for some hundreds. */
-struct turn_block { uint64_t at; unsigned char held[TURN_BLOCK]; };
 
 struct turns {
 	pid_t tid;
+	int space;
 	uint64_t r[sizeof(struct user_regs_struct) / 8];
 	struct turn_cell cells[TURN_CELLS];
 	struct turn_span spans[TURN_SPANS];
-	struct turn_block blocks[TURN_BLOCKS];
-	int block_count, cell_count, span_count, bad;
+	int cell_count, span_count, bad;
+	uint8_t places[TURN_PLACES]; /* a cell's number, from 1 on */
 	uint64_t open; /* flags that instructions have left undefined: what depends on them is not executed */
+	struct blocks blocks;
 };
 
 static uint64_t low_bits(uint64_t value, int width)
@@ -50,29 +50,17 @@ static uint64_t low_bits(uint64_t value, int width)
 	return width == 8 ? value : value & ((1ULL << 8 * width) - 1);
 }
 
-static const struct turn_block *turn_block(struct turns *t, uint64_t at)
-{
-	at &= ~(uint64_t)(TURN_BLOCK - 1);
-	for (int i = 0; i < t->block_count; i++)
-		if (t->blocks[i].at == at) return &t->blocks[i];
-	if (t->block_count == TURN_BLOCKS) t->block_count = 0;
-	struct turn_block *block = &t->blocks[t->block_count];
-	struct iovec l = {block->held, TURN_BLOCK}, r = {(void *)at, TURN_BLOCK};
-	if (process_vm_readv(t->tid, &l, 1, &r, 1, 0) != TURN_BLOCK) return NULL;
-	block->at = at;
-	t->block_count++;
-	return block;
-}
-
 static struct turn_cell *turn_cell(struct turns *t, uint64_t at)
 {
-	for (int i = 0; i < t->cell_count; i++)
-		if (t->cells[i].at == at) return &t->cells[i];
+	unsigned place = (unsigned)(at >> 3 ^ at >> 11) % TURN_PLACES;
+	for (; t->places[place]; place = (place + 1) % TURN_PLACES)
+		if (t->cells[t->places[place] - 1].at == at) return &t->cells[t->places[place] - 1];
 	uint64_t word;
-	const struct turn_block *block = turn_block(t, at);
-	if (t->cell_count == TURN_CELLS || !block) { t->bad = 1; return NULL; }
-	memcpy(&word, block->held + (at & (TURN_BLOCK - 1)), 8);
+	const struct block *block = t->cell_count == TURN_CELLS ? NULL : block_at(&t->blocks, t->tid, t->space, at);
+	if (!block) { t->bad = 1; return NULL; }
+	memcpy(&word, block->held + (at & (BLOCK - 1)), 8);
 	t->cells[t->cell_count] = (struct turn_cell){at, word, word, word, 0, 0, 0};
+	t->places[place] = (uint8_t)(t->cell_count + 1);
 	return &t->cells[t->cell_count++];
 }
 
@@ -88,12 +76,12 @@ static uint64_t turn_load(struct turns *t, uint64_t at, int width)
 {
 	uint64_t value = 0;
 	used_span(t, at, width);
-	for (int i = 0; i < width; i++) {
-		struct turn_cell *cell = turn_cell(t, (at + (uint64_t)i) & ~7ULL);
+	for (int done = 0, part; done < width; done += part) {
+		const struct turn_cell *cell = turn_cell(t, (at + (uint64_t)done) & ~7ULL);
+		int offset = (int)(at + (uint64_t)done) & 7;
 		if (!cell) return 0;
-		int shift = (int)((at + (uint64_t)i) & 7) * 8;
-		if (!shift && width - i == 8) return cell->value;
-		value |= (cell->value >> shift & 0xff) << 8 * i;
+		part = width - done < 8 - offset ? width - done : 8 - offset;
+		value |= low_bits(cell->value >> 8 * offset, part) << 8 * done;
 	}
 	return value;
 }
@@ -101,11 +89,12 @@ static uint64_t turn_load(struct turns *t, uint64_t at, int width)
 static void turn_store(struct turns *t, uint64_t at, int width, uint64_t value, int locked)
 {
 	used_span(t, at, width);
-	for (int i = 0; i < width; i++) {
-		struct turn_cell *cell = turn_cell(t, (at + (uint64_t)i) & ~7ULL);
+	for (int done = 0, part; done < width; done += part) {
+		struct turn_cell *cell = turn_cell(t, (at + (uint64_t)done) & ~7ULL);
+		int offset = (int)(at + (uint64_t)done) & 7;
 		if (!cell) return;
-		int shift = (int)((at + (uint64_t)i) & 7) * 8;
-		cell->value = (cell->value & ~(0xffULL << shift)) | (value >> 8 * i & 0xff) << shift;
+		part = width - done < 8 - offset ? width - done : 8 - offset;
+		cell->value = (cell->value & ~(low_bits(~0ULL, part) << 8 * offset)) | low_bits(value >> 8 * done, part) << 8 * offset;
 		cell->stored = 1;
 		cell->locked |= (uint8_t)locked;
 		if (cell->value != cell->original) cell->changed = 1;
@@ -234,6 +223,43 @@ static void multiply(struct turns *t, const struct turn_instruction *i)
 	give(t, &i->a, result, 0);
 }
 
+/* rax by an operand, or eax: the upper half is in rdx. */
+static void multiply_wide(struct turns *t, const struct turn_instruction *i)
+{
+	int width = i->a.width;
+	if (width < 4) t->bad = 1;
+	unsigned __int128 product = (unsigned __int128)low_bits(t->r[W_RAX], width) * value_of(t, &i->a);
+	uint64_t high = low_bits((uint64_t)(product >> 8 * width), width);
+	set_flags(t, F_CF | F_OF, 0, width, high ? F_CF | F_OF : 0);
+	t->open |= F_ALL & ~(uint64_t)(F_CF | F_OF);
+	t->r[W_RAX] = low_bits((uint64_t)product, width);
+	t->r[W_RDX] = high;
+}
+
+/* rdx:rax by an operand, or edx:eax; what raises an exception is left to the processor. */
+static void divide(struct turns *t, const struct turn_instruction *i)
+{
+	int width = i->a.width;
+	uint64_t by = value_of(t, &i->a);
+	if (width < 4 || !by) t->bad = 1;
+	if (t->bad) return;
+	unsigned __int128 whole = (unsigned __int128)low_bits(t->r[W_RDX], width) << 8 * width | low_bits(t->r[W_RAX], width);
+	uint64_t quotient, rest;
+	if (i->what == T_DIV) {
+		if (whole >> 8 * width >= by) { t->bad = 1; return; }
+		quotient = (uint64_t)(whole / by), rest = (uint64_t)(whole % by);
+	} else {
+		/* Quotients of one bit more are looked at, too. */
+		__int128 from = width == 8 ? (__int128)whole : (int64_t)whole, to = signed_of(by, width);
+		if (from == (__int128)((unsigned __int128)1 << 127)) { t->bad = 1; return; }
+		quotient = (uint64_t)(from / to), rest = (uint64_t)(from % to);
+		if (from / to != signed_of(low_bits(quotient, width), width)) { t->bad = 1; return; }
+	}
+	t->open |= F_ALL;
+	t->r[W_RAX] = low_bits(quotient, width);
+	t->r[W_RDX] = low_bits(rest, width);
+}
+
 /* Compares with the accumulator, and replaces what is in memory only if it is equal. */
 static void compare_and_exchange(struct turns *t, const struct turn_instruction *i)
 {
@@ -284,7 +310,10 @@ static void turn_step(struct turns *t, const struct turn_instruction *i)
 	case T_CMOV: y = value_of(t, b); x = value_of(t, a); give(t, a, holds(t, i->condition) ? y : x, 0); break;
 	case T_SHL: case T_SHR: case T_SAR: shift_by(t, i); break;
 	case T_IMUL: multiply(t, i); break;
+	case T_MUL: multiply_wide(t, i); break;
+	case T_DIV: case T_IDIV: divide(t, i); break;
 	case T_CDQE: t->r[W_RAX] = (uint64_t)signed_of(t->r[W_RAX], 4); break;
+	case T_CDQ: x = i->condition; t->r[W_RDX] = low_bits(signed_of(t->r[W_RAX], (int)x) < 0 ? ~0ULL : 0, (int)x); break;
 	default: t->bad = 1;
 	}
 	t->r[W_RIP] = next;
@@ -295,18 +324,23 @@ static void turn_step(struct turns *t, const struct turn_instruction *i)
 static int turn_commit(struct turns *t)
 {
 	struct iovec l[TURN_CELLS], r[TURN_CELLS];
-	size_t n = 0;
-	for (int i = 0; i < t->cell_count; i++)
-		if (t->cells[i].stored) {
-			l[n] = (struct iovec){&t->cells[i].value, 8};
-			r[n++] = (struct iovec){(void *)t->cells[i].at, 8};
+	struct turn_cell *end = t->cells + t->cell_count, *each;
+	unsigned long n = 0, i;
+	for (each = t->cells; each < end; each++) {
+		if (!each->stored || is_deferred(&t->blocks, t->space, each->at)) continue;
+		l[n] = (struct iovec){&each->value, 8};
+		r[n++] = (struct iovec){(void *)each->at, 8};
+	}
+	if (n && process_vm_writev(t->tid, l, n, r, n, 0) != (ssize_t)(8 * n)) {
+		for (i = 0; i < n; i++) {
+			l[i].iov_base = (char *)l[i].iov_base - offsetof(struct turn_cell, value) + offsetof(struct turn_cell, original);
+			process_vm_writev(t->tid, &l[i], 1, &r[i], 1, 0);
 		}
-	if (!n || process_vm_writev(t->tid, l, n, r, n, 0) == (ssize_t)(8 * n)) return 0;
-	n = 0;
-	for (int i = 0; i < t->cell_count; i++)
-		if (t->cells[i].stored) l[n++].iov_base = &t->cells[i].original;
-	for (size_t i = 0; i < n; i++) process_vm_writev(t->tid, &l[i], 1, &r[i], 1, 0);
-	return -1;
+		return -1;
+	}
+	for (each = t->cells; each < end; each++)
+		if (each->stored) block_stored(&t->blocks, t->space, each->at, each->value);
+	return 0;
 }
 
 static int same_as_before(struct turns *t, const uint64_t *before)
@@ -326,18 +360,26 @@ static int by_place(const void *a, const void *b)
 	return x->length < y->length ? -1 : x->length > y->length;
 }
 
-static PyObject *held_in(struct turns *t)
+/* What memory holds at some places: ((address, bytes), ...). */
+static PyObject *watched_as(const struct turn_span *spans, const uint64_t *held, int n)
 {
-	int n = t->span_count;
-	qsort(t->spans, (size_t)n, sizeof *t->spans, by_place);
 	PyObject *all = PyTuple_New(n);
 	for (int i = 0; all && i < n; i++) {
-		uint64_t value = turn_load(t, t->spans[i].at, (int)t->spans[i].length);
-		PyObject *one = Py_BuildValue("(Ky#)", (unsigned long long)t->spans[i].at, (char *)&value, (Py_ssize_t)t->spans[i].length);
+		PyObject *one = Py_BuildValue("(Ky#)", (unsigned long long)spans[i].at, (const char *)&held[i], (Py_ssize_t)spans[i].length);
 		if (!one) { Py_DECREF(all); return NULL; }
 		PyTuple_SET_ITEM(all, i, one);
 	}
 	return all;
+}
+
+/* What the turn depends on, in the order of addresses: how many places. */
+static int held_in(struct turns *t, struct turn_span *spans, uint64_t *held)
+{
+	int n = t->span_count;
+	qsort(t->spans, (size_t)n, sizeof *t->spans, by_place);
+	memcpy(spans, t->spans, (size_t)n * sizeof *spans);
+	for (int i = 0; i < n; i++) held[i] = turn_load(t, spans[i].at, (int)spans[i].length);
+	return n;
 }
 
 /* A loop's instructions, its head first, and what is to be at `start`, breakpoints and all. */
@@ -366,21 +408,18 @@ static int turn_loop(struct turn_loop *l, PyObject *instructions, PyObject *star
 	return PyErr_Occurred() ? -1 : 0;
 }
 
-/* Nothing has been read yet. */
-static void begin_turns(struct turns *t)
+static void no_cells(struct turns *t)
 {
-	t->block_count = t->cell_count = t->span_count = t->bad = 0;
-	t->open = 0;
+	t->cell_count = t->span_count = 0;
+	memset(t->places, 0, sizeof t->places);
 }
 
-/* What the turns have stored is what the thread's memory holds. */
-static void stored_turns(struct turns *t)
+static void begin_turns(struct turns *t)
 {
-	for (int i = 0; i < t->cell_count; i++)
-		for (int k = 0; k < t->block_count; k++)
-			if (t->cells[i].stored && t->blocks[k].at == (t->cells[i].at & ~(uint64_t)(TURN_BLOCK - 1)))
-				memcpy(t->blocks[k].held + (t->cells[i].at & (TURN_BLOCK - 1)), &t->cells[i].value, 8);
-	t->cell_count = t->span_count = 0;
+	if (!t->blocks.keeps) begin_blocks(&t->blocks);
+	no_cells(t);
+	t->open = 0;
+	t->bad = 0;
 }
 
 /* Where a thread gets to that is at the head, with the registers `t->r`: nothing of it is changed yet.  It goes the path
@@ -435,6 +474,8 @@ static PyObject *take_turns(PyObject *self, PyObject *const *args, Py_ssize_t n)
 {
 	static struct turns t;
 	struct turn_loop l;
+	struct turn_span spans[TURN_SPANS];
+	uint64_t held[TURN_SPANS];
 	unsigned char path[TURN_PATH];
 	int length = 0;
 	if (n != 6 || !PyBytes_Check(args[4]) || PyBytes_GET_SIZE(args[4]) != (Py_ssize_t)sizeof t.r) {
@@ -454,7 +495,8 @@ static PyObject *take_turns(PyObject *self, PyObject *const *args, Py_ssize_t n)
 		if (ptrace(PTRACE_SETREGS, t.tid, NULL, t.r)) return fail();
 	}
 	if (found == LOOP_LEFT) return Py_BuildValue("(y#)", (char *)t.r, (Py_ssize_t)sizeof t.r);
-	return Py_BuildValue("(y#y#N)", (char *)t.r, (Py_ssize_t)sizeof t.r, (char *)path, (Py_ssize_t)length, held_in(&t));
+	int count = held_in(&t, spans, held);
+	return Py_BuildValue("(y#y#N)", (char *)t.r, (Py_ssize_t)sizeof t.r, (char *)path, (Py_ssize_t)length, watched_as(spans, held, count));
 }
 
 /* Whether a thread's memory still holds that: ((address, bytes), ...); -1 with an exception. */
@@ -481,6 +523,23 @@ static int is_still_held(pid_t tid, PyObject *watched)
 			at += PyBytes_GET_SIZE(held);
 		}
 	}
+	return 1;
+}
+
+/* The same for places of up to eight bytes each. */
+static int are_still_held(pid_t tid, const struct turn_span *spans, const uint64_t *held, int count)
+{
+	uint64_t now[TURN_SPANS];
+	struct iovec l[TURN_SPANS], r[TURN_SPANS];
+	ssize_t size = 0;
+	for (int i = 0; i < count; i++) {
+		l[i] = (struct iovec){&now[i], spans[i].length};
+		r[i] = (struct iovec){(void *)spans[i].at, spans[i].length};
+		size += (ssize_t)spans[i].length;
+	}
+	if (count && process_vm_readv(tid, l, (unsigned long)count, r, (unsigned long)count, 0) != size) return 0;
+	for (int i = 0; i < count; i++)
+		if (memcmp(&now[i], &held[i], spans[i].length)) return 0;
 	return 1;
 }
 

@@ -33,7 +33,8 @@ _WHAT = {
     for number, names in enumerate((
         "", "nop pause endbr64 mfence lfence sfence", "mov movabs movzx", "movsx movsxd", "lea", "add", "sub", "and",
         "or", "xor", "cmp", "test", "inc", "dec", "neg", "not", "xchg", "xadd", "cmpxchg", "jmp", "branch", "call",
-        "ret", "push", "pop", "leave", "set", "cmov", "cdqe", "shl sal", "shr", "sar", "imul",
+        "ret", "push", "pop", "leave", "set", "cmov", "cdqe", "shl sal", "shr", "sar", "imul", "mul",
+        "div", "idiv", "cdq cqo",
     ))
     for name in names.split()
 }  # fmt: skip
@@ -149,6 +150,8 @@ def encoded(address: int, instruction: Instruction | None) -> bytes:
         operands = []
     elif name in _STACK:
         operands.pop()  # the slot
+    if name in ("cdq", "cqo"):
+        condition = 4 if name == "cdq" else 8  # bytes
     factor = 0
     if name == "imul" and len(operands) == 3 and operands[2][0] == "imm":
         factor, condition = int(operands.pop()[1]), 1

@@ -114,6 +114,7 @@ GUESTS = (
     Guest("spawn_kinds.c"),
     Guest("spin_exchanges.c", limit_s=120),
     Guest("spin_masks.c", native=False, limit_s=120),
+    Guest("spin_memory.c", native=False),  # as spin_turns.c
     Guest("spin_queues.c", native=False),  # as spin_turns.c
     Guest("spin_traps.c"),
     Guest("spin_turns.c", native=False),  # where threads outnumber processors a barrier takes a time slice

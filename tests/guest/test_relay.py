@@ -27,7 +27,7 @@ def _output(how: str, directory: Path) -> bytes:
     return done.stdout
 
 
-@pytest.mark.parametrize("program", ["spin_turns.c", "spin_queues.c"])
+@pytest.mark.parametrize("program", ["spin_turns.c", "spin_queues.c", "spin_memory.c"])
 def test_turns_taken_in_c_are_those_of_the_supervisor(program: str) -> None:
     directory = compiled(HERE / program, [HERE / "guest.h"])
     assert _output("with", directory) == _output("without", directory)
