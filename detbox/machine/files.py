@@ -39,6 +39,9 @@ class Kind(Enum):
     STDERR = "error output of the run"
     OTHER = "other"
 
+    # Each call looks kinds up in sets, and Enum's own is a function of Python's.
+    __hash__ = object.__hash__
+
 
 _BY_FORMAT = {S_IFREG: Kind.REG, S_IFDIR: Kind.DIR, S_IFIFO: Kind.PIPE, S_IFSOCK: Kind.SOCKET}
 #: By the link text of /proc/PID/fd/N, after "anon_inode:".

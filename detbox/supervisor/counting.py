@@ -45,6 +45,9 @@ FAR = 60_000_000_000
 INHERITED = 10
 #: Stretches of one process that are counted from a stop on (each costs some 0.1 ms).
 STRETCHES = 50_000
+#: Turns behind an expiration become twice as long each time, and from so many instructions on there are none: others
+#: that compute are not those that react to it.
+FREELY = SHORTEST << 16
 #: With an interrupt pending these would be restarted again and again (kernel/fork.c, copy_process()): their
 #: thread is asked to stop when the new one has been announced.
 _CREATING = frozenset(NUMBERS[name] for name in ("fork", "vfork", "clone", "clone3"))
@@ -245,10 +248,13 @@ class Counting:
             self._give_way(task, stretch)
             return
         due = timers.next_signal(task.process)
+        turn = SHORTEST
         if due is not None:
             task.process.data[EXPIRED] += 1
             self.pass_time(task, due[0])
-        self.sup.m.scheduler.make_ready(task, lambda: self._again(task))
+        elif stretch is not None:
+            turn = 2 * stretch.total
+        self.sup.m.scheduler.make_ready(task, lambda: self._again(task, turn))
 
     def _give_way(self, task: Task, stretch: Stretch) -> None:
         """A piece of a stretch is over that is counted for others: it may be a spin, or their time has come."""
@@ -279,7 +285,7 @@ class Counting:
             self.pass_time(task, ns)
         if stretch.reason is not None:
             self.sup.m.scheduler.nobody_waits()
-        self.sup.m.scheduler.make_ready(task, lambda: self._again(task))
+        self.sup.m.scheduler.make_ready(task, lambda: self._again(task, FREELY))
 
     def _too_dear(self, task: Task, left: int) -> None:
         """A stretch that is counted for other processes needs too many copies: its rest is not."""
@@ -337,10 +343,11 @@ class Counting:
         if self.gauging.counting(task):
             self._measurer(task).cancel(task)
 
-    def _again(self, task: Task) -> None:
-        """Go on after an expiration; while others have to react to it, they are given turns."""
-        if not self._begin(task) and _BUDGET in task.process.data and self.sup.m.scheduler.used_up():
-            task.data[STRETCH], task.data[LEFT] = Stretch(SHORTEST, SHORTEST), SHORTEST
+    def _again(self, task: Task, turn: int) -> None:
+        """Go on after a stretch.  ``turn``: instructions up to the others' turn, who have to react to an expiration."""
+        turns = turn < FREELY and _BUDGET in task.process.data
+        if not self._begin(task) and turns and self.sup.m.scheduler.used_up():
+            task.data[STRETCH], task.data[LEFT] = Stretch(turn, turn), turn
         self.sup.proceed(task)
 
     def pass_time(self, task: Task, ns: int) -> None:

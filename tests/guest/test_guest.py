@@ -75,6 +75,7 @@ GUESTS = (
     Guest("giving_way_signals.c"),
     Guest("giving_way_spent.c", flags=(*FLAGS, "-lm")),
     Guest("giving_way_spins.c", flags=(*FLAGS, "-lm")),
+    Guest("giving_way_timer.c", native=False),
     Guest("growing_generated.c"),
     Guest("growing_work.c", native=False, limit_s=120),
     Guest("guest_filter.c"),
