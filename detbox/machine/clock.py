@@ -170,7 +170,7 @@ class CpuTime:
     ``place``: from where it has looked at the monotonic clock last, ``other``: from where before; ``turns``: so many
     looks in a row came from these two by turns, or -1 if that does not matter; ``rises`` (a process's): whether it
     does in the next row; ``dull``: places from which it does not for so many ``dull_rows``; ``tried``: how often it
-    was followed in this row.
+    was followed in this row; ``again``: whether its next look is to be followed, from the same places.
     ``hurry``: what the next look costs in any case, although the thread does other things in between.
     ``unable`` (a process's): not all that its threads do can be counted.
     ``timers`` expire by this CPU time (ITIMER_PROF, ITIMER_VIRTUAL, timers on a CPU clock).
@@ -196,6 +196,7 @@ class CpuTime:
     other: int = 0
     turns: int = 0
     tried: int = 0
+    again: bool = False
     dull: int = NOWHERE
     dull_rows: int = 0
     rises: bool = True
@@ -221,7 +222,8 @@ class CpuTime:
         later = min(self.undecided // UNDECIDED, LATER)
         self.measure_at = 1 if self.rows.ended(self.looks) else FIRST_MEASURE << later
         self.looks = self.asked = self.worked = self.timing = self.tried = self.measure_again = 0
-        self.turns = 0 if whole.rises else -1
+        self.turns = -1 if not whole.rises else TURNS - 1 if self.again else 0
+        self.again = False
         if self.dull_rows:
             self.dull_rows -= 1
             if not self.dull_rows:

@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 #: instructions are counted.
 ALLOWED, EARNED, MOST_COUNTED = 40_000, 1, 1 << 36
 #: One row may have this part of what is left: runtimes have several such rows before the program that they run begins.
-SHARE = 4
+SHARE = 2
 #: Copies that may be made for one row (who is in a loop may make more), and how often that is tried, with more of them
 #: known then, if it has not had so many looks: an interpreter makes long rows while it starts.
-COPIES, TRIES, EARLY = 640, 2, 64
+COPIES, TRIES, EARLY = 1280, 2, 64
 #: Looks for which a thread is followed although its work is short and does not grow; the same once it has been long.
 MORE_LOOKS, MORE_LATER = 8, 16
 #: Work grows if it is so many times what it was two looks before, and it is long if it has so many instructions; so few
@@ -260,6 +260,7 @@ class Rising(FollowingOn):
         rise = gauge.rise
         assert rise is not None
         rise.long |= gauge.total - gauge.last >= LONG
+        cpu.again = rise.long
         if self._foreseeable(gauge, rise):
             rise.counted += gauge.total
             costs = [ns // PER_NS for ns in rise.last[-2:]]

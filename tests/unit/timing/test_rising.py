@@ -191,6 +191,21 @@ def test_what_cannot_be_counted_costs_a_second_once() -> None:
     assert looker.cpu.parent is not None and looker.cpu.parent.rises
 
 
+def test_who_has_measured_long_work_is_followed_at_once_in_the_next_row() -> None:
+    looker = Looker()
+    for _ in range(TURNS + 2):
+        looker.look(16, LONG)
+    looker.else_()
+    assert len(looker.followed) == 1
+    looker.look(16)
+    looker.look(16)
+    assert len(looker.followed) == 2, "behind the first look"
+    looker.else_()
+    looker.look(16)
+    looker.look(16)
+    assert len(looker.followed) == 2, "the work was short"
+
+
 def test_generated_code_is_not_followed() -> None:
     looker = Looker()
     looker.generated = True
