@@ -51,9 +51,9 @@ COPY_US, BEGIN_US, CALL_US, STEP_US = 12, 150, 12, 30
 #: When all of that is spent, so much has to be earned before the thread is counted again, for many calls in a row: to
 #: begin for each single one would cost as much, and a loop without end comes behind one that is not counted mostly.
 REGAINED = 20_000
-#: Till then each kind of call of each thread is counted so many times, and so many calls in all: a loop without end
-#: mostly comes behind one that has not been made before.
-RARE, RARE_CALLS = 2, 256
+#: Till then each kind of call of each thread is counted so many times, so many calls in all, and so many of each thread
+#: all the same: a loop without end mostly comes behind one that has not been made before, and maybe in a new thread.
+RARE, RARE_CALLS, RARE_OF_THREAD = 2, 256, 8
 #: Instructions that may be counted of a process whose runtime does so: they run at a third to nine tenths of their
 #: speed.  Of a stretch that others have waited for to its end, no more than :data:`WAITED` are taken: an endless loop
 #: takes as long natively.  There is no such limit for others: who waits for a time would wait for ever.
@@ -98,6 +98,7 @@ class _Account:
     over: bool = False  # all has been spent, and not enough earned since
     rare: int = 0  # calls that were counted all the same
     kinds: dict[tuple[int, ...], int] = field(default_factory=dict)  # those of them of each kind
+    of_threads: dict[int, int] = field(default_factory=dict)  # and of each thread
 
     @property
     def left(self) -> int:
@@ -108,6 +109,22 @@ class _Account:
     def enough(self) -> bool:
         """Whether some may be spent now."""
         return self.left > (REGAINED if self.over else 0)
+
+    def has_rare(self, task: Task) -> bool:
+        """Whether a thread's call is one that is counted although all has been spent, if there is a reason."""
+        if self.rare >= RARE_CALLS and self.of_threads.get(task.tid, 0) >= RARE_OF_THREAD:
+            return False
+        return self.kinds.get((task.tid, task.nr, task.args[0]), 0) < RARE
+
+    def made_rare(self, task: Task) -> None:
+        """It has been."""
+        for counts in (self.kinds, self.of_threads):
+            if len(counts) >= _MANY:
+                counts.clear()
+        kind = (task.tid, task.nr, task.args[0])
+        self.kinds[kind] = self.kinds.get(kind, 0) + 1
+        self.of_threads[task.tid] = self.of_threads.get(task.tid, 0) + 1
+        self.rare += 1
 
 
 class GivingWay:
@@ -150,14 +167,11 @@ class GivingWay:
 
     def _is_rare(self, task: Task, account: _Account) -> bool:
         """Whether a call is counted although all has been spent."""
-        if account.rare >= RARE_CALLS or not account.over or not self._worthwhile(task.process, account):
+        if not account.over or not account.has_rare(task) or not self._worthwhile(task.process, account):
             return False
-        kind = (task.tid, task.nr, task.args[0])
-        times = account.kinds.get(kind, 0)
-        if times >= RARE or self._reason(task, account) is None:
+        if self._reason(task, account) is None:
             return False
-        account.kinds[kind] = times + 1
-        account.rare += 1
+        account.made_rare(task)
         return True
 
     def went_on(self, task: Task, times: int) -> None:
@@ -184,10 +198,7 @@ class GivingWay:
             if account.for_ready >= FOR_READY:
                 return _MANY
             return min(max((account.spent - account.allowed) // EARNED - account.calls, 0), _MANY)
-        rare = account.rare < RARE_CALLS and any(
-            account.kinds.get((each.tid, each.nr, each.args[0]), 0) < RARE for each in tasks
-        )
-        return 0 if rare else (REGAINED - account.left) // EARNED
+        return 0 if any(map(account.has_rare, tasks)) else (REGAINED - account.left) // EARNED
 
     def lets_go_first(self, task: Task) -> bool:
         """Whether those that a thread has woken go first: it is new, and not counted for the sake of ready ones."""
@@ -198,7 +209,9 @@ class GivingWay:
         if left > 1:
             new[task.tid] = left - 1
         account: _Account | None = task.process.data.get(_ACCOUNT)
-        return account is not None and self._able(task.process, account) and self._ready_ones_spent(account)
+        if account is None or not self._ready_ones_spent(account) or not self._worthwhile(task.process, account):
+            return False
+        return account.enough or (account.over and account.has_rare(task))
 
     @staticmethod
     def _ready_ones_spent(account: _Account) -> bool:

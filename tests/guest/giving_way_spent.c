@@ -1,12 +1,15 @@
 /* Threads that compute when no more may be counted for the sake of those that are ready: who is woken by a new one goes
- * first. */
+ * first.  And when nothing may be spent at all, nor is left of the calls that are counted all the same. */
 #include "guest.h"
 #include <math.h>
 #include <semaphore.h>
 
 #define ROUNDS 30000000
+#define CALLS 14000
+#define THREADS 100
 
-static sem_t started, never;
+static sem_t started, never, to, fro;
+static pthread_t threads[3];
 static volatile int go_on = 1;
 static volatile double result;
 
@@ -32,20 +35,70 @@ static void *work(void *argument)
     return argument;
 }
 
-int main(void)
+static void *answer(void *argument)
 {
-    CHECK(sem_init(&started, 0, 0) == 0 && sem_init(&never, 0, 0) == 0);
-    pthread_t threads[3];
-    for (int i = 0; i < 3; i++)
-        threads[i] = start(spend, threads);
-    for (int i = 0; i < 3; i++)
-        join(threads[i]);
+    for (int i = 0; i < CALLS; i++) {
+        CHECK(sem_wait(&to) == 0);
+        CHECK(sem_post(&fro) == 0);
+    }
+    return argument;
+}
+
+static void ask(void)
+{
+    CHECK(sem_post(&to) == 0);
+    CHECK(sem_wait(&fro) == 0);
+}
+
+static void *ask_sometimes(void *argument)
+{
+    for (int i = 0; i < CALLS / 2 / THREADS; i++)
+        ask();
+    return argument;
+}
+
+static void *sleep_long(void *argument)
+{
+    sleep_ms(9000);
+    return argument;
+}
+
+/* A second thread waits for a time meanwhile, so that all of these calls are counted. */
+static void make_calls(void)
+{
+    pthread_t sleeper = start(sleep_long, threads), other = start(answer, threads);
+    for (int i = 0; i < CALLS / 2; i++)
+        ask();
+    for (int i = 0; i < THREADS; i++)
+        join(start(ask_sometimes, threads));
+    join(other);
+    CHECK(pthread_cancel(sleeper) == 0 && pthread_join(sleeper, NULL) == 0);
+}
+
+static void give_way(void)
+{
+    go_on = 1;
     pthread_t worker = start(work, threads);
     CHECK(sem_wait(&started) == 0);
     struct timespec soon = ns_to_timespec(clock_ns(CLOCK_REALTIME) + 5 * MS);
     FAILS(sem_timedwait(&never, &soon), ETIMEDOUT);
     go_on = 0;
     join(worker);
+}
+
+int main(void)
+{
+    CHECK(sem_init(&started, 0, 0) == 0 && sem_init(&never, 0, 0) == 0);
+    CHECK(sem_init(&to, 0, 0) == 0 && sem_init(&fro, 0, 0) == 0);
+    for (int i = 0; i < 3; i++)
+        threads[i] = start(spend, threads);
+    for (int i = 0; i < 3; i++)
+        join(threads[i]);
+    give_way();
+    note("worked after %lld\n", (long long)now_ns());
+    make_calls();
+    for (int i = 0; i < 3; i++)
+        give_way();
     note("worked after %lld\n", (long long)now_ns());
     return done();
 }

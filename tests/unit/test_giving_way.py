@@ -257,6 +257,14 @@ def test_rare_calls_are_counted_when_all_is_spent() -> None:
     for kind in range(giving_way.RARE_CALLS):
         host.task.nr = 100 + kind
         assert (host.way.begin(host.task) is not None) == (kind < giving_way.RARE_CALLS - 6)
+    # Another thread's first ones are counted all the same.
+    host.tasks[1].state = State.HELD
+    host.waits(TURN, which=0)
+    counted = []
+    for kind in range(2 * giving_way.RARE_OF_THREAD):
+        host.tasks[1].nr = kind
+        counted.append(host.way.begin(host.tasks[1]) is not None)
+    assert sum(counted) == giving_way.RARE_OF_THREAD and all(counted[: giving_way.RARE_OF_THREAD])
 
 
 def test_when_all_is_spent_some_is_earned_before_the_next_call_is_counted() -> None:
@@ -372,3 +380,8 @@ def test_those_that_a_new_thread_wakes_go_first_when_nothing_is_left_for_ready_o
     new[host.task.tid] = giving_way.NEW
     account.spent += giving_way.ALLOWED + giving_way.RESERVE
     assert not host.way.lets_go_first(host.task), "it is not counted at all"
+    account.over = True
+    assert host.way.lets_go_first(host.task), "it is, for some calls"
+    account.rare = giving_way.RARE_CALLS
+    account.of_threads[host.task.tid] = giving_way.RARE_OF_THREAD
+    assert not host.way.lets_go_first(host.task)
