@@ -22,6 +22,7 @@ from detbox.supervisor.copying import FEW_STEPS
 from detbox.supervisor.giving_way import (
     BEGIN_US,
     COPY_US,
+    EARNED_BY_WAITS,
     LINGER,
     LINGER_NS,
     SPIN_US,
@@ -53,6 +54,9 @@ class Reason(Enum):
     FIRST = "it is the run's first process, and another one is ready"
 
 
+#: For their sake all the time passes that a turn stands for, also behind times that come meanwhile, and what was spent
+#: on it is given back: natively it takes as long, and who sleeps would wait for ever when all is spent.
+WAITED_FOR = frozenset((Reason.SHORT, Reason.LONG))
 #: What may be spent for each of them in a run: us by the figures below and in giving_way.py, and instructions.
 LIMITS = {
     Reason.NAP: (40_000, 1 << 28),
@@ -106,6 +110,10 @@ class _Account:
     @property
     def open(self) -> bool:
         return self.spent < self.most and self.counted < self.most_counted
+
+    def give_back(self, ns: int) -> None:
+        """So much time has passed, of which a quarter may be spent."""
+        self.spent = max(self.spent - ENTRY_US - ns * PER_NS // EARNED_BY_WAITS, 0)
 
 
 @record
@@ -252,7 +260,8 @@ class OtherProcesses:
         total = max(ns, TURN) * per_ns
         most = self.copying.made(task) + (account.most - account.spent) // COPY_US
         piece = min(total, looks_of(task, state.spins).left)
-        return Stretch(total, piece, others=True, reason=reason, most=most, per_ns=per_ns)
+        whole = reason in WAITED_FOR
+        return Stretch(total, piece, others=True, reason=reason, most=most, per_ns=per_ns, whole=whole)
 
     def _found(self, task: Task) -> _Candidate | None:
         """The reason to count a thread; None: nobody waits."""
@@ -352,12 +361,12 @@ class OtherProcesses:
 
     def counted(self, task: Task, stretch: Stretch, instructions: int) -> None:
         """So many were counted, and a call came first."""
-        self._spend(task, CALL_US, instructions)
+        self._spend(task, CALL_US, instructions, stretch.per_ns if instructions >= LONG_WORK else 0)
 
     def reached(self, task: Task, stretch: Stretch) -> None:
         """The whole stretch was counted."""
         self.heard(task)
-        self._spend(task, BEGIN_US, min(stretch.total, WAITED))
+        self._spend(task, BEGIN_US, stretch.total, stretch.per_ns)
         self.sup.m.scheduler.collect()
         task.data[GAVE_WAY] = task.data.get(GAVE_WAY, 0) + 1
         task.process.counted = True
@@ -369,13 +378,17 @@ class OtherProcesses:
         if state.spins > SPINS and state.reason is not None:
             self.accounts[state.reason].spent += SPIN_US
 
-    def _spend(self, task: Task, spent: int, instructions: int) -> None:
+    def _spend(self, task: Task, spent: int, instructions: int, per_ns: int = 0) -> None:
+        """``per_ns``: how many of them stand for a nanosecond that has passed, if it has."""
         state = self._state(task)
         if state.reason is None:
             return
         account, made = self.accounts[state.reason], self.copying.made(task)
         account.spent += spent + COPY_US * (made - state.made)
-        account.counted += instructions
+        if per_ns and state.reason in WAITED_FOR:
+            account.give_back(instructions // per_ns)
+        else:
+            account.counted += min(instructions, WAITED)
         state.made = made
         if not any(self.accounts[each].open for each in (Reason.NAP, Reason.SHORT, Reason.LONG)):
             self.sup.m.scheduler.heed_nobody()

@@ -73,6 +73,7 @@ GUESTS = (
     Guest("giving_way_processes.py"),
     Guest("giving_way_shared.c", flags=(*FLAGS, "-lm")),
     Guest("giving_way_signals.c"),
+    Guest("giving_way_sleepers.c"),
     Guest("giving_way_spent.c", flags=(*FLAGS, "-lm")),
     Guest("giving_way_spins.c", flags=(*FLAGS, "-lm")),
     Guest("giving_way_timer.c", native=False),

@@ -66,7 +66,7 @@ class Host:
 
     def __init__(self) -> None:
         self.scheduler, self.copying = Scheduler(), FakeCopying()
-        clock = SimpleNamespace(now=NOW, next_deadline=lambda: None)
+        self.clock = clock = SimpleNamespace(now=NOW, next_deadline=lambda: None)
         self.processes: dict[int, Process] = {}
         machine = SimpleNamespace(scheduler=self.scheduler, clock=clock, processes=self.processes)
         sup: Any = SimpleNamespace(m=machine, main_pid=1, fork_hooks=[], exec_hooks=[], table=[None] * 400)
@@ -246,16 +246,38 @@ def test_the_accounts() -> None:
         account.counted, account.spent = 0, most
         assert not account.open
     host = Host()
-    host.awaits(host.other, SECOND)
+    host.awaits(host.other, NAP)
     while (stretch := host.others.begin(host.task)) is not None:
         host.others.reached(host.task, stretch)
         assert host.task.data[GAVE_WAY]
-    assert host.others.accounts[Reason.LONG].counted >= LIMITS[Reason.LONG][1]
+    assert host.others.accounts[Reason.NAP].counted >= LIMITS[Reason.NAP][1]
     assert host.scheduler.heeding
-    for reason in (Reason.NAP, Reason.SHORT):
+    for reason in (Reason.LONG, Reason.SHORT):
         host.others.accounts[reason].spent = LIMITS[reason][0]
-    host.others.reached(host.task, Stretch(1, 1, reason=Reason.LONG))
+    host.others.reached(host.task, Stretch(1, 1, reason=Reason.NAP))
     assert not host.scheduler.heeding
+
+
+@pytest.mark.parametrize(("ns", "reason"), [(SECOND, Reason.LONG), (SHORT, Reason.SHORT)])
+def test_turns_that_others_sleep_for_are_not_dear(ns: int, reason: Reason) -> None:
+    host = Host()
+    host.awaits(host.other, ns)
+    host.clock.next_deadline = lambda: NOW + 1  # somebody polls
+    account = host.others.accounts[reason]
+    first = host.others.begin(host.task)
+    assert first is not None and first.total == TURN * first.per_ns and first.whole
+    spent = account.spent
+    for _ in range(10_000):
+        stretch = host.others.begin(host.task)
+        assert stretch is not None
+        host.others.reached(host.task, stretch)
+    assert account.spent <= spent and not account.counted
+    # What is over sooner takes no time, and is.
+    times = 0
+    while (stretch := host.others.begin(host.task)) is not None:
+        host.others.counted(host.task, stretch, 1_000_000)
+        times += 1
+    assert times < 10_000
 
 
 def test_copies_are_paid_for() -> None:
