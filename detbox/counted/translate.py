@@ -10,8 +10,8 @@ are those of the original code, and what the copy needs for itself lies in slots
 instruction whose effect depends on where it is (a branch, an address relative to it) is rewritten, and one that
 traps is left to the original.  System calls are made from the copy: the thread goes on in it afterwards.
 
-The work is done in ``kernel/translate.c``, and this module reads what it tells of the copies: a program's start takes
-some ten thousand.
+The work is done in ``kernel/translate.c`` and ``kernel/batch.c``, and this module reads what it tells of the copies:
+a program's start takes some ten thousand.
 """
 
 from __future__ import annotations
