@@ -59,13 +59,13 @@ def mappings(query: Query) -> Iterator[Mapping]:
         yield Mapping(start, end, perms, offset, dev, ino, name)
 
 
-def _raw(query: Query) -> bytes:
+def _raw(query: Query, name: bytes = b"maps") -> bytes:
     """The kernel's own listing for the query's process; empty for a zombie or hidden process."""
     process = query.process
     if process.hidden:
         return b""
     try:
-        return query.reader(b"/proc/%d/maps" % process.pid)
+        return query.reader(b"/proc/%d/%s" % (process.pid, name))
     except OSError:
         return b""
 
@@ -107,14 +107,35 @@ def maps(query: Query) -> bytes:
     return b"".join(mapping.line() for mapping in mappings(query))
 
 
-def _vm_flags(perms: bytes) -> str:
+def _vm_flags(perms: bytes, written: bool) -> str:
     flags = [name for letter, name in ((b"r", "rd"), (b"w", "wr"), (b"x", "ex")) if letter in perms]
     if b"s" in perms:
         flags.append("sh")
     flags += ["mr", "mw", "me"]
-    if b"w" in perms:
+    if written:
         flags.append("ac")
     return " ".join(flags)
+
+
+def _relocated(query: Query) -> frozenset[int]:
+    """Where mappings of files begin that could be written once and cannot any more: data that a loader has relocated.
+
+    The kernel accounts them ever after (VM_ACCOUNT, mm/mprotect.c); debuggers take them for changed, and put them
+    into the core files that they write.
+    """
+    found: set[int] = set()
+    last: kernel.Mapping | None = None
+    for line in _raw(query, b"smaps").split(b"\n"):
+        if not line.startswith(b"VmFlags:"):
+            last = next(kernel.parse((line,)), last)
+        elif last is not None and last.ino and b"ac" in line.split():
+            found.add(last.start)
+    return frozenset(found)
+
+
+def _is_written(mapping: Mapping, relocated: frozenset[int]) -> bool:
+    """Whether something else may be there than in the file: what may be written counts as written."""
+    return b"w" in mapping.perms or mapping.start in relocated
 
 
 def _counters(resident: int, private_dirty: int, private_clean: int, anonymous: int) -> list[tuple[str, int]]:
@@ -131,21 +152,22 @@ def _print(name: str, kb: int) -> str:
     return f"{name + ':':16s}{kb:8d} kB\n"
 
 
-def _split(mapping: Mapping) -> tuple[int, int, int]:
-    """Private dirty, private clean and anonymous kB: what may be written counts as written."""
+def _split(mapping: Mapping, written: bool) -> tuple[int, int, int]:
+    """Private dirty, private clean and anonymous kB."""
     resident = mapping.resident_kb
-    dirty = resident if b"w" in mapping.perms else 0
+    dirty = resident if written else 0
     anonymous = resident if not mapping.is_file or dirty else 0
     return dirty, resident - dirty, anonymous
 
 
 def smaps(query: Query) -> bytes:
     """/proc/PID/smaps in the format of Linux 6.1."""
-    parts = []
+    parts, relocated = [], _relocated(query)
     for mapping in mappings(query):
+        written = _is_written(mapping, relocated)
         text = _print("Size", mapping.kb) + _print("KernelPageSize", 4) + _print("MMUPageSize", 4)
-        text += "".join(_print(*item) for item in _counters(mapping.resident_kb, *_split(mapping)))
-        text += f"THPeligible:    0\nVmFlags: {_vm_flags(mapping.perms)} \n"
+        text += "".join(_print(*item) for item in _counters(mapping.resident_kb, *_split(mapping, written)))
+        text += f"THPeligible:    0\nVmFlags: {_vm_flags(mapping.perms, written)} \n"
         parts.append(mapping.line() + text.encode())
     return b"".join(parts)
 
@@ -155,7 +177,8 @@ def smaps_rollup(query: Query) -> bytes:
     every = list(mappings(query))
     if not every:
         return b""
-    split = [_split(mapping) for mapping in every]
+    relocated = _relocated(query)
+    split = [_split(mapping, _is_written(mapping, relocated)) for mapping in every]
     dirty, clean, anonymous = (sum(part[index] for part in split) for index in range(3))
     resident = sum(mapping.resident_kb for mapping in every)
     head = b"%08x-%08x ---p 00000000 00:00 0" % (every[0].start, every[-1].end)
@@ -214,7 +237,7 @@ def _sums(raw: bytes, own_memory: tuple[int, int], exe: bytes) -> Sizes:
         mapping = Mapping(*each)
         total += mapping.kb
         resident += mapping.resident_kb
-        anonymous += _split(mapping)[2]
+        anonymous += _split(mapping, b"w" in mapping.perms)[2]
         if b"s" in mapping.perms:
             shared += mapping.resident_kb
         if mapping.name == b"[stack]":

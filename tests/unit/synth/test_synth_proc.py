@@ -164,6 +164,19 @@ def test_auxv_is_the_program_s_and_not_the_kernel_s() -> None:
     assert read("/proc/2/auxv") == b""
 
 
+def test_relocated_data_counts_as_changed() -> None:
+    maps = b"".join(
+        b"%x-%x r--p 00000000 fe:00 5711                     /usr/bin/sleep\n" % (start, start + 0x1000) + flags
+        for start, flags in ((0x10000, b"VmFlags: rd mr mw me \n"), (0x20000, b"VmFlags: rd mr mw me ac \n"))
+    )
+    answer = proc.render(b"/proc/17/smaps", machine(), lambda path: maps)
+    assert isinstance(answer, Synthetic)
+    text = answer.data
+    changed = [line.split()[1] for line in text.splitlines() if line.startswith((b"Anonymous:", b"Private_Dirty:"))]
+    assert changed == [b"0", b"0", b"4", b"4"]
+    assert text.count(b"VmFlags: rd mr mw me \n") == text.count(b"VmFlags: rd mr mw me ac \n") == 1
+
+
 @pytest.mark.parametrize(
     ("area", "shown"),
     [
