@@ -238,6 +238,8 @@ class Investigation:
         first, second = (self._native("one processor", processors=1, nice=0) for _ in range(2))
         vary = spots(first, second)
         readings = [spots(self._runs[0], run) for run in (self._runs[1], self._again, first, second)]
+        if self._calls & _THREADS:  # what threads lose to a race is less on a single processor: that grows, too
+            readings.append(spots(self._runs[0], self._native("once more")))
 
         def is_clock(spot: Spot, pair: Pair) -> bool:
             later = [found[spot][1] for found in readings if spot in found]

@@ -41,16 +41,16 @@ def in_memory() -> str | None:
         os.rmdir(probe)
 
 
-@pytest.fixture(params=["memory"])
-def home(request: pytest.FixtureRequest) -> Iterator[tuple[str, Path]]:
-    """An ordinary user, and a directory of theirs for caches, on a "disk" or in "memory".
+@pytest.fixture
+def home() -> Iterator[tuple[str, Path]]:
+    """An ordinary user, and a directory of theirs for caches, in memory if that can be.
 
     It is none of pytest's, which closes its own to other users whenever it starts.
     """
     user = under_detbox.unprivileged()
     if user is None:
         pytest.skip("no ordinary user who can run detbox")
-    cache = Path(tempfile.mkdtemp(prefix="detbox-kept-", dir=in_memory() if request.param == "memory" else None))
+    cache = Path(tempfile.mkdtemp(prefix="detbox-kept-", dir=in_memory()))
     shutil.chown(cache, user)
     yield user, cache
     for directory, _, _ in os.walk(cache):
@@ -73,7 +73,6 @@ def tree(cache: Path) -> Path:
     return cache / "detbox" / "directories" / "tree"
 
 
-@pytest.mark.parametrize("home", ["disk"], indirect=True)
 def test_whether_they_are_kept_does_not_show(home: tuple[str, Path]) -> None:
     user, cache = home
     roots = run(None, cache / "root")
