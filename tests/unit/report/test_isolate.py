@@ -56,3 +56,17 @@ def test_the_class_is_found(cause: str, tmp_path: Path) -> None:
     assert plain.differences and not boxed.differences
     found = Investigation(invented, plain, boxed, lambda _: None).causes()
     assert [found.name for found in found] == [cause]
+
+
+@pytest.mark.parametrize(("last", "cause"), [("35", "thread race"), ("60", "time")])
+def test_what_grows_on_a_single_processor_alone_is_no_clock(last: str, cause: str, tmp_path: Path) -> None:
+    """Two native runs, the same again, two on a single processor, and one on all of them."""
+    printed = iter(("10", "20", "30", "40", "50", last))
+    invented: Any = Invented("thread race", tmp_path)
+    invented.native, invented.hosts = lambda _: next(printed), [invented.hosts[0]] * 2
+    plain, boxed = (
+        Comparison(runs, 1, compare(runs[0].observed, runs[1].observed))
+        for runs in (invented.natively(None), invented.under_detbox(None))
+    )
+    assert [found.name for found in Investigation(invented, plain, boxed, lambda _: None).causes()] == [cause]
+    assert next(printed, None) is None
