@@ -133,7 +133,7 @@ def _relocated(query: Query) -> frozenset[int]:
     return frozenset(found)
 
 
-def _is_written(mapping: Mapping, relocated: frozenset[int]) -> bool:
+def _is_written(mapping: Mapping, relocated: frozenset[int] = frozenset()) -> bool:
     """Whether something else may be there than in the file: what may be written counts as written."""
     return b"w" in mapping.perms or mapping.start in relocated
 
@@ -237,7 +237,7 @@ def _sums(raw: bytes, own_memory: tuple[int, int], exe: bytes) -> Sizes:
         mapping = Mapping(*each)
         total += mapping.kb
         resident += mapping.resident_kb
-        anonymous += _split(mapping, b"w" in mapping.perms)[2]
+        anonymous += _split(mapping, _is_written(mapping))[2]
         if b"s" in mapping.perms:
             shared += mapping.resident_kb
         if mapping.name == b"[stack]":
