@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 _M32 = 0xFFFFFFFF
 _AT_FDCWD = paths.AT_FDCWD
 _AT_NOFOLLOW = paths.AT_SYMLINK_NOFOLLOW
-_STAT_FLAGS = 0x100 | 0x800 | 0x1000  # NOFOLLOW, NO_AUTOMOUNT, EMPTY_PATH
+_AT_EMPTY_PATH = paths.AT_EMPTY_PATH
+_STAT_FLAGS = _AT_NOFOLLOW | 0x800 | _AT_EMPTY_PATH  # and AT_NO_AUTOMOUNT
 _STATX_FLAGS = _STAT_FLAGS | 0x6000
 _STATX_RESERVED = 0x80000000
 # statx's BASIC_STATS and BTIME.  Not MNT_ID: as before Linux 5.8.
@@ -37,15 +38,26 @@ _PROC_SELF = (b"self", b"thread-self")
 def newfstatat(m: Machine, t: Task, a: Args) -> Decision:
     """int newfstatat(int dirfd, const char *path, struct stat *buf, int flags)"""
     flags = a[3] & _M32
-    if not flags & ~_AT_NOFOLLOW:
-        inodes = m.inodes
-        told = _native.tell_path(inodes.table, inodes.odd_devs, inodes.epoch_ns, t, a[0], a[1], a[2], flags)
-        return _stat(m, t, a[0], a[1], a[2], not flags) if told is None else told
-    # AT_EMPTY_PATH with a null path is allowed since Linux 6.11; glibc's fstat passes "".
-    path = t.cstr(a[1]) if a[1] or not flags & 0x1000 else b""
-    if not path or flags & ~_STAT_FLAGS:
-        return _empty_path(m, t, a[0], a[2], flags)
+    if flags & ~_STAT_FLAGS:
+        return -errno.EINVAL
+    told = _tell(m, t, a[0], a[1], a[2], flags)
+    if told is not None:
+        return told
+    if flags & _AT_EMPTY_PATH and _is_empty(t, a[1]):
+        return _fstat(m, t, a[0], a[2])
     return _stat(m, t, a[0], a[1], a[2], not flags & _AT_NOFOLLOW)
+
+
+def _tell(m: Machine, t: Task, dirfd: int, path: int, buf: int, flags: int, *, extended: bool = False) -> int | None:
+    """What C tells; None if it leaves that to Python.  Without a path (0) the descriptor is meant."""
+    if m.layers.limited:
+        flags &= ~_AT_EMPTY_PATH
+    return _native.tell(m.inodes.seen, t, dirfd, path, buf, flags, extended)
+
+
+def _is_empty(t: Task, path: int) -> bool:
+    """Whether AT_EMPTY_PATH means the descriptor: glibc's fstat passes "", and since Linux 6.11 a null path will do."""
+    return not path or not t.cstr(path)
 
 
 def stat(m: Machine, t: Task, a: Args) -> Decision:
@@ -62,7 +74,8 @@ def fstat(m: Machine, t: Task, a: Args) -> Decision:
     """int fstat(int fd, struct stat *buf)"""
     if a[0] & _M32 > 0x7FFFFFFF:
         return -errno.EBADF  # AT_FDCWD names a directory for other calls
-    return _fstat(m, t, a[0], a[1])
+    told = _tell(m, t, a[0], 0, a[1], _AT_EMPTY_PATH)
+    return _fstat(m, t, a[0], a[1]) if told is None else told
 
 
 def statx(m: Machine, t: Task, a: Args) -> Decision:
@@ -70,13 +83,13 @@ def statx(m: Machine, t: Task, a: Args) -> Decision:
     flags = a[2] & _M32
     if flags & ~_STATX_FLAGS or flags & 0x6000 == 0x6000 or a[3] & _STATX_RESERVED:
         return -errno.EINVAL
-    path = t.cstr(a[1]) if a[1] or not flags & 0x1000 else b""
-    if path:
-        st, vnode = of_path(m, t, a[0], path, follow=not flags & _AT_NOFOLLOW)
-    elif flags & 0x1000:
+    told = _tell(m, t, a[0], a[1], a[4], flags, extended=True)
+    if told is not None:
+        return told
+    if flags & _AT_EMPTY_PATH and _is_empty(t, a[1]):
         st, vnode = of_fd(m, t, a[0])
     else:
-        return -errno.ENOENT
+        st, vnode = of_path(m, t, a[0], t.cstr(a[1]), follow=not flags & _AT_NOFOLLOW)
     t.write(a[4], _pack_statx(st, vnode, t.process.creds.space))
     return 0
 
@@ -120,20 +133,7 @@ def _stat(m: Machine, t: Task, dirfd: int, address: int, buf: int, follow: bool)
     return 0
 
 
-def _empty_path(m: Machine, t: Task, dirfd: int, buf: int, flags: int) -> int:
-    if flags & ~_STAT_FLAGS:
-        return -errno.EINVAL
-    if not flags & 0x1000:
-        return -errno.ENOENT
-    return _fstat(m, t, dirfd, buf)
-
-
 def _fstat(m: Machine, t: Task, fd: int, buf: int) -> int:
-    if not m.layers.limited:
-        inodes = m.inodes
-        told = _native.tell_fd(inodes.table, inodes.odd_devs, inodes.epoch_ns, t, fd, buf)
-        if told is not None:
-            return told
     st, vnode = of_fd(m, t, fd)
     t.write(buf, _pack(st, vnode, t.process.creds.space))
     return 0

@@ -49,11 +49,8 @@ class ClockPage:
     def settle(self) -> None: ...
     def grant(self, cpu: Any, allowed: bool, /) -> None: ...
 
-def tell_path(
-    table: Any, odd_devs: frozenset[int], epoch_ns: int, task: Any, dirfd: int, path: int, buf: int, flags: int, /
-) -> int | None: ...
-def tell_fd(
-    table: Any, odd_devs: frozenset[int], epoch_ns: int, task: Any, fd: int, buf: int, /
+def tell(
+    seen: tuple[Any, ...], task: Any, dirfd: int, path: int, buf: int, flags: int, extended: bool, /
 ) -> int | None: ...
 def know_files(
     inode: type, task: type, process: type, fs: type, creds: type, file_rights: int, outermost: Any, /

@@ -1,9 +1,10 @@
-/* stat(2) of files about which nothing is special, from the path in the guest's memory to the answer in it: the commonest
- * call of all.  What is special is left to handlers/stat.py, which tells the same of these files, too.
+/* stat(2) and statx(2) of files about which nothing is special, from the path in the guest's memory to the answer in it: the
+ * commonest calls of all.  What is special is left to handlers/stat.py, which tells the same of these files, too.
  */
 
 enum {
-	V_DEV, V_INO, V_FMT, V_UID, V_GID, V_BTIME, V_TIMES, V_MODE, V_SOURCE, V_LINKS, V_MISSING, V_NODE,
+	V_DEV, V_INO, V_FMT, V_UID, V_GID, V_BTIME, V_TIMES, V_MODE, V_SOURCE, V_LINKS, V_MISSING, V_NODE, V_RESERVED,
+	V_LOOKED_AT,
 };
 enum {
 	OWNER_TID, OWNER_PROCESS, OWNER_TEXT_AT,
@@ -19,7 +20,8 @@ enum {
 };
 
 static struct class inodes = {
-	NULL, {"dev", "ino", "fmt", "uid", "gid", "btime", "times", "mode", "source", "links", "missing", "node"}, {0}};
+	NULL, {"dev", "ino", "fmt", "uid", "gid", "btime", "times", "mode", "source", "links", "missing", "node", "reserved",
+	       "looked_at"}, {0}};
 static struct class callers = {NULL, {"tid", "process", "text_at"}, {0}};
 static struct class owners = {NULL, {"pid", "fs", "creds"}, {0}};
 static struct class places = {NULL, {"special", "_cwd"}, {0}};
@@ -31,133 +33,214 @@ static PyObject *outermost;
 #define SHOWN_BLOCK 4096
 #define SHOWN_SECTORS (SHOWN_BLOCK / 512)
 
-/* What is known of all files: InodeTable's attributes. */
+/* What is known of all files: InodeTable.seen. */
 struct known_files {
-	PyObject *table, *odd_devs;
+	PyObject *table, *nameless, *odd_devs, *enter;
 	long long epoch_ns;
+};
+
+/* What stat and statx tell of a file. */
+struct shown {
+	struct stat st;
+	long long btime; /* ns since 1970 */
 };
 
 enum { SHOWN, NOT_PLAIN };
 
-/* Fills in what the guest is shown of a file; NOT_PLAIN if more has to be asked, -1 with an exception. */
-static int show_status(const struct known_files *k, const struct stat *real, int is_source, struct stat *shown)
+static int known_files(PyObject *seen, struct known_files *k)
 {
-	long long dev, ino, fmt, uid, gid, btime, mode, links;
-	PyObject *key, *v, *times;
-	int odd, source;
-
-	if (!(key = Py_BuildValue("(kk)", real->st_dev, real->st_ino))) return -1;
-	odd = PySet_Contains(k->odd_devs, PyTuple_GET_ITEM(key, 0));
-	v = odd ? NULL : PyDict_GetItemWithError(k->table, key);
-	Py_DECREF(key);
-	if (!v) return odd < 0 || PyErr_Occurred() ? -1 : NOT_PLAIN;
-	if (!is_a(v, &inodes) || number(v, &inodes, V_FMT, &fmt) || number(v, &inodes, V_BTIME, &btime) || number(v, &inodes, V_MODE, &mode) ||
-	    (source = is_true(v, &inodes, V_SOURCE)) < 0)
+	if (!PyTuple_Check(seen) || PyTuple_GET_SIZE(seen) != 5) {
+		PyErr_SetString(PyExc_TypeError, "not what an InodeTable has seen");
 		return -1;
-	if (fmt != (real->st_mode & S_IFMT) || btime != k->epoch_ns || mode || (is_source && !source) ||
-	    SLOT(v, inodes, V_MISSING) != Py_None || SLOT(v, inodes, V_NODE) != Py_None)
-		return NOT_PLAIN;
+	}
+	k->table = PyTuple_GET_ITEM(seen, 0), k->nameless = PyTuple_GET_ITEM(seen, 1), k->odd_devs = PyTuple_GET_ITEM(seen, 2);
+	k->enter = PyTuple_GET_ITEM(seen, 3), k->epoch_ns = PyLong_AsLongLong(PyTuple_GET_ITEM(seen, 4));
+	return PyErr_Occurred() ? -1 : 0;
+}
+
+/* The virtual inode of a file, as InodeTable.find() gives it; NULL, maybe with an exception, if there is more to it. */
+static PyObject *inode_of(const struct known_files *k, const struct stat *real)
+{
+	PyObject *all[] = {k->table, k->nameless}, *found = NULL;
+	PyObject *key = Py_BuildValue("(kk)", real->st_dev, real->st_ino);
+	if (!key) return NULL;
+	int odd = PySet_Contains(k->odd_devs, PyTuple_GET_ITEM(key, 0));
+	for (int i = 0; !odd && !found && i < 2; i++) {
+		long long fmt;
+		PyObject *v = PyDict_GetItemWithError(all[i], key);
+		if (v ? !is_a(v, &inodes) || number(v, &inodes, V_FMT, &fmt) : PyErr_Occurred() != NULL) odd = -1;
+		else if (v && fmt == (real->st_mode & S_IFMT)) found = Py_NewRef(v);
+	}
+	if (!odd && !found) {
+		found = PyObject_CallFunction(k->enter, "OI", key, real->st_mode & S_IFMT);
+		if (found && !is_a(found, &inodes)) Py_CLEAR(found);
+	}
+	Py_DECREF(key);
+	return found;
+}
+
+/* How many blocks of a regular file are missing, as InodeTable.find_holes() found it; NOT_PLAIN if that has to look (again). */
+static int missing_blocks_of(PyObject *v, const struct known_files *k, const struct stat *real, PyObject *times, long long *missing)
+{
+	long long btime, size;
+	int reserved = is_true(v, &inodes, V_RESERVED);
+	if (reserved < 0 || number(v, &inodes, V_BTIME, &btime)) return -1;
+	if (btime != k->epoch_ns && !reserved) {
+		PyObject *state = SLOT(v, inodes, V_LOOKED_AT);
+		if (!state || !PyTuple_Check(state) || PyTuple_GET_SIZE(state) != 2) return NOT_PLAIN;
+		if ((size = PyLong_AsLongLong(PyTuple_GET_ITEM(state, 0))) == -1 && PyErr_Occurred()) return -1;
+		int same = size == real->st_size ? PyObject_RichCompareBool(PyTuple_GET_ITEM(state, 1), times, Py_EQ) : 0;
+		if (same <= 0) return same ? -1 : NOT_PLAIN;
+	}
+	*missing = 0;
+	return SLOT(v, inodes, V_MISSING) == Py_None ? SHOWN : number(v, &inodes, V_MISSING, missing) ? -1 : SHOWN;
+}
+
+/* Fills in what the guest is shown of a file with the virtual inode `v`; NOT_PLAIN if more has to be asked, -1 with an exception. */
+static int show_inode(PyObject *v, const struct known_files *k, const struct stat *real, int is_source, struct shown *shown)
+{
+	long long dev, ino, uid, gid, mode, links, missing;
+	struct stat *st = &shown->st;
+	PyObject *times;
+	int source;
+
+	if (number(v, &inodes, V_MODE, &mode) || (source = is_true(v, &inodes, V_SOURCE)) < 0) return -1;
+	if (mode || (is_source && !source) || SLOT(v, inodes, V_NODE) != Py_None) return NOT_PLAIN;
 	if (number(v, &inodes, V_DEV, &dev) || number(v, &inodes, V_INO, &ino) || number(v, &inodes, V_UID, &uid) ||
-	    number(v, &inodes, V_GID, &gid) || number(v, &inodes, V_LINKS, &links) || !(times = get(v, &inodes, V_TIMES)))
+	    number(v, &inodes, V_GID, &gid) || number(v, &inodes, V_LINKS, &links) || number(v, &inodes, V_BTIME, &shown->btime) ||
+	    !(times = get(v, &inodes, V_TIMES)))
 		return -1;
 	if (!PyBytes_Check(times) || PyBytes_GET_SIZE(times) != 3 * (Py_ssize_t)sizeof(struct timespec)) {
 		PyErr_SetString(PyExc_TypeError, "times that are none");
 		return -1;
 	}
-	*shown = (struct stat){
+	*st = (struct stat){
 		.st_dev = (dev_t)dev, .st_ino = (ino_t)ino, .st_nlink = real->st_nlink, .st_mode = real->st_mode, .st_uid = (uid_t)uid,
 		.st_gid = (gid_t)gid, .st_rdev = real->st_rdev, .st_blksize = SHOWN_BLOCK};
 	if (S_ISREG(real->st_mode)) {
 		if (real->st_size >= 1 << 30) return NOT_PLAIN; /* one that may have holes */
-		shown->st_size = real->st_size;
-		shown->st_blocks = (real->st_size + SHOWN_BLOCK - 1) / SHOWN_BLOCK * SHOWN_SECTORS;
+		int found = missing_blocks_of(v, k, real, times, &missing);
+		if (found != SHOWN) return found;
+		st->st_size = real->st_size;
+		st->st_blocks = (real->st_size + SHOWN_BLOCK - 1) / SHOWN_BLOCK * SHOWN_SECTORS - missing;
 	} else if (S_ISDIR(real->st_mode)) {
-		shown->st_nlink = links ? (nlink_t)links : 1; /* "not counted" */
-		shown->st_size = SHOWN_BLOCK;
-		shown->st_blocks = SHOWN_SECTORS;
-	} else {
-		return NOT_PLAIN;
+		st->st_nlink = links ? (nlink_t)links : 1; /* "not counted" */
+		st->st_size = SHOWN_BLOCK;
+		st->st_blocks = SHOWN_SECTORS;
+	} else if (S_ISLNK(real->st_mode)) {
+		st->st_size = real->st_size;
 	}
-	memcpy(&shown->st_atim, PyBytes_AS_STRING(times), 3 * sizeof(struct timespec));
+	memcpy(&st->st_atim, PyBytes_AS_STRING(times), 3 * sizeof(struct timespec));
 	return SHOWN;
+}
+
+static int show_status(const struct known_files *k, const struct stat *real, int is_source, struct shown *shown)
+{
+	PyObject *v = inode_of(k, real);
+	if (!v) return PyErr_Occurred() ? -1 : NOT_PLAIN;
+	int found = show_inode(v, k, real, is_source, shown);
+	Py_DECREF(v);
+	return found;
+}
+
+static struct statx_timestamp timestamp(const struct timespec *t)
+{
+	return (struct statx_timestamp){.tv_sec = t->tv_sec, .tv_nsec = (unsigned)t->tv_nsec};
+}
+
+/* The same as statx tells it: the basic fields and when the file was made (not the mount, as before Linux 5.8). */
+static void extend(const struct shown *shown, struct statx *x)
+{
+	enum { NS = 1000000000 };
+	const struct stat *st = &shown->st;
+	long long ns = shown->btime % NS < 0 ? shown->btime % NS + NS : shown->btime % NS;
+	struct timespec born = {.tv_sec = (shown->btime - ns) / NS, .tv_nsec = ns};
+	*x = (struct statx){
+		.stx_mask = STATX_BASIC_STATS | STATX_BTIME, .stx_blksize = SHOWN_BLOCK, .stx_nlink = (unsigned)st->st_nlink,
+		.stx_uid = st->st_uid, .stx_gid = st->st_gid, .stx_mode = (unsigned short)st->st_mode, .stx_ino = st->st_ino,
+		.stx_size = (unsigned long long)st->st_size, .stx_blocks = (unsigned long long)st->st_blocks,
+		.stx_atime = timestamp(&st->st_atim), .stx_btime = timestamp(&born), .stx_ctime = timestamp(&st->st_ctim),
+		.stx_mtime = timestamp(&st->st_mtim), .stx_rdev_major = major(st->st_rdev), .stx_rdev_minor = minor(st->st_rdev),
+		.stx_dev_major = major(st->st_dev), .stx_dev_minor = minor(st->st_dev)};
 }
 
 static PyObject *not_plain(void) { return PyErr_Occurred() ? NULL : Py_NewRef(Py_None); }
 
-/* What show_status() says, into the guest's memory; None if it is left to others. */
-static PyObject *tell_status(const struct known_files *k, const struct stat *real, int is_source, pid_t tid, unsigned long to)
-{
-	struct stat shown;
-	struct iovec l = {&shown, sizeof shown}, r = {(void *)to, sizeof shown};
-	if (show_status(k, real, is_source, &shown) != SHOWN) return not_plain();
-	forget_cstr();
-	return process_vm_writev(tid, &l, 1, &r, 1, 0) == sizeof shown ? PyLong_FromLong(0) : not_plain();
-}
-
-/* The arguments of both calls begin with (table, odd_devs, epoch_ns, task); whose thread it is, or NULL if it is not the
- * supervisor's own kind (or with an exception). */
-static PyObject *caller_of(PyObject *const *a, struct known_files *k, long long *tid)
-{
-	PyObject *process;
-	if (!callers.type || !PyObject_TypeCheck(a[3], callers.type)) return NULL;
-	k->table = a[0], k->odd_devs = a[1], k->epoch_ns = PyLong_AsLongLong(a[2]);
-	if (PyErr_Occurred() || number(a[3], &callers, OWNER_TID, tid)) return NULL;
-	process = get(a[3], &callers, OWNER_PROCESS);
-	return process && is_a(process, &owners) ? process : NULL;
-}
-
-/* Whether somebody's rights to files need not be looked at, as Creds.checked says it; -1 with an exception. */
-static int has_all_rights(PyObject *process)
+/* Whether somebody's numbers of users are the container's own, and (with `all`) no rights to files need to be looked at, as
+ * Creds.checked says it; -1 with an exception. */
+static int sees_all(PyObject *process, int all)
 {
 	long long effective;
 	PyObject *creds = get(process, &owners, PROCESS_CREDS);
 	if (!creds || !is_a(creds, &rights) || number(creds, &rights, RIGHTS_EFFECTIVE, &effective)) return -1;
-	return !(file_rights & ~effective) && SLOT(creds, rights, RIGHTS_SPACE) == outermost;
+	return SLOT(creds, rights, RIGHTS_SPACE) == outermost && (!all || !(file_rights & ~effective));
 }
 
-/* tell_path(table, odd_devs, epoch_ns, task, dirfd, path, buf, flags) -> what newfstatat gives, or None if that is not so simple.
- * `path` and `buf` are addresses in the guest. */
-static PyObject *tell_path(PyObject *self, PyObject *const *a, Py_ssize_t n)
+/* Whether a path of the guest's is a plain string of less than `room` bytes within a page, which is read to `path`: its length, or -1. */
+static ssize_t read_path(long long tid, unsigned long at, char *path, size_t room)
 {
-	struct known_files k;
-	struct stat real;
-	long long tid, text_at, cwd = AT_FDCWD;
-	char path[256], *end;
-	if (n != 8) { PyErr_SetString(PyExc_TypeError, "tell_path(table, odd_devs, epoch_ns, task, dirfd, path, buf, flags)"); return NULL; }
-	unsigned long at = PyLong_AsUnsignedLongMask(a[5]), to = PyLong_AsUnsignedLongMask(a[6]);
-	unsigned int flags = (unsigned int)PyLong_AsUnsignedLongMask(a[7]);
-	if (flags & ~(unsigned int)AT_SYMLINK_NOFOLLOW) return not_plain();
-	PyObject *process = caller_of(a, &k, &tid), *fs = process && has_all_rights(process) > 0 ? get(process, &owners, PROCESS_FS) : NULL;
-	int special = fs && is_a(fs, &places) ? is_true(fs, &places, FS_SPECIAL) : -1;
-	if (special || PyErr_Occurred() || number(a[3], &callers, OWNER_TEXT_AT, &text_at)) return not_plain();
-	if (text_at == (long long)at) return not_plain(); /* it is another string for the supervisor */
-	size_t chunk = PAGE - at % PAGE < sizeof path ? PAGE - at % PAGE : sizeof path;
+	size_t chunk = PAGE - at % PAGE < room ? PAGE - at % PAGE : room;
 	struct iovec l = {path, chunk}, r = {(void *)at, chunk};
 	ssize_t got = process_vm_readv((pid_t)tid, &l, 1, &r, 1, 0);
-	if (got < 2 || !(end = memchr(path, 0, (size_t)got)) || end == path) return not_plain();
-	if (path[0] != '/') {
-		if ((int)PyLong_AsUnsignedLongMask(a[4]) != AT_FDCWD || number(fs, &places, FS_CWD, &cwd) || cwd < 0) return not_plain();
-	}
-	if (fstatat((int)cwd, path, &real, (int)flags)) return errno == ENOENT ? PyLong_FromLong(-ENOENT) : not_plain();
-	return tell_status(&k, &real, end - path > 3 && !memcmp(end - 3, ".py", 3), (pid_t)tid, to);
+	char *end = got > 0 ? memchr(path, 0, (size_t)got) : NULL;
+	return end ? end - path : -1;
 }
 
-/* tell_fd(table, odd_devs, epoch_ns, task, fd, buf): the same of a descriptor */
-static PyObject *tell_fd(PyObject *self, PyObject *const *a, Py_ssize_t n)
+/* What the kernel says of the file that a guest means by these arguments; `owner` is its process if the descriptors of that are the
+ * thread's, or 0.  SHOWN, NOT_PLAIN, or a negative error that the guest gets. */
+static int find_status(PyObject *fs, pid_t owner, int dirfd, const char *path, int flags, struct stat *real)
+{
+	long long cwd = AT_FDCWD;
+	int borrowed = -1, failed;
+	if (!*path && (!(flags & AT_EMPTY_PATH) || dirfd == AT_FDCWD)) return NOT_PLAIN;
+	if (*path != '/') {
+		if (dirfd == AT_FDCWD) {
+			if (number(fs, &places, FS_CWD, &cwd) || cwd < 0) return NOT_PLAIN;
+		} else if (!owner || dirfd < 0 || (borrowed = borrow(owner, dirfd)) < 0) {
+			return NOT_PLAIN;
+		}
+	}
+	if (*path) failed = fstatat(borrowed < 0 ? (int)cwd : borrowed, path, real, flags & AT_SYMLINK_NOFOLLOW) ? errno : 0;
+	else failed = fstat(borrowed, real) ? errno : 0;
+	if (borrowed >= 0) close(borrowed);
+	return failed == ENOENT ? -ENOENT : failed ? NOT_PLAIN : SHOWN;
+}
+
+/* tell(seen, task, dirfd, path, buf, flags, extended) -> what newfstatat or (extended) statx gives, or None if that is not so simple.
+ * `path` and `buf` are addresses in the guest; path 0: the descriptor is meant.  Flags: AT_SYMLINK_NOFOLLOW, AT_EMPTY_PATH; others
+ * are not looked at. */
+static PyObject *tell(PyObject *self, PyObject *const *a, Py_ssize_t n)
 {
 	struct known_files k;
 	struct stat real;
-	long long tid, pid;
-	if (n != 6) { PyErr_SetString(PyExc_TypeError, "tell_fd(table, odd_devs, epoch_ns, task, fd, buf)"); return NULL; }
-	PyObject *process = caller_of(a, &k, &tid);
-	int fd = (int)PyLong_AsUnsignedLongMask(a[4]);
+	struct shown shown;
+	struct statx extended;
+	long long tid, pid, text_at;
+	char path[256] = "";
+	ssize_t length = 0;
+	if (n != 7) { PyErr_SetString(PyExc_TypeError, "tell(seen, task, dirfd, path, buf, flags, extended)"); return NULL; }
+	unsigned long at = PyLong_AsUnsignedLongMask(a[3]), to = PyLong_AsUnsignedLongMask(a[4]);
+	int dirfd = (int)PyLong_AsUnsignedLongMask(a[2]), flags = (int)PyLong_AsUnsignedLongMask(a[5]), wide = PyObject_IsTrue(a[6]);
+	if (PyErr_Occurred() || known_files(a[0], &k) || !callers.type) return not_plain();
+	if (!PyObject_TypeCheck(a[1], callers.type)) return not_plain(); /* not the supervisor's own kind of task */
+	PyObject *process = get(a[1], &callers, OWNER_PROCESS);
+	if (!process || !is_a(process, &owners)) return not_plain();
+	PyObject *fs = get(process, &owners, PROCESS_FS);
+	if (!fs || !is_a(fs, &places) || number(a[1], &callers, OWNER_TID, &tid) || number(process, &owners, PROCESS_PID, &pid)) return not_plain();
+	/* What the supervisor has replaced is another string for it. */
+	if (number(a[1], &callers, OWNER_TEXT_AT, &text_at) || (at && text_at == (long long)at)) return not_plain();
+	if (at && (length = read_path(tid, at, path, sizeof path)) < 0) return not_plain();
+	if (length && is_true(fs, &places, FS_SPECIAL)) return not_plain(); /* another root than the supervisor's */
+	if (sees_all(process, length != 0) <= 0) return not_plain();
 	/* A thread but the first may have descriptors of its own. */
-	if (!process || has_all_rights(process) <= 0 || number(process, &owners, PROCESS_PID, &pid) || tid != pid || fd < 0) return not_plain();
-	int mine = borrow((pid_t)tid, fd);
-	if (mine < 0) return not_plain();
-	int failed = fstat(mine, &real);
-	close(mine);
-	return failed ? not_plain() : tell_status(&k, &real, 0, (pid_t)tid, PyLong_AsUnsignedLongMask(a[5]));
+	int found = find_status(fs, tid == pid ? (pid_t)pid : 0, dirfd, path, flags, &real);
+	if (found < 0) return PyLong_FromLong(found);
+	if (found == NOT_PLAIN || show_status(&k, &real, length > 3 && !memcmp(path + length - 3, ".py", 3), &shown) != SHOWN) return not_plain();
+	if (wide) extend(&shown, &extended);
+	struct iovec l = {wide ? (void *)&extended : (void *)&shown.st, wide ? sizeof extended : sizeof shown.st};
+	struct iovec r = {(void *)to, l.iov_len};
+	forget_cstr();
+	return process_vm_writev((pid_t)tid, &l, 1, &r, 1, 0) == (ssize_t)l.iov_len ? PyLong_FromLong(0) : not_plain();
 }
 
 /* know_files(VInode, Task, Process, FsContext, Creds, FS_CAPS, TOP) */

@@ -125,7 +125,8 @@ class InodeTable:
         self.sys_dev = 0
         self.cover_dev = 0  # real st_dev of what hides the supervisor's own /proc directory
         self.pipe_dev = self.sock_dev = self.memfd_dev = self.anon_dev = 0
-        self.odd_devs: frozenset[int] = frozenset()  # those that need more than a table look-up
+        self.odd_devs: set[int] = set()  # those that need more than a table look-up
+        self.seen = (self.table, self._nameless, self.odd_devs, self.enter, epoch_ns)  # what kernel/shown.c uses
         self._next_dev = OWN_DEV
 
     def learn_devices(self, declared: Collection[bytes] = ()) -> None:
@@ -134,8 +135,7 @@ class InodeTable:
         ``declared``: where directories of the host's are mounted.  What lies in them is where the host has it, beside
         other declared files or not, so it belongs to the root's file system wherever it is.
         """
-        root = os.stat(b"/")
-        self.of(root)
+        self.of(root := os.stat(b"/"))
         found = {}
         for point, virtual in MOUNT_DEVICES:
             if point in declared:
@@ -158,14 +158,14 @@ class InodeTable:
             self.cover_dev = cover
             found[cover] = PROC_DEV
         self.devices = found
-        self.odd_devs = frozenset((self.proc_dev, self.sys_dev, self.cover_dev)) - {0}
+        self.odd_devs.update({self.proc_dev, self.sys_dev, self.cover_dev} - {0})
         for entry in self.table.values():
             entry.dev = found.get(entry.key[0], ROOT_DEV)
 
     def another_proc(self, dev: int) -> None:
         """The guest has mounted a procfs, whose real st_dev is ``dev``."""
         self.proc_devs |= {dev}
-        self.odd_devs |= {dev}
+        self.odd_devs.add(dev)
         self.devices[dev] = PROC_DEV
 
     def another_file_system(self, dev: int, owner: tuple[int, int] = (0, 0)) -> None:
@@ -261,8 +261,8 @@ class InodeTable:
         """
         found, looks = self.reachable()
         if found is not None:
-            nameless = self._nameless.items()
-            self._nameless = {key: one for key, one in nameless if key in found or one is newest}
+            for key in [key for key in self._nameless if key not in found and key != newest.key]:
+                del self._nameless[key]
         self._most_nameless = len(self._nameless) + max(_NAMELESS, len(self._nameless), looks)
 
     def created(self, st: os.stat_result, uid: int, gid: int) -> VInode:
