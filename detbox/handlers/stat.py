@@ -48,7 +48,9 @@ def newfstatat(m: Machine, t: Task, a: Args) -> Decision:
     return _stat(m, t, a[0], a[1], a[2], not flags & _AT_NOFOLLOW)
 
 
-def _tell(m: Machine, t: Task, dirfd: int, path: int, buf: int, flags: int, *, extended: bool = False) -> int | None:
+def _tell(
+    m: Machine, t: Task, dirfd: int, path: int, buf: int | None, flags: int, *, extended: bool = False
+) -> int | None:
     """What C tells; None if it leaves that to Python.  Without a path (0) the descriptor is meant."""
     if m.layers.limited:
         flags &= ~_AT_EMPTY_PATH
@@ -183,6 +185,15 @@ def of_path(m: Machine, t: Task, dirfd: int, path: bytes, *, follow: bool) -> tu
         pass
     with paths.walk(m, t, dirfd, path, follow=follow) as place:
         return _look(m, t, place.dir_fd, place.name, follow or place.magic, walked=True)
+
+
+def check(m: Machine, t: Task, path: int, *, follow: bool) -> None:
+    """Whether there is a file at a path of the guest's (an address).  OSError."""
+    told = _tell(m, t, _AT_FDCWD, path, None, 0 if follow else _AT_NOFOLLOW)
+    if told is None:
+        of_path(m, t, _AT_FDCWD, t.cstr(path), follow=follow)
+    elif told:
+        raise OSError(-told, "no such file")
 
 
 class _Covered(Exception):

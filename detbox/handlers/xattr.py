@@ -7,8 +7,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from detbox.handlers import claim, paths
-from detbox.handlers.stat import of_path
+from detbox.handlers import claim, paths, stat
 
 if TYPE_CHECKING:
     from detbox.decision import Decision
@@ -95,7 +94,7 @@ def _get(m: Machine, t: Task, a: Args, kind: str) -> int:
         if kind == "f":
             t.process.files.get(a[0])
         else:
-            of_path(m, t, paths.AT_FDCWD, t.cstr(a[0]), follow=False)
+            stat.check(m, t, a[0], follow=kind == "")
         return -errno.ENODATA
 
     def call(target: Target, follow: bool) -> bytes:

@@ -50,7 +50,7 @@ class ClockPage:
     def grant(self, cpu: Any, allowed: bool, /) -> None: ...
 
 def tell(
-    seen: tuple[Any, ...], task: Any, dirfd: int, path: int, buf: int, flags: int, extended: bool, /
+    seen: tuple[Any, ...], task: Any, dirfd: int, path: int, buf: int | None, flags: int, extended: bool, /
 ) -> int | None: ...
 def know_files(
     inode: type, task: type, process: type, fs: type, creds: type, file_rights: int, outermost: Any, /

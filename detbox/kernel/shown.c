@@ -207,8 +207,8 @@ static int find_status(PyObject *fs, pid_t owner, int dirfd, const char *path, i
 }
 
 /* tell(seen, task, dirfd, path, buf, flags, extended) -> what newfstatat or (extended) statx gives, or None if that is not so simple.
- * `path` and `buf` are addresses in the guest; path 0: the descriptor is meant.  Flags: AT_SYMLINK_NOFOLLOW, AT_EMPTY_PATH; others
- * are not looked at. */
+ * `path` and `buf` are addresses in the guest; path 0: the descriptor is meant; buf None: nothing is told.  Flags:
+ * AT_SYMLINK_NOFOLLOW, AT_EMPTY_PATH; others are not looked at. */
 static PyObject *tell(PyObject *self, PyObject *const *a, Py_ssize_t n)
 {
 	struct known_files k;
@@ -219,7 +219,7 @@ static PyObject *tell(PyObject *self, PyObject *const *a, Py_ssize_t n)
 	char path[256] = "";
 	ssize_t length = 0;
 	if (n != 7) { PyErr_SetString(PyExc_TypeError, "tell(seen, task, dirfd, path, buf, flags, extended)"); return NULL; }
-	unsigned long at = PyLong_AsUnsignedLongMask(a[3]), to = PyLong_AsUnsignedLongMask(a[4]);
+	unsigned long at = PyLong_AsUnsignedLongMask(a[3]), to = a[4] == Py_None ? 0 : PyLong_AsUnsignedLongMask(a[4]);
 	int dirfd = (int)PyLong_AsUnsignedLongMask(a[2]), flags = (int)PyLong_AsUnsignedLongMask(a[5]), wide = PyObject_IsTrue(a[6]);
 	if (PyErr_Occurred() || known_files(a[0], &k) || !callers.type) return not_plain();
 	if (!PyObject_TypeCheck(a[1], callers.type)) return not_plain(); /* not the supervisor's own kind of task */
@@ -236,6 +236,7 @@ static PyObject *tell(PyObject *self, PyObject *const *a, Py_ssize_t n)
 	int found = find_status(fs, tid == pid ? (pid_t)pid : 0, dirfd, path, flags, &real);
 	if (found < 0) return PyLong_FromLong(found);
 	if (found == NOT_PLAIN || show_status(&k, &real, length > 3 && !memcmp(path + length - 3, ".py", 3), &shown) != SHOWN) return not_plain();
+	if (a[4] == Py_None) return PyLong_FromLong(0);
 	if (wide) extend(&shown, &extended);
 	struct iovec l = {wide ? (void *)&extended : (void *)&shown.st, wide ? sizeof extended : sizeof shown.st};
 	struct iovec r = {(void *)to, l.iov_len};

@@ -134,6 +134,10 @@ static void copies(void)
     CHECK(fcntl(to, F_DUPFD, 50) == 50);
     CHECK(close_range(50, 100, 0) == 0);
     FAILS(fcntl(50, F_GETFD), EBADF);
+    CHECK(symlink("nowhere", "leads-nowhere") == 0);
+    FAILS(getxattr("leads-nowhere", "security.none", text, 15), ENOENT);
+    CHECK(lgetxattr("leads-nowhere", "security.none", text, 15) == -1 && errno != ENOENT);
+    CHECK(unlink("leads-nowhere") == 0);
     if (setxattr("to", "user.colour", "red", 3, 0) == 0) {
         CHECK(getxattr("to", "user.colour", text, 15) == 3 && memcmp(text, "red", 3) == 0);
         CHECK(listxattr("to", text, 15) == 12 && removexattr("to", "user.colour") == 0);

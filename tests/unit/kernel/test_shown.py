@@ -48,10 +48,10 @@ class Asking:
     def told_fd(self, fd: int, *, wide: bool = False) -> bytes | int | None:
         return self._result(self.tell(fd, 0, EMPTY_PATH, wide), wide)
 
-    def tell(self, dirfd: int, path: int, flags: int = 0, wide: bool = False, buf: int | None = None) -> int | None:
-        """`path` and `buf` are addresses; the latter is the buffer's, if it is not given."""
-        buf = ctypes.addressof(self.buffer) if buf is None else buf
-        return _native.tell(self.inodes.seen, self.task, dirfd, path, buf, flags, wide)
+    def tell(self, dirfd: int, path: int, flags: int = 0, wide: bool = False, buf: int | None = 0) -> int | None:
+        """`path` and `buf` are addresses; 0: the buffer's."""
+        to = ctypes.addressof(self.buffer) if buf == 0 else buf
+        return _native.tell(self.inodes.seen, self.task, dirfd, path, to, flags, wide)
 
     def path(self, name: str | Path, before_end: int = mmap.PAGESIZE) -> int:
         """The address of a path that begins so many bytes before the end of its page."""
@@ -227,6 +227,7 @@ def test_what_cannot_be_read_or_written(asking: Asking) -> None:
     path = asking.path(asking.base / "plain")
     assert asking.tell(AT_FDCWD, 16) is None
     assert asking.tell(AT_FDCWD, path, buf=16) is None
+    assert asking.tell(AT_FDCWD, path, buf=None) == 0, "nobody is told"
     asking.task.text_at = path
     assert asking.tell(AT_FDCWD, path) is None
 
