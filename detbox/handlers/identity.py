@@ -8,7 +8,7 @@ import re
 import struct
 from collections.abc import Callable
 from errno import EINVAL, EPERM, ESRCH
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from detbox.decision import Decision
 from detbox.machine import constants
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Args, Process, Task
 
+_T = TypeVar("_T")
 _U32 = 0xFFFFFFFF
 #: Shows a release that old programs understand: 2.6.60 and more, by the minor number (kernel/sys.c: override_release).
 _UNAME26 = 0x0020000
@@ -54,15 +55,25 @@ def getegid(m: Machine, t: Task, a: Args) -> Decision:
 
 
 def _change_users(t: Task, a: Args, count: int, rule: Callable[..., None]) -> Decision:
-    creds = t.process.creds
-    rule(creds, *(creds.space.user(register & _U32, keep=count > 1) for register in a[:count]))
+    space = t.process.creds.space
+    _commit(t, rule, *(space.user(register & _U32, keep=count > 1) for register in a[:count]))
     return 0
 
 
 def _change_groups(t: Task, a: Args, count: int, rule: Callable[..., None]) -> Decision:
-    creds = t.process.creds
-    rule(creds, *(creds.space.gid(register & _U32, keep=count > 1) for register in a[:count]))
+    space = t.process.creds.space
+    _commit(t, rule, *(space.gid(register & _U32, keep=count > 1) for register in a[:count]))
     return 0
+
+
+def _commit(t: Task, rule: Callable[..., _T], *numbers: int) -> _T:
+    """Change users or groups; of who has others in effect no core file is written any more (commit_creds())."""
+    creds = t.process.creds
+    before = creds.euid, creds.egid, creds.fsuid, creds.fsgid
+    result = rule(creds, *numbers)
+    if before != (creds.euid, creds.egid, creds.fsuid, creds.fsgid):
+        t.process.mm.dumpable = False
+    return result
 
 
 def setuid(m: Machine, t: Task, a: Args) -> Decision:
@@ -128,13 +139,13 @@ def getresgid(m: Machine, t: Task, a: Args) -> Decision:
 def setfsuid(m: Machine, t: Task, a: Args) -> Decision:
     """``setfsuid(uid)``: the former one, also when it is not permitted."""
     creds = t.process.creds
-    return creds.space.shown_user(creds.setfsuid(_or_nobody(creds.space.user, a[0] & _U32)))
+    return creds.space.shown_user(_commit(t, Creds.setfsuid, _or_nobody(creds.space.user, a[0] & _U32)))
 
 
 def setfsgid(m: Machine, t: Task, a: Args) -> Decision:
     """``setfsgid(gid)``: the former one, also when it is not permitted."""
     creds = t.process.creds
-    return creds.space.shown_group(creds.setfsgid(_or_nobody(creds.space.gid, a[0] & _U32)))
+    return creds.space.shown_group(_commit(t, Creds.setfsgid, _or_nobody(creds.space.gid, a[0] & _U32)))
 
 
 def _or_nobody(called: Callable[[int], int], number: int) -> int:

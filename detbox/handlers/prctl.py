@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from detbox.supervisor.task import Task
 
 # include/uapi/linux/prctl.h
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_GET_DUMPABLE, PR_SET_DUMPABLE = 1, 3, 4
 PR_GET_KEEPCAPS, PR_SET_KEEPCAPS, PR_SET_NAME = 7, 8, 15
 PR_GET_SECCOMP, PR_SET_SECCOMP, PR_CAPBSET_READ, PR_CAPBSET_DROP = 21, 22, 23, 24
 PR_GET_TSC, PR_SET_TSC, PR_GET_SECUREBITS, PR_SET_SECUREBITS = 25, 26, 27, 28
@@ -71,6 +71,10 @@ def prctl(m: Machine, t: Task, a: Args) -> Decision:
         t.process.data["subreaper"] = bool(value)
     elif option == PR_SET_PDEATHSIG:
         t.process.data["death_signal"] = value
+    elif option == PR_GET_DUMPABLE:
+        return int(t.process.mm.dumpable)
+    elif option == PR_SET_DUMPABLE and value in (0, 1):
+        t.process.mm.dumpable = bool(value)
     elif option == PR_SET_NO_NEW_PRIVS and value == 1:
         t.process.creds.no_new_privs = True
     elif option == PR_GET_NO_NEW_PRIVS:

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, ContinueThen, Decision, Park, Wake
-from detbox.handlers import futex_exit, limits, paths, tracing
+from detbox.handlers import cores, futex_exit, limits, paths, tracing
 from detbox.handlers.futex_core import Args, signed
 from detbox.handlers.stat import of_fd
 from detbox.kernel import siginfo
@@ -171,7 +171,7 @@ def _wait(
 ) -> Decision:
     """Wait for child ``pid``, those ``chosen``, or all.
 
-    ``rusage``, ``info``, ``status``: where these go, or 0; the last one only matters for a tracer.
+    ``rusage``, ``info``, ``status``: where these go, or 0.
     """
     process = t.process
 
@@ -204,7 +204,7 @@ def _wait(
             return 0
         awaited = tracing or any(wanted(c) for c in children)
         if changed or options & WNOHANG or not awaited:
-            return _let_through(m, t, options, rusage, info, changed)
+            return _let_through(m, t, options, rusage, info, changed, status)
         extra = {"can wait": True, "child": pid}
         return Park(attempt, events=(("child", process.pid),), why="waits for a child process", extra=extra)
 
@@ -242,14 +242,17 @@ def _reportable(parent: Process, child: Process, options: int) -> bool:
     return bool(options & WCONTINUED and child.data.get("continued"))
 
 
-def _let_through(m: Machine, t: Task, options: int, rusage: int, info: int, changed: list[Process]) -> Decision:
+def _let_through(
+    m: Machine, t: Task, options: int, rusage: int, info: int, changed: list[Process], status: int
+) -> Decision:  # fmt: skip
     jobs = [c for c in changed if c.status is None]
     if changed and not options & WNOWAIT:
         t.process.waits.append(changed[0])
     space = t.process.creds.space
-    if info and not any(space.shown_user(c.creds.ruid) for c in changed):
+    misread = [c for c in changed if cores.told_otherwise(m, c)]
+    if info and not misread and not any(space.shown_user(c.creds.ruid) for c in changed):
         info = 0  # the kernel's is right
-    if not rusage and not jobs and not info:
+    if not rusage and not jobs and not info and not (status and misread):
         return CONTINUE
 
     def look(task: Task, result: int) -> int | None:
@@ -265,6 +268,11 @@ def _let_through(m: Machine, t: Task, options: int, rusage: int, info: int, chan
             task.write(rusage, usage.rusage(child.cpu.ns + child.cpu.children_ns))
         if info and child is not None:
             task.write(info + siginfo.UID, space.shown_user(child.creds.ruid).to_bytes(4, "little"))
+        if child in misread and child is not None and child.status is not None:
+            if status:
+                task.write(status, child.status.to_bytes(4, "little"))
+            if info:
+                task.write(info + siginfo.CODE, siginfo.how_it_ended(child.status)[0].to_bytes(4, "little"))
         return None
 
     return ContinueThen(look)

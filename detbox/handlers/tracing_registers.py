@@ -56,7 +56,7 @@ def _set_regs(m: Machine, t: Task, tracee: Traced, stop: Stop, a: Args) -> Decis
 
 
 def _get_fpregs(m: Machine, t: Task, tracee: Traced, stop: Stop, a: Args) -> Decision:
-    t.write(a[3], _fpregs(tracee.task))
+    t.write(a[3], fpregs(tracee.task))
     return 0
 
 
@@ -69,7 +69,7 @@ def _put_fpregs(task: Task, new: bytes) -> int:
     return _native.ptrace_request(_SETFPREGS, task.tid, 0, words.buffer_info()[0])
 
 
-def _fpregs(task: Task) -> bytes:
+def fpregs(task: Task) -> bytes:
     """The x87 and SSE registers of a stopped thread, without what tells the processor."""
     found = bytearray(_native.get_fpregs(task.tid))
     for part in (_FP_INSTRUCTION, _FP_RESERVED):
@@ -114,18 +114,18 @@ def _room(t: Task, a: Args) -> tuple[int, int]:
 
 def _regset(m: Machine, task: Task, kind: int) -> bytes:
     if kind == _NT_X86_XSTATE:
-        return _xstate(task, m.cpu_model.xcr0)
-    return bytes(registers.get(task.tid).words) if kind == _NT_PRSTATUS else _fpregs(task)
+        return xstate(task, m.cpu_model.xcr0)
+    return bytes(registers.get(task.tid).words) if kind == _NT_PRSTATUS else fpregs(task)
 
 
-def _xstate(task: Task, features: int) -> bytes:
+def xstate(task: Task, features: int) -> bytes:
     """All registers that the processor that is shown has: those of x87 and SSE, what they are, and the halves of AVX's.
 
     Which of them have never been used depends on the processor, and is not told.
     """
     if not features:
         raise OSError(errno.ENODEV, "a processor without XSAVE")
-    legacy, shown = bytearray(_fpregs(task)), features.to_bytes(_WORD, "little")
+    legacy, shown = bytearray(fpregs(task)), features.to_bytes(_WORD, "little")
     legacy[_XFEATURES] = shown
     header = shown.ljust(_HEADER, b"\0")
     return bytes(legacy) + header + (_real_xstate(task)[_AVX] if features & _HAS_AVX else b"")

@@ -10,7 +10,7 @@ SIZE = 128
 SI_USER, SI_KERNEL, SI_QUEUE, SI_TIMER, SI_TKILL = 0, 0x80, -1, -2, -6
 SEGV_MAPERR = 1
 CLD_EXITED, CLD_KILLED, CLD_DUMPED, CLD_TRAPPED, CLD_STOPPED = 1, 2, 3, 4, 5
-UID = 20  # offset of si_uid
+CODE, UID = 8, 20  # offsets of si_code and si_uid
 
 _HEAD = struct.Struct("<iiii")  # signo, errno, code, padding
 _CHILD = struct.Struct("<iIi4xqq")  # pid, uid, status, utime, stime
@@ -53,10 +53,11 @@ def fault(signo: int, code: int, address: int) -> bytes:
     return _info(signo, code, address.to_bytes(8, "little"))
 
 
-def child(info: bytes, uid: int) -> bytes:
-    """A SIGCHLD siginfo of a child that is this user's; its CPU times (host dependent) are zero."""
+def child(info: bytes, uid: int, code: int | None = None) -> bytes:
+    """A SIGCHLD siginfo of a child that is this user's, maybe with another ``si_code``; its CPU times are zero."""
     pid, _, status, _, _ = _CHILD.unpack_from(info, _HEAD.size)
-    return _info(_HEAD.unpack_from(info)[0], code_of(info), _CHILD.pack(pid, uid, status, 0, 0))
+    fields = _CHILD.pack(pid, uid, status, 0, 0)
+    return _info(_HEAD.unpack_from(info)[0], code_of(info) if code is None else code, fields)
 
 
 def of_child(code: int, pid: int, uid: int, status: int) -> bytes:

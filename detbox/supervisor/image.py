@@ -16,7 +16,7 @@ from detbox.cpu.sites import UNTRAPPED
 from detbox.cpu.trap import TrapValues
 from detbox.errors import InternalError
 from detbox.guest.vdso import PAGE
-from detbox.handlers import dispositions
+from detbox.handlers import dispositions, paths
 from detbox.kernel import _native, registers, siginfo
 from detbox.kernel.mappings import mappings
 from detbox.kernel.numbers import NUMBERS
@@ -216,7 +216,10 @@ class Image:
         owner, mode, traced = m.inodes.of(st), st.st_mode, tracees.of(task)
         if traced is not None and not traced.tracer.creds.capable(CAP_SYS_PTRACE, task.process.creds.space):
             mode &= ~(S_ISUID | S_ISGID)
-        return task.process.creds.on_exec(mode, owner.uid, owner.gid)
+        readable = paths.may(task, st, owner, paths.READ)
+        secure = task.process.creds.on_exec(mode, owner.uid, owner.gid)
+        task.process.mm.dumpable = readable and not secure
+        return secure
 
     # -- traps ------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from detbox.errors import LimitExceeded
-from detbox.handlers import futex_exit, identity
+from detbox.handlers import cores, futex_exit, identity
 from detbox.handlers.paths import AT_EMPTY_PATH
 from detbox.handlers.processes import CLONE_ARGS, CLONE_NAMESPACES, EXIT_SIGNAL
 from detbox.kernel import _native, siginfo
@@ -118,7 +118,7 @@ def _new_process(sup: Supervisor, parent: Task, tid: int, flags: int, exit_signa
     process = Process(tid, owner, lineage)
     if owner is not None:
         owner.children.append(process)
-    process.mm = old.mm if flags & CLONE_VM else AddressSpace()
+    process.mm = old.mm if flags & CLONE_VM else AddressSpace(old.mm.dumpable)
     process.files = old.files if flags & CLONE_FILES else old.files.copy(tid)
     process.fs = old.fs if flags & CLONE_FS else old.fs.copy(tid)
     process.creds = old.creds.copy()
@@ -344,7 +344,7 @@ def _drain(sup: Supervisor, process: Process) -> None:
 
 def _process_exit(sup: Supervisor, process: Process, status: int) -> None:
     m = sup.m
-    process.status = status if process.status is None else process.status
+    process.status = cores.end(m, process, status if process.status is None else process.status)
     if process.creds.ruid:
         m.former_users[process.pid] = process.creds.ruid
     release_vfork_parent(sup, process)

@@ -347,6 +347,7 @@ class Supervisor:
         self.spinning.before_signal(task)
         self.counting.long_loops.before_signal(task)
         self.counting.before_signal(task)
+        signals.before_end(self, task, signo)
         self.cont(task, signo)
 
     def on_event_stop(self, task: Task, signo: int) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, Wake
-from detbox.handlers import signal_room, timers
+from detbox.handlers import cores, signal_room, timers
 from detbox.kernel import _native, siginfo
 from detbox.machine import tracees
 from detbox.machine.tracees import is_traced
@@ -26,6 +26,7 @@ from detbox.spin.stepper import OFFSET, register
 from detbox.supervisor.task import Process, State, Task
 
 if TYPE_CHECKING:
+    from detbox.supervisor.loop import Supervisor
     from detbox.supervisor.machine import Machine
 
 
@@ -262,7 +263,8 @@ def repaired(m: Machine, task: Task, signo: int, info: bytes) -> bytes | None:
     """
     code = siginfo.code_of(info)
     if signo == signal.SIGCHLD and code > 0:
-        return siginfo.child(info, _user(m, task, siginfo.sender_of(info)[0]))
+        pid = siginfo.sender_of(info)[0]
+        return siginfo.child(info, _user(m, task, pid), cores.code(m, pid, code))
     if code in (siginfo.SI_USER, siginfo.SI_TKILL):
         sender, uid = siginfo.sender_of(info)
         user = _user(m, task, sender)
@@ -293,3 +295,15 @@ def repair(m: Machine, task: Task, signo: int, info: bytes) -> None:
     better = repaired(m, task, signo, info)
     if better is not None:
         _native.set_siginfo(task.tid, better)
+
+
+def before_end(sup: Supervisor, task: Task, signo: int) -> None:
+    """A thread is about to take a signal: if that ends its process with a core file, this is written."""
+    if signo not in cores.SIGNALS or not cores.limit(task.process):
+        return
+    sets = pending(sup.m, task)
+    if not (sets.caught | sets.ignored) & bit(signo):
+        # Imported when it is first needed: few runs leave core files.
+        from detbox.supervisor import dumping
+
+        dumping.dump(sup, task, signo)

@@ -43,12 +43,16 @@ class State(Enum):
 
 
 class AddressSpace:
-    """The memory of a process, or of several.  ``data``: what is known of it, as with theirs."""
+    """The memory of a process, or of several.  ``data``: what is known of it, as with theirs.
 
-    __slots__ = ("data",)
+    ``dumpable``: whether core files may be written of it (PR_SET_DUMPABLE).
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("data", "dumpable")
+
+    def __init__(self, dumpable: bool = True) -> None:
         self.data: dict[str, Any] = {}
+        self.dumpable = dumpable
 
 
 class Process:

@@ -86,15 +86,20 @@ def _visible(raw: bytes, own_memory: tuple[int, int]) -> Iterator[tuple[int, int
 
 
 def _without_loops(found: Iterable[kernel.Mapping]) -> Iterator[kernel.Mapping]:
-    """The mappings as if no loops were counted in a program's code (cpu.goloops): its own pages lie around others."""
+    """The mappings as if no loops were counted in a program's code (cpu.goloops): its own pages lie around others.
+
+    Other neighbours stay apart, also if they have the same rights: data that a loader has relocated, say.
+    """
     last: kernel.Mapping | None = None
+    after_loops = False
     for each in found:
         loops = each.name.startswith(LOOPS_MAPPING)
         if last is not None and last.end == each.start and last.ino and last.perms == each.perms:
             same = (each.dev, each.ino, each.offset - last.offset) == (last.dev, last.ino, each.start - last.start)
-            if loops or same:
-                last = last._replace(end=each.end)
+            if loops or after_loops and same:
+                last, after_loops = last._replace(end=each.end), loops
                 continue
+        after_loops = False
         if last is not None:
             yield last
         last = each
@@ -107,35 +112,50 @@ def maps(query: Query) -> bytes:
     return b"".join(mapping.line() for mapping in mappings(query))
 
 
-def _vm_flags(perms: bytes, written: bool) -> str:
+class Detail(NamedTuple):
+    """What the kernel's smaps tells of a mapping: its flags, and whether a page of it is nobody else's."""
+
+    flags: frozenset[bytes] = frozenset()
+    anonymous: bool = False
+
+
+PLAIN = Detail()
+
+
+def _vm_flags(perms: bytes, written: bool, left_out: bool) -> str:
     flags = [name for letter, name in ((b"r", "rd"), (b"w", "wr"), (b"x", "ex")) if letter in perms]
     if b"s" in perms:
         flags.append("sh")
     flags += ["mr", "mw", "me"]
     if written:
         flags.append("ac")
+    if left_out:
+        flags.append("dd")
     return " ".join(flags)
 
 
-def _relocated(query: Query) -> frozenset[int]:
-    """Where mappings of files begin that could be written once and cannot any more: data that a loader has relocated.
-
-    The kernel accounts them ever after (VM_ACCOUNT, mm/mprotect.c); debuggers take them for changed, and put them
-    into the core files that they write.
-    """
-    found: set[int] = set()
-    last: kernel.Mapping | None = None
+def details(query: Query) -> dict[int, Detail]:
+    """By the addresses at which mappings begin."""
+    found: dict[int, Detail] = {}
+    start, anonymous = 0, False
     for line in _raw(query, b"smaps").split(b"\n"):
-        if not line.startswith(b"VmFlags:"):
-            last = next(kernel.parse((line,)), last)
-        elif last is not None and last.ino and b"ac" in line.split():
-            found.add(last.start)
-    return frozenset(found)
+        if line.startswith(b"VmFlags:"):
+            found[start] = Detail(frozenset(line.split()[1:]), anonymous)
+        elif line.startswith((b"Anonymous:", b"Swap:")):
+            anonymous = anonymous or line.split()[1] != b"0"
+        elif (mapping := next(kernel.parse((line,)), None)) is not None:
+            start, anonymous = mapping.start, False
+    return found
 
 
-def _is_written(mapping: Mapping, relocated: frozenset[int] = frozenset()) -> bool:
-    """Whether something else may be there than in the file: what may be written counts as written."""
-    return b"w" in mapping.perms or mapping.start in relocated
+def is_written(mapping: Mapping, detail: Detail = PLAIN) -> bool:
+    """Whether something else may be there than in the file: what may be written counts as written.
+
+    So does what could be written once and cannot any more, data that a loader has relocated.  The kernel accounts it
+    ever after (VM_ACCOUNT, mm/mprotect.c); debuggers take it for changed, and put it into the core files that they
+    write.
+    """
+    return b"w" in mapping.perms or mapping.is_file and b"ac" in detail.flags
 
 
 def _counters(resident: int, private_dirty: int, private_clean: int, anonymous: int) -> list[tuple[str, int]]:
@@ -162,12 +182,14 @@ def _split(mapping: Mapping, written: bool) -> tuple[int, int, int]:
 
 def smaps(query: Query) -> bytes:
     """/proc/PID/smaps in the format of Linux 6.1."""
-    parts, relocated = [], _relocated(query)
+    parts, known = [], details(query)
     for mapping in mappings(query):
-        written = _is_written(mapping, relocated)
+        detail = known.get(mapping.start, PLAIN)
+        written = is_written(mapping, detail)
         text = _print("Size", mapping.kb) + _print("KernelPageSize", 4) + _print("MMUPageSize", 4)
         text += "".join(_print(*item) for item in _counters(mapping.resident_kb, *_split(mapping, written)))
-        text += f"THPeligible:    0\nVmFlags: {_vm_flags(mapping.perms, written)} \n"
+        flags = _vm_flags(mapping.perms, written, b"dd" in detail.flags)
+        text += f"THPeligible:    0\nVmFlags: {flags} \n"
         parts.append(mapping.line() + text.encode())
     return b"".join(parts)
 
@@ -177,8 +199,8 @@ def smaps_rollup(query: Query) -> bytes:
     every = list(mappings(query))
     if not every:
         return b""
-    relocated = _relocated(query)
-    split = [_split(mapping, _is_written(mapping, relocated)) for mapping in every]
+    known = details(query)
+    split = [_split(mapping, is_written(mapping, known.get(mapping.start, PLAIN))) for mapping in every]
     dirty, clean, anonymous = (sum(part[index] for part in split) for index in range(3))
     resident = sum(mapping.resident_kb for mapping in every)
     head = b"%08x-%08x ---p 00000000 00:00 0" % (every[0].start, every[-1].end)
@@ -237,7 +259,7 @@ def _sums(raw: bytes, own_memory: tuple[int, int], exe: bytes) -> Sizes:
         mapping = Mapping(*each)
         total += mapping.kb
         resident += mapping.resident_kb
-        anonymous += _split(mapping, _is_written(mapping))[2]
+        anonymous += _split(mapping, is_written(mapping))[2]
         if b"s" in mapping.perms:
             shared += mapping.resident_kb
         if mapping.name == b"[stack]":

@@ -42,6 +42,7 @@ GUESTS = (
     Guest("child_cpu_timer.c"),
     Guest("clock_looks.c", native=False, quick=True),
     Guest("clocks.c", quick=True),
+    Guest("core_files.c"),
     Guest("core_status.c"),
     Guest("count_calls.c"),
     Guest("count_far.c", limit_s=120),

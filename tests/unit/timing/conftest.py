@@ -87,7 +87,7 @@ class FakeMachine:
     def process(self, pid: int, creds: Creds | None = None) -> FakeTask:
         process = SimpleNamespace(
             pid=pid, tasks={}, data={}, cpu=CpuTime(), creds=creds or Creds.of(0, 0), namespaces=False,
-            mounts=None)
+            mounts=None, mm=SimpleNamespace(dumpable=True))
         self.processes[pid] = process
         self.tasks[pid] = FakeTask(pid, process)
         return self.tasks[pid]
