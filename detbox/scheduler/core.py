@@ -45,9 +45,10 @@ _SPREAD = 128
 #: Key on which calls wait whose condition no event announces; it is woken when
 #: another thread has run.
 RECHECK = "recheck"
-#: A wait for a time that was further away (in ns) when it began is not heeded; a sleep of up to so many ns is
-#: heeded only by what the process has started: it looks whether that is done.
-FAR, NAP = 10_000_000_000, 10_000_000
+#: A wait for a time that was further away (in ns) when it began is not heeded, but for a sleep, by whom that has
+#: found; nor is one that was still further.  A sleep of up to so many ns is heeded only by what the process has
+#: started: it looks whether that is done.
+FAR, FAR_MOST, NAP = 10_000_000_000, 60_000_000_000, 10_000_000
 
 
 def turn_length(turns: int) -> int:
@@ -203,7 +204,7 @@ class Scheduler:
         assert park.deadline is not None
         length = park.deadline - self.clock.now
         sleeps = not park.fds and not park.events
-        if length >= FAR or not (sleeps or task.process.children):
+        if length > FAR_MOST or not (sleeps or (length < FAR and task.process.children)):
             return
         if not (sleeps or park.fds):
             if length > NAP:

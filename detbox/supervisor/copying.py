@@ -45,12 +45,12 @@ _LEAVING = "counting_leaving"  # in a task's data: it is to go on in its own cod
 _STEPPED = "counting_steps"  # in a process's data: steps made in its life
 _WORTH = "counting_steps_worth"  # in a process's data: what they have counted of STEPS
 _FAMILY = "counting_family"  # in a process's data: the library of it and of all that were forked from one another
-_CALLS = "counting_calls"  # in a process's data: those of them that were calls
+_CALLS = "counting_calls"  # in a process's data: those of them that were calls, or popf (where a goroutine goes on)
 _RETURNS = "counting_returns"  # in a process's data: those that returned from signal handlers
 _UNABLE = "counting_unable"  # in a process's data: there is no room for copies
 _NONE_STEPPED = (0, 0, 0)
 _STEPPED_ALL, _BEFORE_CALL, _OTHER_STOP = 0, 1, 2
-_CALL, _SIGRETURN, _MMAP = b"\x0f\x05", NUMBERS["rt_sigreturn"], NUMBERS["mmap"]
+_CALL, _POPF, _SIGRETURN, _MMAP = b"\x0f\x05", b"\x9d", NUMBERS["rt_sigreturn"], NUMBERS["mmap"]
 _ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
 #: Private code of a file that cannot be written to.
 _PROT_EXEC = 4
@@ -218,7 +218,7 @@ class Copying:
 
     @staticmethod
     def stepped(process: Process) -> tuple[int, int, int]:
-        """How many instructions of a process were stepped over: what cannot be copied, calls, and ends of handlers."""
+        """How many instructions were stepped over: what cannot be copied, calls and `popf`, and ends of handlers."""
         data = process.data
         if _STEPPED not in data:
             return _NONE_STEPPED
@@ -283,7 +283,7 @@ class Copying:
                 data[_STEPPED] = data.get(_STEPPED, 0) + 1
                 if returns:
                     data[_RETURNS] = data.get(_RETURNS, 0) + 1
-                elif self._at_call(memory, address):
+                elif self._at_call(memory, address) or self._at_call(memory, address, _POPF):
                     data[_CALLS] = data.get(_CALLS, 0) + 1
                 few = self._for_others(task) and self.stepped(task.process)[0] > FEW_STEPS
                 data[_WORTH] = data.get(_WORTH, 0) + (1 << dear)
@@ -307,9 +307,9 @@ class Copying:
         self._reached(task)
 
     @staticmethod
-    def _at_call(memory: TaskMemory, address: int) -> bool:
+    def _at_call(memory: TaskMemory, address: int, code: bytes = _CALL) -> bool:
         try:
-            return memory.read(address, len(_CALL)) == _CALL
+            return memory.read(address, len(code)) == code
         except OSError:
             return False
 

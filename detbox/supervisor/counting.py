@@ -270,7 +270,7 @@ class Counting:
                 if task.state is State.PARKED:
                     self._let_be(task)
                     task.looks = None
-                    self._account(stretch).spins(task)
+                    self._account(stretch).spins(task, stretch)
             else:
                 self.sup.proceed(task)
             return
@@ -288,9 +288,9 @@ class Counting:
         self.sup.m.scheduler.make_ready(task, lambda: self._again(task, FREELY))
 
     def _too_dear(self, task: Task, left: int) -> None:
-        """A stretch that is counted for other processes needs too many copies: its rest is not."""
+        """A stretch that is counted for others needs too many copies: its rest is not."""
         stretch: Stretch = task.data[STRETCH]
-        self.others.counted(task, stretch, max(stretch.before + stretch.piece - left, 0))
+        self._account(stretch).counted(task, stretch, max(stretch.before + stretch.piece - left, 0))
         self._let_be(task)
         self.copying.let_go(task)
 

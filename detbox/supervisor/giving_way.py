@@ -11,11 +11,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from detbox.records import field, record
-from detbox.scheduler.core import FAR
+from detbox.scheduler.core import FAR, FAR_MOST
 from detbox.supervisor.copying import FEW_STEPS
 from detbox.supervisor.lifecycle import CLONE_CHILD_CLEARTID, clone_arguments
 from detbox.supervisor.looks import SPINS, looks_of
-from detbox.supervisor.stretch import GAVE_WAY, PER_NS, Stretch
+from detbox.supervisor.stretch import GAVE_WAY, PER_NS, PER_NS_LIMIT, Stretch
 from detbox.supervisor.task import State
 
 if TYPE_CHECKING:
@@ -64,6 +64,10 @@ FOR_READY = 1 << 28
 #: Who has computed for so many instructions up to a call, while others wait for a time, is worth more copies: 1 us is
 #: earned by each so many of them, up to so many us in all.  Else a large program is given up while it makes its copies.
 LONG, EARNING, MOST_EARNED = 1 << 24, 256, 1_000_000
+#: A wait for a time that is far away is mostly a watchdog's, or of who looks after the others from time to time.
+#: Threads are counted for its sake from an account of its own: so many us at first, of which each so many instructions
+#: up to a call take one; nothing is earned by calls.  A stretch makes copies for what is left, or this at least.
+FAR_ALLOWED, FAR_INSTRUCTIONS, FAR_LEAST = 30_000, 1 << 15, 12_000
 #: When nothing is left for the sake of threads that are ready, those that a new thread wakes go first, the first so
 #: many times: what they do first may be to wait for a time, in an interpreter's lock say.
 NEW = 8
@@ -72,7 +76,7 @@ TURN_OF_RUNTIME = 10_000_000
 #: Spins end without being counted, too, where they have been found before, and much sooner.  So the first so many that
 #: a process's threads are found at (looks.py) are free, and each further one costs so many us.
 SPIN_US = 2_000
-_ACCOUNT = "giving_way"  # in a process's data
+_ACCOUNT, _FAR_ACCOUNT = "giving_way", "giving_way_far"  # in a process's data
 _NEW = "new threads"  # in a process's data: how often those that they wake may still go first, by their numbers
 _MANY = 1_000  # so many of them are remembered
 _OWN_RUNTIME = "own_runtime"  # in a process's data: it has threads that are not made as pthreads are
@@ -81,9 +85,10 @@ _LONG_LOOPS = "long_loops"  # in a process's data: its threads compute for long 
 
 @record
 class _Account:
-    """What has been spent on a process."""
+    """What has been spent on a process.  ``far``: for the sake of those that wait for a time that is far away."""
 
-    made: int  # copies of its code when they were looked at last
+    made: int  # copies of its code when they were looked at last, by the account that is not for those
+    far: bool = False
     stepped: int = 0  # calls that were stepped over, then
     handled: int = 0  # signals, then
     calls: int = 0
@@ -95,6 +100,7 @@ class _Account:
     spins: int = 0
     lingers: int = 0
     allowed: int = ALLOWED
+    reserve: int = RESERVE
     over: bool = False  # all has been spent, and not enough earned since
     rare: int = 0  # calls that were counted all the same
     kinds: dict[tuple[int, ...], int] = field(default_factory=dict)  # those of them of each kind
@@ -103,7 +109,7 @@ class _Account:
     @property
     def left(self) -> int:
         """What may be spent."""
-        return self.allowed + RESERVE + EARNED * self.calls + self.earned + self.waited - self.spent
+        return self.allowed + self.reserve + EARNED * self.calls + self.earned + self.waited - self.spent
 
     @property
     def enough(self) -> bool:
@@ -138,7 +144,7 @@ class GivingWay:
 
     @staticmethod
     def _on_exec(m: Machine, task: Task) -> None:
-        for key in (_ACCOUNT, _OWN_RUNTIME, _NEW, _LONG_LOOPS):
+        for key in (_ACCOUNT, _FAR_ACCOUNT, _OWN_RUNTIME, _NEW, _LONG_LOOPS):
             task.process.data.pop(key, None)
 
     @staticmethod
@@ -155,6 +161,13 @@ class GivingWay:
         account: _Account | None = task.process.data.get(_ACCOUNT)
         if account is None:
             account = task.process.data[_ACCOUNT] = _Account(self.copying.made(task))
+        return account
+
+    @staticmethod
+    def _far_account(task: Task) -> _Account:
+        account: _Account | None = task.process.data.get(_FAR_ACCOUNT)
+        if account is None:
+            account = task.process.data[_FAR_ACCOUNT] = _Account(0, far=True, allowed=FAR_ALLOWED, reserve=0)
         return account
 
     def _able(self, process: Process, account: _Account) -> bool:
@@ -223,7 +236,9 @@ class GivingWay:
         if len(process.tasks) == 1:
             return False
         account = self._account(task)
-        return self._able(process, account) and self._reason(task, account) is not None
+        if self._able(process, account) and self._reason(task, account) is not None:
+            return True
+        return self._far(task) is not None and self._able(process, self._far_account(task))
 
     def begin(self, task: Task) -> Stretch | None:
         """The stretch that a thread whose call is about to be answered is counted for; None: it is not."""
@@ -232,7 +247,13 @@ class GivingWay:
             return None
         account = self._account(task)
         account.calls += 1
-        enough = account.enough
+        stretch = self._begin(task, account)
+        if stretch is None and self._far(task) is not None:
+            stretch = self._begin(task, self._far_account(task))
+        return stretch
+
+    def _begin(self, task: Task, account: _Account) -> Stretch | None:
+        process, enough = task.process, account.enough
         if account.over is enough or _LONG_LOOPS in process.data:
             account.over = not enough and _LONG_LOOPS not in process.data
             enough = account.enough  # which depends on that
@@ -253,13 +274,34 @@ class GivingWay:
         deadline = self.sup.m.clock.next_deadline() if whole else None
         if deadline is not None:  # another process's, maybe
             ns = min(ns, max(deadline - self.sup.m.clock.now, TURN))
-        total = ns * PER_NS
-        piece = min(total, looks_of(task, account.spins).left)
-        return Stretch(total, piece, others=True, ready=ready, whole=whole)
+        per_ns = PER_NS_LIMIT if account.far else PER_NS
+        total = ns * per_ns
+        piece = min(total, looks_of(task, self._account(task).spins).left)
+        stretch = Stretch(total, piece, others=True, ready=ready, per_ns=per_ns, whole=whole, far=account.far)
+        if account.far:
+            stretch.most = self.copying.made(task) + max(account.left, FAR_LEAST) // COPY_US
+        return stretch
+
+    def _timed(self, process: Process) -> bool:
+        """Whether threads of a process wait for a time that is not too far away, but for naps."""
+        return bool(process.timed) and min(process.timed.values()) - self.sup.m.clock.now <= FAR_MOST
+
+    def _far(self, task: Task) -> int | None:
+        """In how many ns the time comes that others of the process wait for, if it is far away, but not too far."""
+        process = task.process
+        if not process.timed or _OWN_RUNTIME in process.data:
+            return None
+        left = min(process.timed.values()) - self.sup.m.clock.now
+        return left if FAR <= left <= FAR_MOST else None
 
     def _reason(self, task: Task, account: _Account) -> tuple[int, bool] | None:
         """When others of the process are to go on, in ns from now, and whether they are ready; None: nobody waits."""
         process, m = task.process, self.sup.m
+        if account.far:
+            far = self._far(task)
+            if far is not None and any(other.state is State.READY for other in process.tasks.values()):
+                far = LATE
+            return None if far is None else (far, False)
         left = min(process.timed.values()) - m.clock.now if process.timed else FAR
         if _LONG_LOOPS in process.data:
             return self._reason_of_runtime(task, account, left)
@@ -319,10 +361,12 @@ class GivingWay:
 
     def counted(self, task: Task, stretch: Stretch, instructions: int) -> None:
         """So many were counted, and a call came first."""
-        account = self._account(task)
+        account = self._far_account(task) if stretch.far else self._account(task)
         account.counted += instructions
         account.spent += CALL_US
-        if stretch.ready:
+        if stretch.far:
+            account.spent += instructions // FAR_INSTRUCTIONS
+        elif stretch.ready:
             account.for_ready += instructions
         elif instructions >= LONG and _LONG_LOOPS not in task.process.data:
             account.earned = min(account.earned + instructions // EARNING, MOST_EARNED)
@@ -330,8 +374,9 @@ class GivingWay:
 
     def reached(self, task: Task, stretch: Stretch) -> None:
         """The whole stretch was counted."""
-        account = self._account(task)
-        account.counted += min(stretch.total, WAITED)
+        account = self._far_account(task) if stretch.far else self._account(task)
+        if not (_LONG_LOOPS in task.process.data and self._timed(task.process)):
+            account.counted += min(stretch.total, WAITED)
         if _LONG_LOOPS in task.process.data:
             account.allowed += stretch.total // EARNED_BY_TURNS
         elif stretch.ready:
@@ -339,19 +384,20 @@ class GivingWay:
             account.for_ready += stretch.total // 4
         else:
             earned = BEGIN_US + stretch.total // EARNED_BY_WAITS
-            account.waited += max(min(earned, ALLOWED + RESERVE - account.left), 0)
+            account.waited += max(min(earned, account.allowed + account.reserve - account.left), 0)
         task.data[GAVE_WAY] = task.data.get(GAVE_WAY, 0) + 1
         self._copied(task, account)
 
-    def spins(self, task: Task) -> None:
+    def spins(self, task: Task, stretch: Stretch) -> None:
         """The thread was found to spin."""
-        account = self._account(task)
-        account.spins += 1
-        if account.spins > SPINS:
-            account.spent += SPIN_US
+        found = self._account(task)
+        found.spins += 1
+        if found.spins > SPINS:
+            (self._far_account(task) if stretch.far else found).spent += SPIN_US
 
     def _copied(self, task: Task, account: _Account) -> None:
         made, (_, stepped, handled) = self.copying.made(task), self.copying.stepped(task.process)
-        account.spent += COPY_US * (made - account.made) + STEP_US * (stepped - account.stepped)
-        account.spent -= EARNED_BY_SIGNAL * (handled - account.handled)
-        account.made, account.stepped, account.handled = made, stepped, handled
+        last = self._account(task)
+        account.spent += COPY_US * (made - last.made) + STEP_US * (stepped - last.stepped)
+        account.spent -= 0 if account.far else EARNED_BY_SIGNAL * (handled - last.handled)
+        last.made, last.stepped, last.handled = made, stepped, handled

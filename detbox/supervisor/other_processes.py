@@ -30,7 +30,7 @@ from detbox.supervisor.giving_way import (
     WAITED,
 )
 from detbox.supervisor.looks import SPINS, looks_of
-from detbox.supervisor.stretch import GAVE_WAY, PER_NS, Stretch
+from detbox.supervisor.stretch import GAVE_WAY, PER_NS, PER_NS_LIMIT, Stretch
 from detbox.supervisor.task import State
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ class Reason(Enum):
     NAP = "a process above it sleeps for 10 ms at most, again and again: it looks whether something is done"
     SHORT = "another process sleeps for 100 ms at most, or one above it waits with such a timeout"
     LONG = "another process sleeps, or one above it waits with a timeout or a timer"
+    FAR = "a process above it sleeps for 10 s or more, and has begun to when this one was there"
+    WATCHED = "the same, of another process: mostly a watchdog"
     BACKGROUND = (
         "it is a shell's background job, and that shell, or what it runs in the foreground, is ready; "
         "or its parent waits for another child, and that one is ready"
@@ -56,12 +58,16 @@ class Reason(Enum):
 
 #: For their sake all the time passes that a turn stands for, also behind times that come meanwhile, and what was spent
 #: on it is given back: natively it takes as long, and who sleeps would wait for ever when all is spent.
-WAITED_FOR = frozenset((Reason.SHORT, Reason.LONG))
+WAITED_FOR = frozenset((Reason.SHORT, Reason.LONG, Reason.FAR, Reason.WATCHED))
+#: Those for which waits for a time are heeded.
+HEEDED = WAITED_FOR | {Reason.NAP}
 #: What may be spent for each of them in a run: us by the figures below and in giving_way.py, and instructions.
 LIMITS = {
     Reason.NAP: (40_000, 1 << 28),
     Reason.SHORT: (600_000, 1 << 34),
     Reason.LONG: (1_000_000, 1 << 35),
+    Reason.FAR: (500_000, 1 << 33),
+    Reason.WATCHED: (50_000, 1 << 31),
     Reason.BACKGROUND: (600_000, 1 << 33),
     Reason.FIRST: (30_000, 1 << 30),
 }
@@ -69,9 +75,6 @@ SHORT = 100_000_000
 #: Others that are ready have their turns after so many ns: what a shell has started first is done first, unless that
 #: takes for ever.  After the first turn they come sooner, and then after twice as long each time.
 TURN_FIRST, TURN_BACKGROUND, LONGEST_TURN = 10_000_000, 250_000_000, 7
-#: How many instructions stand for a nanosecond of a time limit: as many as a fast processor executes, lest the limit is
-#: over for who would be done in time natively.
-PER_NS_LIMIT = 12
 #: A stretch that a call has ended takes time if it had so many instructions.
 LONG_WORK = 20_000_000 * PER_NS
 #: What a call in a copy costs, in us.
@@ -81,6 +84,7 @@ ENTRY_US = 600
 #: What each further process costs: it is given what its like have of copies, and executes them.
 PROCESS_US = 20_000
 _STATE = "other_processes"  # in a process's data
+_SINCE = "since"  # likewise: when it was forked, or has executed its program
 #: In a process's data: the shell whose background job it is, or None.
 BACKGROUND = "background"
 #: Likewise: it has had a timer that expires soon.
@@ -150,6 +154,7 @@ class OtherProcesses:
     # -- who may be concerned ------------------------------------------------------------
 
     def _on_fork(self, m: Machine, parent: Process, child: Process) -> None:
+        child.data[_SINCE] = m.clock.now
         for key in (BACKGROUND, _ASIDE, OWN_GROUP):
             if parent.data.get(key) is not None:
                 child.data[key] = parent.data[key]
@@ -198,6 +203,7 @@ class OtherProcesses:
         return call
 
     def _on_exec(self, m: Machine, task: Task) -> None:
+        task.process.data[_SINCE] = m.clock.now
         if task.process.path != "1" and task.process.vfork_parent is None:
             self._look_at_job(m, task)
 
@@ -294,15 +300,22 @@ class OtherProcesses:
         process, scheduler, now = task.process, self.sup.m.scheduler, self.sup.m.clock.now
         spent = []
         for other, awaited in scheduler.awaited.items():
-            if other.process is not process and (self._heeded_by_all(awaited) or other.process in process.ancestors()):
+            if other.process is process:
+                continue
+            far = awaited.length >= FAR
+            above = (far or not self._heeded_by_all(awaited)) and other.process in process.ancestors()
+            if far and awaited.deadline - awaited.length < process.data.get(_SINCE, 0):
+                continue  # it has nothing to do with this one, or is its watchdog
+            if above or self._heeded_by_all(awaited):
                 left = awaited.deadline - now if other.state is State.PARKED else 0
                 if not (awaited.sleeps or awaited.told) and GAVE_WAY not in task.data:
                     left = min(left, TURN_FIRST)  # what it waits for may be there
                 reason = Reason.SHORT if awaited.length <= SHORT else Reason.LONG
-                reason = Reason.NAP if awaited.nap else reason
+                if awaited.nap or far:
+                    reason = Reason.NAP if awaited.nap else Reason.FAR if above else Reason.WATCHED
                 if self.accounts[reason].open:
-                    yield left, reason, PER_NS if awaited.sleeps else PER_NS_LIMIT
-                else:
+                    yield left, reason, PER_NS if awaited.sleeps and not far else PER_NS_LIMIT
+                elif reason is not Reason.WATCHED or not other.process.children:
                     spent.append(other)
         # Thousands may sleep, and all are gone through at each call.
         for other in spent:
@@ -361,7 +374,8 @@ class OtherProcesses:
 
     def counted(self, task: Task, stretch: Stretch, instructions: int) -> None:
         """So many were counted, and a call came first."""
-        self._spend(task, CALL_US, instructions, stretch.per_ns if instructions >= LONG_WORK else 0)
+        passed = instructions >= LONG_WORK and stretch.reason not in (Reason.FAR, Reason.WATCHED)
+        self._spend(task, CALL_US, instructions, stretch.per_ns if passed else 0)
 
     def reached(self, task: Task, stretch: Stretch) -> None:
         """The whole stretch was counted."""
@@ -371,7 +385,7 @@ class OtherProcesses:
         task.data[GAVE_WAY] = task.data.get(GAVE_WAY, 0) + 1
         task.process.counted = True
 
-    def spins(self, task: Task) -> None:
+    def spins(self, task: Task, stretch: Stretch) -> None:
         """The thread was found to spin."""
         state = self._state(task)
         state.spins += 1
@@ -390,7 +404,7 @@ class OtherProcesses:
         else:
             account.counted += min(instructions, WAITED)
         state.made = made
-        if not any(self.accounts[each].open for each in (Reason.NAP, Reason.SHORT, Reason.LONG)):
+        if not any(self.accounts[each].open for each in HEEDED):
             self.sup.m.scheduler.heed_nobody()
 
 

@@ -18,6 +18,9 @@ LOOPED = "looped"
 #: How many counted instructions stand for a nanosecond: about what they take, so that a counted wait is as long in
 #: real time.
 PER_NS = 4
+#: The same of a time limit: as many as a fast processor executes, lest the limit is over for who would be done in time
+#: natively.
+PER_NS_LIMIT = 12
 #: Stretches with fewer instructions are too common to mean that a program waits.
 SHORTEST = 20_000
 NO_LIMIT = 1 << 62
@@ -34,7 +37,7 @@ class Stretch:
     because the next one may be.  ``most``: copies of its code that there may be; with more it is not counted any more.
     ``per_ns``: how many of the instructions stand for a nanosecond.  ``whole``: at its end all that it stands for has
     passed, and not only the time up to the next deadline: where many wait, each turn would bring the last of them
-    nearer by a part of what it costs.
+    nearer by a part of what it costs.  ``far``: they wait for a time that is far away.
     """
 
     total: int
@@ -47,6 +50,7 @@ class Stretch:
     most: int = NO_LIMIT
     per_ns: int = PER_NS
     whole: bool = False
+    far: bool = False
 
     @property
     def for_other_processes(self) -> bool:

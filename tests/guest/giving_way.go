@@ -159,6 +159,20 @@ func several() {
 	fmt.Println("several", results, n)
 }
 
+// The runtime takes the processor from a goroutine a hundred times and more.
+func often() {
+	atomic.StoreInt32(&stop, 0)
+	go func() {
+		time.Sleep(2500 * time.Millisecond)
+		atomic.StoreInt32(&stop, 1)
+	}()
+	n := uint32(1)
+	for !stopped() {
+		n = n*1664525 + 1013904223
+	}
+	fmt.Println("often", n)
+}
+
 // A signal's handler is called for what is where loops are counted.
 func faults() {
 	caught := 0
@@ -193,6 +207,7 @@ func main() {
 	locks()
 	channels()
 	several()
+	often()
 	faults()
 	maps, _ := os.ReadFile("/proc/self/maps")
 	if text := string(maps); strings.Contains(text, "detbox") || strings.Count(text, "r-xp") > 3 {

@@ -10,9 +10,9 @@ import pytest
 
 from detbox.decision import Park
 from detbox.supervisor import giving_way
-from detbox.supervisor.giving_way import FAR, GLANCE, LINGER, TURN, TURNS, GivingWay
+from detbox.supervisor.giving_way import FAR, FAR_MOST, GLANCE, LINGER, TURN, TURNS, GivingWay
 from detbox.supervisor.looks import PIECE, SOON, SPINS
-from detbox.supervisor.stretch import GAVE_WAY, PER_NS, Stretch
+from detbox.supervisor.stretch import GAVE_WAY, PER_NS, PER_NS_LIMIT, Stretch
 from detbox.supervisor.task import Process, State, Task
 
 NOW = 1_000
@@ -66,7 +66,7 @@ class Host:
     def ns(self) -> float | None:
         stretch = self.way.begin(self.task)
         assert (stretch is not None) == self.way.waits(self.task) or self.copying.in_copy
-        return stretch.total / PER_NS if stretch is not None else None
+        return stretch.total / stretch.per_ns if stretch is not None else None
 
 
 def test_nobody_waits() -> None:
@@ -77,12 +77,51 @@ def test_nobody_waits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wait", "ns"), [(5 * TURN, 5 * TURN), (1, TURN), (-1, GLANCE), (FAR - 1, FAR - 1), (FAR, None)]
+    ("wait", "ns"),
+    [
+        (5 * TURN, 5 * TURN), (1, TURN), (-1, GLANCE), (FAR - 1, FAR - 1), (FAR, FAR), (FAR_MOST, FAR_MOST),
+        (FAR_MOST + 1, None),
+    ],
 )
 def test_a_time_that_another_waits_for(wait: int, ns: int | None) -> None:
     host = Host()
     host.waits(wait)
     assert host.ns() == ns
+
+
+def test_a_time_that_is_far_away() -> None:
+    host = Host(3)
+    host.waits(2 * FAR)
+    stretch = host.way.begin(host.task)
+    assert stretch is not None and stretch.far and stretch.per_ns == PER_NS_LIMIT and stretch.whole
+    assert stretch.most == (giving_way.FAR_ALLOWED - giving_way.BEGIN_US) // giving_way.COPY_US
+    # Calls spend what there is, and then it is for rare ones, with less.
+    for _ in range(giving_way.FAR_ALLOWED // giving_way.CALL_US):
+        host.way.counted(host.task, stretch, 1)
+    rare = host.way.begin(host.task)
+    assert rare is not None and rare.most == giving_way.FAR_LEAST // giving_way.COPY_US
+    host.calls()
+    assert host.ns() is None and host.process.data[giving_way._ACCOUNT].spent == 0, "the other account is spared"
+    host.waits(FAR - 1, which=2)
+    assert host.ns() == FAR - 1
+    # What was waited for to its end is given back.
+    del host.process.timed[host.tasks[2]]
+    host.way.reached(host.task, stretch)
+    assert host.ns() == 2 * FAR
+    long = giving_way.FAR_ALLOWED * giving_way.FAR_INSTRUCTIONS
+    host.way.counted(host.task, stretch, long)
+    host.calls()
+    assert host.ns() is None
+    # Others that are ready have late turns meanwhile, when nothing is left for them.
+    host = Host(3)
+    host.waits(2 * FAR)
+    host.is_ready(2)
+    assert host.ns() == TURN
+    host.tasks[2].nr = 0
+    host.process.data[giving_way._ACCOUNT].for_ready = 2 * giving_way.FOR_READY
+    assert host.ns() == giving_way.LATE
+    host.process.data["own_runtime"] = True
+    assert host.ns() is None
 
 
 def test_who_is_ready_has_its_turn() -> None:
@@ -194,10 +233,19 @@ def test_the_budgets() -> None:
         return lambda host, stretch: (host.way.long_loop(host.task, 1_000_000), spend(host, stretch))
 
     assert not spent(long_loop(lambda host, stretch: host.way.reached(host.task, long)))
-    assert spent(long_loop(lambda host, stretch: [host.way.reached(host.task, long) for _ in range(8)]))
+    assert not spent(long_loop(lambda host, stretch: [host.way.reached(host.task, long) for _ in range(8)]))
+    assert spent(
+        long_loop(
+            lambda host, stretch: (
+                host.process.timed.clear(),
+                setattr(host.tasks[1], "park", Park(lambda wake: wake, deadline=NOW + TURN, extra={"nap": True})),
+                [host.way.reached(host.task, long) for _ in range(8)],
+            )
+        )
+    )
     spins = SPINS + most // giving_way.SPIN_US
-    assert not spent(lambda host, stretch: [host.way.spins(host.task) for _ in range(spins - 1)])
-    assert spent(lambda host, stretch: [host.way.spins(host.task) for _ in range(spins + 1)])
+    assert not spent(lambda host, stretch: [host.way.spins(host.task, stretch) for _ in range(spins - 1)])
+    assert spent(lambda host, stretch: [host.way.spins(host.task, stretch) for _ in range(spins + 1)])
     assert spent(lambda host, stretch: setattr(host.copying, "steps", (1_000, 0, 0)))
 
     def steps(calls: int, signals: int) -> Any:
@@ -351,7 +399,7 @@ def test_who_is_ready_has_a_late_turn_when_nothing_is_left_for_it_but_somebody_w
     host.tasks[1].nr = 0
     host.process.data[giving_way._ACCOUNT].spent = giving_way.ALLOWED + giving_way.RESERVE // 2
     assert host.ns() == giving_way.LATE
-    host.waits(FAR, which=2)
+    host.waits(FAR_MOST + 1, which=2)
     assert host.ns() is None
 
 
@@ -362,7 +410,7 @@ def test_who_has_often_spun_is_looked_at_soon() -> None:
         stretch = host.way.begin(host.task)
         assert stretch is not None and stretch.piece == piece
         for _ in range(SPINS):
-            host.way.spins(host.task)
+            host.way.spins(host.task, stretch)
     assert host.process.data[giving_way._ACCOUNT].spent >= SPINS * giving_way.SPIN_US
 
 

@@ -11,13 +11,14 @@ import pytest
 
 from detbox.decision import Park
 from detbox.kernel.numbers import NUMBERS
-from detbox.scheduler.core import NAP, Awaited
+from detbox.scheduler.core import FAR, NAP, Awaited
 from detbox.supervisor import other_processes
 from detbox.supervisor.giving_way import COPY_US, LINGER, TURN
 from detbox.supervisor.looks import PIECE, SOON, SPINS
 from detbox.supervisor.other_processes import (
     BACKGROUND,
     LIMITS,
+    LONG_WORK,
     OWN_GROUP,
     SHORT,
     TURN_BACKGROUND,
@@ -25,7 +26,7 @@ from detbox.supervisor.other_processes import (
     OtherProcesses,
     Reason,
 )
-from detbox.supervisor.stretch import GAVE_WAY, Stretch
+from detbox.supervisor.stretch import GAVE_WAY, PER_NS_LIMIT, Stretch
 from detbox.supervisor.task import Process, State, Task
 
 NOW = 1_000_000
@@ -236,6 +237,33 @@ def test_a_thread_lingers_in_its_copies() -> None:
     assert sum(each is not None and each.idle for each in stretches) == LINGER
 
 
+def test_far_sleeps() -> None:
+    host = Host()
+    host.awaits(host.other, 2 * FAR)
+    assert host.begin() == (2 * FAR, Reason.WATCHED)
+    host.scheduler.awaited.clear()
+    host.awaits(host.shell, 2 * FAR)
+    stretch = host.others.begin(host.task)
+    assert stretch is not None and (stretch.reason, stretch.per_ns) == (Reason.FAR, PER_NS_LIMIT)
+    # What was computed up to a call is not given back, however long it was; what was waited for to its end is.
+    account = host.others.accounts[Reason.FAR]
+    account.spent = 100_000
+    host.others.counted(host.task, stretch, LONG_WORK)
+    assert account.spent > 100_000 and account.counted == LONG_WORK
+    host.others.reached(host.task, stretch)
+    assert account.spent == 0 and account.counted == LONG_WORK
+    # Programs that have begun since are no reason for the sleep, nor the other way round.
+    host.task.process.data[other_processes._SINCE] = NOW + 1
+    assert host.begin() is None
+    host.task.process.data[other_processes._SINCE] = NOW
+    # Who has children is heeded by them when nothing is left for others.
+    host.awaits(host.other, 2 * FAR)
+    host.others.accounts[Reason.WATCHED].spent = LIMITS[Reason.WATCHED][0]
+    host.shell.process.children.append(host.task.process)
+    assert host.begin() == (2 * FAR, Reason.FAR) and list(host.scheduler.awaited) == [host.shell]
+    assert host.begin(host.outer) is None and list(host.scheduler.awaited) == [host.shell]
+
+
 def test_the_accounts() -> None:
     for reason, (most, counted) in LIMITS.items():
         host = Host()
@@ -252,7 +280,7 @@ def test_the_accounts() -> None:
         assert host.task.data[GAVE_WAY]
     assert host.others.accounts[Reason.NAP].counted >= LIMITS[Reason.NAP][1]
     assert host.scheduler.heeding
-    for reason in (Reason.LONG, Reason.SHORT):
+    for reason in (Reason.LONG, Reason.SHORT, Reason.FAR, Reason.WATCHED):
         host.others.accounts[reason].spent = LIMITS[reason][0]
     host.others.reached(host.task, Stretch(1, 1, reason=Reason.NAP))
     assert not host.scheduler.heeding
@@ -299,7 +327,7 @@ def test_who_spins_or_generates_code_is_left_alone() -> None:
     pieces = []
     while (stretch := host.others.begin(host.task)) is not None:
         pieces.append(stretch.piece)
-        host.others.spins(host.task)
+        host.others.spins(host.task, stretch)
     assert pieces[:SPINS] == [PIECE] * SPINS and set(pieces[SPINS:]) == {SOON}, "they cost more and more"
     host = Host()
     host.awaits(host.other, SECOND)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from detbox.decision import Decision, Park, Wake
 from detbox.machine.clock import Clock
-from detbox.scheduler.core import AFTER_FORK, FAR, NAP, Scheduler
+from detbox.scheduler.core import AFTER_FORK, FAR, FAR_MOST, NAP, Scheduler
 from detbox.supervisor.task import Process, Task
 
 
@@ -79,7 +79,8 @@ def test_sleeps_are_heeded_until_the_thread_has_its_turn() -> None:
 
 
 def test_which_waits_other_processes_do_not_heed() -> None:
-    assert not waiting(deadline=Clock(0).now + FAR)[0].awaited
+    assert waiting(deadline=Clock(0).now + FAR_MOST)[0].awaited
+    assert not waiting(deadline=Clock(0).now + FAR_MOST + 1)[0].awaited
     assert not waiting(deadline=Clock(0).now + 5, events=("key",))[0].awaited
 
 
