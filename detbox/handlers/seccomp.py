@@ -7,6 +7,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from detbox.decision import CONTINUE, ContinueThen, Decision
+from detbox.handlers import cores
 from detbox.kernel.numbers import NUMBERS
 from detbox.kernel.own import OWN_CALL, OWN_MAPPING
 from detbox.machine.creds import STRICT
@@ -45,6 +46,10 @@ _PROLOGUE = _program(
     (_RETURN, 0, 0, _RET_ALLOW), (_AND, 0, 0, 0),
 )  # fmt: skip
 _SIZE = 8  # of an instruction
+_KILL_PROCESS, _KILL_THREAD, _ACTION = 0x80000000, 0, 0xFFFF0000
+#: What filters trap with instead of killing, if that is to leave a core file: si_errno of the signal.
+KILLS_PROCESS, KILLS_THREAD = 0xDE7B, 0xDE7C
+_INSTEAD = {_KILL_PROCESS: _RET_TRAP | KILLS_PROCESS, _KILL_THREAD: _RET_TRAP | KILLS_THREAD}
 
 
 def seccomp(m: Machine, t: Task, a: Args) -> Decision:
@@ -72,6 +77,8 @@ def own_filter(m: Machine, t: Task, flags: int, program: int) -> Decision:
     if not (creds.no_new_privs or creds.capable(CAP_SYS_ADMIN)):
         return -errno.EACCES
     code = t.read(int.from_bytes(header[8:], "little"), length * _SIZE)
+    if cores.limit(t.process):
+        code = _stopping(code)
     if len(code) + len(_PROLOGUE) <= _MAX_INSTRUCTIONS * _SIZE:
         code = _PROLOGUE + code
 
@@ -82,6 +89,15 @@ def own_filter(m: Machine, t: Task, flags: int, program: int) -> Decision:
         return failed
 
     return ContinueThen(look, instead=0)
+
+
+def _stopping(code: bytes) -> bytes:
+    """A filter that traps where it would kill: the kernel lets nobody see a thread before that end."""
+    found = [struct.unpack_from("<HBBI", code, at) for at in range(0, len(code), _SIZE)]
+    return _program(*(
+        (what, yes, no, _INSTEAD.get(operand & _ACTION, operand) if what == _RETURN else operand)
+        for what, yes, no, operand in found
+    ))  # fmt: skip
 
 
 def _install(m: Machine, t: Task, flags: int, code: bytes) -> int:

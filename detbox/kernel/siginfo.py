@@ -34,6 +34,16 @@ def code_of(info: bytes) -> int:
     return int(_HEAD.unpack_from(info)[2])
 
 
+def errno_of(info: bytes) -> int:
+    """``si_errno``."""
+    return int(_HEAD.unpack_from(info)[1])
+
+
+def without_errno(info: bytes) -> bytes:
+    """The same with ``si_errno`` 0."""
+    return info[:4] + bytes(4) + info[8:]
+
+
 def _info(signo: int, code: int, fields: bytes) -> bytes:
     return (_HEAD.pack(signo, 0, code, 0) + fields).ljust(SIZE, b"\0")
 

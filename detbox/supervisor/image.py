@@ -264,11 +264,11 @@ class Image:
             sets = signals.pending(self.sup.m, task)
             if not (sets.caught | sets.ignored) & signals.bit(signo):
                 blocked = blocked or dispositions.handler(act) != signal.SIG_IGN
-                self._restore(task, signo, act)
+                self.restore(task, signo, act)
         if blocked:
             _native.set_sigmask(task.tid, mask | signals.bit(signo))
 
-    def _restore(self, task: Task, signo: int, act: bytes) -> None:
+    def restore(self, task: Task, signo: int, act: bytes) -> None:
         """Set a disposition again; the structure is passed on the thread's stack, below its red zone."""
         place = registers.get(task.tid).rsp - 128 - len(act)
         saved = task.read(place, len(act))

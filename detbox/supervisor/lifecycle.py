@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from detbox.errors import LimitExceeded
-from detbox.handlers import cores, futex_exit, identity
+from detbox.handlers import cores, dispositions, futex_exit, identity, seccomp
 from detbox.handlers.paths import AT_EMPTY_PATH
 from detbox.handlers.processes import CLONE_ARGS, CLONE_NAMESPACES, EXIT_SIGNAL
 from detbox.kernel import _native, siginfo
@@ -314,15 +314,30 @@ def forbidden(sup: Supervisor, task: Task, info: bytes) -> bool:
     The thread alone (__secure_computing_strict() in kernel/seccomp.c).  From among others it leaves by exit(2): the
     kernel knows no other end of one thread.
     """
-    if STRICT not in task.data or siginfo.code_of(info) != _SYS_SECCOMP:
+    if siginfo.code_of(info) != _SYS_SECCOMP:
         return False
-    if len(task.process.tasks) == 1:
+    how, alone = siginfo.errno_of(info), len(task.process.tasks) == 1
+    if task.process.creds.filters and (how == seccomp.KILLS_PROCESS or how == seccomp.KILLS_THREAD and alone):
+        _filtered(sup, task, info)
+        return True
+    if STRICT not in task.data and not (task.process.creds.filters and how == seccomp.KILLS_THREAD):
+        return False
+    if alone:
         os.kill(task.process.pid, signal.SIGKILL)
         killed(sup, task.process)
     else:
         injection.to_call(task, NUMBERS["exit"])
         sup.cont(task, 0)
     return True
+
+
+def _filtered(sup: Supervisor, task: Task, info: bytes) -> None:
+    """A filter kills the process of a thread, with SIGSYS, whatever that process does at the signal."""
+    _native.set_siginfo(task.tid, siginfo.without_errno(info))
+    signals.before_end(sup, task, signal.SIGSYS, surely=True)
+    if signals.pending(sup.m, task).caught & signals.bit(signal.SIGSYS):
+        sup.image.restore(task, signal.SIGSYS, bytes(dispositions.SIZE))
+    sup.cont(task, signal.SIGSYS)
 
 
 def leader_last(process: Process) -> list[int]:

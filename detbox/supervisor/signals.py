@@ -297,12 +297,15 @@ def repair(m: Machine, task: Task, signo: int, info: bytes) -> None:
         _native.set_siginfo(task.tid, better)
 
 
-def before_end(sup: Supervisor, task: Task, signo: int) -> None:
-    """A thread is about to take a signal: if that ends its process with a core file, this is written."""
-    if signo not in cores.SIGNALS or not cores.limit(task.process):
+def before_end(sup: Supervisor, task: Task, signo: int, *, surely: bool = False) -> None:
+    """A thread is about to take a signal: if that ends its process with a core file, this is written.
+
+    ``surely``: it does, whatever the process would do at the signal.
+    """
+    if signo not in cores.SIGNALS or not cores.limit(task.process) or cores.LEFT in task.process.data:
         return
     sets = pending(sup.m, task)
-    if not (sets.caught | sets.ignored) & bit(signo):
+    if surely or not (sets.caught | sets.ignored) & bit(signo):
         # Imported when it is first needed: few runs leave core files.
         from detbox.supervisor import dumping
 

@@ -1,6 +1,8 @@
 /* What a process leaves that a signal ends: a core file, if it may, and what its parent is told. */
 #include "guest.h"
 #include <elf.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <sys/prctl.h>
 #include <sys/procfs.h>
 #include <sys/syscall.h>
@@ -164,6 +166,26 @@ static void without_rights(void)
 {
     umask(0200);
     fault();
+}
+
+static void by_a_filter(void)
+{
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_getppid, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = {4, code};
+    CHECK(!prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+    CHECK(!syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program));
+    getppid();
+}
+
+static void by_a_filter_with_a_handler(void)
+{
+    on_signal(SIGSYS, handled, 0);
+    by_a_filter();
 }
 
 /* -- what they leave --------------------------------------------------------------------------- */
@@ -392,5 +414,7 @@ int main(int argc, char **argv)
     CHECK(stat("link/other", &st) == 0 && st.st_size == 5);
     try("directory", over_a_directory, SIGSEGV, NONE, 0);
     try("rights", without_rights, SIGSEGV, NONE, 0);
+    try("filter", by_a_filter, SIGSYS, FULL, 1);
+    try("caught", by_a_filter_with_a_handler, SIGSYS, FULL, 1);
     return done();
 }
