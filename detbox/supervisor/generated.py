@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _KEY = "generated code"  # in an address space's data
 #: How often those that were woken go first: at first, and of so many times once.
 ALLOWED, ONE_IN = 256, 16
+#: And behind that, of each thread.
+EACH = 32
 #: The first so many times it is looked each time whether there is such code; then after a part of the times so far.
 OFTEN, SELDOM = 64, 8
 
@@ -48,10 +50,20 @@ def lets_go_first(m: Machine, task: Task) -> bool:
     if not known.generates and known.woken >= known.next:
         known.next = known.woken + (1 if known.woken < OFTEN else known.woken // SELDOM)
         known.generates = bool(code_without_file(m, task))
-    if not known.generates or known.first >= ALLOWED + known.woken // ONE_IN:
+    if not known.generates:
         return False
+    if known.first >= ALLOWED + known.woken // ONE_IN:
+        return _for_a_new_thread(task)
     known.first += 1
     return True
+
+
+def _for_a_new_thread(task: Task) -> bool:
+    """Whether those that a thread has woken go first, although its process has spent all: they do the first times that
+    it wakes anybody since that, because what a new thread begins with may be a loop without a call that waits."""
+    times: int = task.data.get(_KEY, 0)
+    task.data[_KEY] = times + 1
+    return times < EACH
 
 
 def code_without_file(m: Machine, task: Task) -> list[Mapping]:
