@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from detbox.supervisor.machine import Machine
     from detbox.supervisor.task import Task
 
-_KEY = "generated code"  # in an address space's data
+_KEY = "generated code"  # in the data of an address space, and of a thread
 #: How often those that were woken go first: at first, and of so many times once.
 ALLOWED, ONE_IN = 256, 16
 #: And behind that, of each thread.
