@@ -176,20 +176,29 @@ static int look_at(pid_t tid, struct moment *m)
 	return 0;
 }
 
-/* Whether the last moments of the same program counter differ by the same steps: by none if there are only
- * two of them. */
-static int regular(const struct moment *every, long count)
+/* How often a turn may come to the same program counter, in a function that it calls at several places. */
+enum { MOST_VISITS = 4 };
+
+/* Whether registers that were `before`, and `earlier` before that (NULL: not known; they must be the same), changed by the same steps. */
+static int same_steps(const struct moment *last, const struct moment *before, const struct moment *earlier)
 {
-	const struct moment *last = &every[count - 1], *before[2] = {NULL, NULL};
-	int found = 0;
-	for (const struct moment *m = last; m-- > every && found < 2;)
-		if (m->rip == last->rip) before[found++] = m;
-	if (!found) return 0;
 	for (size_t i = 0; i < sizeof last->values / sizeof *last->values; i++) {
-		uint64_t step = found == 2 ? before[0]->values[i] - before[1]->values[i] : 0;
-		if (last->values[i] - before[0]->values[i] != step) return 0;
+		uint64_t step = earlier ? before->values[i] - earlier->values[i] : 0;
+		if (last->values[i] - before->values[i] != step) return 0;
 	}
 	return 1;
+}
+
+/* Whether the last moments of the same program counter are those of turns that are alike, of one to MOST_VISITS visits each. */
+static int regular(const struct moment *every, long count)
+{
+	const struct moment *last = &every[count - 1], *before[2 * MOST_VISITS] = {NULL};
+	int found = 0;
+	for (const struct moment *m = last; m-- > every && found < 2 * MOST_VISITS;)
+		if (m->rip == last->rip) before[found++] = m;
+	for (int visits = 1; visits <= MOST_VISITS && visits <= found; visits++)
+		if (same_steps(last, before[visits - 1], before[2 * visits - 1])) return 1;
+	return 0;
 }
 
 /* survey(tid, count) -> (steps, wait status, why, regular): single-steps a thread as step_many() does, up to

@@ -22,6 +22,13 @@ volatile long sink;
 
 LOOP wait_flag(void) { while (!flag); }
 LOOP wait_pause(void) { while (!flag) __builtin_ia32_pause(); }
+/* Most of its instructions are executed twice in a turn, with other registers. */
+__attribute__((noinline)) static int mixed(int word, int by)
+{
+	__asm__ volatile(".rept 12; xorl %1, %0; .endr" : "+r"(word) : "r"(by));
+	return word;
+}
+LOOP twice(void) { while (!flag && mixed(1, 7) + mixed(2, 5)); }
 LOOP barrier(void)
 {
 	int i, sum;
@@ -176,7 +183,8 @@ LOOP every(void)
 }
 
 static const struct { const char *name; void (*run)(void); } loops[] = {
-	{"wait_flag", wait_flag}, {"wait_pause", wait_pause}, {"barrier", barrier}, {"job", job},
+	{"wait_flag", wait_flag}, {"wait_pause", wait_pause}, {"twice", twice}, {"barrier", barrier},
+	{"job", job},
 	{"cmpxchg", cmpxchg}, {"exchange", exchange}, {"ticket", ticket}, {"backoff", backoff},
 	{"floating", floating}, {"pthread_spin", pthread_spin}, {"counting", counting},
 	{"counting_memory", counting_memory}, {"copying", copying}, {"string_copy", string_copy},

@@ -20,7 +20,7 @@ LEVELS = ("-O0", "-O2")
 _INTERRUPT, _CONT = 0x4207, 7
 _CPUCLOCK_SCHED = 2  # include/linux/posix-timers.h: a process's clock has its number in the others of the bits
 
-SPINS = "wait_flag wait_pause barrier job cmpxchg exchange ticket backoff floating pthread_spin".split()
+SPINS = "wait_flag wait_pause twice barrier job cmpxchg exchange ticket backoff floating pthread_spin".split()
 COUNTING = ["counting", "counting_memory"]
 POLLING = ["poll_and_lock", "poll_down", "poll_by_sevens", "poll_in_memory"]
 COMPUTING = "copying string_copy summing counting_down length generator clock_reading floating_sum".split()
