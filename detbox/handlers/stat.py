@@ -44,7 +44,9 @@ def newfstatat(m: Machine, t: Task, a: Args) -> Decision:
     if told is not None:
         return told
     if flags & _AT_EMPTY_PATH and _is_empty(t, a[1]):
-        return _fstat(m, t, a[0], a[2])
+        st, vnode = of_fd(m, t, a[0])
+        t.write(a[2], _pack(st, vnode, t.process.creds.space))
+        return 0
     return _stat(m, t, a[0], a[1], a[2], not flags & _AT_NOFOLLOW)
 
 
@@ -76,8 +78,7 @@ def fstat(m: Machine, t: Task, a: Args) -> Decision:
     """int fstat(int fd, struct stat *buf)"""
     if a[0] & _M32 > 0x7FFFFFFF:
         return -errno.EBADF  # AT_FDCWD names a directory for other calls
-    told = _tell(m, t, a[0], 0, a[1], _AT_EMPTY_PATH)
-    return _fstat(m, t, a[0], a[1]) if told is None else told
+    return newfstatat(m, t, (a[0], 0, a[1], _AT_EMPTY_PATH))
 
 
 def statx(m: Machine, t: Task, a: Args) -> Decision:
@@ -131,12 +132,6 @@ def _stat(m: Machine, t: Task, dirfd: int, address: int, buf: int, follow: bool)
                 inodes.python_source(vnode, name, at, st.st_size)
             if vnode.btime != inodes.epoch_ns:
                 inodes.find_holes(vnode, st, name, at)
-    t.write(buf, _pack(st, vnode, t.process.creds.space))
-    return 0
-
-
-def _fstat(m: Machine, t: Task, fd: int, buf: int) -> int:
-    st, vnode = of_fd(m, t, fd)
     t.write(buf, _pack(st, vnode, t.process.creds.space))
     return 0
 

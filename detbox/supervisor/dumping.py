@@ -13,6 +13,7 @@ import os
 import struct
 from collections.abc import Iterator
 from functools import partial
+from resource import RLIMIT_FSIZE
 from typing import TYPE_CHECKING
 
 from detbox.cpu.auxv import AT_SYSINFO_EHDR
@@ -41,7 +42,6 @@ _FLAGS, _MODE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o600
 _RIGHTS = 0o677
 #: Where the name is said to be in the thread's memory.
 _ADDRESS = 1
-_MAGIC = b"\x7fELF"
 
 
 def dump(sup: Supervisor, task: Task, signo: int) -> None:
@@ -58,8 +58,8 @@ def dump(sup: Supervisor, task: Task, signo: int) -> None:
     if loops.armed(process.mm):
         loops.disarm(process.mm, PtraceStepper(task.tid))
     with open(file, "wb", buffering=0, closefd=True):
-        limits = limits_of(process)
-        _write(m, Output(file, cores.limit(process), limits[1][0]), (task, *others), signo)
+        end, _ = limits_of(process)[RLIMIT_FSIZE]
+        _write(m, Output(file, cores.limit(process), end), (task, *others), signo)
 
 
 def _is_first(sup: Supervisor, task: Task) -> bool:
@@ -248,7 +248,7 @@ class _Memory:
 
     def _is_elf(self, mapping: maps.Mapping) -> bool:
         with contextlib.suppress(OSError):
-            return self._read(mapping.start, len(_MAGIC)) == _MAGIC
+            return self._read(mapping.start, len(elfcore.MAGIC)) == elfcore.MAGIC
         return False
 
     def _read(self, address: int, length: int) -> bytes:

@@ -170,6 +170,10 @@ class GivingWay:
             account = task.process.data[_FAR_ACCOUNT] = _Account(0, far=True, allowed=FAR_ALLOWED, reserve=0)
         return account
 
+    def _account_of(self, task: Task, stretch: Stretch) -> _Account:
+        """The account from which a thread is counted for a stretch."""
+        return self._far_account(task) if stretch.far else self._account(task)
+
     def _able(self, process: Process, account: _Account) -> bool:
         return account.enough and self._worthwhile(process, account)
 
@@ -284,14 +288,18 @@ class GivingWay:
 
     def _timed(self, process: Process) -> bool:
         """Whether threads of a process wait for a time that is not too far away, but for naps."""
-        return bool(process.timed) and min(process.timed.values()) - self.sup.m.clock.now <= FAR_MOST
+        return bool(process.timed) and self._left(process) <= FAR_MOST
+
+    def _left(self, process: Process) -> int:
+        """In how many ns the first time comes that threads of a process wait for."""
+        return min(process.timed.values()) - self.sup.m.clock.now
 
     def _far(self, task: Task) -> int | None:
         """In how many ns the time comes that others of the process wait for, if it is far away, but not too far."""
         process = task.process
         if not process.timed or _OWN_RUNTIME in process.data:
             return None
-        left = min(process.timed.values()) - self.sup.m.clock.now
+        left = self._left(process)
         return left if FAR <= left <= FAR_MOST else None
 
     def _reason(self, task: Task, account: _Account) -> tuple[int, bool] | None:
@@ -302,7 +310,7 @@ class GivingWay:
             if far is not None and any(other.state is State.READY for other in process.tasks.values()):
                 far = LATE
             return None if far is None else (far, False)
-        left = min(process.timed.values()) - m.clock.now if process.timed else FAR
+        left = self._left(process) if process.timed else FAR
         if _LONG_LOOPS in process.data:
             return self._reason_of_runtime(task, account, left)
         used_up = left >= FAR and account.for_ready >= FOR_READY
@@ -361,7 +369,7 @@ class GivingWay:
 
     def counted(self, task: Task, stretch: Stretch, instructions: int) -> None:
         """So many were counted, and a call came first."""
-        account = self._far_account(task) if stretch.far else self._account(task)
+        account = self._account_of(task, stretch)
         account.counted += instructions
         account.spent += CALL_US
         if stretch.far:
@@ -374,7 +382,7 @@ class GivingWay:
 
     def reached(self, task: Task, stretch: Stretch) -> None:
         """The whole stretch was counted."""
-        account = self._far_account(task) if stretch.far else self._account(task)
+        account = self._account_of(task, stretch)
         if not (_LONG_LOOPS in task.process.data and self._timed(task.process)):
             account.counted += min(stretch.total, WAITED)
         if _LONG_LOOPS in task.process.data:
@@ -393,7 +401,7 @@ class GivingWay:
         found = self._account(task)
         found.spins += 1
         if found.spins > SPINS:
-            (self._far_account(task) if stretch.far else found).spent += SPIN_US
+            self._account_of(task, stretch).spent += SPIN_US
 
     def _copied(self, task: Task, account: _Account) -> None:
         made, (_, stepped, handled) = self.copying.made(task), self.copying.stepped(task.process)

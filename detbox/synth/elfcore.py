@@ -15,6 +15,7 @@ from detbox.records import NamedTuple
 from detbox.synth.maps import Detail, Mapping, is_written
 
 # include/uapi/linux/elf.h
+MAGIC = b"\x7fELF"
 _ET_CORE, _EM_X86_64, _PT_LOAD, _PT_NOTE = 4, 62, 1, 4
 _NT_PRSTATUS, _NT_PRFPREG, _NT_PRPSINFO, _NT_AUXV = 1, 2, 3, 6
 _NT_X86_XSTATE, _NT_FILE, _NT_SIGINFO = 0x202, 0x46494C45, 0x53494749
@@ -113,7 +114,7 @@ def head(process: Dying, signo: int, segments: Sequence[Segment]) -> Iterator[by
     count = len(segments) + 1
     at = _EHDR.size + count * _PHDR.size
     length = sum(map(len, notes))
-    yield _EHDR.pack(b"\x7fELF", 2, 1, 1, 0, 0, _ET_CORE, _EM_X86_64, 1, 0, _EHDR.size, 0, 0,
+    yield _EHDR.pack(MAGIC, 2, 1, 1, 0, 0, _ET_CORE, _EM_X86_64, 1, 0, _EHDR.size, 0, 0,
                      _EHDR.size, _PHDR.size, count, 0, 0, 0)  # fmt: skip
     yield _PHDR.pack(_PT_NOTE, 0, at, 0, 0, length, 0, 0)
     at = page_above(at + length)
